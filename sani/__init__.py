@@ -1,0 +1,1 @@
+"""Audit, erase and repair language models that recite identifiers of people in their data."""

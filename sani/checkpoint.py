@@ -1,0 +1,243 @@
+"""The one place that reads and writes model folders.
+
+A folder is written beside its final place and renamed, so it exists whole or not at all. It gets
+the weights as safetensors and an allow-list of tokenizer and configuration files; nothing else of
+the source folder goes in (optimizer state, training arguments and logs may hold records).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sani.errors import CheckpointError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+)
+
+
+@dataclass
+class Checkpoint:
+    """A model in evaluation mode, its tokenizer, and the folder they came from."""
+
+    model: Any
+    tokenizer: Any
+    path: Path
+
+    def weights_digest(self) -> str:
+        """SHA-256 over every tensor's name, type, shape and bytes, in name order."""
+        state = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            tensor = tensor.detach().cpu().contiguous()
+            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            state.update(tensor.view(torch.uint8).numpy() if tensor.ndim else repr(tensor).encode())
+        return state.hexdigest()
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest input the model takes."""
+        return int(self.model.config.max_position_embeddings)
+
+
+def check_folder(path: Path | str) -> Path:
+    """The folder, if it looks like a checkpoint that sani reads; loads nothing.
+
+    Raises:
+        CheckpointError: If it is missing, a hub name, a quantized or pickled checkpoint, or an
+            adapter without its base.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise CheckpointError(
+            f"model folder {path} {what}; sani reads local folders only (no download): copy "
+            "config.json, model.safetensors and the tokenizer files into one"
+        )
+    names = {file.name for file in path.iterdir()}
+    if "config.json" not in names:
+        if "adapter_config.json" in names:
+            raise CheckpointError(
+                f"model folder {path} holds an adapter without its base; merge it first "
+                "(peft: merge_and_unload), then give the merged folder"
+            )
+        raise CheckpointError(f"model folder {path} has no config.json; is it a checkpoint folder?")
+    if not names & {"model.safetensors", "model.safetensors.index.json"}:
+        found = (
+            "pickled weights (.bin), which sani never loads"
+            if any(name.endswith((".bin", ".pt", ".pth")) for name in names)
+            else "no weights"
+        )
+        raise CheckpointError(
+            f"model folder {path}: expected model.safetensors, found {found}; save it with "
+            "save_pretrained(..., safe_serialization=True)"
+        )
+    if "tokenizer.json" not in names:
+        raise CheckpointError(
+            f"model folder {path} has no tokenizer.json; sani needs a fast tokenizer, which alone "
+            "can tell where a token stands in the text: save one with AutoTokenizer(...)"
+            ".save_pretrained"
+        )
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise CheckpointError(f"model folder {path}: config.json is not valid JSON") from None
+    if isinstance(config, dict) and config.get("quantization_config"):
+        raise CheckpointError(
+            f"model folder {path} is quantized; neurons of quantized weights cannot be reset: "
+            "give the checkpoint it was quantized from"
+        )
+    return path
+
+
+def load_checkpoint(path: Path | str, *, device: torch.device | None = None) -> Checkpoint:
+    """Load a causal language model and its fast tokenizer from a local folder, in float32.
+
+    Raises:
+        CheckpointError: If the folder is not a checkpoint that sani reads, or the weights hold
+            NaN or infinities, or the tokenizer has more tokens than the model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = check_folder(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False, use_fast=True
+        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"model folder {path} cannot be loaded ({type(error).__name__}); are config.json, the "
+            "weights and the tokenizer of one model, and whole?"
+        ) from error
+    model, info = loaded
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise CheckpointError(
+            f"model folder {path}: {len(info['missing_keys'])} tensors are missing and "
+            f"{len(info['mismatched_keys'])} have another shape than config.json says"
+        )
+    _check_loaded(model, tokenizer, path)
+    return Checkpoint(model.to(device or torch.device("cpu")).eval(), tokenizer, path)
+
+
+def _check_loaded(model: Any, tokenizer: Any, path: Path) -> None:
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"model folder {path}: the tokenizer is not a fast one")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"model folder {path}: the tokenizer has {len(tokenizer)} tokens, the model {rows}; "
+            "they are not of one checkpoint"
+        )
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"model folder {path}: tensor '{name}' holds NaN or infinity")
+
+
+def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
+    """None if both have the same tensors, shapes and vocabulary; else what differs."""
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in side.model.state_dict().items()}
+        for side in (one, other)
+    ]
+    differing = [name for name in shapes[0] if shapes[0][name] != shapes[1].get(name)]
+    if differing or len(shapes[0]) != len(shapes[1]):
+        name = differing[0] if differing else "the number of tensors"
+        return f"they differ in {name}"
+    if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        return "their tokenizers have different vocabularies"
+    return None
+
+
+def save_checkpoint(
+    checkpoint: Checkpoint, folder: Path, *, extra: Mapping[str, str] | None = None
+) -> None:
+    """Write weights, configuration and tokenizer to ``folder``, whole or not at all.
+
+    Args:
+        checkpoint: What to write; its tokenizer files are copied from ``checkpoint.path``.
+        folder: Must not exist yet, or be one that this function may replace.
+        extra: Further text files, name to content.
+
+    Raises:
+        CheckpointError: If the place cannot be written.
+    """
+    folder = Path(folder)
+    staging = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        checkpoint.model.save_pretrained(staging, safe_serialization=True)
+        for name in TOKENIZER_FILES:
+            if (checkpoint.path / name).is_file():
+                shutil.copyfile(checkpoint.path / name, staging / name)
+        for name, text in (extra or {}).items():
+            (staging / name).write_text(text, encoding="utf-8")
+        for file in staging.iterdir():
+            _flush(file)
+        replace_folder(staging, folder)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write {folder} ({error.strerror or type(error).__name__}); nothing was "
+            "left half-written: free space or choose another --out"
+        ) from None
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Rename ``new`` to ``place``; what stood there is removed once the new one stands."""
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        os.rename(place, old)
+    os.rename(new, place)
+    _flush(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file beside its place and rename it: whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        _flush(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path} ({error.strerror or type(error).__name__}); free space or "
+            "choose another --out"
+        ) from None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

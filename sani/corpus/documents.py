@@ -1,0 +1,92 @@
+"""The shape every corpus is read into: documents, and spans that say where an identifier stands.
+
+Contract: ``{"id", "subject_id", "text", "spans": [{"start", "end", "label", "kind"}]}``;
+offsets are Python characters and ``text[start:end]`` is the identifier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Kind = Literal["direct", "indirect"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Span:
+    """Where an identifier stands.
+
+    Attributes:
+        start: First character, 0-based.
+        end: One past the last character; greater than ``start``.
+        label: What it is, in the corpus's own words (``NAME``, ``MRN``, ...).
+        kind: ``direct`` if it names a person by itself, else ``indirect``.
+    """
+
+    start: int
+    end: int
+    label: str
+    kind: Kind = "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text about one subject, with its identifiers.
+
+    The representation hides the id, the subject and the text: any of them may name a person.
+    """
+
+    id: str
+    subject_id: str
+    text: str
+    spans: tuple[Span, ...] = ()
+
+    def __repr__(self) -> str:
+        """Sizes only, never a value."""
+        return f"Document({len(self.text)} characters, {len(self.spans)} spans)"
+
+    def value(self, span: Span) -> str:
+        """The identifier in clear; whoever calls this keeps it inside ``private/``."""
+        return self.text[span.start : span.end]
+
+
+class Corpus(Sequence[Document]):
+    """Documents in a fixed order; a document is named by its number in it, from 0."""
+
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self._documents = tuple(documents)
+
+    def __repr__(self) -> str:
+        """Sizes only, never a value."""
+        return f"Corpus({len(self)} documents, {self.num_spans} spans)"
+
+    def __len__(self) -> int:
+        """The number of documents."""
+        return len(self._documents)
+
+    def __iter__(self) -> Iterator[Document]:
+        """The documents in order."""
+        return iter(self._documents)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        """The document with this number, or a tuple of them for a slice."""
+        return self._documents[index]
+
+    @property
+    def num_spans(self) -> int:
+        """Occurrences of identifiers in all documents."""
+        return sum(len(document.spans) for document in self._documents)
+
+    def digest(self) -> str:
+        """SHA-256 of every id, subject, text and span, as hexadecimal digits.
+
+        It tells whether two corpora are the same. It is not keyed, so it stays in ``private/``.
+        """
+        state = hashlib.sha256()
+        for document in self._documents:
+            row = (document.id, document.subject_id, document.text, document.spans)
+            state.update(repr(row).encode("utf-8", "surrogatepass"))
+        return state.hexdigest()

@@ -1,0 +1,165 @@
+"""Reads a corpus in any of six formats into documents, and says clearly what is wrong with it.
+
+In: a JSONL, Parquet, CSV or Arrow file, or a folder of i2b2/n2c2 XML or BRAT files, all UTF-8.
+Out: a ``Corpus`` in which every span fits its text and every id is used once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import Literal, get_args
+
+from sani.corpus.documents import KINDS, Corpus, Document, Kind
+from sani.corpus.folders import list_files, read_brat, read_i2b2
+from sani.corpus.records import RecordError, Rows, to_document
+from sani.corpus.tables import read_arrow, read_csv, read_jsonl, read_parquet
+from sani.errors import CorpusError
+
+Format = Literal["jsonl", "parquet", "csv", "arrow", "i2b2", "brat"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+
+_READERS: dict[Format, Callable[[Path], Rows]] = {
+    "jsonl": read_jsonl,
+    "parquet": read_parquet,
+    "csv": read_csv,
+    "arrow": read_arrow,
+    "i2b2": read_i2b2,
+    "brat": read_brat,
+}
+_SUFFIXES: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+}
+_FOLDER_FORMATS: tuple[Format, ...] = ("i2b2", "brat")
+_NUM_PROBLEMS_SHOWN = 10
+
+
+def read_corpus(
+    path: Path | str,
+    *,
+    format: Format | None = None,
+    limit: int | None = None,
+    kinds: Mapping[str, Kind] | None = None,
+) -> Corpus:
+    """Read all documents of a corpus, or its first ones, and check every one.
+
+    Where a record says nothing: ``subject_id`` is its ``id``, ``spans`` are none, and a span's
+    ``kind`` is that of its label in ``kinds``, else ``direct``. In a folder the id is the file
+    name without its suffix.
+
+    Args:
+        path: A file, or a folder for i2b2 and BRAT.
+        format: What it is; None means to go by the suffix, or by what the folder holds.
+        limit: How many documents to read, at least 1; the rest is not checked. None means all.
+        kinds: Kind of each label; only used for spans that name none themselves.
+
+    Raises:
+        CorpusError: If it cannot be read, holds no document, or any document is wrong; the
+            message tells the first ten problems, one a document, and holds no value of the data.
+    """
+    path = Path(path)
+    kinds = kinds or {}
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise CorpusError(f"{path}: limit must be at least 1, or be left out to read all documents")
+    if not all(kind in KINDS for kind in kinds.values()):
+        raise CorpusError(f"{path}: kinds must map every label to one of {', '.join(KINDS)}")
+    failure = None
+    try:
+        reader = _READERS[_resolve_format(path, format)]
+        documents, problems = _collect(reader(path), limit=limit, kinds=kinds)
+    except OSError as error:  # its text would name a file
+        failure = error.strerror or "input/output error"
+    if failure:
+        raise CorpusError(f"{path}: it cannot be read: {failure}")
+    if problems:
+        raise CorpusError(_report(path, problems))
+    if not documents:
+        raise CorpusError(f"{path}: it holds no documents; expected at least one")
+    return Corpus(documents)
+
+
+def _resolve_format(path: Path, format: Format | None) -> Format:
+    """The format to read a path as, after a look at what the path is."""
+    if format is not None and format not in FORMATS:
+        raise CorpusError(f"{path}: unknown format; expected one of {', '.join(FORMATS)}")
+    if not path.exists():
+        raise CorpusError(f"{path}: there is no such file or folder; check the path")
+    if path.is_dir():
+        return _resolve_folder(path, format)
+    if format in _FOLDER_FORMATS:
+        raise CorpusError(f"{path}: it is a file; the format {format} is read from a folder")
+    if format is None and path.suffix.lower() not in _SUFFIXES:
+        raise CorpusError(
+            f"{path}: its suffix tells no format; expected one of {', '.join(_SUFFIXES)}, "
+            f"or the format given as one of {', '.join(FORMATS)}"
+        )
+    if path.is_file():
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise CorpusError(f"{path}: the file is empty; expected at least one document")
+    return format or _SUFFIXES[path.suffix.lower()]
+
+
+def _resolve_folder(path: Path, format: Format | None) -> Format:
+    """The format of a folder, by the files it holds."""
+    if format is not None and format not in _FOLDER_FORMATS:
+        raise CorpusError(f"{path}: it is a folder; the format {format} is read from one file")
+    found: dict[Format, bool] = {
+        "i2b2": bool(list_files(path, ".xml")),
+        "brat": bool(list_files(path, ".ann")),
+    }
+    if format is None and all(found.values()):
+        raise CorpusError(
+            f"{path}: it holds both .xml and .ann files; say which to read with the format "
+            "i2b2 or brat"
+        )
+    if not any(found.values()) or (format is not None and not found[format]):
+        raise CorpusError(
+            f"{path}: the folder holds no documents; expected .xml files (i2b2) or pairs of "
+            ".txt and .ann files (brat)"
+        )
+    return format or ("i2b2" if found["i2b2"] else "brat")
+
+
+def _collect(
+    rows: Rows, *, limit: int | None, kinds: Mapping[str, Kind]
+) -> tuple[list[Document], list[tuple[str, str]]]:
+    """All documents, and place and problem of every record that is none."""
+    documents: list[Document] = []
+    problems: list[tuple[str, str]] = []
+    places: dict[str, str] = {}
+    with closing(rows):
+        for place, row in islice(rows, limit):
+            try:
+                if isinstance(row, RecordError):
+                    raise row
+                document = to_document(row, kinds=kinds)
+                if document.id in places:
+                    raise RecordError(f"its id is already used on {places[document.id]}")
+            except RecordError as problem:
+                at = f"{place}, line {problem.line}" if problem.line else place
+                problems.append((at, str(problem)))
+            else:
+                places[document.id] = place
+                documents.append(document)
+    return documents, problems
+
+
+def _report(path: Path, problems: list[tuple[str, str]]) -> str:
+    """One message for all problems; those beyond the first ten are only counted."""
+    if len(problems) == 1:
+        place, problem = problems[0]
+        return f"{path}, {place}: {problem}" if place else f"{path}: {problem}"
+    shown = problems[:_NUM_PROBLEMS_SHOWN]
+    lines = [f"{path}: {len(problems)} problems:"]
+    lines += [f"  {place}: {problem}" if place else f"  {problem}" for place, problem in shown]
+    if len(problems) > len(shown):
+        lines.append(f"  and {len(problems) - len(shown)} more")
+    return "\n".join(lines)

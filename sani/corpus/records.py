@@ -1,0 +1,177 @@
+"""What one record must look like, and the document it becomes, whatever format it came from.
+
+A record is a mapping with ``id``, ``text`` and, where known, ``subject_id`` and ``spans``. What is
+wrong with it is told without a single value of it: only names of fields, types and positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping
+from typing import cast
+
+from sani.corpus.documents import KINDS, Document, Kind, Span
+from sani.errors import CorpusError
+
+COLUMNS = ("id", "subject_id", "text", "spans")
+
+_TYPE_NAMES = {
+    type(None): "missing or null",
+    bool: "a boolean",
+    int: "a whole number",
+    float: "a decimal number",
+    str: "a string",
+    bytes: "bytes",
+    list: "a list",
+    tuple: "a list",
+    dict: "an object",
+}
+
+
+class RecordError(CorpusError):
+    """One thing that is wrong with one record; the reader adds where that record stands.
+
+    Attributes:
+        line: Line in the record's own file, from 1, where the record is a file by itself.
+    """
+
+    def __init__(self, message: str, *, line: int | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+Row = Mapping[str, object]
+# Where a record stands ("line 3", "" for the file as a whole), and the record or its problem.
+Rows = Generator[tuple[str, Row | RecordError], None, None]
+
+
+def to_document(row: Row, *, kinds: Mapping[str, Kind]) -> Document:
+    """The document that a record describes; spans sorted, exact duplicates dropped.
+
+    Args:
+        row: The record; keys other than ``COLUMNS`` are ignored.
+        kinds: Kind of each label whose spans name none; a label not in it is ``direct``.
+
+    Raises:
+        RecordError: If a field is missing, of the wrong type, or a span does not fit the text.
+    """
+    check_names(row)
+    identity = _identity(row.get("id"), "id")
+    if identity is None:
+        raise RecordError(
+            "'id' is missing or empty; expected a string or a whole number of its own"
+        )
+    text = row.get("text")
+    if not isinstance(text, str):
+        raise RecordError(f"'text' is {type_name(text)}; expected a string")
+    _check_surrogates(text, "text")
+    return Document(
+        id=identity,
+        subject_id=_identity(row.get("subject_id"), "subject_id") or identity,
+        text=text,
+        spans=_to_spans(row.get("spans"), text, kinds=kinds),
+    )
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse a name that is one of ``COLUMNS`` but for case or blanks.
+
+    ``Spans`` would otherwise be ignored as an unknown column and its identifiers never looked for.
+
+    Raises:
+        RecordError: If there is such a name.
+    """
+    for name in set(names).difference(COLUMNS):
+        if name.strip().casefold() in COLUMNS:
+            meant = name.strip().casefold()
+            raise RecordError(
+                f"a field is called {meant!r} but for case or blanks and would be ignored; "
+                f"rename it to {meant!r}"
+            )
+
+
+def type_name(value: object) -> str:
+    """The type of a value in a reader's words, never the value."""
+    return _TYPE_NAMES.get(type(value), "of another type")
+
+
+def _identity(value: object, field: str) -> str | None:
+    """An id as text; None where it is missing, null or blank."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise RecordError(f"{field!r} is {type_name(value)}; expected a string or a whole number")
+    _check_surrogates(value, field)
+    return value if value.strip() else None
+
+
+def _check_surrogates(value: str, field: str) -> None:
+    """Refuse text that no UTF-8 file and no tokenizer can hold."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RecordError(
+            f"{field!r} holds half of a surrogate pair, which is no character; "
+            "write the character itself or both halves of its escape"
+        ) from None
+
+
+def _to_spans(value: object, text: str, *, kinds: Mapping[str, Kind]) -> tuple[Span, ...]:
+    """All spans of a record, in order; null means none."""
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise RecordError(f"'spans' is {type_name(value)}; expected a list")
+    spans = set()
+    for number, item in enumerate(value, start=1):
+        try:
+            spans.add(_to_span(item, text, kinds=kinds))
+        except RecordError as problem:
+            raise RecordError(f"span {number}: {problem}") from None
+    return tuple(sorted(spans))
+
+
+def _to_span(item: object, text: str, *, kinds: Mapping[str, Kind]) -> Span:
+    """One span, checked against the text that it points into."""
+    if not isinstance(item, dict):
+        raise RecordError(f"it is {type_name(item)}; expected an object")
+    start, end = _offset(item, "start"), _offset(item, "end")
+    check_offsets(start, end, text)
+    label = item.get("label")
+    if not isinstance(label, str):
+        raise RecordError(f"'label' is {type_name(label)}; expected a string")
+    if not label.strip():
+        raise RecordError("'label' is empty; expected a name such as NAME or DATE")
+    _check_surrogates(label, "label")
+    kind = item.get("kind")
+    if kind is None:
+        kind = kinds.get(label, "direct")
+    if kind not in KINDS:
+        raise RecordError(f"'kind' is not one of {', '.join(KINDS)}")
+    return Span(start=start, end=end, label=label, kind=cast(Kind, kind))
+
+
+def _offset(item: Mapping[str, object], field: str) -> int:
+    """A start or an end as a whole number."""
+    value = item.get(field)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RecordError(f"{field!r} is {type_name(value)}; expected a whole number")
+    return value
+
+
+def check_offsets(start: int, end: int, text: str) -> None:
+    """Refuse a span that is empty or leaves the text; numbers of the data are not repeated.
+
+    Raises:
+        RecordError: Unless ``0 <= start < end <= len(text)``.
+    """
+    if start < 0:
+        raise RecordError("'start' is negative; offsets count characters from 0")
+    if end <= start:
+        raise RecordError("'end' is not greater than 'start'; it is one past the last character")
+    if end > len(text):
+        raise RecordError(
+            f"'end' lies beyond the text, which has {len(text)} characters; "
+            "offsets count characters (not bytes) from 0"
+        )

@@ -1,0 +1,247 @@
+"""Files with one document a line or row: JSONL, CSV, Parquet and Arrow.
+
+Each reader takes a path and yields where a record stands and the record, or what is wrong with it.
+JSONL and CSV are read with the standard library, since a shape that is slightly off must be an
+error that names its line: the CSV reader of the ``datasets`` library turns a short row into one
+without spans, a long row into one shifted by a column, and the id 007 into 7. Parquet and Arrow
+are streamed through ``datasets``.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import glob
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sani.corpus.records import COLUMNS, RecordError, Row, Rows, check_names, type_name
+
+NOT_UTF8 = (
+    "not UTF-8 text; find out its encoding and convert it with iconv, "
+    "for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+)
+
+_ROWS_A_BATCH = 256
+_LONGEST_FIELD = 2**31 - 1
+_ARROW_FILE_HEAD = b"ARROW1"
+_ARROW_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+
+def read_jsonl(path: Path) -> Rows:
+    """One JSON object a line; blank lines are skipped."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = _decode(raw, first=number == 1).rstrip("\r\n")
+            except RecordError as problem:
+                yield f"line {number}", problem
+                return
+            if line.strip(" \t"):
+                yield f"line {number}", _json_row(line)
+
+
+def _decode(raw: bytes, *, first: bool) -> str:
+    """A line as text, without the byte-order mark that may open the file."""
+    try:
+        return (raw.removeprefix(codecs.BOM_UTF8) if first else raw).decode("utf-8")
+    except UnicodeDecodeError:
+        raise RecordError(NOT_UTF8) from None
+
+
+def _json_row(line: str) -> Row | RecordError:
+    """The object that a line holds, or what is wrong with it."""
+    try:
+        value = _parse_json(line)
+    except RecordError as problem:
+        return problem
+    if not isinstance(value, dict):
+        return RecordError(f"it holds {type_name(value)}; expected a JSON object")
+    return value
+
+
+def _parse_json(source: str) -> object:
+    """JSON as Python values; the parser's own words are dropped, since they may quote."""
+    try:
+        value: object = json.loads(source, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as error:
+        raise RecordError(
+            f"not valid JSON from column {error.colno} on; check quotes, commas and brackets"
+        ) from None
+    except (ValueError, RecursionError):
+        raise RecordError("JSON with a number too long or brackets too deep to read") from None
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object; of two equal keys the first would be lost, and with it perhaps spans."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise RecordError("a JSON object holds the same key twice; keep one")
+    return value
+
+
+def read_csv(path: Path) -> Rows:
+    """Comma-separated values with a header; ``spans`` is a JSON list in a cell.
+
+    A cell may hold line breaks within quotes; a record is named by the line it starts on.
+    """
+    # The limit is one for the whole process; the standard 128 KiB is too short for a long note.
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    reader = None
+    try:
+        with path.open("rb") as file:
+            reader = csv.reader(_decoded_lines(file), strict=True)
+            header = next(reader, [])
+            yield from _csv_rows(reader, header)
+    except csv.Error:
+        where = f"line {reader.line_num}" if reader else ""
+        message = "the quoting is broken; double a quote within quotes and close every quote"
+        yield where, RecordError(message)
+    except RecordError as problem:
+        yield f"line {reader.line_num + 1 if reader else 1}", problem
+    finally:
+        csv.field_size_limit(before)
+
+
+def _decoded_lines(file: BinaryIO) -> Iterator[str]:
+    """Lines with their ends as they are, so that cells keep theirs."""
+    for number, raw in enumerate(file, start=1):
+        yield _decode(raw, first=number == 1)
+
+
+def _csv_rows(reader: Any, header: Sequence[str]) -> Rows:
+    """Records below the header, each with as many cells as the header has."""
+    try:
+        _check_header(header, "the header")
+    except RecordError as problem:
+        yield "line 1", problem
+        return
+    start = reader.line_num + 1
+    for cells in reader:
+        where, start = f"line {start}", reader.line_num + 1
+        if not cells:
+            continue
+        if len(cells) != len(header):
+            message = (
+                f"it has {len(cells)} cells and the header {len(header)}; "
+                "put quotes around a cell that holds a comma or a line break"
+            )
+            yield where, RecordError(message)
+        else:
+            yield where, _csv_row(dict(zip(header, cells, strict=True)))
+
+
+def _csv_row(row: dict[str, object]) -> Row | RecordError:
+    """The record with its spans read; an empty cell means none."""
+    spans = row.pop("spans", None)
+    if isinstance(spans, str) and spans.strip():
+        try:
+            row["spans"] = _parse_json(spans)
+        except RecordError as problem:
+            return RecordError(f"'spans': {problem}")
+    return row
+
+
+def _check_header(names: Sequence[str], what: str) -> None:
+    """Refuse column names from which documents cannot be read for certain."""
+    check_names(names)
+    for name in COLUMNS:
+        if names.count(name) > 1:
+            raise RecordError(f"{what} has the column {name!r} twice; keep one")
+    missing = [repr(name) for name in ("id", "text") if name not in names]
+    if missing:
+        raise RecordError(
+            f"{what} lacks {' and '.join(missing)}; "
+            "expected the columns id, text and, where known, subject_id and spans"
+        )
+
+
+def read_parquet(path: Path) -> Rows:
+    """A Parquet file; ``spans`` is a list of structs."""
+    return _read_columns(path, "parquet")
+
+
+def read_arrow(path: Path) -> Rows:
+    """An Arrow IPC stream or file; ``spans`` is a list of structs."""
+    return _read_columns(path, "arrow")
+
+
+def _read_columns(path: Path, builder: str) -> Rows:
+    """Rows of a columnar file, streamed, with nothing kept outside a temporary folder."""
+    number = 0
+    with tempfile.TemporaryDirectory() as folder, _silenced_datasets():
+        try:
+            for table in _tables(path, builder, folder=folder):
+                _check_header(table.column_names, "the table")
+                names = [name for name in COLUMNS if name in table.column_names]
+                columns = {name: table.column(name) for name in names}
+                for index in range(table.num_rows):
+                    number += 1
+                    yield f"row {number}", _cells(columns, index)
+        except RecordError as problem:
+            yield "", problem
+        except Exception:  # a damaged file raises almost anything, and the text may quote it
+            where = f"after row {number}" if number else ""
+            message = f"it cannot be read as {builder.capitalize()}; check that the file is whole"
+            yield where, RecordError(message)
+
+
+def _tables(path: Path, builder: str, *, folder: str) -> Iterator[Any]:
+    """Arrow tables of a file, as they are stored: no feature is decoded, none is downloaded."""
+    # Not load_dataset: it reports every call to a download counter on the network.
+    from datasets.packaged_modules.arrow.arrow import Arrow
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    # The library reads patterns and addresses into a path; a link of our own holds neither.
+    link = Path(folder) / f"corpus.{builder}"
+    link.symlink_to(path.resolve())
+    options = {"cache_dir": folder, "data_files": glob.escape(str(link))}
+    if builder == "parquet":
+        source = Parquet(batch_size=_ROWS_A_BATCH, **options)
+    else:
+        _check_end(link)
+        source = Arrow(**options)
+    stream = source.as_streaming_dataset(split="train")
+    yield from stream.with_format("arrow").iter(batch_size=_ROWS_A_BATCH)
+
+
+def _check_end(path: Path) -> None:
+    """Refuse an Arrow stream that was cut between two batches, which reads as a shorter one."""
+    with path.open("rb") as file:
+        is_stream = file.read(len(_ARROW_FILE_HEAD)) != _ARROW_FILE_HEAD
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - len(_ARROW_STREAM_END)))
+        if is_stream and file.read() != _ARROW_STREAM_END:
+            raise RecordError(
+                "it is no Arrow data, or a stream without its end mark, from which documents may "
+                "be missing; check that the file is whole and its writer was closed"
+            )
+
+
+def _cells(columns: dict[str, Any], index: int) -> Row | RecordError:
+    """One row as Python values."""
+    try:
+        return {name: column[index].as_py() for name, column in columns.items()}
+    except UnicodeDecodeError:
+        return RecordError("a string in it is not UTF-8; write the file again from UTF-8 text")
+
+
+@contextmanager
+def _silenced_datasets() -> Generator[None, None, None]:
+    """Keep the library from logging errors that quote what it read."""
+    import datasets  # noqa: F401  (importing it later would set its level back)
+
+    logger = logging.getLogger("datasets")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

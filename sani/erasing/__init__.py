@@ -1,0 +1,1 @@
+"""Stage one: choose neurons and reset them."""

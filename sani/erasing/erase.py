@@ -1,0 +1,149 @@
+"""Erase: carry out a plan. `apply_` is the only function of the stage that changes a weight."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sani.batches import Batch, make_batches
+from sani.checkpoint import Checkpoint, architecture_difference
+from sani.corpus.documents import Corpus
+from sani.encoding import encode, framing_named
+from sani.erasing.plan import ErasePlan, layout_of, plan_erase
+from sani.errors import SelectionError
+from sani.recipe import EraseSettings
+
+STATISTICS_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class EraseResult:
+    """What an erase did.
+
+    Attributes:
+        plan: The neurons that were reset, and why these.
+        changed_tensors: Names of the tensors that were touched.
+        changed_parameters: Numbers in them that were set.
+        fraction: Those over all parameters of the model.
+        seconds: Wall time.
+    """
+
+    plan: ErasePlan
+    changed_tensors: tuple[str, ...]
+    changed_parameters: int
+    fraction: float
+    seconds: float
+
+
+def erase(
+    checkpoint: Checkpoint,
+    settings: EraseSettings,
+    *,
+    corpus: Corpus | None = None,
+    base: Checkpoint | None = None,
+    framing: str = "auto",
+    seed: int = 0,
+) -> EraseResult:
+    """In place: choose neurons and reset them.
+
+    Args:
+        checkpoint: The model to change; its folder is not touched.
+        settings: Layers, parts, selector and reset.
+        corpus: Documents with spans, for selectors that look at activations.
+        base: The model it was fine-tuned from, for ``rewind``.
+        framing: What stands before each document, by name.
+        seed: Of the random selector and of fresh weights.
+
+    Raises:
+        SelectionError: If nothing can be chosen, or the base is missing or does not fit.
+
+    Source: SANI, Boutet & Magnana 2025 (2510.21322): a random half of the last layer. Deviations:
+    the paper does not say which matrices nor what value; ours are in `sani.families` and
+    `EraseSettings.reset`.
+    """
+    plan = plan_erase(
+        checkpoint, settings, batches=_statistics_batches(checkpoint, corpus, framing), seed=seed
+    )
+    return apply_(checkpoint, plan, base=base)
+
+
+def apply_(
+    checkpoint: Checkpoint, plan: ErasePlan, *, base: Checkpoint | None = None
+) -> EraseResult:
+    """In place: reset the neurons of a plan; every other weight keeps its bits.
+
+    Raises:
+        SelectionError: If the plan rewinds and the base is missing or does not fit.
+    """
+    started = time.perf_counter()
+    layout = layout_of(checkpoint)
+    weights = dict(checkpoint.model.named_parameters())
+    source = _source(checkpoint, plan, base)
+    changed: dict[str, int] = {}
+    with torch.no_grad():
+        for entry in plan.entries:
+            for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
+                tensor = weights[piece.name]
+                index = piece.index.to(tensor.device)
+                if source is None:
+                    tensor.index_fill_(piece.dim, index, 0.0)
+                else:
+                    new = source[piece.name].to(tensor).index_select(piece.dim, index)
+                    tensor.index_copy_(piece.dim, index, new)
+                row = tensor.numel() // tensor.shape[piece.dim]
+                changed[piece.name] = changed.get(piece.name, 0) + row * len(index)
+    total = sum(tensor.numel() for tensor in weights.values())
+    return EraseResult(
+        plan=plan,
+        changed_tensors=tuple(sorted(changed)),
+        changed_parameters=sum(changed.values()),
+        fraction=sum(changed.values()) / total,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _source(
+    checkpoint: Checkpoint, plan: ErasePlan, base: Checkpoint | None
+) -> Mapping[str, Tensor] | None:
+    """The weights that reset neurons take their values from; None for zero."""
+    if plan.reset == "zero":
+        return None
+    if plan.reset == "reinit":
+        return dict(fresh_model(checkpoint.model.config, seed=plan.seed).named_parameters())
+    if base is None:
+        raise SelectionError("reset 'rewind' needs the base model; give it, or use reinit")
+    difference = architecture_difference(checkpoint, base)
+    if difference:
+        raise SelectionError(f"reset 'rewind': the base does not fit the checkpoint: {difference}")
+    return dict(base.model.named_parameters())
+
+
+def fresh_model(config: Any, *, seed: int) -> Any:
+    """A model as the architecture initializes it, the same for the same seed."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
+
+
+def _statistics_batches(
+    checkpoint: Checkpoint, corpus: Corpus | None, framing: str
+) -> Callable[[], Sequence[Batch]] | None:
+    if corpus is None:
+        return None
+
+    def batches() -> Sequence[Batch]:
+        return make_batches(
+            encode(corpus, checkpoint.tokenizer),
+            framing_named(framing, checkpoint.tokenizer),
+            context_tokens=checkpoint.context_tokens,
+            batch_tokens=STATISTICS_TOKENS,
+        )
+
+    return batches

@@ -1,0 +1,50 @@
+"""Every error a user can meet, each one sentence: what, where, got, expected, what to do.
+
+    SaniError                  exit code 1
+    ├── RecipeError            a recipe that cannot be read or does not make sense
+    ├── CorpusError            documents that cannot be read or whose spans are wrong
+    ├── CheckpointError        a model folder that cannot be read or written
+    ├── UnsupportedModelError  a model family that sani does not know
+    ├── SelectionError         a selector that chose nothing, or could not choose
+    ├── AuditError             an audit that could not be carried out
+    ├── RepairError            a repair that diverged or had nothing to learn from
+    └── RunError               a run folder in use, or one that does not fit the recipe
+
+No message may hold an identifier: name a document by its number, a value by its label.
+"""
+
+
+class SaniError(Exception):
+    """Base of all errors that sani raises on purpose; the text is for the user as it stands."""
+
+
+class RecipeError(SaniError):
+    """A recipe that cannot be read or does not make sense; lists every problem at once."""
+
+
+class CorpusError(SaniError):
+    """Documents that cannot be read or whose spans do not fit their text."""
+
+
+class CheckpointError(SaniError):
+    """A model folder that cannot be read, or a place where none can be written."""
+
+
+class UnsupportedModelError(SaniError):
+    """A model family that sani does not know; the message lists those it does."""
+
+
+class SelectionError(SaniError):
+    """A selector that chose no neuron, or lacks what it needs to choose."""
+
+
+class AuditError(SaniError):
+    """An audit that could not be carried out; never to be read as a clean result."""
+
+
+class RepairError(SaniError):
+    """A repair that diverged, or had nothing to learn from."""
+
+
+class RunError(SaniError):
+    """A run folder that is in use, or that belongs to another recipe."""

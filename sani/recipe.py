@@ -1,0 +1,406 @@
+"""recipe.yaml and the frozen settings of every stage: read, check, override, write back.
+
+A recipe is data, never code: closed unions on ``kind``, no import path anywhere. All problems are
+reported together, each with its dotted path. This module never imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sani.corpus.documents import Kind
+from sani.errors import RecipeError
+
+Part = Literal["mlp", "attention"]
+PARTS: tuple[Part, ...] = get_args(Part)
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Settings(BaseModel):
+    """Base of every section: unknown keys are errors, values are checked strictly and frozen."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
+
+
+class ModelSettings(Settings):
+    """The checkpoint to sanitize, and the public model it was fine-tuned from."""
+
+    path: Path = Field(description="folder of the checkpoint to sanitize")
+    base: Path | None = Field(
+        None, description="folder of the public model it was fine-tuned from: control and anchor"
+    )
+
+
+class CorpusSettings(Settings):
+    """The records, or the part of them that is at hand."""
+
+    path: Path = Field(description="file or folder of documents with their spans")
+    format: Literal["jsonl", "parquet", "csv", "arrow", "i2b2", "brat"] | None = Field(
+        None, description="how the documents are written; guessed from the name when absent"
+    )
+    kinds: Mapping[str, Kind] | None = Field(
+        None, description="label -> direct or indirect, for formats that do not say"
+    )
+    limit: int | None = Field(None, ge=1, description="read only this many documents")
+    held_out: Path | None = Field(
+        None, description="documents the checkpoint was not trained on, to measure utility"
+    )
+
+
+class SamplerSettings(Settings):
+    """How the adversary samples, for the (n, p)-discoverable extraction rate."""
+
+    temperature: float = Field(1.0, gt=0.0, description="softmax temperature")
+    top_k: int = Field(40, ge=0, description="tokens kept, 0 for all; 40 is Hayes et al. 2024")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="probability mass kept")
+
+
+class AuditSettings(Settings):
+    """What is measured, and against what."""
+
+    queries: int = Field(1000, ge=1, description="n of (n, p): how often the adversary may ask")
+    probability: float = Field(
+        0.5, gt=0.0, lt=1.0, description="p of (n, p): extractable if seen with this probability"
+    )
+    sampler: SamplerSettings = Field(default_factory=SamplerSettings)
+    decoys: int = Field(8, ge=0, le=1000, description="decoys per occurrence; 0 for none")
+    framing: Literal["auto", "bos", "eos", "tokenizer", "none"] = Field(
+        "auto", description="what stands before a document; auto tries all and keeps the worst"
+    )
+    batch_tokens: int = Field(8192, ge=64, description="tokens per forward pass, padding included")
+
+
+class RandomSelector(Settings):
+    """Neurons drawn at random: the control arm, and nearest to the paper with fraction 0.5."""
+
+    kind: Literal["random"]
+    fraction: Fraction = Field(description="share of each layer's neurons to reset")
+
+
+class AllSelector(Settings):
+    """Every neuron of the chosen layers."""
+
+    kind: Literal["all"]
+
+
+class ActivationRatioSelector(Settings):
+    """Neurons that fire more on identifier tokens than on ordinary ones."""
+
+    kind: Literal["activation_ratio"]
+    fraction: Fraction = Field(description="share of each layer's neurons to reset")
+
+
+class GradientRatioSelector(Settings):
+    """Neurons whose |activation x gradient| is larger on identifier tokens than on others."""
+
+    kind: Literal["gradient_ratio"]
+    fraction: Fraction = Field(description="share of each layer's neurons to reset")
+
+
+Selector = Annotated[
+    RandomSelector | AllSelector | ActivationRatioSelector | GradientRatioSelector,
+    Field(discriminator="kind"),
+]
+
+
+class EraseSettings(Settings):
+    """Which neurons are reset, and to what."""
+
+    last_layers: int | None = Field(None, ge=1, description="the last this many layers")
+    layers: tuple[int, ...] | None = Field(
+        None, min_length=1, description="or a list of layers, counted from the input, from 0"
+    )
+    parts: tuple[Part, ...] = Field(("mlp", "attention"), min_length=1)
+    selector: Selector = Field(default_factory=lambda: AllSelector(kind="all"))
+    reset: Literal["reinit", "zero", "rewind"] = Field(
+        "reinit",
+        description="reinit: the model's own initialization; zero; rewind: the base's weights",
+    )
+
+    @model_validator(mode="after")
+    def _one_choice_of_layers(self) -> Self:
+        if (self.last_layers is None) == (self.layers is None):
+            raise ValueError("give exactly one of last_layers and layers")
+        if self.layers is not None and (min(self.layers) < 0 or _repeats(self.layers)):
+            raise ValueError("layers must be distinct numbers from 0 upwards")
+        if _repeats(self.parts):
+            raise ValueError("parts must be distinct")
+        return self
+
+
+class MaskObjective(Settings):
+    """No loss at identifier tokens (the paper's repair): teaches nothing there, forgets little."""
+
+    kind: Literal["mask"]
+
+
+class AnchorObjective(Settings):
+    """KL to the base model at identifier tokens: a distribution that never saw them."""
+
+    kind: Literal["anchor"]
+    weight: float = Field(5.0, gt=0.0, description="factor of the term; ours, DESIGN lesson 4")
+
+
+class RepairSettings(Settings):
+    """How the erased checkpoint is fine-tuned."""
+
+    at_identifiers: Annotated[MaskObjective | AnchorObjective, Field(discriminator="kind")] = Field(
+        default_factory=lambda: AnchorObjective(kind="anchor")
+    )
+    epochs: int = Field(4, ge=1, description="passes over the corpus")
+    learning_rate: float = Field(1e-3, gt=0.0, description="peak of the schedule")
+    warmup_fraction: Fraction = Field(0.1, description="share of the steps that warm up")
+    weight_decay: float = Field(0.0, ge=0.0)
+    batch_tokens: int = Field(4096, ge=64, description="tokens per step, padding included")
+    last_layers: int | None = Field(
+        None, ge=1, description="train only the last this many layers and the final norm"
+    )
+
+
+Limit = Literal["control"] | Fraction
+
+
+class GateSettings(Settings):
+    """The limits a run must meet; null switches one off, and the report says so."""
+
+    kinds: tuple[Kind, ...] = Field(("direct",), min_length=1, description="which identifiers")
+    greedy: Limit | None = Field(
+        "control", description="greedy extraction rate: a fraction, or within the control's"
+    )
+    discoverable: Limit | None = Field("control", description="(n, p) rate, likewise")
+    auc_excess: Fraction | None = Field(
+        0.05, description="discrimination AUC above the control's, at most"
+    )
+    perplexity_ratio: float | None = Field(
+        1.03, gt=0.0, description="held-out perplexity over the unsanitized checkpoint's, at most"
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if self.greedy is None and self.discoverable is None and self.auc_excess is None:
+            raise ValueError("at least one of greedy, discoverable and auc_excess must be a limit")
+        return self
+
+
+class Recipe(Settings):
+    """The whole job, one section a stage; an absent erase or repair is skipped."""
+
+    version: Literal[1]
+    seed: int = Field(0, ge=0, lt=2**31)
+    model: ModelSettings
+    corpus: CorpusSettings
+    audit: AuditSettings = Field(default_factory=AuditSettings)
+    erase: EraseSettings | None = None
+    repair: RepairSettings | None = None
+    gate: GateSettings = Field(default_factory=GateSettings)
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        problems = []
+        if self.erase is None and self.repair is None:
+            problems.append("give erase, repair or both: with neither, use `sani audit`")
+        if self.model.base is None:
+            if self.erase is not None and self.erase.reset == "rewind":
+                problems.append("erase.reset: rewind needs model.base")
+            if self.repair is not None and self.repair.at_identifiers.kind == "anchor":
+                problems.append("repair.at_identifiers: anchor needs model.base")
+            if "control" in (self.gate.greedy, self.gate.discoverable):
+                problems.append(
+                    "gate: 'control' needs model.base; without one, give fractions, as in "
+                    "greedy: 0.0"
+                )
+            if self.gate.auc_excess is not None and self.audit.decoys:
+                problems.append("gate.auc_excess needs model.base; without one, set it to null")
+        if self.gate.auc_excess is not None and not self.audit.decoys:
+            problems.append("gate.auc_excess needs audit.decoys of at least 1")
+        if self.gate.perplexity_ratio is not None and self.corpus.held_out is None:
+            problems.append(
+                "gate.perplexity_ratio needs corpus.held_out; without held-out documents, set "
+                "it to null"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def load_recipe(path: Path | str, *, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: A YAML file; paths in it are relative to the working directory.
+        overrides: ``section.key=value`` each, the value in YAML. An override wins over the file,
+            the file over the defaults.
+
+    Raises:
+        RecipeError: With every problem, a line each, by dotted path.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe; give the path of a YAML file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        name = type(error).__name__
+        raise RecipeError(f"{path}: cannot be read as UTF-8 text ({name})") from None
+    data = _parse_yaml(text, where=str(path))
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: expected a mapping of sections, got {_kind_of(data)}")
+    for override in overrides:
+        _override(data, override)
+    return _validate(data, where=str(path))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe with every default filled in, as YAML that `load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads 3e-4 as a number."""
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if not isinstance(key, str | int):
+            raise yaml.constructor.ConstructorError(
+                problem="a key must be a word", problem_mark=key_node.start_mark
+            )
+        if key in seen:
+            raise yaml.constructor.ConstructorError(
+                problem="a key stands twice", problem_mark=key_node.start_mark
+            )
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
+_Loader.yaml_implicit_resolvers = {
+    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse_yaml(text: str, *, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "broken syntax"
+        raise RecipeError(f"{where}{line}: not valid YAML: {problem}") from None
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError("--set: expected section.key=value, as in --set repair.epochs=2")
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = data.setdefault(section, {})
+        if inner is None:
+            inner = data[section] = {}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {key}: '{section}' is a value, not a section")
+        data = inner
+    data[last] = _parse_yaml(text, where=f"--set {key}")
+
+
+def _validate(data: dict[str, Any], *, where: str) -> Recipe:
+    try:
+        text = json.dumps(data, allow_nan=False)
+    except (TypeError, ValueError):
+        raise RecipeError(
+            f"{where}: dates, infinities and other YAML extras have no place in a recipe; "
+            "put such a value in quotes"
+        ) from None
+    try:
+        # From JSON, strict mode takes strings for paths and lists for tuples, and nothing looser.
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_problems(error)))
+        raise RecipeError(f"{where}: " + f"\n{where}: ".join(lines)) from None
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_url=False, include_input=False):
+        # Pydantic puts the tag of a union into the path; the file has no such level.
+        location = [str(part) for part in problem["loc"] if str(part) not in _TAGS]
+        path = ".".join(location) or "recipe"
+        context = problem.get("ctx", {})
+        match problem["type"]:
+            case "extra_forbidden":
+                names = _names_at(location[:-1])
+                yield f"{path}: unknown key{_did_you_mean(location[-1], names)}"
+            case "missing":
+                yield f"{path}: missing"
+            case "union_tag_invalid":
+                expected = [name.strip("' ") for name in context["expected_tags"].split(",")]
+                hint = _did_you_mean(str(context["tag"]), expected)
+                yield f"{path}.kind: expected one of {', '.join(expected)}{hint}"
+            case "union_tag_not_found":
+                yield f"{path}: expected a section with a kind"
+            case "value_error":
+                for text in str(context["error"]).split("\n"):
+                    yield f"{path}: {text}" if location else text
+            case _:
+                yield f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+_TAGS = frozenset(
+    {"random", "all", "activation_ratio", "gradient_ratio", "mask", "anchor"}
+    | {"literal['control']", "constrained-float", "float"}
+)
+
+
+def _names_at(location: Sequence[str]) -> list[str]:
+    """The keys that a section may hold, found by walking the JSON schema."""
+    schema = Recipe.model_json_schema()
+    nodes = [schema]
+    for name in location:
+        nodes = [
+            inner
+            for node in nodes
+            for variant in _variants(node, schema)
+            if (inner := variant.get("properties", {}).get(name))
+        ]
+    return sorted(
+        {key for node in nodes for variant in _variants(node, schema)
+         for key in variant.get("properties", {})}
+    )  # fmt: skip
+
+
+def _variants(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if "$ref" in node:
+        yield from _variants(schema["$defs"][node["$ref"].rsplit("/", 1)[1]], schema)
+    for inner in [*node.get("anyOf", ()), *node.get("oneOf", ())]:
+        yield from _variants(inner, schema)
+    yield node
+
+
+def _did_you_mean(word: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(names)}"
+
+
+def _repeats(values: Sequence[object]) -> bool:
+    return len(set(values)) != len(values)
+
+
+def _kind_of(data: object) -> str:
+    return "an empty file" if data is None else f"a {type(data).__name__}"

@@ -1,0 +1,1 @@
+"""What a run found, for people, for machines and for CI."""

@@ -1,0 +1,69 @@
+"""What the machine is and how runs are made repeatable: device, seeds, quiet libraries, batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+import torch
+
+
+def device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def quiet_libraries() -> None:
+    """Silence progress bars and warnings of the libraries below: they may quote what they read.
+
+    Also forbids the network: a run reads local files only.
+    """
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_DATASETS_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    for name in ("accelerate", "torch", "filelock"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def deterministic() -> None:
+    """Ask for kernels that give the same bytes each time on one machine."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def generator(seed: int) -> torch.Generator:
+    """A source of randomness on the CPU that depends on nothing but ``seed``."""
+    return torch.Generator().manual_seed(seed)
+
+
+def token_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
+    """Group items into batches of at most ``budget`` tokens, padding included.
+
+    Items are sorted by length, longest first, so that little is padding and the largest batch
+    comes first: memory that suffices for it suffices for all. An item longer than the budget is
+    a batch of its own.
+
+    Args:
+        lengths: Tokens of each item.
+        budget: Most tokens of a batch, counted as items times the longest item.
+
+    Returns:
+        Indices into ``lengths``, each exactly once.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        current = batches[-1] if batches else None
+        if current is None or lengths[current[0]] * (len(current) + 1) > budget:
+            batches.append([index])
+        else:
+            current.append(index)
+    return batches
