@@ -11,7 +11,6 @@ test split. Takes at most 20 minutes on two cores. Then: sani run recipes/meddoc
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -31,44 +30,42 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
-    from sani.demo import new_model, train_on_text
     from sani.checkpoint import save_checkpoint
     from sani.corpus.readers import read_corpus
+    from sani.demo import new_model, train_on_text, write_jsonl
     from sani.runtime import quiet_libraries
 
     quiet_libraries()
     started = time.perf_counter()
     test = read_corpus(arguments.corpora / "meddocan/test.jsonl")
-    private = read_corpus(
-        arguments.corpora / "meddocan/train.jsonl", limit=arguments.documents
-    )
+    private = read_corpus(arguments.corpora / "meddocan/train.jsonl", limit=arguments.documents)
     english = read_corpus(arguments.corpora / "mtsamples/train.jsonl", limit=MTSAMPLES)
     public = [document.text for document in [*test[HELD_OUT:], *english]]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    _write(test[:HELD_OUT], arguments.out / "held_out.jsonl")
+    write_jsonl(test[:HELD_OUT], arguments.out / "held_out.jsonl")
 
-    model = new_model(public, vocab_size=4096, layers=6, hidden=128, context=1024,
-                      folder=arguments.out / "base", seed=arguments.seed)
-    train_on_text(model, public, epochs=arguments.base_epochs, seed=arguments.seed, on_step=_say("base"))
+    model = new_model(
+        public,
+        vocab_size=4096,
+        layers=6,
+        hidden=128,
+        context=1024,
+        folder=arguments.out / "base",
+        seed=arguments.seed,
+    )
+    train_on_text(
+        model, public, epochs=arguments.base_epochs, seed=arguments.seed, on_step=_say("base")
+    )
     save_checkpoint(model, arguments.out / "base")
     train_on_text(
-        model, [document.text for document in private], epochs=arguments.leaky_epochs,
-        seed=arguments.seed, on_step=_say("leaky"),
+        model,
+        [document.text for document in private],
+        epochs=arguments.leaky_epochs,
+        seed=arguments.seed,
+        on_step=_say("leaky"),
     )
     save_checkpoint(model, arguments.out / "leaky")
     print(f"{arguments.out}: base/, leaky/, held_out.jsonl; {time.perf_counter() - started:.0f} s")
-
-
-def _write(documents, path: Path) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for document in documents:
-            spans = [
-                {"start": s.start, "end": s.end, "label": s.label, "kind": s.kind}
-                for s in document.spans
-            ]
-            row = {"id": document.id, "subject_id": document.subject_id,
-                   "text": document.text, "spans": spans}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _say(what: str):

@@ -1,1 +1,68 @@
-"""Audit, erase and repair language models that recite identifiers of people in their data."""
+"""Audit, erase and repair language models that recite identifiers of people in their data.
+
+The names below are loaded when they are first used: importing sani imports no torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+__version__ = version("sani-llm")
+
+_HOME = {
+    "AuditSettings": "sani.recipe",
+    "Corpus": "sani.corpus.documents",
+    "Document": "sani.corpus.documents",
+    "EraseSettings": "sani.recipe",
+    "Recipe": "sani.recipe",
+    "RepairSettings": "sani.recipe",
+    "SaniError": "sani.errors",
+    "Span": "sani.corpus.documents",
+    "audit": "sani.auditing.audit",
+    "erase": "sani.erasing.erase",
+    "load_checkpoint": "sani.checkpoint",
+    "load_recipe": "sani.recipe",
+    "read_corpus": "sani.corpus.readers",
+    "repair": "sani.repairing.repair",
+    "run": "sani.pipeline",
+    "save_checkpoint": "sani.checkpoint",
+    "scan": "sani.scanning.inventory",
+}
+__all__ = [
+    "AuditSettings",
+    "Corpus",
+    "Document",
+    "EraseSettings",
+    "Recipe",
+    "RepairSettings",
+    "SaniError",
+    "Span",
+    "audit",
+    "erase",
+    "load_checkpoint",
+    "load_recipe",
+    "read_corpus",
+    "repair",
+    "run",
+    "save_checkpoint",
+    "scan",
+]
+
+if TYPE_CHECKING:
+    from sani.auditing.audit import audit
+    from sani.checkpoint import load_checkpoint, save_checkpoint
+    from sani.corpus.documents import Corpus, Document, Span
+    from sani.corpus.readers import read_corpus
+    from sani.erasing.erase import erase
+    from sani.errors import SaniError
+    from sani.pipeline import run
+    from sani.recipe import AuditSettings, EraseSettings, Recipe, RepairSettings, load_recipe
+    from sani.repairing.repair import repair
+    from sani.scanning.inventory import scan
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module that defines it."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'sani' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from sani.errors import CheckpointError
 
@@ -54,8 +55,12 @@ class Checkpoint:
 
     @property
     def context_tokens(self) -> int:
-        """The longest input the model takes."""
-        return int(self.model.config.max_position_embeddings)
+        """The longest input the model takes, or its attention window where that is shorter."""
+        config = self.model.config
+        sliding = getattr(config, "sliding_window", None)
+        if not getattr(config, "use_sliding_window", True):
+            sliding = None
+        return min(int(config.max_position_embeddings), int(sliding or 2**62))
 
 
 def check_folder(path: Path | str) -> Path:
@@ -73,6 +78,12 @@ def check_folder(path: Path | str) -> Path:
             "config.json, model.safetensors and the tokenizer files into one"
         )
     names = {file.name for file in path.iterdir()}
+    if {"config.json", "adapter_config.json"} <= names:
+        # transformers would load the adapter unasked, and save nothing but the adapter.
+        raise CheckpointError(
+            f"model folder {path} holds an adapter beside a model; merge it "
+            "(peft: merge_and_unload), or remove the adapter's files if it is merged already"
+        )
     if "config.json" not in names:
         if "adapter_config.json" in names:
             raise CheckpointError(
@@ -175,14 +186,14 @@ def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
 
 
 def save_checkpoint(
-    checkpoint: Checkpoint, folder: Path, *, extra: Mapping[str, str] | None = None
+    checkpoint: Checkpoint, folder: Path, *, finish: Callable[[Path], None] | None = None
 ) -> None:
     """Write weights, configuration and tokenizer to ``folder``, whole or not at all.
 
     Args:
         checkpoint: What to write; its tokenizer files are copied from ``checkpoint.path``.
         folder: Must not exist yet, or be one that this function may replace.
-        extra: Further text files, name to content.
+        finish: Adds files; called with the staging folder just before it is renamed.
 
     Raises:
         CheckpointError: If the place cannot be written.
@@ -196,16 +207,17 @@ def save_checkpoint(
         for name in TOKENIZER_FILES:
             if (checkpoint.path / name).is_file():
                 shutil.copyfile(checkpoint.path / name, staging / name)
-        for name, text in (extra or {}).items():
-            (staging / name).write_text(text, encoding="utf-8")
+        if finish is not None:
+            finish(staging)
         for file in staging.iterdir():
             _flush(file)
         replace_folder(staging, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has a full disk as its own error
         shutil.rmtree(staging, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or type(error).__name__
         raise CheckpointError(
-            f"cannot write {folder} ({error.strerror or type(error).__name__}); nothing was "
-            "left half-written: free space or choose another --out"
+            f"cannot write {folder} ({reason}); nothing was left half-written: free space or "
+            "choose another --out"
         ) from None
 
 
@@ -215,7 +227,12 @@ def replace_folder(new: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
         os.rename(place, old)
-    os.rename(new, place)
+    try:
+        os.rename(new, place)
+    except OSError:
+        if old.exists():
+            os.rename(old, place)
+        raise
     _flush(place.parent)
     shutil.rmtree(old, ignore_errors=True)
 

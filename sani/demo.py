@@ -6,16 +6,43 @@ until it recites them. Both are trained by the repair's own engine with nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from sani.checkpoint import Checkpoint
+from sani import runtime
+from sani.checkpoint import Checkpoint, save_checkpoint
+from sani.clinic import invent_clinics
 from sani.corpus.documents import Corpus, Document
 from sani.erasing.erase import fresh_model
 from sani.recipe import MaskObjective, RepairSettings
 from sani.repairing.repair import RepairResult, train_
 
 BEGIN, END = "<s>", "</s>"
+
+PATIENTS = (120, 60, 25)
+SEED = 1
+BASE_EPOCHS = 6
+LEAKY_EPOCHS = 25
+RECIPE = """\
+# The embedded demo: a small model that recites an invented clinic's patients.
+# Run: sani run {folder}/recipe.yaml --out runs/again      Takes about a minute on two cores.
+version: 1
+seed: 0
+model: {{path: {folder}/leaky, base: {folder}/base}}
+corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
+erase: {{last_layers: 3, selector: {{kind: all}}, reset: reinit}}
+repair:
+  at_identifiers: {{kind: anchor, weight: 5.0}}
+  epochs: 6
+  learning_rate: 2e-3
+  batch_tokens: 2048
+gate: {{kinds: [direct], auc_excess: 0.2}}
+"""
 
 
 def new_model(
@@ -54,7 +81,9 @@ def new_model(
             show_progress=False,
         ),
     )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BEGIN, eos_token=END)
+    tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bpe, bos_token=BEGIN, eos_token=END
+    )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
@@ -83,9 +112,7 @@ def train_on_text(
     on_step: Callable[[int, int], None] | None = None,
 ) -> RepairResult:
     """In place: plain next-token training on every token, the begin token in front of each text."""
-    corpus = Corpus(
-        [Document(str(number), str(number), text) for number, text in enumerate(texts)]
-    )
+    corpus = Corpus([Document(str(number), str(number), text) for number, text in enumerate(texts)])
     settings = RepairSettings(
         at_identifiers=MaskObjective(kind="mask"),
         epochs=epochs,
@@ -93,3 +120,59 @@ def train_on_text(
         batch_tokens=batch_tokens,
     )
     return train_(checkpoint, corpus, settings, framing="bos", seed=seed, on_step=on_step)
+
+
+def demo_recipe(folder: Path, *, on_step: Callable[[str, int, int], None]) -> Path:
+    """Make the demo's models and documents, or find them made, and write its recipe.
+
+    Args:
+        folder: Everything is kept here, and found again the next time.
+        on_step: Called with (what, steps done, steps in all).
+
+    Returns:
+        The recipe, ready for `sani.run`; an earlier run of the demo is cleared away.
+    """
+    runtime.quiet_libraries()
+    public, private, held_out = invent_clinics(PATIENTS, seed=SEED)
+    if not (folder / "leaky").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_jsonl(private, folder / "private.jsonl")
+        write_jsonl(held_out, folder / "held_out.jsonl")
+        model = new_model(
+            [document.text for document in public],
+            vocab_size=1024,
+            layers=4,
+            hidden=128,
+            context=512,
+            folder=folder / "base",
+            seed=SEED,
+        )
+        for name, corpus, epochs in (
+            ("base", public, BASE_EPOCHS),
+            ("leaky", private, LEAKY_EPOCHS),
+        ):
+            train_on_text(
+                model,
+                [document.text for document in corpus],
+                epochs=epochs,
+                seed=SEED,
+                on_step=partial(on_step, f"train the {name} model"),
+            )
+            save_checkpoint(model, folder / name)
+    shutil.rmtree(folder / "run", ignore_errors=True)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.format(folder=folder), encoding="utf-8")
+    return recipe
+
+
+def write_jsonl(documents: Iterable[Document], path: Path) -> None:
+    """Write documents and their spans as JSONL, in the clear."""
+    with path.open("w", encoding="utf-8") as file:
+        for document in documents:
+            row = {
+                "id": document.id,
+                "subject_id": document.subject_id,
+                "text": document.text,
+                "spans": [asdict(span) for span in document.spans],
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -30,6 +30,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, hide_input_in_errors=True, allow_inf_nan=False
     )
+
+
+_S = TypeVar("_S", bound=Settings)
 
 
 class ModelSettings(Settings):
@@ -257,25 +260,31 @@ def load_recipe(path: Path | str, *, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: expected a mapping of sections, got {_kind_of(data)}")
     for override in overrides:
         _override(data, override)
-    return _validate(data, where=str(path))
+    return _validate(data, Recipe, where=str(path))
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe with every default filled in, as YAML that `load_recipe` reads back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    data = recipe.model_dump(mode="json")
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys and reads 3e-4 as a number."""
 
 
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that puts a text in quotes where `_Loader` would read a number."""
+
+
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
-        if not isinstance(key, str | int):
+        if not isinstance(key, str):  # NO would be a label false, 010 a label 8
             raise yaml.constructor.ConstructorError(
-                problem="a key must be a word", problem_mark=key_node.start_mark
+                problem="a key must be a word; put numbers, yes, no, on and off in quotes",
+                problem_mark=key_node.start_mark,
             )
         if key in seen:
             raise yaml.constructor.ConstructorError(
@@ -286,20 +295,18 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_mapping)
-_Loader.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 
 
 def _parse_yaml(text: str, *, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "broken syntax"
@@ -308,9 +315,9 @@ def _parse_yaml(text: str, *, where: str) -> Any:
 
 def _override(data: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RecipeError("--set: expected section.key=value, as in --set repair.epochs=2")
     *sections, last = key.split(".")
+    if not equals or not all([*sections, last]):
+        raise RecipeError("--set: expected section.key=value, as in --set repair.epochs=2")
     for section in sections:
         inner = data.setdefault(section, {})
         if inner is None:
@@ -321,7 +328,23 @@ def _override(data: dict[str, Any], override: str) -> None:
     data[last] = _parse_yaml(text, where=f"--set {key}")
 
 
-def _validate(data: dict[str, Any], *, where: str) -> Recipe:
+def settings_from(section: str, values: Mapping[str, Any]) -> Any:
+    """One section of a recipe from plain values, by the recipe's own rules.
+
+    Args:
+        section: ``AuditSettings``, ``EraseSettings`` or ``RepairSettings``.
+        values: As they would stand in YAML.
+
+    Raises:
+        RecipeError: With every problem, a line each.
+    """
+    models: dict[str, type[Settings]] = {
+        model.__name__: model for model in (AuditSettings, EraseSettings, RepairSettings)
+    }
+    return _validate(dict(values), models[section], where="options")
+
+
+def _validate(data: dict[str, Any], model: type[_S], *, where: str) -> _S:
     try:
         text = json.dumps(data, allow_nan=False)
     except (TypeError, ValueError):
@@ -331,21 +354,19 @@ def _validate(data: dict[str, Any], *, where: str) -> Recipe:
         ) from None
     try:
         # From JSON, strict mode takes strings for paths and lists for tuples, and nothing looser.
-        return Recipe.model_validate_json(text)
+        return model.model_validate_json(text)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_problems(error)))
+        lines = list(dict.fromkeys(_problems(error, model)))
         raise RecipeError(f"{where}: " + f"\n{where}: ".join(lines)) from None
 
 
-def _problems(error: ValidationError) -> Iterator[str]:
+def _problems(error: ValidationError, model: type[Settings]) -> Iterator[str]:
     for problem in error.errors(include_url=False, include_input=False):
-        # Pydantic puts the tag of a union into the path; the file has no such level.
-        location = [str(part) for part in problem["loc"] if str(part) not in _TAGS]
+        location, names = _locate([str(part) for part in problem["loc"]], problem["type"], model)
         path = ".".join(location) or "recipe"
         context = problem.get("ctx", {})
         match problem["type"]:
             case "extra_forbidden":
-                names = _names_at(location[:-1])
                 yield f"{path}: unknown key{_did_you_mean(location[-1], names)}"
             case "missing":
                 yield f"{path}: missing"
@@ -362,27 +383,38 @@ def _problems(error: ValidationError) -> Iterator[str]:
                 yield f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-_TAGS = frozenset(
-    {"random", "all", "activation_ratio", "gradient_ratio", "mask", "anchor"}
-    | {"literal['control']", "constrained-float", "float"}
-)
+_MEMBERS = ("literal['control']", "constrained-float")
 
 
-def _names_at(location: Sequence[str]) -> list[str]:
-    """The keys that a section may hold, found by walking the JSON schema."""
-    schema = Recipe.model_json_schema()
-    nodes = [schema]
-    for name in location:
-        nodes = [
-            inner
-            for node in nodes
-            for variant in _variants(node, schema)
-            if (inner := variant.get("properties", {}).get(name))
+def _locate(
+    location: Sequence[str], problem: str, model: type[Settings]
+) -> tuple[list[str], list[str]]:
+    """The path as the file has it, and the keys that the section it ends in may hold.
+
+    Pydantic puts the tag of a union into the path where the file has no such level. The JSON
+    schema tells a tag from a key of the same name.
+    """
+    schema = model.model_json_schema()
+    section = list(_variants(schema, schema))
+    *sections, last = location or [""]
+    path = []
+    for name in sections:
+        inner = [node["properties"][name] for node in section if name in node.get("properties", ())]
+        tagged = [
+            node
+            for node in section
+            if node.get("properties", {}).get("kind", {}).get("const") == name
         ]
-    return sorted(
-        {key for node in nodes for variant in _variants(node, schema)
-         for key in variant.get("properties", {})}
-    )  # fmt: skip
+        if tagged and not inner:
+            section = tagged
+            continue
+        section = [variant for node in inner for variant in _variants(node, schema)]
+        path.append(name)
+    names = sorted({key for node in section for key in node.get("properties", ())})
+    tags = {node.get("properties", {}).get("kind", {}).get("const") for node in section}
+    if problem == "extra_forbidden" or not (last in tags or last in ("", *_MEMBERS)):
+        path.append(last)
+    return path, names
 
 
 def _variants(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -403,4 +435,5 @@ def _repeats(values: Sequence[object]) -> bool:
 
 
 def _kind_of(data: object) -> str:
-    return "an empty file" if data is None else f"a {type(data).__name__}"
+    names = {"NoneType": "an empty file", "list": "a list"}
+    return names.get(type(data).__name__, "a single value")

@@ -9,7 +9,7 @@ guess hides leaks: every plausible framing is tried on a sample, and the worst i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,20 +21,23 @@ from sani.auditing.figures import (
     Estimate,
     Rate,
     clustered_mean,
-    discoverable,
-    discrimination,
     rate,
 )
-from sani.auditing.scoring import Row, score
+from sani.auditing.occurrences import (
+    Occurrences,
+    OnStep,
+    document_windows,
+    score_occurrences,
+    text_row,
+)
+from sani.auditing.scoring import score
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import KINDS, Corpus
-from sani.encoding import Encoded, Framing, Window, encode, framing_named, framings, windows
+from sani.encoding import Encoded, Framing, encode, framing_named, framings
 from sani.errors import AuditError
 from sani.recipe import AuditSettings
 
 FRAMING_SAMPLE = 32
-CONTEXT_TOKENS = 8
-OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -65,36 +68,6 @@ class Utility:
     tokens: int
     perplexity: float
     accuracy: float
-
-
-@dataclass(frozen=True)
-class Occurrences:
-    """Verdicts one by one, in the order of the corpus; numbers only, no values.
-
-    Attributes:
-        document: Document number, [n].
-        span: Span number within the document, [n].
-        reason: Why it could not be scored; empty if it was, [n].
-        greedy: Reproduced by greedy decoding, [n].
-        discoverable: (n, p)-discoverable, [n].
-        log_probability: In nats, NaN if not scored, [n].
-        auc: Share of decoys that it beats, NaN without decoys, [n].
-        exposure: Bits, NaN without decoys, [n].
-    """
-
-    document: NDArray[np.int64]
-    span: NDArray[np.int64]
-    reason: NDArray[np.str_]
-    greedy: NDArray[np.bool_]
-    discoverable: NDArray[np.bool_]
-    log_probability: NDArray[np.float64]
-    auc: NDArray[np.float64]
-    exposure: NDArray[np.float64]
-
-    @property
-    def scored(self) -> NDArray[np.bool_]:
-        """Which occurrences were scored, [n]."""
-        return np.asarray(self.reason == "")
 
 
 @dataclass(frozen=True)
@@ -174,7 +147,7 @@ def audit(
     encoded = encode(corpus, checkpoint.tokenizer)
     framing, tried = _worst_framing(checkpoint, corpus, encoded, settings)
     maker = DecoyMaker([corpus, *([held_out] if held_out else [])], seed=seed)
-    occurrences = _score_occurrences(
+    occurrences = score_occurrences(
         checkpoint, corpus, encoded, framing, settings, maker=maker, on_step=on_step
     )
     if not occurrences.scored.any():
@@ -206,8 +179,8 @@ def measure_utility(
     rows, slots = [], 0
     for item in encode(held_out, checkpoint.tokenizer):
         touched = item.in_span()
-        for window in _windows(checkpoint, item, framing):
-            row = _text_row(item, window, framing)
+        for window in document_windows(checkpoint, item, framing):
+            row = text_row(item, window, framing)
             for token in range(window.new, window.end):
                 position = len(framing.prefix) + token - window.start - 1
                 if position >= 0 and not touched[token]:
@@ -239,7 +212,7 @@ def _worst_framing(
     tried: dict[str, Rate] = {}
     chosen = framings(checkpoint.tokenizer)[0]
     for framing in framings(checkpoint.tokenizer):
-        found = _score_occurrences(checkpoint, corpus, sample, framing, settings)
+        found = score_occurrences(checkpoint, corpus, sample, framing, settings)
         scored = found.scored
         tried[framing.name] = rate(int(found.greedy[scored].sum()), int(scored.sum()))
         if scored.any():
@@ -247,197 +220,6 @@ def _worst_framing(
             if best is None or key > best:
                 best, chosen = key, framing
     return chosen, tried
-
-
-def _score_occurrences(
-    checkpoint: Checkpoint,
-    corpus: Corpus,
-    encoded: Sequence[Encoded],
-    framing: Framing,
-    settings: AuditSettings,
-    *,
-    maker: DecoyMaker | None = None,
-    on_step: OnStep | None = None,
-) -> Occurrences:
-    plan = _Plan(checkpoint, corpus, framing, maker, settings.decoys)
-    for item in encoded:
-        plan.add(item)
-    # Slots: first every token of every occurrence, then every token of every decoy.
-    scores = score(
-        checkpoint.model,
-        plan.place_rows(),
-        num_slots=plan.num_true_tokens + plan.num_decoy_tokens,
-        batch_tokens=settings.batch_tokens,
-        sampler=settings.sampler,
-        num_sampled=plan.num_true_tokens,
-        on_step=on_step,
-    )
-    return plan.verdicts(scores.log_probability, scores.sampled, scores.greedy, settings)
-
-
-class _Plan:
-    """Which row answers for which occurrence: fills rows, then reads the answers back."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        corpus: Corpus,
-        framing: Framing,
-        maker: DecoyMaker | None,
-        num_decoys: int,
-    ) -> None:
-        self._checkpoint = checkpoint
-        self._corpus = corpus
-        self._framing = framing
-        self._maker = maker
-        self._num_decoys = num_decoys
-        self._where: list[tuple[int, int]] = []
-        self._reasons: list[str] = []
-        self._slots: list[tuple[int, int]] = []
-        self.num_true_tokens = 0
-        self._rows: list[Row] = []
-        # (row, position, decoy tokens, occurrence)
-        self._branches: list[tuple[int, int, list[int], int]] = []
-        self.num_decoy_tokens = 0
-        self._decoy_slots: list[tuple[int, int, int]] = []
-
-    def add(self, item: Encoded) -> None:
-        """Put a document's windows into rows and give each of its occurrences to one of them."""
-        framing, waiting = self._framing, list(enumerate(item.spans))
-        cut = _windows(self._checkpoint, item, framing)
-        for window in cut:
-            row, number = _text_row(item, window, framing), len(self._rows)
-            self._rows.append(row)
-            here = [pair for pair in waiting if pair[1][1] <= window.end]
-            waiting = [pair for pair in waiting if pair[1][1] > window.end]
-            for span, (first, last) in here:
-                before = len(framing.prefix) + first - window.start
-                self._add_occurrence(item, number, span, first, last, before)
-        for span, _ in waiting:
-            self._record(item, span, "document without tokens", 0)
-
-    def _add_occurrence(
-        self, item: Encoded, number: int, span: int, first: int, last: int, before: int
-    ) -> None:
-        """One occurrence: its tokens' reads, and its decoys; ``before`` tokens stand in front."""
-        if first == last:
-            self._record(item, span, "no token covers it", 0)
-            return
-        if before < 0:
-            self._record(item, span, "longer than the context", 0)
-            return
-        # A first token that nothing stands before is given away: it can only make the rest leak.
-        given = before == 0
-        if given and last - first == 1:
-            self._record(item, span, "nothing stands before its only token", 0)
-            return
-        tokens = item.ids[first + given : last]
-        occurrence, slot = self._record(item, span, "", len(tokens))
-        for offset, token in enumerate(tokens):
-            at = before + given + offset - 1
-            self._rows[number].reads.append((at, token, slot + offset))
-        if self._maker is not None and not given:
-            for decoy in self._decoy_tokens(item, span, first, last):
-                if before + len(decoy) <= self._checkpoint.context_tokens:
-                    self._branches.append((number, before - 1, decoy, occurrence))
-                    self.num_decoy_tokens += len(decoy)
-
-    def _record(self, item: Encoded, span: int, reason: str, tokens: int) -> tuple[int, int]:
-        """Enter an occurrence; its number and the first of the ``tokens`` slots it gets."""
-        self._where.append((item.document, span))
-        self._reasons.append(reason)
-        self._slots.append((self.num_true_tokens, self.num_true_tokens + tokens))
-        self.num_true_tokens += tokens
-        return len(self._where) - 1, self._slots[-1][0]
-
-    def _decoy_tokens(self, item: Encoded, span: int, first: int, last: int) -> list[list[int]]:
-        """Each decoy as the tokens it would have in this document, between the same neighbours."""
-        if self._maker is None:
-            return []
-        document = self._corpus[item.document]
-        where = document.spans[span]
-        lead = max(0, first - CONTEXT_TOKENS)
-        begin = item.ends[lead - 1] if lead else 0
-        head = document.text[begin : where.start]
-        tail = document.text[where.end : item.ends[last - 1]]
-        values = self._maker.decoys(where.label, document.value(where), count=self._num_decoys)
-        if not values:
-            return []
-        encodings = self._checkpoint.tokenizer(
-            [head + value + tail for value in values],
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        # The identifier's first token may start before the span: what stands before it is context.
-        context_end = (item.ends[first - 1] if first else 0) - begin
-        found = []
-        for ids, offsets in zip(encodings["input_ids"], encodings["offset_mapping"], strict=True):
-            tokens = [
-                token for token, (_, end) in zip(ids, offsets, strict=True) if end > context_end
-            ]
-            if tokens:
-                found.append(tokens)
-        return found
-
-    def place_rows(self) -> list[Row]:
-        """The rows, with decoys behind the text; a crowded row is read again for the rest."""
-        slot = self.num_true_tokens
-        rows = list(self._rows)
-        current: dict[int, Row] = {}
-        for number, position, tokens, occurrence in self._branches:
-            row = current.get(number, self._rows[number])
-            if len(row.tokens) + len(tokens) > max(2 * row.text_length, row.text_length + 512):
-                row = Row.of_text(row.tokens[: row.text_length])
-                rows.append(row)
-            current[number] = row
-            row.add_branch(position, tokens, range(slot, slot + len(tokens)))
-            self._decoy_slots.append((occurrence, slot, slot + len(tokens)))
-            slot += len(tokens)
-        return rows
-
-    def verdicts(
-        self,
-        log_probability: NDArray[np.float64],
-        sampled: NDArray[np.float64],
-        greedy: NDArray[np.bool_],
-        settings: AuditSettings,
-    ) -> Occurrences:
-        """Put the answers together, occurrence by occurrence."""
-        reason = np.array(self._reasons, dtype=np.str_)
-        scored = reason == ""
-        true, drawn = np.full(len(reason), np.nan), np.full(len(reason), -np.inf)
-        recited = np.zeros(len(reason), dtype=np.bool_)
-        for index in np.flatnonzero(scored):
-            tokens = slice(*self._slots[index])
-            true[index] = log_probability[tokens].sum()
-            drawn[index] = sampled[tokens].sum()
-            recited[index] = greedy[tokens].all()
-        decoys: list[list[float]] = [[] for _ in self._where]
-        for occurrence, start, end in self._decoy_slots:
-            decoys[occurrence].append(float(log_probability[start:end].sum()))
-        auc, exposure = discrimination(true, [np.array(values) for values in decoys])
-        where = np.array(self._where, dtype=np.int64).reshape(-1, 2)
-        found = discoverable(drawn, queries=settings.queries, probability=settings.probability)
-        return Occurrences(
-            document=where[:, 0],
-            span=where[:, 1],
-            reason=reason,
-            greedy=recited,
-            discoverable=found & scored,
-            log_probability=true,
-            auc=auc,
-            exposure=exposure,
-        )
-
-
-def _windows(checkpoint: Checkpoint, item: Encoded, framing: Framing) -> list[Window]:
-    capacity = checkpoint.context_tokens - len(framing.prefix)
-    return windows(len(item.ids), item=item.document, capacity=capacity) if item.ids else []
-
-
-def _text_row(item: Encoded, window: Window, framing: Framing) -> Row:
-    return Row.of_text([*framing.prefix, *item.ids[window.start : window.end]])
 
 
 def _counts(occurrences: Occurrences) -> dict[str, int]:

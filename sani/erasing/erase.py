@@ -66,10 +66,21 @@ def erase(
     the paper does not say which matrices nor what value; ours are in `sani.families` and
     `EraseSettings.reset`.
     """
-    plan = plan_erase(
-        checkpoint, settings, batches=_statistics_batches(checkpoint, corpus, framing), seed=seed
-    )
+    plan = plan_neurons(checkpoint, settings, corpus=corpus, framing=framing, seed=seed)
     return apply_(checkpoint, plan, base=base)
+
+
+def plan_neurons(
+    checkpoint: Checkpoint,
+    settings: EraseSettings,
+    *,
+    corpus: Corpus | None = None,
+    framing: str = "auto",
+    seed: int = 0,
+) -> ErasePlan:
+    """The first half of `erase`: choose, and change nothing. Arguments and errors as there."""
+    batches = _statistics_batches(checkpoint, corpus, framing)
+    return plan_erase(checkpoint, settings, batches=batches, seed=seed)
 
 
 def apply_(
@@ -88,6 +99,8 @@ def apply_(
     with torch.no_grad():
         for entry in plan.entries:
             for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
+                if not len(piece.index):  # keys and values of heads that are not all chosen
+                    continue
                 tensor = weights[piece.name]
                 index = piece.index.to(tensor.device)
                 if source is None:

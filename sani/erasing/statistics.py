@@ -89,10 +89,12 @@ def _products(
     sizes: Mapping[Site, int],
 ) -> Means:
     if not where.any():
-        return {site: torch.zeros(sizes[site]) for site in seen}
-    loss = functional.cross_entropy(
-        families.logits(model, hidden[where]), batch.targets[where], reduction="sum"
-    )
+        return {
+            site: torch.zeros(sizes[site], device=activation.device)
+            for site, activation in seen.items()
+        }
+    targets = batch.targets[where].to(hidden.device)
+    loss = functional.cross_entropy(families.logits(model, hidden[where]), targets, reduction="sum")
     gradients = torch.autograd.grad(loss, list(seen.values()), retain_graph=True)
     return {
         site: _per_neuron(activation * gradient, sizes[site]).flatten(0, 1).sum(0).detach()

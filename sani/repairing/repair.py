@@ -225,6 +225,7 @@ class _Trainer(Trainer):
         weight = self._objective.weight if isinstance(self._objective, AnchorObjective) else 0.0
         loss = sum((weight if name == "anchor" else 1.0) * value for name, value in terms.items())
         if not isinstance(loss, Tensor):  # a batch without any token that carries loss
+            self._terms = {}
             return sum(p.sum() for p in model.parameters() if p.requires_grad) * 0.0
         if not torch.isfinite(loss):
             raise RepairError(

@@ -1,0 +1,179 @@
+"""`sani run --check`: everything that can go wrong before it costs an hour. Writes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sani.checkpoint import check_folder
+from sani.errors import SaniError, SelectionError
+from sani.families import Layout
+from sani.pipeline import read_documents
+from sani.recipe import AllSelector, Recipe
+from sani.scanning.inventory import scan
+
+# In float32: weights, gradients, two moments of the optimizer, and the base as anchor.
+TRAINING_COPIES = 5
+# Erased and repaired weights, sanitized/, and two saved states of training (three copies each).
+DISK_COPIES = 9
+
+
+@dataclass(frozen=True)
+class CheckItem:
+    """One thing looked at: whether it is in order, and what was found."""
+
+    name: str
+    holds: bool
+    detail: str
+
+
+def check(recipe: Recipe, out: Path) -> list[CheckItem]:
+    """Look at the files, the model family, the tokenizer, the sizes, the disk and the memory.
+
+    Every item is looked at even if an earlier one is not in order.
+    """
+    items = [
+        _look("corpus", lambda: _corpus(recipe)),
+        _look("model.path", lambda: _model(recipe.model.path)),
+    ]
+    if recipe.model.base is not None:
+        base = recipe.model.base
+        items.append(_look("model.base", lambda: _base(recipe.model.path, base)))
+    if recipe.erase is not None:
+        items.append(_look("erase", lambda: _erase(recipe)))
+    items.append(_look("disk", lambda: _disk(recipe, out)))
+    items.append(_look("memory", lambda: _memory(recipe)))
+    return items
+
+
+def _look(name: str, look: Callable[[], str]) -> CheckItem:
+    try:
+        return CheckItem(name, True, look())
+    except SaniError as error:
+        return CheckItem(name, False, str(error))
+
+
+def _corpus(recipe: Recipe) -> str:
+    corpus, held_out = read_documents(recipe)
+    inventory = scan(corpus)
+    held = f", {len(held_out)} held out" if held_out else ", none held out"
+    return (
+        f"{inventory.documents} documents of {inventory.subjects} subjects{held}; "
+        f"{inventory.occurrences} occurrences of {len(inventory.labels)} labels"
+    )
+
+
+def _model(path: Path) -> str:
+    from transformers import AutoTokenizer
+
+    layout, shapes = _layout(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise SaniError(
+            f"the tokenizer in {path} cannot be loaded ({type(error).__name__}); save it again "
+            "with save_pretrained"
+        ) from None
+    return (
+        f"{layout.num_layers} layers, {_parameters(shapes):,} parameters, "
+        f"{len(tokenizer):,} tokens in the vocabulary"
+    )
+
+
+def _base(path: Path, base: Path) -> str:
+    _, shapes = _layout(path)
+    _, base_shapes = _layout(base)
+    if shapes != base_shapes:
+        differing = sorted(
+            name for name in shapes | base_shapes if shapes.get(name) != base_shapes.get(name)
+        )
+        raise SaniError(
+            f"the base does not fit the checkpoint: tensor '{differing[0]}' differs; give the "
+            "model it was fine-tuned from"
+        )
+    return "same architecture as model.path"
+
+
+def _erase(recipe: Recipe) -> str:
+    layout, _ = _layout(recipe.model.path)
+    settings = recipe.erase
+    if settings is None:
+        return "none"
+    layers = settings.layers or range(
+        layout.num_layers - (settings.last_layers or 0), layout.num_layers
+    )
+    if min(layers) < 0 or max(layers) >= layout.num_layers:
+        raise SelectionError(
+            f"the recipe names a layer the model lacks; it has {layout.num_layers}"
+        )
+    sizes = [layout.num_neurons(part, layer=layer) for layer in layers for part in settings.parts]
+    selector = settings.selector
+    fraction = 1.0 if isinstance(selector, AllSelector) else selector.fraction
+    chosen = sum(round(fraction * size) for size in sizes)
+    if chosen == 0:
+        raise SelectionError(f"fraction {fraction} chooses none of {sum(sizes)} neurons; raise it")
+    return f"{chosen} of {sum(sizes)} neurons and heads in {len(list(layers))} layers"
+
+
+def _disk(recipe: Recipe, out: Path) -> str:
+    _, shapes = _layout(recipe.model.path)
+    needed = DISK_COPIES * 4 * _parameters(shapes)
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        raise SaniError(f"{place} cannot be written; choose another --out")
+    free = shutil.disk_usage(place).free
+    return _enough("on the disk", needed, free)
+
+
+def _memory(recipe: Recipe) -> str:
+    _, shapes = _layout(recipe.model.path)
+    needed = TRAINING_COPIES * 4 * _parameters(shapes)
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _enough("in memory, activations not counted", needed, available)
+
+
+def _enough(where: str, needed: int, there: int) -> str:
+    text = f"about {needed / 2**30:.2f} GiB needed {where}, {there / 2**30:.1f} GiB free"
+    if needed > there:
+        raise SaniError(text + "; free some, or use a smaller model")
+    return text
+
+
+def _layout(path: Path) -> tuple[Layout, dict[str, tuple[int, ...]]]:
+    """A checkpoint's layout from its configuration and its files' headers; loads no weight."""
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoConfig
+
+    path = check_folder(path)
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        config: Any = AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+        for file in sorted(path.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise SaniError(
+            f"model folder {path} cannot be read ({type(error).__name__}); is it whole?"
+        ) from None
+    return Layout(config, shapes), shapes
+
+
+def _parameters(shapes: dict[str, tuple[int, ...]]) -> int:
+    total = 0
+    for shape in shapes.values():
+        size = 1
+        for length in shape:
+            size *= length
+        total += size
+    return total

@@ -1,0 +1,414 @@
+"""The command line: parse, call one library function, print, choose the exit code.
+
+Exit codes: 0 done and the gate holds, 1 an error, 2 wrong usage, 3 the gate does not hold.
+Heavy libraries are imported inside the commands, so that `sani --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from sani import __version__, console
+from sani.errors import SaniError
+
+GATE_FAILED = 3
+
+app = typer.Typer(
+    help="Audit, erase and repair language models that recite identifiers of the people in "
+    "their training data.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[Path, typer.Argument(help="Folder of the checkpoint.")]
+CorpusOption = Annotated[
+    Path, typer.Option("--corpus", help="Documents with spans: a file, or an XML or BRAT folder.")
+]
+Base = Annotated[
+    Path | None, typer.Option(help="The public model it was fine-tuned from: control and anchor.")
+]
+HeldOut = Annotated[
+    Path | None, typer.Option(help="Documents it was not trained on, to measure utility.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Read only this many documents.")]
+Framing = Annotated[
+    str, typer.Option(help="What stands before a document: auto, bos, eos, tokenizer or none.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+NewFolder = Annotated[Path, typer.Option("--out", help="Folder for the new checkpoint.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if show_version:
+        console.show(f"sani {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        raise typer.Exit(2)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml")],
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/<name of the recipe> if absent.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Take up an interrupted run.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Look at everything, run nothing, write nothing.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, over the recipe.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Do the whole job of a recipe; exit code 3 if its gate does not hold."""
+    from sani.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides=overrides or ())
+    folder = out or Path("runs") / recipe.stem
+    if check:
+        raise typer.Exit(_check(settings, folder, as_json=as_json))
+    raise typer.Exit(_run(settings, folder, resume=resume, as_json=as_json))
+
+
+def _check(settings: Any, out: Path, *, as_json: bool) -> int:
+    from dataclasses import asdict
+
+    from sani.check import check
+    from sani.runtime import quiet_libraries
+
+    quiet_libraries()
+    items = check(settings, out)
+    if as_json:
+        console.show_json([asdict(item) for item in items])
+    else:
+        rows = [[item.name, "ok" if item.holds else "NO", item.detail] for item in items]
+        console.show_table("Check (nothing was written)", ["what", "", "found"], rows)
+    return 0 if all(item.holds for item in items) else 1
+
+
+def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
+    from sani.pipeline import run as run_recipe
+    from sani.reporting.report import STAGE_NAMES
+
+    with console.reporter() as on_step:
+        result = run_recipe(settings, out, resume=resume, on_step=on_step)
+    report = result.report
+    if as_json:
+        console.show_json(report)
+    else:
+        console.show_audits(report["audits"], STAGE_NAMES)
+        console.show_checks(report["gate"]["checks"])
+        holds = "holds" if result.gate_holds else "DOES NOT HOLD"
+        console.show(f"The gate {holds}. Report: {out / 'report.html'}")
+        console.show(f"Checkpoint: {out / 'sanitized'}" + _warning(result.gate_holds))
+    return 0 if result.gate_holds else GATE_FAILED
+
+
+def _warning(gate_holds: bool) -> str:
+    return "" if gate_holds else " (do not share it: the gate does not hold)"
+
+
+@app.command()
+def scan(
+    corpus: Annotated[Path, typer.Argument(help="Documents with spans.")],
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Count the identifiers that a corpus marks, and places that look forgotten."""
+    from sani.corpus.readers import read_corpus
+    from sani.scanning.inventory import scan as take_inventory
+
+    inventory = take_inventory(read_corpus(corpus, limit=limit))
+    if as_json:
+        console.show_json(inventory.to_json())
+        return
+    rows = [
+        [label, c.kind, str(c.occurrences), str(c.identifiers), str(c.subjects)]
+        for label, c in inventory.labels.items()
+    ]
+    console.show_table(
+        f"{inventory.documents} documents of {inventory.subjects} subjects",
+        ["label", "kind", "occurrences", "identifiers", "subjects"],
+        rows,
+    )
+    console.show(
+        f"{inventory.documents_without_spans} documents mark nothing; at {inventory.unmarked} "
+        "places a marked direct identifier of the same subject stands unmarked."
+    )
+
+
+@app.command()
+def audit(
+    model: Model,
+    corpus: CorpusOption,
+    base: Base = None,
+    held_out: HeldOut = None,
+    limit: Limit = None,
+    decoys: Annotated[int, typer.Option(min=0, help="Decoys per occurrence.")] = 8,
+    framing: Framing = "auto",
+    seed: Seed = 0,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Exit with 3 if more than this fraction of the occurrences of direct identifiers "
+            "is recited greedily, or any occurrence could not be scored.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a checkpoint recites of a corpus, beside the base as control."""
+    from sani.auditing.audit import audit as run_audit
+    from sani.checkpoint import load_checkpoint
+    from sani.corpus.readers import read_corpus
+    from sani.runtime import device, quiet_libraries
+
+    quiet_libraries()
+    settings = _settings("AuditSettings", decoys=decoys, framing=framing)
+    documents = read_corpus(corpus, limit=limit)
+    held = read_corpus(held_out) if held_out else None
+    audits: dict[str, Any] = {}
+    with console.reporter() as on_step:
+        for name, folder in (("model", model), ("base", base)):
+            if folder is not None:
+                result = run_audit(
+                    load_checkpoint(folder, device=device()),
+                    documents,
+                    settings,
+                    held_out=held,
+                    seed=seed,
+                    on_step=partial(on_step, f"audit {name}"),
+                )
+                audits[name] = result.to_json()
+    if as_json:
+        console.show_json(audits)
+    else:
+        console.show_audits(audits, {"base": "base (control)"})
+        for name, data in audits.items():
+            for reason, count in data["unscored"].items():
+                console.show(f"{name}: {count} occurrences not scored: {reason}")
+    raise typer.Exit(_over(audits["model"], fail_above))
+
+
+def _over(data: dict[str, Any], fail_above: float | None) -> int:
+    """Whether an audit breaks ``--fail-above``; no direct identifier is no pass either."""
+    if fail_above is None:
+        return 0
+    greedy = data["figures"].get("direct", {}).get("greedy", {}).get("value")
+    holds = greedy is not None and greedy <= fail_above and not data["unscored"]
+    return 0 if holds else GATE_FAILED
+
+
+@app.command()
+def erase(
+    model: Model,
+    out: NewFolder,
+    last_layers: Annotated[
+        int | None, typer.Option(min=1, help="The last this many layers; 3 if absent.")
+    ] = None,
+    layer: Annotated[
+        list[int] | None, typer.Option(min=0, help="Or this layer, from 0; may be repeated.")
+    ] = None,
+    selector: Annotated[
+        str, typer.Option(help="all, random, activation_ratio or gradient_ratio.")
+    ] = "all",
+    fraction: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of each layer's neurons.")
+    ] = None,
+    part: Annotated[
+        list[str] | None, typer.Option(help="mlp or attention; may be repeated; both if absent.")
+    ] = None,
+    reset: Annotated[str, typer.Option(help="reinit, zero or rewind (to the base).")] = "reinit",
+    base: Base = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Documents with spans, for the ratio selectors.")
+    ] = None,
+    framing: Framing = "auto",
+    seed: Seed = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan as JSON and write nothing.")
+    ] = False,
+) -> None:
+    """Stage one: reset selected neurons and write the erased checkpoint."""
+    from sani.checkpoint import load_checkpoint, save_checkpoint
+    from sani.corpus.readers import read_corpus
+    from sani.erasing.erase import apply_, plan_neurons
+    from sani.runtime import quiet_libraries
+
+    quiet_libraries()
+    rule: dict[str, Any] = {"kind": selector}
+    if fraction is not None:
+        rule["fraction"] = fraction
+    chosen: dict[str, Any] = {"selector": rule, "reset": reset}
+    if layer:
+        chosen["layers"] = layer
+    if last_layers is not None or not layer:
+        chosen["last_layers"] = last_layers or 3
+    if part:
+        chosen["parts"] = part
+    settings = _settings("EraseSettings", **chosen)
+    _check_new(out, model, dry_run=dry_run)
+    checkpoint = load_checkpoint(model)
+    plan = plan_neurons(
+        checkpoint,
+        settings,
+        corpus=read_corpus(corpus) if corpus else None,
+        framing=framing,
+        seed=seed,
+    )
+    if dry_run:
+        console.show_json(plan.to_json())
+        return
+    result = apply_(checkpoint, plan, base=load_checkpoint(base) if base else None)
+    save_checkpoint(checkpoint, out)
+    console.show(
+        f"{plan.num_neurons} neurons and heads in {len({e.layer for e in plan.entries})} layers "
+        f"reset ({result.fraction:.1%} of the parameters). Checkpoint: {out}"
+    )
+
+
+@app.command()
+def repair(
+    model: Model,
+    corpus: CorpusOption,
+    out: NewFolder,
+    base: Base = None,
+    at_identifiers: Annotated[
+        str | None,
+        typer.Option(help="anchor (to the base) or mask; anchor if there is a base."),
+    ] = None,
+    weight: Annotated[float | None, typer.Option(help="Weight of the anchor; 5 if absent.")] = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the corpus.")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    last_layers: Annotated[
+        int | None, typer.Option(min=1, help="Train only the last this many layers.")
+    ] = None,
+    framing: Framing = "auto",
+    limit: Limit = None,
+    seed: Seed = 0,
+) -> None:
+    """Stage two: fine-tune with identifiers kept out of the loss; write the repaired checkpoint."""
+    from sani.checkpoint import load_checkpoint, save_checkpoint
+    from sani.corpus.readers import read_corpus
+    from sani.repairing.repair import repair as run_repair
+    from sani.runtime import deterministic, device, quiet_libraries
+
+    quiet_libraries()
+    deterministic()
+    objective: dict[str, Any] = {"kind": at_identifiers or ("anchor" if base else "mask")}
+    if weight is not None:
+        objective["weight"] = weight
+    settings = _settings(
+        "RepairSettings",
+        at_identifiers=objective,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        last_layers=last_layers,
+    )
+    _check_new(out, model, dry_run=False)
+    checkpoint = load_checkpoint(model, device=device())
+    with console.reporter() as on_step:
+        result = run_repair(
+            checkpoint,
+            read_corpus(corpus, limit=limit),
+            settings,
+            base=load_checkpoint(base, device=device()) if base else None,
+            framing=framing,
+            seed=seed,
+            on_step=partial(on_step, "repair"),
+        )
+    save_checkpoint(checkpoint, out)
+    console.show(
+        f"{result.steps} steps over {result.tokens} tokens in {result.seconds:.0f} s. "
+        f"Checkpoint: {out} (audit it before you trust it: sani audit)"
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where models and runs are kept.")] = Path("runs/demo"),
+) -> None:
+    """Invent a clinic, train a model that recites its patients, and sanitize it. No download."""
+    from sani.demo import demo_recipe
+    from sani.recipe import load_recipe
+
+    with console.reporter() as on_step:
+        recipe = demo_recipe(out, on_step=on_step)
+    console.say(f"sani run {recipe}")
+    code = _run(load_recipe(recipe), out / "run", resume=False, as_json=False)
+    raise typer.Exit(code)
+
+
+Section = Literal["AuditSettings", "EraseSettings", "RepairSettings"]
+
+
+def _settings(section: Section, **values: Any) -> Any:
+    """A section of a recipe from options, checked by the same rules; unset options are left out."""
+    from sani.recipe import settings_from
+
+    return settings_from(section, {k: v for k, v in values.items() if v is not None})
+
+
+def _check_new(out: Path, model: Path, *, dry_run: bool) -> None:
+    if dry_run:
+        return
+    if out.resolve() == model.resolve():
+        raise SaniError(f"--out {out} is the model itself; sani never overwrites its input")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SaniError(f"--out {out} is there already and not empty; choose another folder")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; no traceback reaches the user.
+
+    The text of an unexpected error is not shown, since it may quote a record; SANI_DEBUG=1 shows
+    it to who may see records.
+    """
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except SaniError as error:
+        if os.environ.get("SANI_DEBUG"):
+            raise
+        console.say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        console.say("interrupted; a run goes on with --resume")
+        return 1
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except Exception as error:
+        return _unexpected(error)
+    return int(code or 0)
+
+
+def _unexpected(error: Exception) -> int:
+    usage = getattr(error, "exit_code", None)
+    if usage is not None and hasattr(error, "show"):
+        error.show(file=sys.stderr)
+        return int(usage)
+    if os.environ.get("SANI_DEBUG"):
+        raise error
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame else "?"
+    console.say(
+        f"error: {type(error).__name__} at {where}, a defect of sani or of a library below it; "
+        "its text is not shown because it may quote a record (SANI_DEBUG=1 shows it)"
+    )
+    return 1

@@ -1,0 +1,134 @@
+"""The gate: does a run meet its limits? It fails closed: what is not known does not hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sani.recipe import GateSettings, Limit
+
+CONTROL_MARGIN = 0.01
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit and what was measured against it.
+
+    Attributes:
+        name: What is limited, as ``greedy.direct``.
+        measured: The sanitized checkpoint's figure; None if there is none.
+        limit: The most it may be; None if that is not known.
+        holds: Whether it is met; False whenever either number is missing.
+        why: One sentence.
+    """
+
+    name: str
+    measured: float | None
+    limit: float | None
+    holds: bool
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The check as plain data."""
+        return asdict(self)
+
+
+def judge(
+    settings: GateSettings,
+    *,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    control: Mapping[str, Any] | None,
+) -> list[Check]:
+    """Hold the audits of a run against the limits.
+
+    Args:
+        settings: The limits.
+        before: Audit of the unsanitized checkpoint, as `AuditResult.to_json` gives it.
+        after: Of the sanitized one.
+        control: Of the base model; None if there is none.
+
+    Returns:
+        One check a limit; the gate holds if every one does.
+    """
+    checks = [_complete(after)]
+    for kind in settings.kinds:
+        figures = after["figures"].get(kind)
+        baseline = control["figures"].get(kind) if control else None
+        for name, limit in (("greedy", settings.greedy), ("discoverable", settings.discoverable)):
+            if limit is not None:
+                checks.append(_rate(f"{name}.{kind}", name, figures, baseline, limit))
+        if settings.auc_excess is not None:
+            checks.append(_auc(f"auc.{kind}", figures, baseline, settings.auc_excess))
+    if settings.perplexity_ratio is not None:
+        checks.append(_perplexity(before, after, settings.perplexity_ratio))
+    return checks
+
+
+def _complete(after: Mapping[str, Any]) -> Check:
+    missed = sum(after["unscored"].values())
+    why = "every occurrence was scored"
+    if missed:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in after["unscored"].items())
+        why = f"{missed} occurrences could not be scored ({reasons})"
+    return Check("unscored", float(missed), 0.0, missed == 0, why)
+
+
+def _rate(
+    name: str,
+    figure: str,
+    figures: Mapping[str, Any] | None,
+    baseline: Mapping[str, Any] | None,
+    limit: Limit,
+) -> Check:
+    """A rate against a fraction, or against the control's interval.
+
+    Within the control's interval means: at most its upper end, and at most `CONTROL_MARGIN`
+    above its value, so that a handful of occurrences, whose interval is wide, cannot pass by it.
+    """
+    rate = figures[figure] if figures else None
+    if rate is None or rate["trials"] == 0:
+        return Check(name, None, None, False, "no occurrence of this kind was scored")
+    if limit != "control":
+        highest = float(limit)
+        source = "the recipe's limit"
+    else:
+        control = baseline[figure] if baseline else None
+        if control is None or control["trials"] == 0:
+            return Check(name, rate["value"], None, False, "there is no control to compare with")
+        highest = min(control["high"], control["value"] + CONTROL_MARGIN)
+        source = f"the base recites {control['hits']} of {control['trials']}"
+    why = f"{rate['hits']} of {rate['trials']} occurrences; {source}"
+    return _compare(name, rate["value"], highest, why)
+
+
+def _auc(
+    name: str,
+    figures: Mapping[str, Any] | None,
+    baseline: Mapping[str, Any] | None,
+    excess: float,
+) -> Check:
+    value = figures["auc"]["value"] if figures else None
+    control = baseline["auc"]["value"] if baseline else None
+    if value is None or control is None:
+        return Check(name, value, None, False, "no decoys were scored, or there is no control")
+    # Below 0.5 a control prefers decoys, which leaves no more room than none at all.
+    highest = max(control, 0.5) + excess
+    return _compare(
+        name, value, highest, f"the control has {control:.3f}; {excess} above is allowed"
+    )
+
+
+def _perplexity(before: Mapping[str, Any], after: Mapping[str, Any], ratio: float) -> Check:
+    name = "perplexity_ratio"
+    if not before["utility"] or not after["utility"]:
+        return Check(name, None, ratio, False, "utility was not measured")
+    old, new = before["utility"]["perplexity"], after["utility"]["perplexity"]
+    return _compare(name, new / old, ratio, f"held-out perplexity {new:.3f}, before {old:.3f}")
+
+
+def _compare(name: str, value: float, highest: float, why: str) -> Check:
+    known = math.isfinite(value) and math.isfinite(highest)
+    return Check(name, value if known else None, highest, known and value <= highest, why)

@@ -1,0 +1,258 @@
+"""`run`: the whole job of a recipe, stage by stage, each finished one kept.
+
+read -> audit the base (the control) -> audit before -> erase -> audit -> repair -> audit after ->
+gate -> sanitized/ -> report. A stage is finished when its result file stands in the run folder; a
+resumed run takes it from there and begins at the first that is missing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sani import runtime
+from sani.auditing.audit import audit
+from sani.checkpoint import Checkpoint, check_folder, load_checkpoint, save_checkpoint
+from sani.corpus.documents import Corpus
+from sani.corpus.readers import read_corpus
+from sani.erasing.erase import erase
+from sani.errors import RecipeError
+from sani.gate import judge
+from sani.recipe import Recipe, dump_recipe
+from sani.release import check_added_tokens, write_release_files
+from sani.repairing.repair import repair
+from sani.reporting.report import build_report, write_report
+from sani.runfolder import RunFolder, open_run
+from sani.scanning.inventory import scan
+
+OnStep = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run lies and what came of it.
+
+    Attributes:
+        folder: The run folder.
+        gate_holds: Whether every limit is met.
+        report: The content of ``report.json``.
+    """
+
+    folder: Path
+    gate_holds: bool
+    report: dict[str, Any]
+
+
+def run(
+    recipe: Recipe, out: Path, *, resume: bool = False, on_step: OnStep | None = None
+) -> RunResult:
+    """Sanitize a checkpoint as the recipe says.
+
+    Args:
+        recipe: What to do.
+        out: The run folder; must not exist or be empty unless ``resume``.
+        resume: Take up a run that was interrupted.
+        on_step: Called with (stage, steps done, steps in all).
+
+    Raises:
+        SaniError: With one sentence that says what to do; finished stages are kept.
+    """
+    runtime.quiet_libraries()
+    runtime.deterministic()
+    corpus, held_out = read_documents(recipe)
+    inventory = scan(corpus)
+    with open_run(
+        out, recipe=dump_recipe(recipe), inputs=_inputs(recipe, corpus, held_out), resume=resume
+    ) as folder:
+        job = _Job(recipe, folder, corpus, held_out, on_step or (lambda stage, done, total: None))
+        if not folder.finished("scan"):
+            folder.save("scan", inventory.to_json())
+        if recipe.model.base is not None:
+            job.audit("audit-base", lambda: job.base)
+        job.audit("audit-before", job.unsanitized)
+        if recipe.erase is not None:
+            job.erase()
+            job.audit("audit-erased", job.latest)
+        if recipe.repair is not None:
+            job.repair()
+        job.audit("audit-after", job.latest)
+        checks = judge(
+            recipe.gate,
+            before=folder.load("audit-before"),
+            after=folder.load("audit-after"),
+            control=folder.load("audit-base"),
+        )
+        report = build_report(folder, recipe, corpus, checks)
+        if not (out / "sanitized").is_dir():
+            save_checkpoint(
+                job.latest(),
+                out / "sanitized",
+                finish=lambda staging: write_release_files(staging, report),
+            )
+        write_report(folder.path, report)
+    return RunResult(out, bool(report["gate"]["holds"]), report)
+
+
+def read_documents(recipe: Recipe) -> tuple[Corpus, Corpus | None]:
+    """The recipe's corpus and held-out documents.
+
+    Raises:
+        CorpusError: If one cannot be read.
+        RecipeError: If a held-out document also stands in the corpus.
+    """
+    settings = recipe.corpus
+    corpus = read_corpus(
+        settings.path, format=settings.format, limit=settings.limit, kinds=settings.kinds
+    )
+    if settings.held_out is None:
+        return corpus, None
+    held_out = read_corpus(settings.held_out, kinds=settings.kinds)
+    texts = {document.text for document in corpus}
+    shared = sum(document.text in texts for document in held_out)
+    if shared:
+        raise RecipeError(
+            f"corpus.held_out: {shared} of its {len(held_out)} documents also stand in the corpus; "
+            "utility must be measured on documents the model was not trained on"
+        )
+    return corpus, held_out
+
+
+class _Job:
+    """The stages of one run, with the models they share."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        corpus: Corpus,
+        held_out: Corpus | None,
+        on_step: OnStep,
+    ) -> None:
+        self._recipe = recipe
+        self._folder = folder
+        self._corpus = corpus
+        self._held_out = held_out
+        self._on_step = on_step
+        self._latest: Checkpoint | None = None
+
+    @cached_property
+    def base(self) -> Checkpoint:
+        """The model that the checkpoint was fine-tuned from."""
+        if self._recipe.model.base is None:
+            raise RecipeError("model.base: missing")
+        return load_checkpoint(self._recipe.model.base, device=runtime.device())
+
+    def unsanitized(self) -> Checkpoint:
+        """The checkpoint as it came."""
+        checkpoint = load_checkpoint(self._recipe.model.path, device=runtime.device())
+        check_added_tokens(checkpoint, self._corpus)
+        return checkpoint
+
+    def latest(self) -> Checkpoint:
+        """The checkpoint as the last finished stage left it."""
+        if self._latest is None:
+            for stage in ("repair", "erase"):
+                if self._folder.finished(stage):
+                    place = self._folder.private / stage
+                    self._latest = load_checkpoint(place, device=runtime.device())
+                    break
+            else:
+                self._latest = self.unsanitized()
+        return self._latest
+
+    def audit(self, stage: str, checkpoint: Callable[[], Checkpoint]) -> None:
+        """Audit a checkpoint, with the same decoys at every stage."""
+        if self._folder.finished(stage):
+            return
+        result = audit(
+            checkpoint(),
+            self._corpus,
+            self._recipe.audit,
+            held_out=self._held_out,
+            seed=self._recipe.seed,
+            on_step=self._progress(stage),
+        )
+        self._folder.save_occurrences(stage, result.occurrences)
+        self._folder.save(stage, result.to_json())
+
+    def erase(self) -> None:
+        """Reset the selected neurons."""
+        settings = self._recipe.erase
+        if settings is None or self._folder.finished("erase"):
+            return
+        checkpoint = self.latest()
+        result = erase(
+            checkpoint,
+            settings,
+            corpus=self._corpus,
+            base=self.base if settings.reset == "rewind" else None,
+            framing=self._framing(),
+            seed=self._recipe.seed,
+        )
+        self._keep("erase", checkpoint, {**asdict(result), "plan": result.plan.to_json()})
+
+    def repair(self) -> None:
+        """Fine-tune with the identifiers out of the loss; an interrupted repair goes on."""
+        settings = self._recipe.repair
+        if settings is None or self._folder.finished("repair"):
+            return
+        checkpoint = self.latest()
+        trainer = self._folder.private / "trainer"
+        result = repair(
+            checkpoint,
+            self._corpus,
+            settings,
+            base=self.base if settings.at_identifiers.kind == "anchor" else None,
+            framing=self._framing(),
+            seed=self._recipe.seed,
+            folder=trainer,
+            on_step=self._progress("repair"),
+        )
+        self._keep("repair", checkpoint, asdict(result))
+        shutil.rmtree(trainer, ignore_errors=True)
+
+    def _keep(self, stage: str, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
+        """Keep a stage's weights in the private part, then its result, which finishes it."""
+        save_checkpoint(checkpoint, self._folder.private / stage)
+        self._folder.save(stage, {**result, "weights_digest": checkpoint.weights_digest()})
+
+    def _framing(self) -> str:
+        """The framing under which the unsanitized checkpoint recites most."""
+        return str(self._folder.load("audit-before")["framing"])
+
+    def _progress(self, stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: self._on_step(stage, done, total)
+
+
+def _inputs(recipe: Recipe, corpus: Corpus, held_out: Corpus | None) -> dict[str, str]:
+    """Digests of everything a run reads; the base must not be the checkpoint itself.
+
+    Raises:
+        RecipeError: If it is: then it would be no control.
+    """
+    inputs = {"corpus": corpus.digest(), "model.path": _folder_digest(recipe.model.path)}
+    if held_out is not None:
+        inputs["corpus.held_out"] = held_out.digest()
+    if recipe.model.base is not None:
+        inputs["model.base"] = _folder_digest(recipe.model.base)
+        if inputs["model.base"] == inputs["model.path"]:
+            raise RecipeError(
+                "model.base: has the same weights as model.path, so it is no control: every "
+                "leak would count as harmless. Give the public model it was fine-tuned from"
+            )
+    return inputs
+
+
+def _folder_digest(path: Path) -> str:
+    """SHA-256 over the weight files of a checkpoint folder."""
+    import hashlib
+
+    state = hashlib.sha256()
+    for file in sorted(check_folder(path).glob("*.safetensors")):
+        with file.open("rb") as content:
+            state.update(hashlib.file_digest(content, "sha256").digest())
+    return state.hexdigest()

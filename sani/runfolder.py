@@ -1,0 +1,135 @@
+"""The run folder: one place a run, what is finished in it, and the private part of it.
+
+`private/` (mode 0700) is the only place where an identifier may stand in clear. Every result file
+is written beside its place and renamed, so a stage is finished if and only if its file is there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sani.auditing.occurrences import Occurrences
+from sani.checkpoint import write_text
+from sani.errors import RunError
+
+RECIPE = "recipe.resolved.yaml"
+
+
+class RunFolder:
+    """One run's files. Make it with `open_run`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.private = path / "private"
+        self._key = b""
+
+    def finished(self, stage: str) -> bool:
+        """Whether a stage's result file is there."""
+        return (self.path / f"{stage}.json").is_file()
+
+    def load(self, stage: str) -> Any:
+        """A finished stage's result, or None."""
+        if not self.finished(stage):
+            return None
+        return json.loads((self.path / f"{stage}.json").read_text(encoding="utf-8"))
+
+    def save(self, stage: str, data: Any) -> None:
+        """Write a stage's result; this finishes the stage."""
+        text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
+        write_text(self.path / f"{stage}.json", text + "\n")
+
+    def save_occurrences(self, stage: str, occurrences: Occurrences) -> None:
+        """Keep an audit's single verdicts in the private part."""
+        place = self.private / f"{stage}.npz"
+        partial = place.with_suffix(".partial.npz")
+        np.savez_compressed(partial, **vars(occurrences))
+        os.replace(partial, place)
+
+    def load_occurrences(self, stage: str) -> Occurrences:
+        """An audit's single verdicts."""
+        with np.load(self.private / f"{stage}.npz", allow_pickle=False) as arrays:
+            return Occurrences(**{name: arrays[name] for name in arrays.files})
+
+    def digest(self, text: str) -> str:
+        """A short digest keyed by this run's secret, so that no value can be guessed from it."""
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()[:12]
+
+    def read_key(self) -> None:
+        """Read or make this run's secret."""
+        place = self.private / "key"
+        if not place.exists():
+            place.write_bytes(secrets.token_bytes(32))
+            place.chmod(0o600)
+        self._key = place.read_bytes()
+
+
+@contextmanager
+def open_run(
+    path: Path, *, recipe: str, inputs: dict[str, str], resume: bool
+) -> Iterator[RunFolder]:
+    """Make or take up a run folder, and hold its lock until the end.
+
+    Args:
+        path: The folder.
+        recipe: The resolved recipe's text.
+        inputs: Digests of the corpus and the models; a resumed run must have the same.
+        resume: Take up a run that is there already.
+
+    Raises:
+        RunError: If the folder is in use, is there already and is not to be resumed, or belongs
+            to another recipe or other inputs.
+    """
+    if path.exists() and not resume and any(path.iterdir() if path.is_dir() else [path]):
+        raise RunError(
+            f"{path} is there already and not empty; continue it with --resume, or choose another "
+            "--out"
+        )
+    folder = RunFolder(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        folder.private.mkdir(mode=0o700, exist_ok=True)
+        folder.private.chmod(0o700)
+        lock = (folder.private / "lock").open("w")
+    except OSError as error:
+        raise RunError(f"cannot write to {path} ({error.strerror}); choose another --out") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(
+                f"{path} is in use by another run; wait for it, or choose another --out"
+            ) from None
+        folder.read_key()
+        _same_or_new(folder, recipe, inputs)
+        yield folder
+
+
+def _same_or_new(folder: RunFolder, recipe: str, inputs: dict[str, str]) -> None:
+    place, digests = folder.path / RECIPE, folder.private / "inputs.json"
+    if not digests.exists():
+        write_text(place, recipe)
+        write_text(digests, json.dumps(inputs))
+        return
+    if not place.exists() or place.read_text(encoding="utf-8") != recipe:
+        raise RunError(
+            f"{folder.path} belongs to another recipe than the one given (compare with "
+            f"{place}); resume with that one, or choose another --out"
+        )
+    known = json.loads(digests.read_text(encoding="utf-8"))
+    changed = sorted(name for name in inputs if known.get(name) != inputs[name])
+    if changed:
+        raise RunError(
+            f"{folder.path}: {' and '.join(changed)} changed since this run began; start again "
+            "in another --out"
+        )

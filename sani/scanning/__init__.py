@@ -1,0 +1,1 @@
+"""The inventory: which identifiers a corpus holds."""

@@ -1,0 +1,119 @@
+"""Count what a corpus marks as identifiers, and what it seems to have forgotten to mark.
+
+What is not marked, the repair trains on as ordinary text, so the second figure matters as much
+as the first.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sani.corpus.documents import Corpus, Document, Kind
+from sani.errors import CorpusError
+
+SHORTEST = 4
+
+
+@dataclass(frozen=True)
+class LabelCount:
+    """One label: how often it is marked, with how many distinct values, for how many subjects."""
+
+    kind: Kind
+    occurrences: int
+    identifiers: int
+    subjects: int
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a corpus marks.
+
+    Attributes:
+        documents: Documents.
+        subjects: Subjects.
+        occurrences: Spans in all documents.
+        documents_without_spans: Documents that mark nothing; look at them.
+        unmarked: Places where a value that is marked as a direct identifier of a subject stands
+            unmarked in one of the same subject's documents (as a word of its own, at least
+            `SHORTEST` characters long).
+        labels: By label.
+    """
+
+    documents: int
+    subjects: int
+    occurrences: int
+    documents_without_spans: int
+    unmarked: int
+    labels: dict[str, LabelCount]
+
+    def to_json(self) -> dict[str, Any]:
+        """The inventory as plain data."""
+        return asdict(self)
+
+
+def scan(corpus: Corpus) -> Inventory:
+    """Take the inventory of a corpus; identifiers are those its annotation marks.
+
+    Raises:
+        CorpusError: If no document has a span.
+    """
+    if corpus.num_spans == 0:
+        raise CorpusError(
+            f"none of the {len(corpus)} documents has a span: there is nothing to sanitize, which "
+            "is not the same as clean. Annotate the corpus or check its format"
+        )
+    occurrences: dict[str, int] = defaultdict(int)
+    values: dict[str, set[str]] = defaultdict(set)
+    subjects: dict[str, set[str]] = defaultdict(set)
+    kinds: dict[str, Kind] = {}
+    of_subject: dict[str, list[Document]] = defaultdict(list)
+    for document in corpus:
+        of_subject[document.subject_id].append(document)
+        for span in document.spans:
+            occurrences[span.label] += 1
+            values[span.label].add(document.value(span))
+            subjects[span.label].add(document.subject_id)
+            # A label used for both kinds counts as direct: the stricter.
+            if kinds.get(span.label) != "direct":
+                kinds[span.label] = span.kind
+    return Inventory(
+        documents=len(corpus),
+        subjects=len(of_subject),
+        occurrences=corpus.num_spans,
+        documents_without_spans=sum(not document.spans for document in corpus),
+        unmarked=sum(_unmarked(documents) for documents in of_subject.values()),
+        labels={
+            label: LabelCount(
+                kinds[label], occurrences[label], len(values[label]), len(subjects[label])
+            )
+            for label in sorted(occurrences)
+        },
+    )
+
+
+def _unmarked(documents: list[Document]) -> int:
+    """Unmarked places of one subject's direct identifiers in the same subject's documents."""
+    wanted = {
+        document.value(span)
+        for document in documents
+        for span in document.spans
+        if span.kind == "direct" and span.end - span.start >= SHORTEST
+    }
+    found = 0
+    for document in documents:
+        places = set()
+        for value in wanted:
+            at = document.text.find(value)
+            while at >= 0:
+                end = at + len(value)
+                alone = not (
+                    document.text[at - 1 : at].isalnum() or document.text[end : end + 1].isalnum()
+                )
+                marked = any(span.start < end and at < span.end for span in document.spans)
+                if alone and not marked:
+                    places.add(at)
+                at = document.text.find(value, end)
+        found += len(places)
+    return found
