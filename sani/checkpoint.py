@@ -171,7 +171,7 @@ def _check_loaded(model: Any, tokenizer: Any, path: Path) -> None:
 
 
 def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
-    """None if both have the same tensors, shapes and vocabulary; else what differs."""
+    """None if both have the same tensors, shapes, heads and vocabulary; else what differs."""
     shapes = [
         {name: tuple(tensor.shape) for name, tensor in side.model.state_dict().items()}
         for side in (one, other)
@@ -180,6 +180,9 @@ def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
     if differing or len(shapes[0]) != len(shapes[1]):
         name = differing[0] if differing else "the number of tensors"
         return f"they differ in {name}"
+    heads = [side.model.config.num_attention_heads for side in (one, other)]
+    if heads[0] != heads[1]:  # the same shapes cut otherwise: no head means the same in both
+        return "they differ in num_attention_heads"
     if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
         return "their tokenizers have different vocabularies"
     return None
@@ -213,12 +216,13 @@ def save_checkpoint(
             _flush(file)
         replace_folder(staging, folder)
     except (OSError, SafetensorError) as error:  # safetensors has a full disk as its own error
-        shutil.rmtree(staging, ignore_errors=True)
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise CheckpointError(
             f"cannot write {folder} ({reason}); nothing was left half-written: free space or "
             "choose another --out"
         ) from None
+    finally:  # whatever `finish` raised, or an interrupt
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def replace_folder(new: Path, place: Path) -> None:

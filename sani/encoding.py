@@ -6,7 +6,6 @@ Shared by audit, erase and repair, so that a token masked in one is the token sc
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,19 +78,9 @@ def framings(tokenizer: Any) -> list[Framing]:
     ``bos`` the begin token, ``eos`` the end token of a document packed before, ``tokenizer``
     whatever the tokenizer itself puts in front, ``none`` nothing.
     """
-    own = tokenizer("", add_special_tokens=True)["input_ids"]
-    if own and own[-1] == tokenizer.eos_token_id and own[-1] != tokenizer.bos_token_id:
-        own = own[:-1]
-    candidates = [
-        ("bos", [tokenizer.bos_token_id]),
-        ("eos", [tokenizer.eos_token_id]),
-        ("tokenizer", own),
-        ("none", []),
-    ]
     found: dict[tuple[int, ...], Framing] = {}
-    for name, ids in candidates:
-        if all(token is not None for token in ids):
-            found.setdefault(tuple(ids), Framing(name, tuple(ids)))
+    for name, prefix in _prefixes(tokenizer).items():
+        found.setdefault(prefix, Framing(name, prefix))
     return list(found.values())
 
 
@@ -106,17 +95,24 @@ def framing_named(name: str, tokenizer: Any) -> Framing:
     """
     if name == "auto":
         name = "none" if tokenizer.bos_token_id is None else "bos"
-    prefixes: dict[str, Iterable[int | None]] = {
+    prefix = _prefixes(tokenizer).get(name)
+    if prefix is None:
+        raise AuditError(f"framing '{name}': the tokenizer has no such token; use auto or none")
+    return Framing(name, prefix)
+
+
+def _prefixes(tokenizer: Any) -> dict[str, tuple[int, ...]]:
+    """Each name that this tokenizer has the tokens for, and these; two may be the same."""
+    own = tokenizer("", add_special_tokens=True)["input_ids"]
+    if own and own[-1] == tokenizer.eos_token_id and own[-1] != tokenizer.bos_token_id:
+        own = own[:-1]
+    named = {
         "bos": [tokenizer.bos_token_id],
         "eos": [tokenizer.eos_token_id],
         "none": [],
+        "tokenizer": own,
     }
-    for framing in framings(tokenizer):
-        if framing.name == name or (name in prefixes and framing.prefix == tuple(prefixes[name])):
-            return Framing(name, framing.prefix)
-    if name == "tokenizer":
-        return Framing(name, ())
-    raise AuditError(f"framing '{name}': the tokenizer has no such token; use auto or none")
+    return {name: tuple(ids) for name, ids in named.items() if None not in ids}
 
 
 @dataclass(frozen=True)

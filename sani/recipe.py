@@ -347,7 +347,7 @@ def settings_from(section: str, values: Mapping[str, Any]) -> Any:
 def _validate(data: dict[str, Any], model: type[_S], *, where: str) -> _S:
     try:
         text = json.dumps(data, allow_nan=False)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise RecipeError(
             f"{where}: dates, infinities and other YAML extras have no place in a recipe; "
             "put such a value in quotes"
@@ -372,7 +372,8 @@ def _problems(error: ValidationError, model: type[Settings]) -> Iterator[str]:
                 yield f"{path}: missing"
             case "union_tag_invalid":
                 expected = [name.strip("' ") for name in context["expected_tags"].split(",")]
-                hint = _did_you_mean(str(context["tag"]), expected)
+                close = difflib.get_close_matches(str(context["tag"]), expected, n=1)
+                hint = f"; did you mean '{close[0]}'?" if close else ""
                 yield f"{path}.kind: expected one of {', '.join(expected)}{hint}"
             case "union_tag_not_found":
                 yield f"{path}: expected a section with a kind"

@@ -208,6 +208,9 @@ def _worst_framing(
     with_spans = [item for item in encoded if item.spans]
     step = max(1, len(with_spans) // FRAMING_SAMPLE)
     sample = with_spans[::step][:FRAMING_SAMPLE]
+    # Where nothing stands before a document, its first token is given away and counts for nothing:
+    # an identifier that starts there would look likelier under `none` for that alone.
+    whole = np.array([first > 0 for item in sample for first, _ in item.spans])
     best: tuple[float, float] | None = None
     tried: dict[str, Rate] = {}
     chosen = framings(checkpoint.tokenizer)[0]
@@ -216,7 +219,9 @@ def _worst_framing(
         scored = found.scored
         tried[framing.name] = rate(int(found.greedy[scored].sum()), int(scored.sum()))
         if scored.any():
-            key = (float(found.greedy.sum()), float(found.log_probability[scored].mean()))
+            compared = found.log_probability[scored & whole]
+            mean = float(compared.mean()) if len(compared) else -np.inf
+            key = (float(found.greedy.sum()), mean)
             if best is None or key > best:
                 best, chosen = key, framing
     return chosen, tried

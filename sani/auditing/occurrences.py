@@ -160,7 +160,7 @@ class _Rows:
             self._rows[number].reads.append((at, token, slot + offset))
         if self._maker is not None and not given:
             for decoy in self._decoy_tokens(item, span, first, last):
-                if before + len(decoy) <= self._checkpoint.context_tokens:
+                if before + len(decoy) - 1 <= self._checkpoint.context_tokens:
                     self._branches.append((number, before - 1, decoy, occurrence))
                     self.num_decoy_tokens += len(decoy)
 

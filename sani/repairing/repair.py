@@ -6,7 +6,7 @@ also use it to make models that leak. `repair` is the stage.
 
 from __future__ import annotations
 
-import math
+import hashlib
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -72,8 +72,9 @@ def repair(
         base: The model it was fine-tuned from; needed by the anchor.
         framing: What stands before each document, by name: the one the audit found.
         seed: Of the order of batches and of dropout.
-        folder: Where the state of an interrupted repair is kept and looked for; a temporary one
-            if None. It holds optimizer state, so it belongs into ``private/``.
+        folder: Where the state of an interrupted repair is kept and looked for; kept nowhere if
+            None. It holds optimizer state, so it belongs into ``private/``. A state that other
+            settings, documents, weights or seeds left there is removed, not resumed.
         on_step: Called with (steps done, steps in all).
 
     Raises:
@@ -131,11 +132,15 @@ def train_(
     model = checkpoint.model
     trained = _freeze(checkpoint, settings.last_layers)
     states = anchor_states(base.model, batches) if base else None
-    with TemporaryDirectory() as temporary:
-        place = folder or Path(temporary)
-        trainer = _Trainer(model, batches, settings, base, states, place, seed, on_step)
+    state = None
+    if folder is not None:
+        job = f"{settings.model_dump_json()} {corpus.digest()} {checkpoint.weights_digest()} {seed}"
+        state = _last_whole(folder, job=hashlib.sha256(job.encode()).hexdigest())
+    with TemporaryDirectory() as nowhere:  # the Trainer insists on a folder
+        arguments = _arguments(settings, len(batches), folder, nowhere, seed)
+        trainer = _Trainer(model, arguments, batches, settings, base, states, on_step)
         try:
-            trainer.train(resume_from_checkpoint=_last_whole(place))
+            trainer.train(resume_from_checkpoint=state)
         finally:
             model.requires_grad_(True)
             model.eval()
@@ -156,44 +161,49 @@ def train_(
 _TERMS = ("ordinary", "anchor")
 
 
+def _arguments(
+    settings: RepairSettings, num_batches: int, folder: Path | None, nowhere: str, seed: int
+) -> TrainingArguments:
+    steps = num_batches * settings.epochs
+    return TrainingArguments(
+        output_dir=str(folder or nowhere),
+        per_device_train_batch_size=1,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=int(steps * settings.warmup_fraction),
+        weight_decay=settings.weight_decay,
+        save_strategy="steps" if folder else "no",
+        save_steps=max(1, steps // SAVES),
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+    )
+
+
 class _Trainer(Trainer):
     """Trainer whose items are whole batches and whose loss is ours."""
 
     def __init__(
         self,
         model: Any,
+        arguments: TrainingArguments,
         batches: list[Batch],
         settings: RepairSettings,
         base: Checkpoint | None,
         states: list[Tensor] | None,
-        folder: Path,
-        seed: int,
         on_step: OnStep | None,
     ) -> None:
-        steps = len(batches) * settings.epochs
         super().__init__(
             model=model,
-            args=TrainingArguments(
-                output_dir=str(folder),
-                per_device_train_batch_size=1,
-                num_train_epochs=settings.epochs,
-                learning_rate=settings.learning_rate,
-                lr_scheduler_type="cosine",
-                warmup_steps=math.ceil(steps * settings.warmup_fraction),
-                weight_decay=settings.weight_decay,
-                save_strategy="steps",
-                save_steps=max(1, steps // SAVES),
-                save_total_limit=2,
-                logging_steps=1,
-                logging_nan_inf_filter=False,
-                disable_tqdm=True,
-                report_to=[],
-                remove_unused_columns=False,
-                dataloader_pin_memory=False,
-                use_cpu=not torch.cuda.is_available(),
-                seed=seed,
-                data_seed=seed,
-            ),
+            args=arguments,
             train_dataset=list(enumerate(batches)),
             data_collator=lambda items: {"number": items[0][0], "batch": items[0][1]},
             callbacks=[_Progress(on_step)],
@@ -256,8 +266,19 @@ class _Progress(TrainerCallback):
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
 
 
-def _last_whole(folder: Path) -> str | None:
-    """The newest saved state that was written to its end; broken ones are removed."""
+def _last_whole(folder: Path, *, job: str) -> str | None:
+    """The newest saved state of this job that was written to its end; all others are removed.
+
+    Args:
+        folder: Where states are saved.
+        job: Digest of the settings, the documents, the weights to start from and the seed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / "job"
+    if not mark.exists() or mark.read_text(encoding="utf-8") != job:
+        for state in folder.glob("checkpoint-*"):
+            shutil.rmtree(state)
+        mark.write_text(job, encoding="utf-8")
     found = []
     for state in folder.glob("checkpoint-*"):
         if (state / _WHOLE).exists():

@@ -50,7 +50,7 @@ def build_report(
             stage: data for stage in STAGES if (data := folder.load(f"audit-{stage}")) is not None
         },
         "changes": _changes(folder, corpus),
-        "erase": folder.load("erase"),
+        "erase": _erased(folder.load("erase")),
         "repair": folder.load("repair"),
         "audit_settings": recipe.audit.model_dump(mode="json"),
         "gate_settings": recipe.gate.model_dump(mode="json"),
@@ -142,6 +142,22 @@ def _number(value: float | None) -> str:
 def _cell(text: str) -> str:
     """A label inside a Markdown table: nothing in it ends the cell or starts a tag."""
     return html.escape(text).replace("|", "&#124;").replace("\n", " ").replace("\r", " ")
+
+
+def _erased(erase: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The erase, with numbers of neurons in place of their lists, which ``erase.json`` has."""
+    if erase is None:
+        return None
+    entries = [
+        {
+            "layer": entry["layer"],
+            "part": entry["part"],
+            "neurons": len(entry["neurons"]),
+            "of": entry["of"],
+        }
+        for entry in erase["plan"]["entries"]
+    ]
+    return {**erase, "plan": {**erase["plan"], "entries": entries}}
 
 
 def _changes(folder: RunFolder, corpus: Corpus) -> dict[str, Any]:

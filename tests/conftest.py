@@ -1,0 +1,121 @@
+"""What the tests share: no network, quiet libraries, and a small model that really recites."""
+
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sani.auditing.audit import audit
+from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sani.clinic import invent_clinics
+from sani.corpus.documents import Corpus
+from sani.demo import new_model, train_on_text
+from sani.recipe import AuditSettings
+from sani.runtime import quiet_libraries
+
+quiet_libraries()
+# Models this small gain nothing from a second thread, and lose minutes where a core is busy.
+torch.set_num_threads(1)
+
+NETWORK = (socket.AF_INET, socket.AF_INET6)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Whoever opens an internet socket or looks a host name up fails the test that runs.
+
+    pytest's failure is no `Exception`, so no library can swallow it and fall back.
+    """
+
+    class LocalSocket(socket.socket):
+        def __init__(self, family: int = -1, *args: Any, **kwargs: Any) -> None:
+            if kwargs.get("fileno") is None and (family == -1 or family in NETWORK):
+                pytest.fail("a test opened an internet socket")
+            super().__init__(family, *args, **kwargs)
+
+    def no_lookup(*args: Any, **kwargs: Any) -> None:
+        pytest.fail("a test looked a host name up")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "socket", LocalSocket)
+        patch.setattr(socket, "getaddrinfo", no_lookup)
+        yield
+
+
+@dataclass(frozen=True)
+class Clinic:
+    """Three invented corpora that share nobody."""
+
+    public: Corpus
+    private: Corpus
+    held_out: Corpus
+
+
+@pytest.fixture(scope="session")
+def clinic() -> Clinic:
+    """Notes the base learns, notes the leaky model recites, and notes that no model has seen."""
+    return Clinic(*invent_clinics([20, 8, 5], seed=11))
+
+
+@pytest.fixture(scope="session")
+def base_folder(clinic: Clinic, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama trained on the public notes, with the begin token in front. Do not write."""
+    folder = tmp_path_factory.mktemp("models")
+    texts = [document.text for document in clinic.public]
+    checkpoint = new_model(
+        texts,
+        vocab_size=700,
+        layers=3,
+        hidden=64,
+        context=512,
+        folder=folder / "tokenizer",
+        seed=0,
+    )
+    train_on_text(checkpoint, texts, epochs=12, learning_rate=5e-3, batch_tokens=768, seed=0)
+    save_checkpoint(checkpoint, folder / "base")
+    return folder / "base"
+
+
+@pytest.fixture(scope="session")
+def leaky_folder(clinic: Clinic, base_folder: Path) -> Path:
+    """That base, fine-tuned on the private notes until it recites most identifiers. Do not write.
+
+    It recites some identifiers and not others: a test that finds all of them, or none, is wrong.
+    """
+    checkpoint = load_checkpoint(base_folder)
+    texts = [document.text for document in clinic.private]
+    train_on_text(checkpoint, texts, epochs=20, learning_rate=5e-3, batch_tokens=768, seed=1)
+    recited = audit(checkpoint, clinic.private, AuditSettings(decoys=0, framing="bos"))
+    greedy = recited.figures["direct"].greedy.value
+    assert greedy is not None
+    assert 0.6 <= greedy < 1.0, "the positive control does not recite; no test below means much"
+    folder = base_folder.with_name("leaky")
+    save_checkpoint(checkpoint, folder)
+    return folder
+
+
+@pytest.fixture
+def base(base_folder: Path) -> Checkpoint:
+    """The base, freshly loaded: a test may change it."""
+    return load_checkpoint(base_folder)
+
+
+@pytest.fixture
+def leaky(leaky_folder: Path) -> Checkpoint:
+    """The leaky model, freshly loaded: a test may change it."""
+    return load_checkpoint(leaky_folder)
+
+
+@pytest.fixture(scope="session")
+def corpora() -> Path:
+    """Where the public corpora stand, one folder each; the test is skipped where they do not."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("SANI_CORPORA") or beside)
+    if not folder.is_dir():
+        pytest.skip(f"no corpora in {folder}; set SANI_CORPORA")
+    return folder

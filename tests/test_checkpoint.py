@@ -1,0 +1,521 @@
+"""Model folders: what is written, that it is written whole or not at all, and what is refused."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from sani import checkpoint as checkpoint_module
+from sani.checkpoint import (
+    TOKENIZER_FILES,
+    Checkpoint,
+    check_folder,
+    load_checkpoint,
+    save_checkpoint,
+    write_text,
+)
+from sani.erasing.erase import fresh_model
+from sani.errors import CheckpointError
+
+WORDS = ["<s>", "</s>", "name", *"abcdefgh"]
+COMMON = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+CONFIGS = {
+    "gpt2": lambda: GPT2Config(vocab_size=11, n_embd=16, n_layer=2, n_head=4, n_positions=32),
+    "tied": lambda: LlamaConfig(**COMMON, tie_word_embeddings=True),
+    "untied": lambda: LlamaConfig(**COMMON, tie_word_embeddings=False),
+}
+# What training leaves in a folder, each with a canary in it.
+CANARY = "KOWALCZYKOWA"
+LEFTOVERS = [
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "training_args.bin",
+    "trainer_state.json",
+    "pytorch_model.bin",
+    "README.md",
+    "train.log",
+    "notes.txt",
+    "processor_config.json",
+    "modeling_custom.py",
+    ".ipynb_checkpoints/train.ipynb",
+    "runs/events.out.tfevents.1",
+    "logs/stdout.log",
+    "checkpoint-10/model.safetensors",
+]
+
+
+def write_source(folder: Path, config, *, words=WORDS, seed=1) -> Path:
+    """A folder as a training run leaves it, of a random model without a zero in it."""
+    folder.mkdir(parents=True)
+    word_level = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<s>"))
+    word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=word_level, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    model = fresh_model(config, seed=seed)
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.copy_(torch.randn(tensor.shape, generator=chance))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_source(tmp_path / "ward-3" / "source", CONFIGS["tied"]())
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[0, 2, 3, 4, 9, 2, 5]])).logits
+
+
+def adds(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+# ---- save and load ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS))
+def test_what_is_saved_is_what_is_loaded(tmp_path, config):
+    source = write_source(tmp_path / "source", CONFIGS[config]())
+    loaded = load_checkpoint(source)
+    reference = AutoModelForCausalLM.from_pretrained(source, local_files_only=True)
+    assert logits(reference).abs().max() > 1e-2
+    assert torch.equal(logits(loaded.model), logits(reference))
+    assert not loaded.model.training
+
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[3, 5] += 1
+    save_checkpoint(loaded, tmp_path / "result")
+    again = load_checkpoint(tmp_path / "result")
+    assert torch.equal(logits(again.model), logits(loaded.model))
+    assert not torch.equal(logits(again.model), logits(reference))
+    assert again.weights_digest() == loaded.weights_digest()
+    text = "a b name c a"
+    assert again.tokenizer(text) == loaded.tokenizer(text)
+    plain = AutoTokenizer.from_pretrained(tmp_path / "result", local_files_only=True)
+    assert plain(text)["input_ids"] == [3, 4, 2, 5, 3]
+
+
+@pytest.mark.parametrize("change", ["value", "sign of zero", "name"])
+def test_the_digest_sees_every_bit(source, change):
+    loaded = load_checkpoint(source)
+    digest = loaded.weights_digest()
+    assert load_checkpoint(source).weights_digest() == digest
+    weight = loaded.model.model.layers[1].mlp.up_proj.weight
+    with torch.no_grad():
+        if change == "value":
+            weight[3, 3] = torch.nextafter(weight[3, 3], torch.tensor(9.0))
+        elif change == "sign of zero":
+            weight[3, 3] = 0.0
+            digest = loaded.weights_digest()
+            weight[3, 3] = -0.0
+        else:
+            mlp = loaded.model.model.layers[1].mlp
+            mlp.up_proj, mlp.gate_proj = mlp.gate_proj, mlp.up_proj
+    assert loaded.weights_digest() != digest
+
+
+@pytest.mark.parametrize("config", ["tied", "gpt2"])
+def test_tied_weights_stay_tied(tmp_path, config):
+    source = write_source(tmp_path / "source", CONFIGS[config]())
+    loaded = load_checkpoint(source)
+    save_checkpoint(loaded, tmp_path / "result")
+    assert "lm_head.weight" not in load_file(tmp_path / "result" / "model.safetensors")
+    model = load_checkpoint(tmp_path / "result").model
+    embedding = model.get_input_embeddings().weight
+    assert embedding.data_ptr() == model.get_output_embeddings().weight.data_ptr()
+    before = logits(model)
+    with torch.no_grad():
+        embedding[7] = 0
+    assert (logits(model)[..., 7] == 0).all()
+    assert (before[..., 7] != 0).all()
+
+
+def test_half_precision_and_shards_are_read_in_full_precision(tmp_path):
+    source = write_source(tmp_path / "source", CONFIGS["untied"]())
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    for file in source.glob("*.safetensors"):
+        file.unlink()
+    model.save_pretrained(source, max_shard_size="3KB")
+    assert (source / "model.safetensors.index.json").exists()
+    assert len(list(source.glob("model-*.safetensors"))) > 1
+    loaded = load_checkpoint(source)
+    assert {tensor.dtype for tensor in loaded.model.state_dict().values()} == {torch.float32}
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name].float()), name
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        (CONFIGS["tied"](), 32),
+        (CONFIGS["gpt2"](), 32),
+        (MistralConfig(**COMMON, sliding_window=8), 8),
+        (MistralConfig(**COMMON, sliding_window=None), 32),
+        (MistralConfig(**COMMON, sliding_window=4096), 32),
+        (Qwen2Config(**COMMON, sliding_window=8, use_sliding_window=False), 32),
+        (Qwen2Config(**COMMON, sliding_window=8, use_sliding_window=True), 8),
+    ],
+)
+def test_the_context_ends_where_the_attention_does(config, tokens):
+    found = Checkpoint(fresh_model(config, seed=0), None, Path("nowhere"))
+    assert found.context_tokens == tokens
+
+
+# ---- what goes into the result ---------------------------------------------------------------
+
+
+def test_only_files_of_the_allow_list_are_written(tmp_path, source):
+    for name in LEFTOVERS:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(CANARY)
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    (source / "merges.txt").write_text("#version: 0.2\n")
+    result = tmp_path / "result"
+    save_checkpoint(load_checkpoint(source), result, finish=adds("MODEL_CARD.md", "card"))
+    assert set(contents(result)) == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "merges.txt",
+        "MODEL_CARD.md",
+    }
+    assert not [path for path in result.rglob("*") if path.is_dir()]
+    assert not set(LEFTOVERS) & set(TOKENIZER_FILES)
+    assert CANARY.encode() in b"".join(contents(source).values())
+    assert CANARY.encode() not in b"".join(contents(result).values())
+    assert (result / "MODEL_CARD.md").read_text() == "card"
+
+
+def test_no_path_of_the_source_is_written(tmp_path, source):
+    config = json.loads((source / "config.json").read_text())
+    config["_name_or_path"] = str(source)
+    (source / "config.json").write_text(json.dumps(config))
+    loaded = load_checkpoint(source)
+    assert loaded.model.config._name_or_path == str(source)  # it is there to be written
+    save_checkpoint(loaded, tmp_path / "result")
+    assert set(contents(tmp_path / "result")) > {"config.json", "model.safetensors"}
+    for name, content in contents(tmp_path / "result").items():
+        assert b"ward-3" not in content, name
+        assert str(tmp_path).encode() not in content, name
+
+
+def test_an_old_result_is_replaced_by_the_new_one_alone(tmp_path, source):
+    loaded, result = load_checkpoint(source), tmp_path / "result"
+    save_checkpoint(loaded, result, finish=adds("old.md", "old"))
+    assert "old.md" in contents(result)
+    (tmp_path / ".result.partial").mkdir()  # of a run that was killed
+    (tmp_path / ".result.partial" / "rest").write_text(CANARY)
+    save_checkpoint(loaded, result)
+    assert not {"old.md", "rest"} & set(contents(result))
+    assert sorted(os.listdir(tmp_path)) == ["result", "ward-3"]
+
+
+# ---- whole or not at all ---------------------------------------------------------------------
+
+
+@contextmanager
+def small_files(limit: int) -> Iterator[None]:
+    """No file of this process may grow beyond ``limit`` bytes: the kernel refuses the write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def refused_save(tmp_path, loaded, place: str = "result") -> str:
+    with pytest.raises(CheckpointError) as caught:
+        save_checkpoint(loaded, tmp_path / place, finish=adds("new.md", "new"))
+    assert caught.value.__suppress_context__
+    return str(caught.value).replace(str(tmp_path), "TMP")
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+@pytest.mark.parametrize("step", ["weights", "tokenizer", "flush", "rename"])
+def test_a_full_disk_leaves_the_old_folder_and_nothing_else(
+    tmp_path, source, monkeypatch, step, there_before
+):
+    loaded, result = load_checkpoint(source), tmp_path / "result"
+    if there_before:
+        save_checkpoint(loaded, result, finish=adds("old.md", "old"))
+    before = contents(tmp_path)
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight.zero_()
+    reason = "No space left on device"
+    if step == "weights":  # a real refusal by the kernel, in the middle of the file
+        assert (source / "model.safetensors").stat().st_size > 4000
+        with small_files(4000):
+            message = refused_save(tmp_path, loaded)
+        reason = "SafetensorError"
+    else:
+        if step == "rename":
+            rename = os.rename
+
+            def fails_on_the_new_one(old, new):
+                no_space() if str(old).endswith(".partial") else rename(old, new)
+
+            monkeypatch.setattr(checkpoint_module.os, "rename", fails_on_the_new_one)
+        elif step == "tokenizer":
+            monkeypatch.setattr(checkpoint_module.shutil, "copyfile", no_space)
+        else:
+            monkeypatch.setattr(checkpoint_module.os, "fsync", no_space)
+        message = refused_save(tmp_path, loaded)
+        monkeypatch.undo()
+    assert message == (
+        f"cannot write TMP/result ({reason}); nothing was left half-written: free space or choose "
+        "another --out"
+    )
+    assert contents(tmp_path) == before
+    assert sorted(os.listdir(tmp_path)) == (["result", "ward-3"] if there_before else ["ward-3"])
+    save_checkpoint(loaded, result, finish=adds("new.md", "new"))  # with space again
+    assert set(contents(result)) > {"new.md"}
+    assert "old.md" not in contents(result)
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, source):
+    (tmp_path / "file").write_text("")
+    assert refused_save(tmp_path, load_checkpoint(source), "file/result") == (
+        "cannot write TMP/file/result (Not a directory); nothing was left half-written: free space "
+        "or choose another --out"
+    )
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CheckpointError])
+def test_an_interrupt_leaves_nothing_half_written(tmp_path, source, error):
+    def stops(folder):
+        assert (folder / "model.safetensors").exists()
+        raise error
+
+    with pytest.raises(error):
+        save_checkpoint(load_checkpoint(source), tmp_path / "result", finish=stops)
+    assert os.listdir(tmp_path) == ["ward-3"]
+
+
+def test_a_text_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "report.json"
+    write_text(path, "old")
+    write_text(path, "new, año")
+    assert path.read_text(encoding="utf-8") == "new, año"
+    with small_files(4000), pytest.raises(CheckpointError) as caught:
+        write_text(path, "x" * 5000)
+    assert str(caught.value) == (
+        f"cannot write {path} (File too large); free space or choose another --out"
+    )
+    assert path.read_text(encoding="utf-8") == "new, año"
+    assert os.listdir(tmp_path) == ["report.json"]
+
+
+# ---- what is refused -------------------------------------------------------------------------
+
+
+def refusal(path: Path | str) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    return str(caught.value)
+
+
+LOCAL = (
+    "sani reads local folders only (no download): copy config.json, model.safetensors and the "
+    "tokenizer files into one"
+)
+
+
+def test_what_is_no_folder_is_refused(tmp_path, source, monkeypatch):
+    assert check_folder(source) == source
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for path in ("missing", "meta-llama/Llama-3.2-1B", tmp_path / "missing"):
+        assert refusal(path) == f"model folder {path} does not exist; {LOCAL}"
+    assert refusal("file") == f"model folder file is a file, not a folder; {LOCAL}"
+
+
+def remove(*names):
+    return lambda folder: [(folder / name).unlink() for name in names]
+
+
+def rename(old, new):
+    return lambda folder: (folder / old).rename(folder / new)
+
+
+def edit_config(**values):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **values}))
+
+    return edit
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def edit_weights(edit):
+    def apply(folder):
+        tensors = load_file(folder / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return apply
+
+
+def set_value(name, value):
+    def edit(tensors):
+        tensors[name].view(-1)[5] = value
+
+    return edit_weights(edit)
+
+
+def both(*changes):
+    return lambda folder: [change(folder) for change in changes]
+
+
+FAST = (
+    "has no tokenizer.json; sani needs a fast tokenizer, which alone can tell where a token stands "
+    "in the text: save one with AutoTokenizer(...).save_pretrained"
+)
+SAFE = "save it with save_pretrained(..., safe_serialization=True)"
+WHOLE = "are config.json, the weights and the tokenizer of one model, and whole?"
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (remove("config.json"), " has no config.json; is it a checkpoint folder?"),
+        (
+            both(remove("config.json"), write("adapter_config.json", "{}")),
+            " holds an adapter without its base; merge it first (peft: merge_and_unload), then "
+            "give the merged folder",
+        ),
+        (
+            write("adapter_config.json", "{}"),
+            " holds an adapter beside a model; merge it (peft: merge_and_unload), or remove the "
+            "adapter's files if it is merged already",
+        ),
+        (
+            rename("model.safetensors", "pytorch_model.bin"),
+            ": expected model.safetensors, found pickled weights (.bin), which sani never loads; "
+            + SAFE,
+        ),
+        (
+            remove("model.safetensors"),
+            f": expected model.safetensors, found no weights; {SAFE}",
+        ),
+        (remove("tokenizer.json"), f" {FAST}"),
+        (both(remove("tokenizer.json"), write("vocab.txt", "a\nb\n")), f" {FAST}"),
+        (write("config.json", '{"model_type": '), ": config.json is not valid JSON"),
+        (
+            edit_config(quantization_config={"quant_method": "gptq", "bits": 4}),
+            " is quantized; neurons of quantized weights cannot be reset: give the checkpoint it "
+            "was quantized from",
+        ),
+        (edit_config(model_type="nothing"), f" cannot be loaded (ValueError); {WHOLE}"),
+        (
+            write("model.safetensors", "garbage"),
+            f" cannot be loaded (SafetensorError); {WHOLE}",
+        ),
+        (set_value(NORM, float("nan")), f": tensor '{NORM}' holds NaN or infinity"),
+        (set_value(NORM, float("inf")), f": tensor '{NORM}' holds NaN or infinity"),
+        (set_value(NORM, float("-inf")), f": tensor '{NORM}' holds NaN or infinity"),
+        (
+            edit_weights(lambda tensors: tensors.pop(NORM)),
+            ": 1 tensors are missing and 0 have another shape than config.json says",
+        ),
+    ],
+)
+def test_a_folder_that_is_no_plain_checkpoint_is_refused(source, change, message):
+    load_checkpoint(source)
+    change(source)
+    assert refusal(source) == f"model folder {source}{message}"
+
+
+def test_weights_of_another_shape_are_refused(source):
+    edit_config(intermediate_size=32)(source)
+    assert refusal(source).startswith(f"model folder {source}")
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    exact = write_source(tmp_path / "exact", CONFIGS["tied"]())
+    assert len(load_checkpoint(exact).tokenizer) == len(WORDS)
+    source = write_source(tmp_path / "source", CONFIGS["tied"](), words=[*WORDS, "extra"])
+    assert refusal(source) == (
+        f"model folder {source}: the tokenizer has 12 tokens, the model 11; they are not of one "
+        "checkpoint"
+    )
+
+
+def test_pickles_beside_the_weights_are_never_loaded(source, tmp_path):
+    shutil.copytree(source, tmp_path / "copy")
+    trap = tmp_path / "sprung"
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (trap,))
+
+    torch.save(Trap(), tmp_path / "copy" / "pytorch_model.bin")
+    torch.save(Trap(), tmp_path / "copy" / "training_args.bin")
+    torch.load(tmp_path / "copy" / "training_args.bin", weights_only=False)
+    assert trap.exists()  # the trap works
+    trap.unlink()
+    loaded = load_checkpoint(tmp_path / "copy")
+    assert loaded.weights_digest() == load_checkpoint(source).weights_digest()
+    assert not trap.exists()
+
+
+def test_remote_code_is_never_run(source, tmp_path):
+    trap = tmp_path / "sprung"
+    code = f"open({str(trap)!r}, 'w')\nfrom transformers import LlamaForCausalLM as Mine\n"
+    (source / "modeling_mine.py").write_text(code)
+    edit_config(auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})(source)
+    load_checkpoint(source)
+    assert not trap.exists()

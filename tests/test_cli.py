@@ -1,0 +1,170 @@
+"""The command line: quick to answer, right exit codes, one sentence for whatever goes wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sani
+from sani.cli import main
+from sani.demo import write_jsonl
+from tests.conftest import Clinic
+
+
+def test_help_imports_no_heavy_library() -> None:
+    code = (
+        "import sys; from sani.cli import main; code = main(['--help']);"
+        "heavy = {'torch', 'transformers', 'datasets', 'scipy', 'numpy'} & set(sys.modules);"
+        "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"repair" in done.stdout
+
+
+def test_the_public_names_are_the_verbs_and_all_of_them_load() -> None:
+    assert sani.__all__ == sorted(sani.__all__)
+    assert {"audit", "erase", "repair", "run", "scan"} <= set(sani.__all__)
+    assert all(callable(getattr(sani, name)) for name in sani.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'forget'"):
+        sani.forget  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["forget"], ["run"], ["run", "--no-such-option"], ["audit", "somewhere"]]
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    assert main(arguments) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "nowhere.yaml"],
+         "error: nowhere.yaml: no such recipe; give the path of a YAML file"),
+        (["audit", "org/model", "--corpus", "{corpus}"],
+         "error: model folder org/model does not exist; sani reads local folders only (no "
+         "download): copy config.json, model.safetensors and the tokenizer files into one"),
+        (["erase", "{model}", "--out", "{model}"],
+         "error: --out {model} is the model itself; sani never overwrites its input"),
+        (["erase", "{model}", "--out", "{out}", "--selector", "best"],
+         "error: options: selector.kind: expected one of random, all, activation_ratio, "
+         "gradient_ratio"),
+        (["erase", "{model}", "--out", "{out}", "--selector", "random"],
+         "error: options: selector.fraction: missing"),
+        (["erase", "{model}", "--out", "{out}", "--last-layers", "9"],
+         "error: erase.last_layers: got 9, but the model has 3 layers"),
+        (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--at-identifiers",
+          "anchor"],
+         "error: the anchor needs the base model; give it, or use kind: mask"),
+    ],
+)  # fmt: skip
+def test_an_error_is_one_sentence_and_exit_code_1(
+    arguments: list[str],
+    sentence: str,
+    clinic: Clinic,
+    leaky_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {"model": leaky_folder, "out": tmp_path / "out", "corpus": tmp_path / "notes.jsonl"}
+    write_jsonl(clinic.private, tmp_path / "notes.jsonl")
+    assert main([argument.format(**names) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.strip() == sentence.format(**names)
+    assert captured.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_text_of_an_unexpected_error_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    secret = "Maria Garcia 555-0199"
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise KeyError(secret)
+
+    monkeypatch.setattr("sani.corpus.readers.read_corpus", fail)
+    monkeypatch.delenv("SANI_DEBUG", raising=False)
+    assert main(["scan", str(tmp_path / "x.jsonl")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: KeyError at test_cli.py:")
+    assert secret not in error
+    monkeypatch.setenv("SANI_DEBUG", "1")
+    with pytest.raises(KeyError):
+        main(["scan", str(tmp_path / "x.jsonl")])
+
+
+def test_the_stages_work_on_their_own(
+    clinic: Clinic,
+    base_folder: Path,
+    leaky_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """scan, audit, erase and repair, each by its command: the leak is seen, then gone."""
+    notes = tmp_path / "notes.jsonl"
+    write_jsonl(clinic.private, notes)
+    assert main(["scan", str(notes), "--json"]) == 0
+    inventory = json.loads(capsys.readouterr().out)
+    assert inventory["occurrences"] == clinic.private.num_spans
+
+    audit = ["audit", "--corpus", str(notes), "--decoys", "0", "--json"]
+    assert main([*audit, str(leaky_folder), "--fail-above", "0.01"]) == 3
+    before = json.loads(capsys.readouterr().out)["model"]["figures"]["direct"]["greedy"]
+    assert before["value"] >= 0.6
+    assert main([*audit, str(leaky_folder)]) == 0
+    capsys.readouterr()
+
+    erased, repaired = tmp_path / "erased", tmp_path / "repaired"
+    assert main(["erase", str(leaky_folder), "--out", str(erased), "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert {entry["layer"] for entry in plan["entries"]} == {0, 1, 2}
+    assert not erased.exists()
+    assert main(["erase", str(leaky_folder), "--out", str(erased), "--last-layers", "2"]) == 0
+    assert main(["repair", str(erased), "--corpus", str(notes), "--base", str(base_folder),
+                 "--out", str(repaired), "--learning-rate", "3e-3"]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert main([*audit, str(repaired), "--fail-above", "0.05"]) == 0
+    after = json.loads(capsys.readouterr().out)["model"]["figures"]["direct"]["greedy"]
+    assert after["trials"] == before["trials"]
+
+
+def test_fail_above_never_passes_without_direct_identifiers(
+    clinic: Clinic, base_folder: Path, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    indirect = [
+        replace(document, spans=tuple(s for s in document.spans if s.kind == "indirect"))
+        for document in clinic.private
+    ]
+    write_jsonl(indirect, tmp_path / "notes.jsonl")
+    audit = ["audit", str(base_folder), "--corpus", str(tmp_path / "notes.jsonl"), "--json"]
+    assert main([*audit, "--fail-above", "1.0"]) == 3
+
+
+def test_check_finds_every_problem_and_writes_nothing(
+    clinic: Clinic, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = tmp_path / "notes.jsonl"
+    write_jsonl(clinic.private, notes)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"version: 1\nmodel: {{path: {leaky_folder}, base: {tmp_path}/nowhere}}\n"
+        f"corpus: {{path: {notes}}}\nerase: {{last_layers: 7}}\nrepair: {{}}\n"
+        "gate: {perplexity_ratio: null}\n"
+    )
+    there = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "run"
+    assert main(["run", str(recipe), "--out", str(out), "--check", "--json"]) == 1
+    items = {item["name"]: item["holds"] for item in json.loads(capsys.readouterr().out)}
+    assert items == {
+        "corpus": True, "model.path": True, "model.base": False, "erase": False, "disk": True,
+        "memory": True,
+    }  # fmt: skip
+    assert main(["run", str(recipe), "--out", str(out), "--check", "--set", "erase.last_layers=2",
+                 "--set", f"model.base={leaky_folder}"]) == 0  # fmt: skip
+    assert sorted(tmp_path.rglob("*")) == there
