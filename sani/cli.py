@@ -19,6 +19,7 @@ from sani import __version__, console
 from sani.errors import SaniError
 
 GATE_FAILED = 3
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 app = typer.Typer(
     help="Audit, erase and repair language models that recite identifiers of the people in "
@@ -387,12 +388,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        console.say("interrupted; a run goes on with --resume")
-        return 1
+        code = _INTERRUPTED
     except typer.Exit as stop:
-        return int(stop.exit_code)
+        code = stop.exit_code
     except Exception as error:
         return _unexpected(error)
+    if code == _INTERRUPTED:
+        console.say("interrupted; a run goes on with --resume")
+        return 1
     return int(code or 0)
 
 

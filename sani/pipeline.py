@@ -1,6 +1,6 @@
 """`run`: the whole job of a recipe, stage by stage, each finished one kept.
 
-read -> audit the base (the control) -> audit before -> erase -> audit -> repair -> audit after ->
+read -> audit before -> audit the base (the control) -> erase -> audit -> repair -> audit after ->
 gate -> sanitized/ -> report. A stage is finished when its result file stands in the run folder; a
 resumed run takes it from there and begins at the first that is missing.
 """
@@ -71,9 +71,9 @@ def run(
         job = _Job(recipe, folder, corpus, held_out, on_step or (lambda stage, done, total: None))
         if not folder.finished("scan"):
             folder.save("scan", inventory.to_json())
+        job.audit("audit-before", job.unsanitized)
         if recipe.model.base is not None:
             job.audit("audit-base", lambda: job.base)
-        job.audit("audit-before", job.unsanitized)
         if recipe.erase is not None:
             job.erase()
             job.audit("audit-erased", job.latest)

@@ -27,10 +27,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sani.auditing.audit import audit
+from sani.auditing.audit import FRAMING_SAMPLE, audit
 from sani.auditing.decoys import DecoyMaker
 from sani.auditing.figures import clustered_mean, discoverable, discrimination, rate
-from sani.auditing.occurrences import score_occurrences
+from sani.auditing.occurrences import Occurrences, score_occurrences
 from sani.auditing.scoring import Row, sampled_log_probability, score
 from sani.checkpoint import Checkpoint
 from sani.clinic import invent_clinics
@@ -735,34 +735,31 @@ def test_auto_finds_the_framing_of_training_and_reports_the_others(clinic, leaky
 
 
 def test_auto_is_not_misled_by_a_first_token_that_is_given_away(clinic, base):
-    """Notes that begin with a name: `none` skips its first token, so it looks likelier there."""
-    documents = [
-        Document(d.id, d.subject_id, d.value(s), (Span(0, s.end - s.start, s.label),))
-        for d in clinic.private
-        for s in d.spans[:3]
-    ]
-    corpus = Corpus(
-        [
-            replace(one, text=f"{one.text} {other.text}", spans=(one.spans[0], later(one, other)))
-            for one, other in itertools.pairwise(documents)
-        ]
-    )
-    encoded = encode(corpus, base.tokenizer)
+    """Notes that begin with an identifier: `none` skips its first token, so it looks likelier."""
+    values = [(s.label, d.value(s)) for d in clinic.private for s in d.spans[:4]]
+    pairs = [document_of([one, " ", other]) for one, other in itertools.pairwise(values)]
     asked = AuditSettings(decoys=0)
-    scored = {
-        name: score_occurrences(base, corpus, encoded, framed(base, name), asked)
-        for name in ("bos", "eos", "none")
-    }
-    assert not any(found.greedy.any() for found in scored.values())
-    means = {name: found.log_probability for name, found in scored.items()}
-    assert max(means, key=lambda name: means[name].mean()) == "none"
-    fair = {name: values[1::2].mean() for name, values in means.items()}
-    assert audit(base, corpus, asked).framing == max(fair, key=lambda name: fair[name])
 
+    def read(corpus: Corpus, name: str) -> Occurrences:
+        encoded = encode(corpus, base.tokenizer)
+        return score_occurrences(base, corpus, encoded, framed(base, name), asked)
 
-def later(one: Document, other: Document) -> Span:
-    """The identifier that `other` is, behind `one` and a space."""
-    return Span(len(one.text) + 1, len(one.text) + 1 + len(other.text), other.spans[0].label)
+    # Keep what greedy decoding does not settle, and where the second identifier, which is scored
+    # whole under every framing, says one thing, and both together, one token short, the other.
+    both = {name: read(Corpus(pairs), name) for name in ("bos", "eos", "none")}
+    recited = np.any([found.greedy.reshape(-1, 2) for found in both.values()], axis=(0, 2))
+    chances = {name: found.log_probability.reshape(-1, 2) for name, found in both.items()}
+    better = chances["bos"][:, 1] > chances["none"][:, 1]
+    seeming = chances["bos"].sum(axis=1) < chances["none"].sum(axis=1)
+    kept = np.flatnonzero(~recited & better & seeming)
+    corpus = Corpus([pairs[number] for number in kept[:FRAMING_SAMPLE]])
+    assert len(corpus) >= 4
+    found = {name: read(corpus, name).log_probability for name in both}
+    assert found["none"].mean() > found["bos"].mean()
+    fair = {name: values[1::2].mean() for name, values in found.items()}
+    worst = max(fair, key=lambda name: fair[name])
+    assert worst != "none"
+    assert audit(base, corpus, asked).framing == worst
 
 
 def test_the_tokenizers_own_framing_is_what_it_puts_in_front(base):

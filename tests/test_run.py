@@ -258,7 +258,7 @@ def test_killed_in_the_middle_of_repair_it_resumes_to_the_same_bytes(
     while not list(out.glob("private/trainer/checkpoint-*/whole")):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.05)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert not (out / "sanitized").exists()
@@ -353,6 +353,8 @@ def test_an_added_token_that_holds_an_identifier_is_refused(
     data["added_tokens"][1]["content"] = f"<{secret}>"
     data["model"]["vocab"][f"<{secret}>"] = data["model"]["vocab"].pop("</s>")
     (guilty / "tokenizer.json").write_text(json.dumps(data))
+    config = load(guilty, "tokenizer_config.json") | {"eos_token": f"<{secret}>"}
+    (guilty / "tokenizer_config.json").write_text(json.dumps(config))
     code = main(["run", str(recipe), "--out", str(tmp_path / "x"), "--set", f"model.path={guilty}"])
     error = capsys.readouterr().err
     assert code == 1
@@ -385,9 +387,9 @@ def test_interrupted_by_the_user_it_ends_with_one_line(recipe: Path, tmp_path: P
     out = tmp_path / "run"
     command = [sys.executable, "-m", "sani", "run", str(recipe), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not (out / "audit-base.json").exists():
+    while not (out / "audit-before.json").exists():
         assert process.poll() is None
-        time.sleep(0.01)
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1
