@@ -192,6 +192,7 @@ def audit(
                     documents,
                     settings,
                     held_out=held,
+                    utility_framing=audits["model"]["framing"] if audits else None,
                     seed=seed,
                     on_step=partial(on_step, f"audit {name}"),
                 )

@@ -173,6 +173,7 @@ class _Job:
             self._corpus,
             self._recipe.audit,
             held_out=self._held_out,
+            utility_framing=None if stage == "audit-before" else self._framing(),
             seed=self._recipe.seed,
             on_step=self._progress(stage),
         )

@@ -27,7 +27,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sani.auditing.audit import FRAMING_SAMPLE, audit
+from sani.auditing.audit import audit
 from sani.auditing.decoys import DecoyMaker
 from sani.auditing.figures import clustered_mean, discoverable, discrimination, rate
 from sani.auditing.occurrences import Occurrences, score_occurrences
@@ -752,7 +752,7 @@ def test_auto_is_not_misled_by_a_first_token_that_is_given_away(clinic, base):
     better = chances["bos"][:, 1] > chances["none"][:, 1]
     seeming = chances["bos"].sum(axis=1) < chances["none"].sum(axis=1)
     kept = np.flatnonzero(~recited & better & seeming)
-    corpus = Corpus([pairs[number] for number in kept[:FRAMING_SAMPLE]])
+    corpus = Corpus([pairs[number] for number in kept[:100]])
     assert len(corpus) >= 4
     found = {name: read(corpus, name).log_probability for name in both}
     assert found["none"].mean() > found["bos"].mean()
@@ -1008,3 +1008,20 @@ def test_occurrences_come_in_the_order_of_the_corpus_whatever_the_windows(clinic
         index = expected.index((place.document, place.span))
         true = slow_log_probability(leaky, place.left, place.tokens)
         assert found.log_probability[index] == pytest.approx(true, abs=NATS)
+
+
+def test_decoys_keep_the_script_that_the_corpus_is_written_in():
+    """Latin decoys for a Cyrillic name would lose to it on any model, and hide what was learnt."""
+    names = ["\u0418\u0432\u0430\u043d", "\u0410\u043d\u043d\u0430", "\u5f20\u4f1f"]
+    corpus = Corpus(
+        [
+            Document(str(number), str(number), name, (Span(0, len(name), "NAME", "direct"),))
+            for number, name in enumerate(names)
+        ]
+    )
+    maker = DecoyMaker([corpus], seed=0)
+    for name in names[:2]:
+        found = maker.decoys("NAME", name, count=5)
+        assert len(found) == 5
+        assert all(set(decoy) <= set("".join(names[:2])) for decoy in found)
+    assert all(set(decoy) <= set(names[2]) for decoy in maker.decoys("NAME", names[2], count=5))

@@ -168,3 +168,20 @@ def test_check_finds_every_problem_and_writes_nothing(
     assert main(["run", str(recipe), "--out", str(out), "--check", "--set", "erase.last_layers=2",
                  "--set", f"model.base={leaky_folder}"]) == 0  # fmt: skip
     assert sorted(tmp_path.rglob("*")) == there
+
+
+def test_the_readme_names_every_family_recipe_and_module() -> None:
+    from sani.families import FAMILIES
+
+    root = Path(__file__).resolve().parents[1]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    missing = [name for name in FAMILIES if f"`{name}`" not in readme]
+    missing += [path.name for path in (root / "recipes").iterdir() if path.name not in readme]
+    places = [p for p in (root / "sani").iterdir() if p.is_dir() or p.suffix == ".py"]
+    missing += [
+        path.name
+        for path in places
+        if not path.name.startswith("__") and f"sani/{path.name}" not in readme
+    ]
+    assert missing == []
+    assert len(readme.splitlines()) <= 250

@@ -239,6 +239,7 @@ def weights(folder: Path) -> str:
     return hashlib.sha256((folder / "sanitized" / "model.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.long
 def test_same_recipe_and_seed_give_the_same_bytes_and_another_seed_does_not(
     recipe: Path, finished: tuple[Path, subprocess.CompletedProcess[bytes]], tmp_path: Path
 ) -> None:
@@ -248,6 +249,7 @@ def test_same_recipe_and_seed_give_the_same_bytes_and_another_seed_does_not(
     assert weights(tmp_path / "other") != weights(finished[0])
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_of_repair_it_resumes_to_the_same_bytes(
     recipe: Path, finished: tuple[Path, subprocess.CompletedProcess[bytes]], tmp_path: Path
 ) -> None:
@@ -268,8 +270,6 @@ def test_killed_in_the_middle_of_repair_it_resumes_to_the_same_bytes(
     assert b"--resume" in refused.stderr
     sani("run", recipe, "--out", out, "--resume")
     assert weights(out) == weights(finished[0])
-    assert load(out, "manifest.json" if (out / "manifest.json").exists() else
-                "sanitized/manifest.json")["files"]  # fmt: skip
 
 
 def test_a_finished_run_resumed_runs_no_stage_again(
@@ -366,6 +366,7 @@ def test_an_added_token_that_holds_an_identifier_is_refused(
 # The masked-only recipe is shown for what it is.
 
 
+@pytest.mark.long
 def test_a_repair_that_only_masks_leaves_the_memory_and_the_gate_says_so(
     recipe: Path, tmp_path: Path
 ) -> None:

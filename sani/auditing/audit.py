@@ -37,7 +37,7 @@ from sani.encoding import Encoded, Framing, encode, framing_named, framings
 from sani.errors import AuditError
 from sani.recipe import AuditSettings
 
-FRAMING_SAMPLE = 32
+FRAMING_OCCURRENCES = 300
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def audit(
     settings: AuditSettings | None = None,
     *,
     held_out: Corpus | None = None,
+    utility_framing: str | None = None,
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> AuditResult:
@@ -126,6 +127,8 @@ def audit(
         corpus: Documents with spans.
         settings: What is measured; the defaults if None.
         held_out: Documents it was not trained on, for utility.
+        utility_framing: What stands before a held-out document, by name; the framing found worst
+            if None. Give all checkpoints the same one, or their utilities do not compare.
         seed: Of the decoys and the bootstrap.
         on_step: Called with (batches done, batches in all) of the main pass.
 
@@ -161,7 +164,14 @@ def audit(
         figures=_figures(corpus, occurrences, seed=seed),
         unscored=_counts(occurrences),
         without_decoys=int((occurrences.scored & np.isnan(occurrences.auc)).sum()),
-        utility=measure_utility(checkpoint, held_out, framing, settings) if held_out else None,
+        utility=measure_utility(
+            checkpoint,
+            held_out,
+            framing_named(utility_framing or framing.name, checkpoint.tokenizer),
+            settings,
+        )
+        if held_out
+        else None,
         tokens=sum(len(item.ids) for item in encoded),
         seconds=time.perf_counter() - started,
         occurrences=occurrences,
@@ -206,8 +216,8 @@ def _worst_framing(
     if settings.framing != "auto":
         return framing_named(settings.framing, checkpoint.tokenizer), {}
     with_spans = [item for item in encoded if item.spans]
-    step = max(1, len(with_spans) // FRAMING_SAMPLE)
-    sample = with_spans[::step][:FRAMING_SAMPLE]
+    num_occurrences = sum(len(item.spans) for item in with_spans)
+    sample = with_spans[:: max(1, num_occurrences // FRAMING_OCCURRENCES)]
     # Where nothing stands before a document, its first token is given away and counts for nothing:
     # an identifier that starts there would look likelier under `none` for that alone.
     whole = np.array([first > 0 for item in sample for first, _ in item.spans])

@@ -4,7 +4,8 @@ A value is rebuilt from other values of its label: each word is swapped for the 
 place of another value with as many words, and each digit for the digit at the same place of
 another value of the same shape. So a decoy is as likely, part by part, as the true value to a
 model that never saw either; only the combination is new. Where a label has too few values for
-that, words come from name lists (Faker) and digits from the whole range.
+that, words come from name lists (Faker; Latin script only) or are made of the letters that values
+of the corpus are written with, and digits come from the whole range.
 
 A value for which no decoy can be found in `ATTEMPTS` tries gets none, and the audit counts it.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
@@ -34,6 +36,8 @@ class DecoyMaker:
         """
         self._seed = seed
         self._taken: set[str] = set()
+        # (script, upper case) -> the letters that values of the corpus are written with.
+        self._letters: dict[tuple[str, bool], list[str]] = defaultdict(list)
         # (label, shape) -> for each place of the shape, the pieces that other values have there.
         self._pools: dict[tuple[str, str], list[list[str]]] = defaultdict(list)
         values: set[tuple[str, str]] = set()
@@ -42,6 +46,9 @@ class DecoyMaker:
                 values.update((span.label, document.value(span)) for span in document.spans)
         for label, value in sorted(values):
             self._taken.add(_folded(value))
+            for letter in filter(str.isalpha, value):
+                if letter not in self._letters[_alphabet(letter)]:
+                    self._letters[_alphabet(letter)].append(letter)
             pieces = _PIECE.findall(value)
             pool = self._pools[label, _shape(pieces)]
             for place, piece in enumerate(pieces):
@@ -61,7 +68,7 @@ class DecoyMaker:
         makers: list[Callable[[], str]] = [
             lambda: "".join(chance.choice(pool[place]) for place in range(len(pieces))),
             lambda: "".join(self._fresh(piece, chance) for piece in pieces),
-            lambda: "".join(_scrambled(piece, chance) for piece in pieces),
+            lambda: "".join(self._scrambled(piece, chance) for piece in pieces),
         ]
         found: list[str] = []
         seen = {_folded(value)}
@@ -80,12 +87,23 @@ class DecoyMaker:
         """A digit for a digit, a name from the lists for a word of three letters or more."""
         if piece.isdigit():
             return chance.choice("0123456789")
-        if len(piece) < 3 or not piece.isalpha():
+        if len(piece) < 3 or not all(_alphabet(letter)[0] == "LATIN" for letter in piece):
             return piece
         if self._names is None:
             self._names = _name_list()
         name = chance.choice(self._names)
         return name.upper() if piece.isupper() else name.lower() if piece.islower() else name
+
+    def _scrambled(self, piece: str, chance: random.Random) -> str:
+        """Random digits for digits; for letters, others of the script and case that occur."""
+        if piece.isdigit():
+            return chance.choice("0123456789")
+        return "".join(
+            chance.choice(self._letters.get(_alphabet(character)) or [character])
+            if character.isalpha()
+            else character
+            for character in piece
+        )
 
 
 def _shape(pieces: list[str]) -> str:
@@ -95,17 +113,9 @@ def _shape(pieces: list[str]) -> str:
     )
 
 
-def _scrambled(piece: str, chance: random.Random) -> str:
-    """Random digits for digits, random letters for letters, case kept."""
-    if piece.isdigit():
-        return chance.choice("0123456789")
-    if not piece.isalpha():
-        return piece
-    letters = (chance.choice("abcdefghijklmnopqrstuvwxyz") for _ in piece)
-    return "".join(
-        letter.upper() if old.isupper() else letter
-        for old, letter in zip(piece, letters, strict=True)
-    )
+def _alphabet(letter: str) -> tuple[str, bool]:
+    """A letter's script, by its Unicode name, and whether it is a capital."""
+    return unicodedata.name(letter, "?").split()[0], letter.isupper()
 
 
 def _folded(value: str) -> str:

@@ -56,6 +56,8 @@ def clustered_mean(values: Floats, subjects: Sequence[int], *, seed: int) -> Est
     if not known.any():
         return Estimate(0, None, None, None)
     _, cluster = np.unique(np.asarray(subjects)[known], return_inverse=True)
+    if cluster.max() == 0:  # one subject says nothing about how subjects differ
+        return Estimate(int(known.sum()), float(values[known].mean()), None, None)
     sums = np.bincount(cluster, weights=values[known])
     counts = np.bincount(cluster)
     chance = np.random.default_rng(seed)

@@ -41,6 +41,7 @@ class Row:
     parents: list[int]
     reads: list[tuple[int, int, int]] = field(default_factory=list)
     text_length: int = 0
+    _nodes: dict[tuple[int, int], int] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of_text(cls, tokens: Sequence[int]) -> Row:
@@ -59,12 +60,11 @@ class Row:
                 at = self._child(at, token)
 
     def _child(self, parent: int, token: int) -> int:
-        for index in range(self.text_length, len(self.tokens)):
-            if self.parents[index] == parent and self.tokens[index] == token:
-                return index
-        self.tokens.append(token)
-        self.parents.append(parent)
-        return len(self.tokens) - 1
+        index = self._nodes.setdefault((parent, token), len(self.tokens))
+        if index == len(self.tokens):
+            self.tokens.append(token)
+            self.parents.append(parent)
+        return index
 
 
 @dataclass(frozen=True)

@@ -117,6 +117,8 @@ def format_estimate(estimate: dict[str, Any] | None) -> str:
     """A mean with its interval; a dash where there is none."""
     if not estimate or estimate["value"] is None:
         return "-"
+    if estimate["low"] is None:
+        return f"{estimate['value']:.3f} (one subject, no interval)"
     return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
