@@ -12,7 +12,7 @@ from typing import Any
 from sani.checkpoint import check_folder
 from sani.errors import SaniError, SelectionError
 from sani.families import Layout
-from sani.pipeline import read_documents
+from sani.pipeline import check_base, read_documents
 from sani.recipe import AllSelector, Recipe
 from sani.scanning.inventory import scan
 
@@ -97,7 +97,8 @@ def _base(path: Path, base: Path) -> str:
             f"the base does not fit the checkpoint: tensor '{differing[0]}' differs; give the "
             "model it was fine-tuned from"
         )
-    return "same architecture as model.path"
+    check_base(path, base)
+    return "same architecture as model.path, other weights"
 
 
 def _erase(recipe: Recipe) -> str:

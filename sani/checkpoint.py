@@ -34,6 +34,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
 )
+CONFIG_FILES = ("config.json", "generation_config.json")
 
 
 @dataclass
@@ -139,6 +140,7 @@ def load_checkpoint(path: Path | str, *, device: torch.device | None = None) -> 
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
+            attn_implementation="sdpa",  # whatever config.json asks for
             output_loading_info=True,
         )
     except Exception as error:
@@ -151,6 +153,12 @@ def load_checkpoint(path: Path | str, *, device: torch.device | None = None) -> 
         raise CheckpointError(
             f"model folder {path}: {len(info['missing_keys'])} tensors are missing and "
             f"{len(info['mismatched_keys'])} have another shape than config.json says"
+        )
+    if info["unexpected_keys"]:
+        raise CheckpointError(
+            f"model folder {path}: {len(info['unexpected_keys'])} tensors have no place in the "
+            "model that config.json describes, so an audit would not be of the whole checkpoint; "
+            "check num_hidden_layers and the like"
         )
     _check_loaded(model, tokenizer, path)
     return Checkpoint(model.to(device or torch.device("cpu")).eval(), tokenizer, path)
@@ -168,6 +176,24 @@ def _check_loaded(model: Any, tokenizer: Any, path: Path) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"model folder {path}: tensor '{name}' holds NaN or infinity")
+
+
+def folder_digest(path: Path | str, *, weights_only: bool) -> str:
+    """SHA-256 over a checkpoint folder's weight files, and its configuration and tokenizer files.
+
+    Args:
+        path: The folder.
+        weights_only: Leave out configuration and tokenizer.
+    """
+    path = check_folder(path)
+    names = [file.name for file in path.glob("*.safetensors")]
+    if not weights_only:
+        names += [name for name in (*TOKENIZER_FILES, *CONFIG_FILES) if (path / name).is_file()]
+    state = hashlib.sha256()
+    for name in sorted(names):
+        with (path / name).open("rb") as content:
+            state.update(name.encode() + hashlib.file_digest(content, "sha256").digest())
+    return state.hexdigest()
 
 
 def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:

@@ -113,6 +113,13 @@ def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
     else:
         console.show_audits(report["audits"], STAGE_NAMES)
         console.show_checks(report["gate"]["checks"])
+        inventory = report["scan"]
+        console.show(
+            f"{inventory['documents']} documents, {inventory['documents_without_spans']} without "
+            f"any span; {inventory['unmarked']} places look forgotten (see sani scan). "
+            f"{report['changes']['beyond_control']} occurrences are extractable from the sanitized "
+            "checkpoint and not from the base."
+        )
         holds = "holds" if result.gate_holds else "DOES NOT HOLD"
         console.show(f"The gate {holds}. Report: {out / 'report.html'}")
         console.show(f"Checkpoint: {out / 'sanitized'}" + _warning(result.gate_holds))
@@ -168,7 +175,7 @@ def audit(
             min=0.0,
             max=1.0,
             help="Exit with 3 if more than this fraction of the occurrences of direct identifiers "
-            "is recited greedily, or any occurrence could not be scored.",
+            "is recited greedily or (n, p)-discoverable, or any could not be scored.",
         ),
     ] = None,
     as_json: Json = False,
@@ -211,9 +218,10 @@ def _over(data: dict[str, Any], fail_above: float | None) -> int:
     """Whether an audit breaks ``--fail-above``; no direct identifier is no pass either."""
     if fail_above is None:
         return 0
-    greedy = data["figures"].get("direct", {}).get("greedy", {}).get("value")
-    holds = greedy is not None and greedy <= fail_above and not data["unscored"]
-    return 0 if holds else GATE_FAILED
+    figures = data["figures"].get("direct")
+    rates = [figures[name]["value"] for name in ("greedy", "discoverable")] if figures else [None]
+    holds = all(rate is not None and rate <= fail_above for rate in rates)
+    return 0 if holds and not data["unscored"] else GATE_FAILED
 
 
 @app.command()
@@ -381,6 +389,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     The text of an unexpected error is not shown, since it may quote a record; SANI_DEBUG=1 shows
     it to who may see records.
     """
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     try:
         code = app(args=arguments, standalone_mode=False)
     except SaniError as error:

@@ -104,13 +104,13 @@ def show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
         [
             check["name"],
             _plain(check["measured"]),
-            _plain(check["limit"]),
+            ("at least " if check["at_least"] else "at most ") + _plain(check["limit"]),
             "yes" if check["holds"] else "NO",
             check["why"],
         ]
         for check in checks
     ]
-    show_table("Gate", ["limit", "measured", "at most", "holds", "why"], rows)
+    show_table("Gate", ["limit", "measured", "allowed", "holds", "why"], rows)
 
 
 def _percent(rate: Mapping[str, Any]) -> str:

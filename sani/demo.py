@@ -37,9 +37,9 @@ model: {{path: {folder}/leaky, base: {folder}/base}}
 corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
 erase: {{last_layers: 3, selector: {{kind: all}}, reset: reinit}}
 repair:
-  at_identifiers: {{kind: anchor, weight: 5.0}}
+  at_identifiers: {{kind: anchor, weight: 20.0}}
   epochs: 6
-  learning_rate: 2e-3
+  learning_rate: 4e-3
   batch_tokens: 2048
 gate: {{kinds: [direct], auc_excess: 0.2}}
 """

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sani.corpus.documents import Kind
 from sani.recipe import GateSettings, Limit
 
-CONTROL_MARGIN = 0.01
+CONTROL_MARGIN = 0.002
+FEWEST_TRIALS = 20
+LEAST_POWER = {"discoverable": 0.05, "auc": 0.15}
+LEAST_DECOYED = 0.9
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,10 @@ class Check:
     Attributes:
         name: What is limited, as ``greedy.direct``.
         measured: The sanitized checkpoint's figure; None if there is none.
-        limit: The most it may be; None if that is not known.
+        limit: The most it may be, or the least if ``at_least``; None if that is not known.
         holds: Whether it is met; False whenever either number is missing.
         why: One sentence.
+        at_least: Whether the limit is a lower one.
     """
 
     name: str
@@ -29,6 +34,7 @@ class Check:
     limit: float | None
     holds: bool
     why: str
+    at_least: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The check as plain data."""
@@ -53,8 +59,11 @@ def judge(
     Returns:
         One check a limit; the gate holds if every one does.
     """
-    checks = [_complete(after)]
+    checks = [_complete("unscored", after)]
+    if control is not None:
+        checks.append(_complete("unscored.control", control))
     for kind in settings.kinds:
+        checks.append(power(kind, before, control))
         figures = after["figures"].get(kind)
         baseline = control["figures"].get(kind) if control else None
         for name, limit in (("greedy", settings.greedy), ("discoverable", settings.discoverable)):
@@ -67,13 +76,45 @@ def judge(
     return checks
 
 
-def _complete(after: Mapping[str, Any]) -> Check:
-    missed = sum(after["unscored"].values())
+def power(kind: Kind, before: Mapping[str, Any], control: Mapping[str, Any] | None) -> Check:
+    """Whether the audit can see anything at all: the positive control of the whole run.
+
+    The unsanitized checkpoint must recite more than the base, by (n, p) or by AUC. Where it does
+    not, the corpus, the tokenizer or the framing is not the training's, or the base is not what it
+    was fine-tuned from, or there was nothing to remove: in none of these is a low rate a success.
+    """
+    name = f"power.{kind}"
+    figures = before["figures"].get(kind)
+    baseline = control["figures"].get(kind) if control else None
+    if not figures or (control is not None and not baseline):
+        return Check(name, None, None, False, "no occurrence of this kind was scored", True)
+    rates = [side["discoverable"]["value"] if side else 0.0 for side in (figures, baseline)]
+    aucs = [side["auc"]["value"] if side else 0.5 for side in (figures, baseline)]
+    if None not in aucs:
+        excess = aucs[0] - max(aucs[1], 0.5)
+        if excess >= LEAST_POWER["auc"]:
+            why = "the unsanitized checkpoint's AUC above the control's"
+            return Check(name, excess, LEAST_POWER["auc"], True, why, True)
+    if None in rates:
+        return Check(name, None, None, False, "no occurrence of this kind was scored", True)
+    excess = rates[0] - rates[1]
+    holds = excess >= LEAST_POWER["discoverable"]
+    why = "the unsanitized checkpoint's (n, p) rate above the control's"
+    if not holds:
+        why = (
+            "the audit found next to nothing to remove: is this the corpus, the tokenizer and the "
+            "base of the training? If so, the checkpoint was clean before"
+        )
+    return Check(name, excess, LEAST_POWER["discoverable"], holds, why, True)
+
+
+def _complete(name: str, audit: Mapping[str, Any]) -> Check:
+    missed = sum(audit["unscored"].values())
     why = "every occurrence was scored"
     if missed:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in after["unscored"].items())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in audit["unscored"].items())
         why = f"{missed} occurrences could not be scored ({reasons})"
-    return Check("unscored", float(missed), 0.0, missed == 0, why)
+    return Check(name, float(missed), 0.0, missed == 0, why)
 
 
 def _rate(
@@ -91,6 +132,9 @@ def _rate(
     rate = figures[figure] if figures else None
     if rate is None or rate["trials"] == 0:
         return Check(name, None, None, False, "no occurrence of this kind was scored")
+    if rate["trials"] < FEWEST_TRIALS:
+        why = f"only {rate['trials']} occurrences; fewer than {FEWEST_TRIALS} say too little"
+        return Check(name, rate["value"], None, False, why)
     if limit != "control":
         highest = float(limit)
         source = "the recipe's limit"
@@ -111,6 +155,9 @@ def _auc(
     excess: float,
 ) -> Check:
     value = figures["auc"]["value"] if figures else None
+    if figures and figures["auc"]["trials"] < LEAST_DECOYED * figures["greedy"]["trials"]:
+        why = f"only {figures['auc']['trials']} of {figures['greedy']['trials']} have decoys"
+        return Check(name, value, None, False, why)
     control = baseline["auc"]["value"] if baseline else None
     if value is None or control is None:
         return Check(name, value, None, False, "no decoys were scored, or there is no control")
@@ -131,4 +178,9 @@ def _perplexity(before: Mapping[str, Any], after: Mapping[str, Any], ratio: floa
 
 def _compare(name: str, value: float, highest: float, why: str) -> Check:
     known = math.isfinite(value) and math.isfinite(highest)
-    return Check(name, value if known else None, highest, known and value <= highest, why)
+    if name != "perplexity_ratio" and known and highest >= 1.0:
+        why += "; a limit of 1 or more limits nothing: the control itself recites"
+        known = False
+    return Check(
+        name, value if math.isfinite(value) else None, highest, known and value <= highest, why
+    )

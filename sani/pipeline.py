@@ -16,14 +16,20 @@ from typing import Any
 
 from sani import runtime
 from sani.auditing.audit import audit
-from sani.checkpoint import Checkpoint, check_folder, load_checkpoint, save_checkpoint
+from sani.checkpoint import (
+    Checkpoint,
+    architecture_difference,
+    folder_digest,
+    load_checkpoint,
+    save_checkpoint,
+)
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.erasing.erase import erase
-from sani.errors import RecipeError
+from sani.errors import RecipeError, RunError
 from sani.gate import judge
 from sani.recipe import Recipe, dump_recipe
-from sani.release import check_added_tokens, write_release_files
+from sani.release import check_texts, is_current, write_release_files
 from sani.repairing.repair import repair
 from sani.reporting.report import build_report, write_report
 from sani.runfolder import RunFolder, open_run
@@ -87,11 +93,20 @@ def run(
             control=folder.load("audit-base"),
         )
         report = build_report(folder, recipe, corpus, checks)
-        if not (out / "sanitized").is_dir():
+        digest = folder.load("audit-after")["weights_digest"]
+        if not is_current(out / "sanitized", report, weights_digest=digest):
+            released = job.latest()
+            if released.weights_digest() != digest:
+                raise RunError(
+                    f"{out}: the weights changed after they were audited, so nothing was released; "
+                    "start again in another --out"
+                )
             save_checkpoint(
-                job.latest(),
+                released,
                 out / "sanitized",
-                finish=lambda staging: write_release_files(staging, report),
+                finish=lambda staging: write_release_files(
+                    staging, report, corpus, weights_digest=digest
+                ),
             )
         write_report(folder.path, report)
     return RunResult(out, bool(report["gate"]["holds"]), report)
@@ -144,13 +159,20 @@ class _Job:
         """The model that the checkpoint was fine-tuned from."""
         if self._recipe.model.base is None:
             raise RecipeError("model.base: missing")
-        return load_checkpoint(self._recipe.model.base, device=runtime.device())
+        base = load_checkpoint(self._recipe.model.base, device=runtime.device())
+        difference = architecture_difference(self.unsanitized(), base)
+        if difference:
+            raise RecipeError(
+                f"model.base: it does not fit model.path, so it is no control: {difference}"
+            )
+        if base.weights_digest() == self._folder.load("audit-before")["weights_digest"]:
+            raise RecipeError(f"model.base: {NO_CONTROL}")
+        return base
 
     def unsanitized(self) -> Checkpoint:
         """The checkpoint as it came."""
-        checkpoint = load_checkpoint(self._recipe.model.path, device=runtime.device())
-        check_added_tokens(checkpoint, self._corpus)
-        return checkpoint
+        check_texts(self._recipe.model.path, self._corpus)
+        return load_checkpoint(self._recipe.model.path, device=runtime.device())
 
     def latest(self) -> Checkpoint:
         """The checkpoint as the last finished stage left it."""
@@ -159,6 +181,11 @@ class _Job:
                 if self._folder.finished(stage):
                     place = self._folder.private / stage
                     self._latest = load_checkpoint(place, device=runtime.device())
+                    if self._latest.weights_digest() != self._folder.load(stage)["weights_digest"]:
+                        raise RunError(
+                            f"{place}: the weights are not those that {stage} left there; start "
+                            "again in another --out"
+                        )
                     break
             else:
                 self._latest = self.unsanitized()
@@ -168,8 +195,9 @@ class _Job:
         """Audit a checkpoint, with the same decoys at every stage."""
         if self._folder.finished(stage):
             return
+        audited = checkpoint()
         result = audit(
-            checkpoint(),
+            audited,
             self._corpus,
             self._recipe.audit,
             held_out=self._held_out,
@@ -178,7 +206,8 @@ class _Job:
             on_step=self._progress(stage),
         )
         self._folder.save_occurrences(stage, result.occurrences)
-        self._folder.save(stage, result.to_json())
+        data = {**result.to_json(), "weights_digest": audited.weights_digest()}
+        self._folder.save(stage, data)
 
     def erase(self) -> None:
         """Reset the selected neurons."""
@@ -229,31 +258,32 @@ class _Job:
         return lambda done, total: self._on_step(stage, done, total)
 
 
-def _inputs(recipe: Recipe, corpus: Corpus, held_out: Corpus | None) -> dict[str, str]:
-    """Digests of everything a run reads; the base must not be the checkpoint itself.
+NO_CONTROL = (
+    "has the same weights as model.path, so it is no control: every leak would count as harmless. "
+    "Give the public model it was fine-tuned from"
+)
 
-    Raises:
-        RecipeError: If it is: then it would be no control.
-    """
-    inputs = {"corpus": corpus.digest(), "model.path": _folder_digest(recipe.model.path)}
+
+def _inputs(recipe: Recipe, corpus: Corpus, held_out: Corpus | None) -> dict[str, str]:
+    """Digests of everything a run reads."""
+    model = recipe.model
+    inputs = {
+        "corpus": corpus.digest(),
+        "model.path": folder_digest(model.path, weights_only=False),
+    }
     if held_out is not None:
         inputs["corpus.held_out"] = held_out.digest()
-    if recipe.model.base is not None:
-        inputs["model.base"] = _folder_digest(recipe.model.base)
-        if inputs["model.base"] == inputs["model.path"]:
-            raise RecipeError(
-                "model.base: has the same weights as model.path, so it is no control: every "
-                "leak would count as harmless. Give the public model it was fine-tuned from"
-            )
+    if model.base is not None:
+        check_base(model.path, model.base)
+        inputs["model.base"] = folder_digest(model.base, weights_only=False)
     return inputs
 
 
-def _folder_digest(path: Path) -> str:
-    """SHA-256 over the weight files of a checkpoint folder."""
-    import hashlib
+def check_base(path: Path, base: Path) -> None:
+    """Refuse a base whose weight files are the checkpoint's own.
 
-    state = hashlib.sha256()
-    for file in sorted(check_folder(path).glob("*.safetensors")):
-        with file.open("rb") as content:
-            state.update(hashlib.file_digest(content, "sha256").digest())
-    return state.hexdigest()
+    Raises:
+        RecipeError: If they are: then it would be no control.
+    """
+    if folder_digest(path, weights_only=True) == folder_digest(base, weights_only=True):
+        raise RecipeError(f"model.base: {NO_CONTROL}")

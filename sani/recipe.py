@@ -63,7 +63,7 @@ class CorpusSettings(Settings):
 class SamplerSettings(Settings):
     """How the adversary samples, for the (n, p)-discoverable extraction rate."""
 
-    temperature: float = Field(1.0, gt=0.0, description="softmax temperature")
+    temperature: float = Field(1.0, ge=0.01, le=100.0, description="softmax temperature")
     top_k: int = Field(40, ge=0, description="tokens kept, 0 for all; 40 is Hayes et al. 2024")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="probability mass kept")
 

@@ -4,55 +4,132 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sani.checkpoint import Checkpoint
+from sani.checkpoint import CONFIG_FILES, TOKENIZER_FILES
 from sani.corpus.documents import Corpus
 from sani.errors import CheckpointError
 from sani.reporting.report import render
 
 MANIFEST = "manifest.json"
-SHORTEST = 4
+SHORTEST = 5
+# Files that hold a vocabulary: a surname may be a word of any tokenizer, a record number may not.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
 
 
-def check_added_tokens(checkpoint: Checkpoint, corpus: Corpus) -> None:
-    """Refuse a tokenizer whose added tokens hold an identifier: it would go out with the model.
+def check_texts(folder: Path, corpus: Corpus) -> None:
+    """Refuse a checkpoint folder in whose text files an identifier stands: it would be released.
+
+    Looks for direct identifiers, document ids and subject ids of `SHORTEST` characters or more as
+    words of their own; in vocabularies, for those that hold a digit or a blank; in the added
+    tokens, for all of them, anywhere. Binary vocabularies (``*.model``) are not looked into.
 
     Raises:
-        CheckpointError: With how many tokens do, never which.
+        CheckpointError: With the files and how many identifiers each holds, never which.
     """
-    added = [token.casefold() for token in checkpoint.tokenizer.get_added_vocab()]
-    values = {
-        document.value(span).casefold()
-        for document in corpus
-        for span in document.spans
-        if span.kind == "direct" and span.end - span.start >= SHORTEST
+    secrets = {
+        document.value(s) for document in corpus for s in document.spans if s.kind == "direct"
     }
-    guilty = sum(any(value in token for value in values) for token in added)
-    if guilty:
-        raise CheckpointError(
-            f"model folder {checkpoint.path}: {guilty} of {len(added)} added tokens of the "
-            "tokenizer hold a direct identifier of the corpus, and a tokenizer is released in "
-            "clear; remove them from tokenizer.json first"
-        )
+    secrets |= {name for document in corpus for name in (document.id, document.subject_id)}
+    secrets = {secret for secret in secrets if len(secret) >= SHORTEST}
+    telling = {s for s in secrets if re.search(r"[\d\s]", s) and not s.isalpha()}
+    for name in (*TOKENIZER_FILES, *CONFIG_FILES, "README.md", MANIFEST):
+        if not (folder / name).is_file() or name.endswith(".model"):
+            continue
+        text = (folder / name).read_text(encoding="utf-8", errors="replace")
+        strings = "\n".join(_strings(text))
+        found = _standing(telling if name in VOCABULARIES else secrets, strings)
+        if name == "tokenizer.json":
+            added = "\n".join(_added_tokens(text)).casefold()
+            found |= {secret for secret in secrets if secret.casefold() in added}
+        if found:
+            raise CheckpointError(
+                f"model folder {folder}: {name} holds {len(found)} direct identifiers or ids of "
+                "the corpus, and it is released in clear; remove them first"
+            )
 
 
-def write_release_files(folder: Path, report: dict[str, Any]) -> None:
+def _standing(secrets: set[str], text: str) -> set[str]:
+    """The secrets that stand in a text as words of their own, by whole words and then exactly."""
+    folded = text.casefold()
+    return {
+        secret
+        for secret in secrets
+        if secret.casefold() in folded
+        and re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text, re.IGNORECASE)
+    }
+
+
+def _strings(text: str) -> Iterable[str]:
+    """Every string of a JSON file, unescaped; the text itself if it is none."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return [text]
+    found = []
+    waiting = [data]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str | int):
+            found.append(str(value))
+    return found
+
+
+def _added_tokens(text: str) -> list[str]:
+    try:
+        return [str(token["content"]) for token in json.loads(text).get("added_tokens", [])]
+    except (ValueError, AttributeError, TypeError, KeyError):
+        return [text]
+
+
+def write_release_files(
+    folder: Path, report: dict[str, Any], corpus: Corpus, *, weights_digest: str
+) -> None:
     """Add the card and the manifest to a checkpoint folder that is about to be renamed.
 
     The manifest holds the SHA-256 of every other file, the gate's verdict, and where all of it
     came from.
+
+    Raises:
+        CheckpointError: If an identifier stands in one of the folder's text files.
     """
     (folder / "README.md").write_text(render(report, "card.md.jinja"), encoding="utf-8")
     manifest = {
         "schema_version": 1,
         "gate": report["gate"],
         "provenance": report["provenance"],
-        "files": {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(folder.iterdir())
-        },
+        "weights_digest": weights_digest,
+        "files": _digests(folder),
     }
     text = json.dumps(manifest, indent=1, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    check_texts(folder, corpus)
+
+
+def is_current(folder: Path, report: dict[str, Any], *, weights_digest: str) -> bool:
+    """Whether a release folder is whole, of these weights, and says what this report says."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return bool(
+            manifest["weights_digest"] == weights_digest
+            and manifest["gate"] == report["gate"]
+            and manifest["files"] == _digests(folder)
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for file in sorted(folder.iterdir()):
+        if file.name != MANIFEST:
+            with file.open("rb") as content:
+                found[file.name] = hashlib.file_digest(content, "sha256").hexdigest()
+    return found

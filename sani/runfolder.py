@@ -53,8 +53,14 @@ class RunFolder:
         """Keep an audit's single verdicts in the private part."""
         place = self.private / f"{stage}.npz"
         partial = place.with_suffix(".partial.npz")
-        np.savez_compressed(partial, **vars(occurrences))
-        os.replace(partial, place)
+        try:
+            np.savez_compressed(partial, **vars(occurrences))
+            os.replace(partial, place)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise RunError(
+                f"cannot write to {self.private} ({error.strerror}); free space and --resume"
+            ) from None
 
     def load_occurrences(self, stage: str) -> Occurrences:
         """An audit's single verdicts."""
@@ -87,9 +93,16 @@ def open_run(
         resume: Take up a run that is there already.
 
     Raises:
-        RunError: If the folder is in use, is there already and is not to be resumed, or belongs
-            to another recipe or other inputs.
+        RunError: If the folder is in use, is there already and is not to be resumed, holds what
+            no run wrote, or belongs to another recipe or other inputs.
     """
+    if path.is_dir() and resume and not (path / "private" / "inputs.json").exists():
+        strange = [entry for entry in path.iterdir() if entry.name not in ("private", RECIPE)]
+        if strange:
+            raise RunError(
+                f"{path} holds {len(strange)} entries that no run of sani wrote, so there is "
+                "nothing to resume; choose another --out"
+            )
     if path.exists() and not resume and any(path.iterdir() if path.is_dir() else [path]):
         raise RunError(
             f"{path} is there already and not empty; continue it with --resume, or choose another "

@@ -519,3 +519,32 @@ def test_remote_code_is_never_run(source, tmp_path):
     edit_config(auto_map={"AutoModelForCausalLM": "modeling_mine.Mine"})(source)
     load_checkpoint(source)
     assert not trap.exists()
+
+
+def test_an_eager_configuration_does_not_change_what_is_read(tmp_path):
+    """Eager attention would add a mask of booleans as 0 and 1, and see the future."""
+    from sani.auditing.scoring import Row, score
+
+    folder = write_source(tmp_path / "model", CONFIGS["tied"]())
+    row = Row.of_text([1, 2, 3, 4, 5, 6])
+    row.add_branch(2, [7, 8, 9], [0, 1, 2])
+    row.reads.append((4, 6, 3))
+    plain = score(load_checkpoint(folder).model, [row], num_slots=4, batch_tokens=64)
+    for key in ("attn_implementation", "_attn_implementation"):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {key: "eager"}))
+        found = score(load_checkpoint(folder).model, [row], num_slots=4, batch_tokens=64)
+        assert abs(found.log_probability - plain.log_probability).max() < 1e-5
+    eager = load_checkpoint(folder).model
+    eager.set_attn_implementation("eager")
+    found = score(eager, [row], num_slots=4, batch_tokens=64)
+    assert abs(found.log_probability - plain.log_probability).max() < 1e-5
+
+
+def test_tensors_that_the_configuration_has_no_place_for_are_refused(tmp_path):
+    folder = write_source(tmp_path / "model", CONFIGS["tied"]())
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] = 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="have no place in the model"):
+        load_checkpoint(folder)

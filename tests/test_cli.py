@@ -147,7 +147,11 @@ def test_fail_above_never_passes_without_direct_identifiers(
 
 
 def test_check_finds_every_problem_and_writes_nothing(
-    clinic: Clinic, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    clinic: Clinic,
+    base_folder: Path,
+    leaky_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     notes = tmp_path / "notes.jsonl"
     write_jsonl(clinic.private, notes)
@@ -165,8 +169,10 @@ def test_check_finds_every_problem_and_writes_nothing(
         "corpus": True, "model.path": True, "model.base": False, "erase": False, "disk": True,
         "memory": True,
     }  # fmt: skip
-    assert main(["run", str(recipe), "--out", str(out), "--check", "--set", "erase.last_layers=2",
-                 "--set", f"model.base={leaky_folder}"]) == 0  # fmt: skip
+    again = ["run", str(recipe), "--out", str(out), "--check", "--set", "erase.last_layers=2"]
+    assert main([*again, "--set", f"model.base={leaky_folder}"]) == 1
+    assert "has the same weights as model.path" in " ".join(capsys.readouterr().out.split())
+    assert main([*again, "--set", f"model.base={base_folder}"]) == 0
     assert sorted(tmp_path.rglob("*")) == there
 
 

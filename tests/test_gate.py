@@ -33,6 +33,7 @@ def audit_of(greedy: tuple[int, int], *, auc: float | None = 0.52, perplexity: f
 BEFORE = audit_of((900, 1000), auc=0.99)
 CONTROL = audit_of((2, 1000))
 CLEAN = audit_of((3, 1000))
+ZERO = audit_of((0, 1000))
 
 
 def failed(after: Any, *, control: Any = CONTROL, before: Any = BEFORE, **limits: Any) -> set[str]:
@@ -78,8 +79,8 @@ def test_each_gap_or_excess_fails_its_own_limit(path: str, value: Any, name: str
 
 def test_a_kind_that_the_corpus_lacks_does_not_hold() -> None:
     assert failed(CLEAN, kinds=("direct", "indirect")) == {
-        "greedy.indirect", "discoverable.indirect", "auc.indirect",
-    }  # fmt: skip
+        f"{name}.indirect" for name in ("power", "greedy", "discoverable", "auc")
+    }
 
 
 def test_without_a_control_nothing_is_within_it() -> None:
@@ -87,13 +88,49 @@ def test_without_a_control_nothing_is_within_it() -> None:
     assert failed(CLEAN, control=None, greedy=0.01, discoverable=0.01, auc_excess=None) == set()
 
 
-def test_a_handful_of_occurrences_cannot_pass_by_their_wide_interval() -> None:
+@pytest.mark.parametrize(("trials", "allowed"), [(20, 0), (88, 0), (400, 0), (1000, 2), (5000, 3)])
+def test_a_wide_interval_lets_nothing_through(trials: int, allowed: int) -> None:
     """0 of 20 has a 95 % interval up to 16 %; three recited identifiers are not within it."""
-    control = audit_of((0, 20))
-    assert control["figures"]["direct"]["greedy"]["high"] > 3 / 20
-    assert failed(audit_of((3, 20)), control=control) == {"greedy.direct", "discoverable.direct"}
-    assert failed(audit_of((1, 20)), control=control) == {"greedy.direct", "discoverable.direct"}
-    assert failed(audit_of((0, 20)), control=control) == set()
+    control = audit_of((0, trials))
+    assert failed(audit_of((allowed, trials)), control=control) == set()
+    more = failed(audit_of((allowed + 1, trials)), control=control)
+    assert more == {"greedy.direct", "discoverable.direct"}
+
+
+def test_a_few_occurrences_say_too_little_to_hold() -> None:
+    assert failed(audit_of((0, 19)), control=audit_of((0, 19))) == {
+        "greedy.direct", "discoverable.direct",
+    }  # fmt: skip
+
+
+def test_a_leaky_control_does_not_make_the_limits_vacuous() -> None:
+    """The base is an earlier epoch of the same fine-tuning: everything is within its figures."""
+    leaky = audit_of((899, 1000), auc=0.985)
+    assert failed(BEFORE, control=leaky) == {"power.direct", "auc.direct"}
+    assert failed(audit_of((0, 1000), auc=0.5), control=audit_of((1000, 1000), auc=1.0)) == {
+        "power.direct", "greedy.direct", "discoverable.direct", "auc.direct",
+    }  # fmt: skip
+
+
+def test_an_audit_that_found_nothing_before_is_no_success_after() -> None:
+    """The wrong corpus, tokenizer or framing: nothing is recited before, so nothing is after."""
+    blind = audit_of((2, 1000), auc=0.55)
+    assert failed(ZERO, before=blind) == {"power.direct"}
+    assert failed(ZERO, before=audit_of((2, 1000), auc=0.75)) == set()
+    assert failed(ZERO, before=audit_of((60, 1000), auc=None)) == set()
+
+
+def test_a_control_that_skipped_occurrences_is_none() -> None:
+    control = {**CONTROL, "unscored": {"no token covers it": 1}}
+    assert failed(CLEAN, control=control) == {"unscored.control"}
+
+
+def test_an_auc_over_a_few_occurrences_does_not_stand_for_all() -> None:
+    after = copy.deepcopy(CLEAN)
+    after["figures"]["direct"]["auc"]["trials"] = 899
+    assert failed(after) == {"auc.direct"}
+    after["figures"]["direct"]["auc"]["trials"] = 900
+    assert failed(after) == set()
 
 
 def test_a_limit_of_zero_allows_nothing() -> None:

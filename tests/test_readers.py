@@ -1008,3 +1008,31 @@ def test_damaged_columns_are_read_or_refused(tmp_path_factory, name, data):
     whole = (write_parquet if name == "c.parquet" else write_stream)(path, ROWS).read_bytes()
     path.write_bytes(data.draw(mutated(whole)))
     read_or_refuse(path)
+
+
+def test_a_document_whose_spans_go_by_another_name_is_refused(tmp_path):
+    rows = [
+        {"id": "a", "text": "Ana", "spans": [{"start": 0, "end": 3, "label": "NAME"}]},
+        {"id": "b", "text": "Eva", "entities": [{"start": 0, "end": 3, "label": "NAME"}]},
+    ]
+    path = tmp_path / "notes.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(CorpusError) as caught:
+        read_corpus(path)
+    assert str(caught.value) == (
+        f"{path}, line 2: it has no 'spans', but others have; write \"spans\": [] where there are "
+        "none"
+    )
+    rows[1] = {"id": "b", "text": "Eva", "spans": []}
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert read_corpus(path).num_spans == 1
+
+
+@pytest.mark.parametrize("label", ["123456", "ana@example.com", "x" * 65])
+def test_a_label_that_looks_like_a_value_is_refused_and_not_shown(tmp_path, label):
+    row = {"id": "a", "text": "Ana", "spans": [{"start": 0, "end": 3, "label": label}]}
+    path = tmp_path / "notes.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(CorpusError, match="labels are printed in reports") as caught:
+        read_corpus(path)
+    assert label not in str(caught.value)

@@ -1,8 +1,10 @@
 """The whole job on a model that really recites: what it writes, what it must never write."""
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -31,7 +33,7 @@ corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
 audit: {{decoys: 4}}
 erase: {{last_layers: 2, selector: {{kind: all}}, reset: reinit}}
 repair: {{epochs: 4, learning_rate: 3e-3, batch_tokens: 768}}
-gate: {{auc_excess: 1.0, perplexity_ratio: 2.0}}
+gate: {{auc_excess: 0.45, perplexity_ratio: 2.0}}
 """
 
 
@@ -276,12 +278,82 @@ def test_a_finished_run_resumed_runs_no_stage_again(
     recipe: Path, finished: tuple[Path, subprocess.CompletedProcess[bytes]]
 ) -> None:
     out, _ = finished
-    before = {file: file.stat().st_mtime_ns for file in out.glob("*-*.json")}
-    sanitized = (out / "sanitized").stat().st_mtime_ns
+    kept = [file for file in out.rglob("*") if not file.name.startswith(("report.", "junit"))]
+    before = {file: file.stat().st_mtime_ns for file in kept if file.name != "lock"}
     result = run(load_recipe(recipe), out, resume=True)
-    assert {file: file.stat().st_mtime_ns for file in out.glob("*-*.json")} == before
-    assert (out / "sanitized").stat().st_mtime_ns == sanitized
+    assert {file: file.stat().st_mtime_ns for file in before} == before
     assert result.gate_holds == load(out, "report.json")["gate"]["holds"]
+
+
+def test_a_sanitized_folder_that_is_not_of_the_audited_weights_is_replaced(
+    recipe: Path,
+    finished: tuple[Path, subprocess.CompletedProcess[bytes]],
+    leaky_folder: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    shutil.copyfile(leaky_folder / "model.safetensors", out / "sanitized" / "model.safetensors")
+    assert weights(out) != weights(finished[0])
+    run(load_recipe(recipe), out, resume=True)
+    assert weights(out) == weights(finished[0])
+
+
+def test_weights_swapped_behind_a_stage_are_never_released(
+    recipe: Path,
+    finished: tuple[Path, subprocess.CompletedProcess[bytes]],
+    leaky_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    shutil.rmtree(out / "sanitized")
+    place = out / "private" / "repair" / "model.safetensors"
+    shutil.copyfile(leaky_folder / "model.safetensors", place)
+    assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 1
+    assert "the weights are not those that repair left there" in capsys.readouterr().err
+    assert not (out / "sanitized").exists()
+
+
+def test_a_folder_that_no_run_wrote_is_not_resumed(
+    recipe: Path, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(leaky_folder, out / "sanitized")
+    assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 1
+    assert "there is nothing to resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"],
+)
+def test_an_identifier_in_a_text_file_of_the_checkpoint_is_refused(
+    clinic: Clinic,
+    recipe: Path,
+    leaky_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    guilty = tmp_path / "model"
+    shutil.copytree(leaky_folder, guilty)
+    spans = [(d, s) for d in clinic.private for s in d.spans if s.label == "NAME"]
+    secret = max((d.value(s) for d, s in spans), key=len)
+    if name.endswith(".json"):
+        data = load(guilty, name) | {"note": f"tuned for {secret}"}
+        (guilty / name).write_text(json.dumps(data))
+    else:
+        (guilty / name).write_text(f"You care for {secret}.")
+    out = tmp_path / "x"
+    code = main(["run", str(recipe), "--out", str(out), "--set", f"model.path={guilty}"])
+    error = capsys.readouterr().err
+    assert code == 1
+    assert f"{name} holds " in error
+    assert "direct identifiers or ids of the corpus" in error
+    assert secret not in error
+    assert not (out / "sanitized").exists()
 
 
 def test_a_run_folder_refuses_what_does_not_belong_to_it(
@@ -297,8 +369,6 @@ def test_a_run_folder_refuses_what_does_not_belong_to_it(
     assert main(["run", str(recipe), "--out", str(out), "--resume", "--set", "seed=9"]) == 1
     assert "belongs to another recipe" in capsys.readouterr().err
     with (out / "private" / "lock").open("w") as lock:
-        import fcntl
-
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 1
     assert "is in use by another run" in capsys.readouterr().err
@@ -339,8 +409,6 @@ def test_an_added_token_that_holds_an_identifier_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import shutil
-
     guilty = tmp_path / "model"
     shutil.copytree(leaky_folder, guilty)
     secret = next(
@@ -358,7 +426,7 @@ def test_an_added_token_that_holds_an_identifier_is_refused(
     code = main(["run", str(recipe), "--out", str(tmp_path / "x"), "--set", f"model.path={guilty}"])
     error = capsys.readouterr().err
     assert code == 1
-    assert "added tokens of the tokenizer hold a direct identifier" in error
+    assert "holds 1 direct identifiers or ids of the corpus" in error
     assert secret not in error
     assert not (tmp_path / "x" / "sanitized").exists()
 

@@ -38,6 +38,7 @@ from sani.errors import AuditError
 from sani.recipe import AuditSettings
 
 FRAMING_OCCURRENCES = 300
+FRAMING_DOCUMENTS = 8
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,8 @@ def _worst_framing(
         return framing_named(settings.framing, checkpoint.tokenizer), {}
     with_spans = [item for item in encoded if item.spans]
     num_occurrences = sum(len(item.spans) for item in with_spans)
-    sample = with_spans[:: max(1, num_occurrences // FRAMING_OCCURRENCES)]
+    step = min(num_occurrences // FRAMING_OCCURRENCES, len(with_spans) // FRAMING_DOCUMENTS)
+    sample = with_spans[:: max(1, step)]
     # Where nothing stands before a document, its first token is given away and counts for nothing:
     # an identifier that starts there would look likelier under `none` for that alone.
     whole = np.array([first > 0 for item in sample for first, _ in item.spans])

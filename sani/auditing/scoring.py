@@ -155,6 +155,8 @@ def _score_batch(
             sampled = sampled_log_probability(
                 logits[rows_asked], targets[piece][rows_asked], sampler
             )
+            if sampled.isnan().any():
+                raise AuditError("the sampler gives NaN; change audit.sampler")
             result.sampled[at[asked]] = sampled.double().cpu().numpy()
 
 
@@ -207,5 +209,8 @@ def _inputs(rows: Sequence[Row], device: torch.device) -> dict[str, Tensor | Non
     return {
         "input_ids": ids.to(device),
         "position_ids": positions.to(device),
-        "attention_mask": sees[:, None].to(device),
+        # Added to the scores: a mask of booleans would be added as 0 and 1 by eager attention.
+        "attention_mask": torch.where(sees, 0.0, torch.finfo(torch.float32).min)[:, None].to(
+            device
+        ),
     }

@@ -135,6 +135,7 @@ def _collect(
     documents: list[Document] = []
     problems: list[tuple[str, str]] = []
     places: dict[str, str] = {}
+    without_key: list[str] = []
     with closing(rows):
         for place, row in islice(rows, limit):
             try:
@@ -149,6 +150,12 @@ def _collect(
             else:
                 places[document.id] = place
                 documents.append(document)
+                if "spans" not in row:
+                    without_key.append(place)
+    if 0 < len(without_key) < len(documents):
+        # A key of another name would hide a document's identifiers in silence.
+        hint = "it has no 'spans', but others have; write \"spans\": [] where there are none"
+        problems += [(place, hint) for place in without_key]
     return documents, problems
 
 

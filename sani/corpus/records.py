@@ -6,6 +6,7 @@ wrong with it is told without a single value of it: only names of fields, types 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Iterable, Mapping
 from typing import cast
 
@@ -70,6 +71,10 @@ def to_document(row: Row, *, kinds: Mapping[str, Kind]) -> Document:
         text=text,
         spans=_to_spans(row.get("spans"), text, kinds=kinds),
     )
+
+
+LONGEST_LABEL = 64
+_LOOKS_LIKE_A_VALUE = re.compile(r"\d{4}|@")
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -144,6 +149,11 @@ def _to_span(item: object, text: str, *, kinds: Mapping[str, Kind]) -> Span:
     if not label.strip():
         raise RecordError("'label' is empty; expected a name such as NAME or DATE")
     _check_surrogates(label, "label")
+    if len(label) > LONGEST_LABEL or _LOOKS_LIKE_A_VALUE.search(label):
+        raise RecordError(
+            f"'label' is longer than {LONGEST_LABEL} characters, or holds four digits or an @, "
+            "like an identifier; labels are printed in reports: expected a name such as NAME"
+        )
     kind = item.get("kind")
     if kind is None:
         kind = kinds.get(label, "direct")

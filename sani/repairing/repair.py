@@ -141,6 +141,11 @@ def train_(
         trainer = _Trainer(model, arguments, batches, settings, base, states, on_step)
         try:
             trainer.train(resume_from_checkpoint=state)
+        except OSError as error:
+            raise RepairError(
+                f"cannot write the state of the repair ({error.strerror or 'disk full?'}); free "
+                "space and go on with --resume"
+            ) from None
         finally:
             model.requires_grad_(True)
             model.eval()

@@ -41,6 +41,14 @@ def compare(before: Occurrences, after: Occurrences) -> Change:
     ):
         raise ValueError("the audits are of different occurrences")
     both = before.scored & after.scored
-    was = before.greedy | before.discoverable
-    now = after.greedy | after.discoverable
+    was, now = _extracted(before), _extracted(after)
     return Change(cured=both & was & ~now, kept=both & was & now, new=both & ~was & now)
+
+
+def beyond_control(after: Occurrences, control: Occurrences) -> Bools:
+    """Which occurrences the sanitized model gives and the base does not, [n]."""
+    return after.scored & _extracted(after) & ~_extracted(control)
+
+
+def _extracted(audit: Occurrences) -> Bools:
+    return np.asarray(audit.greedy | audit.discoverable)

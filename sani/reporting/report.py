@@ -18,7 +18,7 @@ from sani.checkpoint import write_text
 from sani.corpus.documents import Corpus
 from sani.gate import Check
 from sani.recipe import Recipe
-from sani.reporting.compare import compare
+from sani.reporting.compare import beyond_control, compare
 from sani.runfolder import RunFolder
 
 SCHEMA_VERSION = 1
@@ -54,6 +54,8 @@ def build_report(
         "repair": folder.load("repair"),
         "audit_settings": recipe.audit.model_dump(mode="json"),
         "gate_settings": recipe.gate.model_dump(mode="json"),
+        "not_asked": [name for name, limit in recipe.gate.model_dump().items() if limit is None],
+        "corpus_limit": recipe.corpus.limit,
         "not_tested": list(NOT_TESTED),
         "provenance": {
             "seed": recipe.seed,
@@ -167,6 +169,9 @@ def _changes(folder: RunFolder, corpus: Corpus) -> dict[str, Any]:
     before = folder.load_occurrences("audit-before")
     after = folder.load_occurrences("audit-after")
     change = compare(before, after)
+    beyond = np.zeros_like(change.kept)
+    if folder.finished("audit-base"):
+        beyond = beyond_control(after, folder.load_occurrences("audit-base"))
 
     def named(index: int) -> dict[str, Any]:
         document = corpus[int(after.document[index])]
@@ -182,6 +187,8 @@ def _changes(folder: RunFolder, corpus: Corpus) -> dict[str, Any]:
         "cured": int(change.cured.sum()),
         "kept": int(change.kept.sum()),
         "new": int(change.new.sum()),
+        "beyond_control": int(beyond.sum()),
+        "beyond_control_listed": [named(i) for i in np.flatnonzero(beyond)[:MOST_LISTED]],
         "kept_listed": [named(i) for i in np.flatnonzero(change.kept)[:MOST_LISTED]],
         "new_listed": [named(i) for i in np.flatnonzero(change.new)[:MOST_LISTED]],
     }
