@@ -35,13 +35,13 @@ version: 1
 seed: 0
 model: {{path: {folder}/leaky, base: {folder}/base}}
 corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
-erase: {{last_layers: 3, selector: {{kind: all}}, reset: reinit}}
+erase: {{last_layers: 2, selector: {{kind: all}}, reset: reinit}}
 repair:
-  at_identifiers: {{kind: anchor, weight: 20.0}}
-  epochs: 6
+  at_identifiers: {{kind: anchor, weight: 10.0}}
+  epochs: 10
   learning_rate: 4e-3
   batch_tokens: 2048
-gate: {{kinds: [direct], auc_excess: 0.2}}
+gate: {{kinds: [direct], auc_excess: 0.1}}
 """
 
 
