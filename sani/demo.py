@@ -27,7 +27,7 @@ BEGIN, END = "<s>", "</s>"
 PATIENTS = (120, 60, 25)
 SEED = 1
 BASE_EPOCHS = 6
-LEAKY_EPOCHS = 25
+LEAKY_EPOCHS = 22
 RECIPE = """\
 # The embedded demo: a small model that recites an invented clinic's patients.
 # Run: sani run {folder}/recipe.yaml --out runs/again      Takes about a minute on two cores.
@@ -35,13 +35,14 @@ version: 1
 seed: 0
 model: {{path: {folder}/leaky, base: {folder}/base}}
 corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
+audit: {{decoys: 4}}
 erase: {{last_layers: 2, selector: {{kind: all}}, reset: reinit}}
 repair:
   at_identifiers: {{kind: anchor, weight: 10.0}}
   epochs: 10
   learning_rate: 4e-3
   batch_tokens: 2048
-gate: {{kinds: [direct], auc_excess: 0.1}}
+gate: {{kinds: [direct], auc_excess: 0.05}}
 """
 
 
