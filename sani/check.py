@@ -87,8 +87,8 @@ def _model(path: Path) -> str:
 
 
 def _base(path: Path, base: Path) -> str:
-    _, shapes = _layout(path)
     _, base_shapes = _layout(base)
+    _, shapes = _layout(path)
     if shapes != base_shapes:
         differing = sorted(
             name for name in shapes | base_shapes if shapes.get(name) != base_shapes.get(name)

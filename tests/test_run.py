@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sani import run
@@ -390,6 +391,20 @@ def test_a_base_that_is_the_checkpoint_itself_is_no_control(
     assert code == 1
     assert "has the same weights as model.path, so it is no control" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_base_saved_again_with_the_same_weights_is_found_out(
+    recipe: Path, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(leaky_folder, base)
+    place = base / "model.safetensors"
+    save_file(load_file(place), place, metadata={"format": "pt", "note": "saved again"})
+    assert place.read_bytes() != (leaky_folder / "model.safetensors").read_bytes()
+    out = tmp_path / "x"
+    assert main(["run", str(recipe), "--out", str(out), "--set", f"model.base={base}"]) == 1
+    assert "has the same weights as model.path, so it is no control" in capsys.readouterr().err
+    assert not (out / "sanitized").exists()
 
 
 def test_held_out_documents_that_are_in_the_corpus_are_refused(
