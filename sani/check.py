@@ -58,9 +58,9 @@ def _look(name: str, look: Callable[[], str]) -> CheckItem:
 
 
 def _corpus(recipe: Recipe) -> str:
-    corpus, held_out = read_documents(recipe)
-    inventory = scan(corpus)
-    held = f", {len(held_out)} held out" if held_out else ", none held out"
+    documents = read_documents(recipe)
+    inventory = scan(documents.corpus)
+    held = f", {len(documents.held_out)} held out" if documents.held_out else ", none held out"
     return (
         f"{inventory.documents} documents of {inventory.subjects} subjects{held}; "
         f"{inventory.occurrences} occurrences of {len(inventory.labels)} labels"

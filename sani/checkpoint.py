@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 
 from sani.errors import CheckpointError
+from sani.families import is_masked
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,6 +35,10 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
 )
+# Families that number positions from behind the padding token.
+OFFSET_POSITIONS = ("camembert", "roberta", "xlm-roberta")
+# Parts of a pretrained masked model that no prediction of a token passes through.
+UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
 CONFIG_FILES = ("config.json", "generation_config.json")
 
 
@@ -59,9 +64,12 @@ class Checkpoint:
         """The longest input the model takes, or its attention window where that is shorter."""
         config = self.model.config
         sliding = getattr(config, "sliding_window", None)
-        if not getattr(config, "use_sliding_window", True):
-            sliding = None
-        return min(int(config.max_position_embeddings), int(sliding or 2**62))
+        if not getattr(config, "use_sliding_window", True) or is_masked(config):
+            sliding = None  # ModernBERT's window is of some layers only
+        positions = int(config.max_position_embeddings)
+        if config.model_type in OFFSET_POSITIONS:
+            positions -= config.pad_token_id + 1
+        return min(positions, int(sliding or 2**62))
 
 
 def check_folder(path: Path | str) -> Path:
@@ -121,21 +129,31 @@ def check_folder(path: Path | str) -> Path:
 
 
 def load_checkpoint(path: Path | str, *, device: torch.device | None = None) -> Checkpoint:
-    """Load a causal language model and its fast tokenizer from a local folder, in float32.
+    """Load a causal or masked language model and its fast tokenizer, in float32.
+
+    A family of `sani.families.MASKED` is loaded as a masked model: it can be audited.
 
     Raises:
         CheckpointError: If the folder is not a checkpoint that sani reads, or the weights hold
             NaN or infinities, or the tokenizer has more tokens than the model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoTokenizer,
+    )
 
     path = check_folder(path)
     try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        loader = AutoModelForMaskedLM if is_masked(config) else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, use_fast=True
         )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = loader.from_pretrained(
             path,
+            config=config,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -154,9 +172,14 @@ def load_checkpoint(path: Path | str, *, device: torch.device | None = None) -> 
             f"model folder {path}: {len(info['missing_keys'])} tensors are missing and "
             f"{len(info['mismatched_keys'])} have another shape than config.json says"
         )
-    if info["unexpected_keys"]:
+    unexpected = [
+        name
+        for name in info["unexpected_keys"]
+        if not is_masked(config) or not any(part in name for part in UNUSED_PARTS)
+    ]
+    if unexpected:
         raise CheckpointError(
-            f"model folder {path}: {len(info['unexpected_keys'])} tensors have no place in the "
+            f"model folder {path}: {len(unexpected)} tensors have no place in the "
             "model that config.json describes, so an audit would not be of the whole checkpoint; "
             "check num_hidden_layers and the like"
         )

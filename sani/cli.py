@@ -103,7 +103,7 @@ def _check(settings: Any, out: Path, *, as_json: bool) -> int:
 
 def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
     from sani.pipeline import run as run_recipe
-    from sani.reporting.report import STAGE_NAMES
+    from sani.reporting.sections import STAGE_NAMES
 
     with console.reporter() as on_step:
         result = run_recipe(settings, out, resume=resume, on_step=on_step)
@@ -166,8 +166,24 @@ def audit(
     base: Base = None,
     held_out: HeldOut = None,
     limit: Limit = None,
+    before: Annotated[
+        list[Path] | None,
+        typer.Option(help="An earlier round of the same model, oldest first; may be repeated."),
+    ] = None,
+    pretraining: Annotated[
+        Path | None,
+        typer.Option(help="Documents that only the base may have seen: are they leaked?"),
+    ] = None,
     decoys: Annotated[int, typer.Option(min=0, help="Decoys per occurrence.")] = 8,
+    swaps: Annotated[int, typer.Option(min=0, help="Other subjects' values, likewise.")] = 4,
     framing: Framing = "auto",
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also sample: so many continuations of each kind of prompt."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Further prompts for sampling, one a line.")
+    ] = None,
     seed: Seed = 0,
     fail_above: Annotated[
         float | None,
@@ -181,37 +197,40 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Measure what a checkpoint recites of a corpus, beside the base as control."""
-    from sani.auditing.audit import audit as run_audit
-    from sani.checkpoint import load_checkpoint
     from sani.corpus.readers import read_corpus
-    from sani.runtime import device, quiet_libraries
+    from sani.pipeline import Documents, audit_models
+    from sani.reporting.sections import STAGE_NAMES, audit_sections
 
-    quiet_libraries()
-    settings = _settings("AuditSettings", decoys=decoys, framing=framing)
-    documents = read_corpus(corpus, limit=limit)
-    held = read_corpus(held_out) if held_out else None
-    audits: dict[str, Any] = {}
+    asked: dict[str, Any] = {"decoys": decoys, "swaps": swaps, "framing": framing}
+    if samples or prompts:
+        number = samples or 1000
+        asked["generation"] = {
+            "empty": number, "headings": number, "openings": number,
+            "file": str(prompts) if prompts else None, "file_samples": number,
+        }  # fmt: skip
+    settings = _settings("AuditSettings", **asked)
+    documents = Documents(
+        read_corpus(corpus, limit=limit),
+        read_corpus(held_out) if held_out else None,
+        read_corpus(pretraining) if pretraining else None,
+    )
+    models = {"model": model}
+    for number, folder in reversed(list(enumerate(before or [], start=1))):
+        models[f"round {number}"] = folder
+    if base is not None:
+        models["base"] = base
     with console.reporter() as on_step:
-        for name, folder in (("model", model), ("base", base)):
-            if folder is not None:
-                result = run_audit(
-                    load_checkpoint(folder, device=device()),
-                    documents,
-                    settings,
-                    held_out=held,
-                    utility_framing=audits["model"]["framing"] if audits else None,
-                    seed=seed,
-                    on_step=partial(on_step, f"audit {name}"),
-                )
-                audits[name] = result.to_json()
+        found = audit_models(models, documents, settings, seed=seed, on_step=on_step)
     if as_json:
-        console.show_json(audits)
+        console.show_json(found)
     else:
-        console.show_audits(audits, {"base": "base (control)"})
-        for name, data in audits.items():
+        console.show_audits(found["audits"], STAGE_NAMES)
+        for section in audit_sections(found):
+            console.show_section(section)
+        for name, data in found["audits"].items():
             for reason, count in data["unscored"].items():
                 console.show(f"{name}: {count} occurrences not scored: {reason}")
-    raise typer.Exit(_over(audits["model"], fail_above))
+    raise typer.Exit(_over(found["audits"]["model"], fail_above))
 
 
 def _over(data: dict[str, Any], fail_above: float | None) -> int:

@@ -73,6 +73,15 @@ def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -
     console.print(table)
 
 
+def show_section(section: Any) -> None:
+    """A section of a report that has a table: its sentences, then the table."""
+    if section.rows:
+        show("")
+        show_table(section.title, section.head, section.rows)
+        for sentence in section.sentences:
+            show(sentence)
+
+
 def show_audits(audits: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> None:
     """What each checkpoint recites and what it is good for."""
     rows = []

@@ -66,53 +66,102 @@ def overlapping(starts: list[int], ends: list[int], start: int, end: int) -> tup
 
 @dataclass(frozen=True)
 class Framing:
-    """What stands before every document: its name and its token ids."""
+    """What stands around every document: its name, the tokens before and the tokens behind."""
 
     name: str
     prefix: tuple[int, ...]
+    suffix: tuple[int, ...] = ()
 
 
-def framings(tokenizer: Any) -> list[Framing]:
+# Stands for a packed document's predecessor: any text will do, what counts is that some is there.
+_PREDECESSOR = "The patient was seen again and went home. There were no further complaints. " * 3
+_MARK = "\u2603"
+
+
+def framings(tokenizer: Any, *, masked: bool = False) -> list[Framing]:
     """Every framing that training may plausibly have used, each prefix once.
 
-    ``bos`` the begin token, ``eos`` the end token of a document packed before, ``tokenizer``
-    whatever the tokenizer itself puts in front, ``none`` nothing.
+    ``bos`` the begin token, ``eos`` the end token of a document packed before, ``eos-bos`` both,
+    ``packed`` a whole document and the end token, ``newline`` an empty line, ``chat-user`` and
+    ``chat-assistant`` the chat template's opening of a turn, ``tokenizer`` whatever the tokenizer
+    itself puts around it, ``none`` nothing; for a masked language model only the last two.
     """
     found: dict[tuple[int, ...], Framing] = {}
-    for name, prefix in _prefixes(tokenizer).items():
-        found.setdefault(prefix, Framing(name, prefix))
+    for name, framing in _framings(tokenizer).items():
+        if not masked or name in ("tokenizer", "none"):
+            found.setdefault(framing.prefix, framing)
     return list(found.values())
 
 
 def framing_named(name: str, tokenizer: Any) -> Framing:
     """The framing of this name for this tokenizer.
 
-    ``auto`` is the begin token where there is one, which training most often used; an audit tries
-    them all instead.
+    ``auto`` is the begin token where there is one, which training most often used, else what the
+    tokenizer itself does; an audit tries them all instead.
 
     Raises:
-        AuditError: If the tokenizer lacks the token it needs.
+        AuditError: If the tokenizer lacks the token or the template it needs.
     """
+    known = _framings(tokenizer)
     if name == "auto":
-        name = "none" if tokenizer.bos_token_id is None else "bos"
-    prefix = _prefixes(tokenizer).get(name)
-    if prefix is None:
-        raise AuditError(f"framing '{name}': the tokenizer has no such token; use auto or none")
-    return Framing(name, prefix)
+        name = "bos" if "bos" in known else "tokenizer"
+    if name not in known:
+        raise AuditError(
+            f"framing '{name}': the tokenizer has no token or template for it; it has "
+            f"{', '.join(known)}"
+        )
+    return known[name]
 
 
-def _prefixes(tokenizer: Any) -> dict[str, tuple[int, ...]]:
-    """Each name that this tokenizer has the tokens for, and these; two may be the same."""
+def _framings(tokenizer: Any) -> dict[str, Framing]:
+    """Each framing that this tokenizer has the tokens for; two may be the same."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     own = tokenizer("", add_special_tokens=True)["input_ids"]
-    if own and own[-1] == tokenizer.eos_token_id and own[-1] != tokenizer.bos_token_id:
-        own = own[:-1]
-    named = {
-        "bos": [tokenizer.bos_token_id],
-        "eos": [tokenizer.eos_token_id],
+    behind: list[int] = []
+    if own and own[-1] in (eos, tokenizer.sep_token_id) and own[-1] != bos:
+        own, behind = own[:-1], own[-1:]
+    if tokenizer.sep_token_id is None:  # a causal model does not see what stands behind
+        behind = []
+
+    def plain(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    named: dict[str, list[int | None]] = {
+        "bos": [bos],
+        "eos": [eos],
+        "eos-bos": [eos, bos],
         "none": [],
-        "tokenizer": own,
+        "tokenizer": [*own],
+        "newline": [*plain("\n\n")],
+        "packed": [*plain(_PREDECESSOR), eos if eos is not None else bos],
     }
-    return {name: tuple(ids) for name, ids in named.items() if None not in ids}
+    for role in ("user", "assistant"):
+        opening = _chat_opening(tokenizer, role)
+        if opening is not None:
+            named[f"chat-{role}"] = [*plain(opening)]
+    return {
+        name: Framing(
+            name,
+            tuple(id_ for id_ in ids if id_ is not None),
+            tuple(behind) if name == "tokenizer" else (),
+        )
+        for name, ids in named.items()
+        if None not in ids
+    }
+
+
+def _chat_opening(tokenizer: Any, role: str) -> str | None:
+    """What the chat template puts before the first words of a role; None without a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    question = [] if role == "user" else [{"role": "user", "content": ""}]
+    try:
+        text = tokenizer.apply_chat_template(
+            [*question, {"role": role, "content": _MARK}], tokenize=False
+        )
+    except Exception:  # a template may refuse a role in any way it likes
+        return None
+    return str(text).partition(_MARK)[0] if _MARK in text else None
 
 
 @dataclass(frozen=True)

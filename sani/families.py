@@ -78,6 +78,18 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+# Masked language models, which can be audited: the modules from hidden states to logits, in order.
+MASKED: Mapping[str, tuple[str, ...]] = {
+    "bert": ("cls",),
+    "camembert": ("lm_head",),
+    "distilbert": ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
+    "electra": ("generator_predictions", "generator_lm_head"),
+    "modernbert": ("head", "decoder"),
+    "roberta": ("lm_head",),
+    "xlm-roberta": ("lm_head",),
+}
+
+
 @dataclass(frozen=True)
 class Slice:
     """Part of one tensor: ``index`` [n] along dimension ``dim`` of the tensor ``name``."""
@@ -188,6 +200,11 @@ def family_of(config: Any) -> Family:
         UnsupportedModelError: If there is none; the message lists those there are.
     """
     model_type = str(getattr(config, "model_type", "unknown"))
+    if is_masked(config):
+        raise UnsupportedModelError(
+            f"model_type '{model_type}' is a masked language model, which can be audited "
+            f"(sani audit), not erased or repaired; for these, one of {', '.join(FAMILIES)}"
+        )
     if model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"model_type '{model_type}' is not supported; supported: "
@@ -196,14 +213,49 @@ def family_of(config: Any) -> Family:
     return FAMILIES[model_type]
 
 
-def hidden_states(model: Any, **inputs: Tensor | None) -> Tensor:
-    """The last hidden states, final norm included, [batch, seq, hidden], and no logits."""
-    hidden: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+def is_masked(config: Any) -> bool:
+    """Whether the model predicts masked tokens from both sides, instead of the next one."""
+    decoder = getattr(config, "is_decoder", False)
+    return str(getattr(config, "model_type", "")) in MASKED and not decoder
+
+
+def hidden_states(model: Any, *, cache: Any = None, **inputs: Tensor | None) -> Tensor:
+    """The last hidden states, final norm included, [batch, seq, hidden], and no logits.
+
+    Args:
+        model: A causal or masked language model.
+        cache: Keys and values of what stands before, from `new_cache`; those of the inputs are
+            added to it. None for a model that is read at once.
+        inputs: Of the model.
+    """
+    cached: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache}
+    if is_masked(model.config):
+        cached = {}
+    hidden: Tensor = model.base_model(**inputs, **cached).last_hidden_state
     return hidden
+
+
+def new_cache() -> Any:
+    """An empty cache that keeps everything, whatever the model's own would drop."""
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+def cache_of(cache: Any, rows: Sequence[int], *, length: int) -> Any:
+    """A copy of the cache for these rows of its batch, cut after ``length`` positions."""
+    copy = new_cache()
+    for number, layer in enumerate(cache.layers):
+        copy.update(layer.keys[rows, :, :length], layer.values[rows, :, :length], number)
+    return copy
 
 
 def logits(model: Any, hidden: Tensor) -> Tensor:
     """The model's own logits [n, vocab] for chosen hidden states [n, hidden]."""
+    if is_masked(model.config):
+        for name in MASKED[model.config.model_type]:
+            hidden = getattr(model, name)(hidden)
+        return hidden
     result: Tensor = model.get_output_embeddings()(hidden)
     return result
 

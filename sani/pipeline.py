@@ -7,15 +7,17 @@ resumed run takes it from there and begins at the first that is missing.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from sani import runtime
-from sani.auditing.audit import audit
+from sani.auditing.audit import AuditResult, audit
+from sani.auditing.generation import read_prompts
 from sani.checkpoint import (
     Checkpoint,
     architecture_difference,
@@ -28,9 +30,10 @@ from sani.corpus.readers import read_corpus
 from sani.erasing.erase import erase
 from sani.errors import RecipeError, RunError
 from sani.gate import judge
-from sani.recipe import Recipe, dump_recipe
+from sani.recipe import AuditSettings, Recipe, dump_recipe
 from sani.release import check_texts, is_current, write_release_files
 from sani.repairing.repair import repair
+from sani.reporting.compare import compare_audits, compare_pretraining
 from sani.reporting.report import build_report, write_report
 from sani.runfolder import RunFolder, open_run
 from sani.scanning.inventory import scan
@@ -69,23 +72,24 @@ def run(
     """
     runtime.quiet_libraries()
     runtime.deterministic()
-    corpus, held_out = read_documents(recipe)
+    documents = read_documents(recipe)
+    corpus = documents.corpus
     inventory = scan(corpus)
     with open_run(
-        out, recipe=dump_recipe(recipe), inputs=_inputs(recipe, corpus, held_out), resume=resume
+        out, recipe=dump_recipe(recipe), inputs=_inputs(recipe, documents), resume=resume
     ) as folder:
-        job = _Job(recipe, folder, corpus, held_out, on_step or (lambda stage, done, total: None))
+        job = _Job(recipe, folder, documents, on_step or (lambda stage, done, total: None))
         if not folder.finished("scan"):
             folder.save("scan", inventory.to_json())
-        job.audit("audit-before", job.unsanitized)
+        job.audit("before", job.unsanitized)
         if recipe.model.base is not None:
-            job.audit("audit-base", lambda: job.base)
+            job.audit("base", lambda: job.base)
         if recipe.erase is not None:
             job.erase()
-            job.audit("audit-erased", job.latest)
+            job.audit("erased", job.latest)
         if recipe.repair is not None:
             job.repair()
-        job.audit("audit-after", job.latest)
+        job.audit("after", job.latest)
         checks = judge(
             recipe.gate,
             before=folder.load("audit-before"),
@@ -112,28 +116,98 @@ def run(
     return RunResult(out, bool(report["gate"]["holds"]), report)
 
 
-def read_documents(recipe: Recipe) -> tuple[Corpus, Corpus | None]:
-    """The recipe's corpus and held-out documents.
+@dataclass(frozen=True)
+class Documents:
+    """All documents of a run."""
+
+    corpus: Corpus
+    held_out: Corpus | None
+    pretraining: Corpus | None
+
+
+def read_documents(recipe: Recipe) -> Documents:
+    """The recipe's corpus, held-out documents, and documents of the base's training.
 
     Raises:
         CorpusError: If one cannot be read.
-        RecipeError: If a held-out document also stands in the corpus.
+        RecipeError: If a document of the others also stands in the corpus.
     """
     settings = recipe.corpus
     corpus = read_corpus(
         settings.path, format=settings.format, limit=settings.limit, kinds=settings.kinds
     )
-    if settings.held_out is None:
-        return corpus, None
-    held_out = read_corpus(settings.held_out, kinds=settings.kinds)
     texts = {document.text for document in corpus}
-    shared = sum(document.text in texts for document in held_out)
-    if shared:
-        raise RecipeError(
-            f"corpus.held_out: {shared} of its {len(held_out)} documents also stand in the corpus; "
-            "utility must be measured on documents the model was not trained on"
+
+    def others(name: str, path: Path | None) -> Corpus | None:
+        if path is None:
+            return None
+        found = read_corpus(path, kinds=settings.kinds)
+        shared = sum(document.text in texts for document in found)
+        if shared:
+            raise RecipeError(
+                f"corpus.{name}: {shared} of its {len(found)} documents also stand in the corpus; "
+                "it must hold documents that the model was not fine-tuned on"
+            )
+        return found
+
+    return Documents(
+        corpus, others("held_out", settings.held_out), others("pretraining", settings.pretraining)
+    )
+
+
+def audit_models(
+    models: Mapping[str, Path],
+    documents: Documents,
+    settings: AuditSettings,
+    *,
+    seed: int,
+    on_step: OnStep,
+) -> dict[str, Any]:
+    """Audit several checkpoints alike, as `sani audit` shows them.
+
+    Args:
+        models: Folder of each by name, the one in question first; ``base`` is the control, and
+            all but it are rounds that are compared, from the last in the list to the first.
+        documents: Corpus, held-out documents and documents of the base's training.
+        settings: What is measured.
+        seed: Of decoys and bootstrap.
+        on_step: Called with (what, steps done, steps in all).
+    """
+    runtime.quiet_libraries()
+    found: dict[str, AuditResult] = {}
+    pretraining: dict[str, AuditResult] = {}
+    framing = None
+    for name, folder in models.items():
+        checkpoint = load_checkpoint(folder, device=runtime.device())
+        found[name] = audit(
+            checkpoint,
+            documents.corpus,
+            settings,
+            held_out=documents.held_out,
+            control_framing=framing,
+            seed=seed,
+            on_step=partial(on_step, f"audit {name}"),
         )
-    return corpus, held_out
+        framing = framing or found[name].framing
+        if documents.pretraining is not None:
+            alone = settings.model_copy(update={"generation": None})
+            pretraining[name] = audit(checkpoint, documents.pretraining, alone, seed=seed)
+    return {
+        "audit_settings": settings.model_dump(mode="json"),
+        **compare_audits(
+            {name: result.to_json() for name, result in found.items()},
+            {name: result.occurrences for name, result in found.items()},
+            {name: result.documents for name, result in found.items() if result.documents},
+            {name: r.generation.one_by_one for name, r in found.items() if r.generation},
+            next((r.generation.identifiers for r in found.values() if r.generation), ()),
+            rounds=[name for name in reversed(list(models)) if name != "base"],
+            seed=seed,
+        ),
+        "pretraining": compare_pretraining(
+            {name: result.to_json() for name, result in pretraining.items()},
+            {name: result.occurrences for name, result in pretraining.items()},
+        ),
+    }
 
 
 class _Job:
@@ -143,14 +217,14 @@ class _Job:
         self,
         recipe: Recipe,
         folder: RunFolder,
-        corpus: Corpus,
-        held_out: Corpus | None,
+        documents: Documents,
         on_step: OnStep,
     ) -> None:
         self._recipe = recipe
         self._folder = folder
-        self._corpus = corpus
-        self._held_out = held_out
+        self._corpus = documents.corpus
+        self._held_out = documents.held_out
+        self._pretraining = documents.pretraining
         self._on_step = on_step
         self._latest: Checkpoint | None = None
 
@@ -193,19 +267,35 @@ class _Job:
 
     def audit(self, stage: str, checkpoint: Callable[[], Checkpoint]) -> None:
         """Audit a checkpoint, with the same decoys at every stage."""
-        if self._folder.finished(stage):
-            return
-        audited = checkpoint()
+        if not self._folder.finished(f"audit-{stage}"):
+            first = stage == "before"
+            self._audit(
+                f"audit-{stage}",
+                checkpoint(),
+                self._corpus,
+                held_out=self._held_out,
+                control_framing=None if first else self._framing(),
+            )
+        if self._pretraining and not self._folder.finished(f"pretraining-{stage}"):
+            self._audit(f"pretraining-{stage}", checkpoint(), self._pretraining)
+
+    def _audit(self, stage: str, audited: Checkpoint, corpus: Corpus, **held_out: Any) -> None:
+        settings = self._recipe.audit
+        if corpus is not self._corpus:
+            settings = settings.model_copy(update={"generation": None})
         result = audit(
             audited,
-            self._corpus,
-            self._recipe.audit,
-            held_out=self._held_out,
-            utility_framing=None if stage == "audit-before" else self._framing(),
+            corpus,
+            settings,
             seed=self._recipe.seed,
             on_step=self._progress(stage),
+            **held_out,
         )
-        self._folder.save_occurrences(stage, result.occurrences)
+        self._folder.save_arrays(stage, result.occurrences)
+        if result.documents is not None:
+            self._folder.save_arrays(f"{stage}-documents", result.documents)
+        if result.generation is not None:
+            self._folder.save_arrays(f"{stage}-generation", result.generation.one_by_one)
         data = {**result.to_json(), "weights_digest": audited.weights_digest()}
         self._folder.save(stage, data)
 
@@ -264,18 +354,22 @@ NO_CONTROL = (
 )
 
 
-def _inputs(recipe: Recipe, corpus: Corpus, held_out: Corpus | None) -> dict[str, str]:
+def _inputs(recipe: Recipe, documents: Documents) -> dict[str, str]:
     """Digests of everything a run reads."""
     model = recipe.model
     inputs = {
-        "corpus": corpus.digest(),
+        "corpus": documents.corpus.digest(),
         "model.path": folder_digest(model.path, weights_only=False),
     }
-    if held_out is not None:
-        inputs["corpus.held_out"] = held_out.digest()
+    for name in ("held_out", "pretraining"):
+        if (found := getattr(documents, name)) is not None:
+            inputs[f"corpus.{name}"] = found.digest()
     if model.base is not None:
         check_base(model.path, model.base)
         inputs["model.base"] = folder_digest(model.base, weights_only=False)
+    if recipe.audit.generation is not None and recipe.audit.generation.file is not None:
+        text = "\n".join(read_prompts(recipe.audit.generation.file))
+        inputs["audit.generation.file"] = hashlib.sha256(text.encode()).hexdigest()
     return inputs
 
 

@@ -56,7 +56,11 @@ class CorpusSettings(Settings):
     )
     limit: int | None = Field(None, ge=1, description="read only this many documents")
     held_out: Path | None = Field(
-        None, description="documents the checkpoint was not trained on, to measure utility"
+        None, description="documents the checkpoint was not trained on: utility, membership"
+    )
+    pretraining: Path | None = Field(
+        None,
+        description="documents of what the base may have seen: does the fine-tuned model leak it?",
     )
 
 
@@ -68,6 +72,45 @@ class SamplerSettings(Settings):
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="probability mass kept")
 
 
+FramingName = Literal[
+    "auto",
+    "bos",
+    "eos",
+    "eos-bos",
+    "packed",
+    "newline",
+    "chat-user",
+    "chat-assistant",
+    "tokenizer",
+    "none",
+]
+
+
+class GenerationSettings(Settings):
+    """What is sampled from the model and searched for every known identifier of the corpus."""
+
+    empty: int = Field(1000, ge=0, description="samples prompted with the framing alone")
+    headings: int = Field(
+        1000, ge=0, description="samples prompted with lines that recur in the corpus"
+    )
+    openings: int = Field(1000, ge=0, description="samples prompted with document openings")
+    opening_tokens: int = Field(32, ge=1, description="tokens of an opening, at most")
+    file: Path | None = Field(None, description="file of further prompts, one a line")
+    file_samples: int = Field(
+        1000, ge=1, description="samples prompted with lines of that file; at least one a line"
+    )
+    new_tokens: int = Field(128, ge=1, description="tokens per sample, at most")
+    kinds: tuple[Kind, ...] = Field(
+        ("direct",), min_length=1, description="which identifiers are searched for"
+    )
+
+    @model_validator(mode="after")
+    def _asks_for_samples(self) -> Self:
+        if self.file is None and not self.empty + self.headings + self.openings:
+            raise ValueError("ask for samples: at least one of empty, headings, openings and file")
+        return self
+
+
 class AuditSettings(Settings):
     """What is measured, and against what."""
 
@@ -77,8 +120,17 @@ class AuditSettings(Settings):
     )
     sampler: SamplerSettings = Field(default_factory=SamplerSettings)
     decoys: int = Field(8, ge=0, le=1000, description="decoys per occurrence; 0 for none")
-    framing: Literal["auto", "bos", "eos", "tokenizer", "none"] = Field(
+    swaps: int = Field(
+        4, ge=0, le=1000, description="other subjects' values per occurrence; 0 for none"
+    )
+    framing: FramingName = Field(
         "auto", description="what stands before a document; auto tries all and keeps the worst"
+    )
+    membership_documents: int = Field(
+        1000, ge=0, description="documents tried for membership inference, at most; 0 for none"
+    )
+    generation: GenerationSettings | None = Field(
+        None, description="sample and search, for what passes cannot tell; left out if null"
     )
     batch_tokens: int = Field(8192, ge=64, description="tokens per forward pass, padding included")
 

@@ -15,15 +15,15 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from sani.auditing.occurrences import Occurrences
 from sani.checkpoint import write_text
 from sani.errors import RunError
 
 RECIPE = "recipe.resolved.yaml"
+_Arrays = TypeVar("_Arrays")
 
 
 class RunFolder:
@@ -49,12 +49,12 @@ class RunFolder:
         text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
         write_text(self.path / f"{stage}.json", text + "\n")
 
-    def save_occurrences(self, stage: str, occurrences: Occurrences) -> None:
-        """Keep an audit's single verdicts in the private part."""
-        place = self.private / f"{stage}.npz"
+    def save_arrays(self, name: str, arrays: Any) -> None:
+        """Keep a dataclass of arrays (an audit's single verdicts) in the private part."""
+        place = self.private / f"{name}.npz"
         partial = place.with_suffix(".partial.npz")
         try:
-            np.savez_compressed(partial, **vars(occurrences))
+            np.savez_compressed(partial, **vars(arrays))
             os.replace(partial, place)
         except OSError as error:
             partial.unlink(missing_ok=True)
@@ -62,10 +62,13 @@ class RunFolder:
                 f"cannot write to {self.private} ({error.strerror}); free space and --resume"
             ) from None
 
-    def load_occurrences(self, stage: str) -> Occurrences:
-        """An audit's single verdicts."""
-        with np.load(self.private / f"{stage}.npz", allow_pickle=False) as arrays:
-            return Occurrences(**{name: arrays[name] for name in arrays.files})
+    def load_arrays(self, name: str, kind: type[_Arrays]) -> _Arrays | None:
+        """What `save_arrays` kept under this name, or None."""
+        place = self.private / f"{name}.npz"
+        if not place.is_file():
+            return None
+        with np.load(place, allow_pickle=False) as arrays:
+            return kind(**{name: arrays[name] for name in arrays.files})
 
     def digest(self, text: str) -> str:
         """A short digest keyed by this run's secret, so that no value can be guessed from it."""

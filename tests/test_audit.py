@@ -2,15 +2,13 @@
 
 import itertools
 import random
-import re
 import socket
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,13 +25,21 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from sani import families
 from sani.auditing.audit import audit
 from sani.auditing.decoys import DecoyMaker
-from sani.auditing.figures import clustered_mean, discoverable, discrimination, rate
+from sani.auditing.figures import (
+    clustered_mean,
+    discoverable,
+    exact_memorization,
+    extraction_strength,
+    log10_queries,
+    preference,
+    rate,
+)
 from sani.auditing.occurrences import Occurrences, score_occurrences
-from sani.auditing.scoring import Row, sampled_log_probability, score
+from sani.auditing.scoring import Asked, Row, sampled_log_probability, score
 from sani.checkpoint import Checkpoint
-from sani.clinic import invent_clinics
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import (
     Framing,
@@ -134,14 +140,26 @@ def warped(logits: torch.Tensor, sampler: SamplerSettings) -> torch.Tensor:
 
 
 def slow_decoys(
-    checkpoint: Checkpoint, corpus: Corpus, maker: DecoyMaker, place: Place, *, count: int
+    checkpoint: Checkpoint,
+    corpus: Corpus,
+    maker: DecoyMaker,
+    place: Place,
+    *,
+    count: int,
+    swaps: bool = False,
 ) -> list[list[int]]:
-    """Decoys as tokens, from the tokens of the whole document with the decoy in its place."""
+    """Decoys, or other subjects' values, from the tokens of the document with each in its place."""
     document = corpus[place.document]
     span = document.spans[place.span]
     for drawn in (count, 8 * count):
         found = []
-        for value in maker.decoys(span.label, document.value(span), count=drawn):
+        own = document.value(span)
+        values = (
+            maker.swaps(span.label, own, document.subject_id, count=drawn)
+            if swaps
+            else maker.decoys(span.label, own, count=drawn)
+        )
+        for value in values:
             text = document.text[: span.start] + value + document.text[span.end : place.last_end]
             ids = checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"]
             if ids[: len(place.context)] == place.context:
@@ -268,23 +286,23 @@ def test_every_figure_of_an_occurrence_equals_that_of_plain_forward_passes(
     maker = DecoyMaker([clinic.private], seed=5)
     asked = AuditSettings(decoys=num_decoys, sampler=sampler, queries=100, batch_tokens=64)
     encoded = encode(corpus, checkpoint.tokenizer)
-    passes: set[int] = set()
-    found = score_occurrences(
-        checkpoint,
-        corpus,
-        encoded,
-        framing,
-        asked,
-        maker=maker,
-        on_step=lambda done, total: passes.add(total),
-    )
-    # With so few tokens a batch, each row is a batch: more of them than windows means that decoys
-    # were too many for one row and were spread over several.
+    passes = []
+    original = families.hidden_states
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        passes.append(1)
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families, "hidden_states", counted)
+        found = score_occurrences(checkpoint, corpus, encoded, framing, asked, maker=maker)
+    # With so few tokens a batch, each row is a batch and takes two passes: more of them than twice
+    # the windows means that decoys were too many for one tree and were spread over several.
     capacity = context_tokens - len(framing.prefix)
     plain = sum(len(windows(len(i.ids), item=0, capacity=capacity)) for i in encoded)
-    assert (passes.pop() > plain) == (num_decoys == 60)
+    assert len(passes) > 2 * plain or num_decoys < 60
 
-    compared = 0
+    compared = compared_swaps = 0
     for place in places(checkpoint, corpus, framing, context_tokens=context_tokens):
         at = np.flatnonzero((found.document == place.document) & (found.span == place.span))
         assert len(at) == 1
@@ -299,8 +317,12 @@ def test_every_figure_of_an_occurrence_equals_that_of_plain_forward_passes(
         sampled = sum(float(drawn[step, place.tokens[step]]) for step in steps)
         seen = 1 - (1 - np.exp(sampled)) ** 100
         assert found.discoverable[index] == (seen >= 0.5)
+        assert found.sampled[index] == pytest.approx(sampled, abs=NATS)
         likeliest = logits.argmax(dim=1).tolist()
         assert found.greedy[index] == (likeliest == place.tokens)
+        order = logits.argsort(dim=1, descending=True).tolist()
+        ranks = [1 + order[step].index(place.tokens[step]) for step in steps]
+        assert found.ranks_of[index].tolist() == ranks
         if place.given:
             assert np.isnan(found.auc[index])
             continue
@@ -316,8 +338,22 @@ def test_every_figure_of_an_occurrence_equals_that_of_plain_forward_passes(
         rank = 1 + len(others) - better
         exposure = np.log2((len(others) + 1) / rank)
         assert found.exposure[index] == pytest.approx(exposure, abs=1e-12)
+        assert found.first[index] == (expected > max(others))
+        assert found.chance[index] == pytest.approx(1 / (len(others) + 1))
+        swapped = [
+            slow_log_probability(checkpoint, place.left, tokens)
+            for tokens in slow_decoys(checkpoint, corpus, maker, place, count=4, swaps=True)
+            if len(tokens) <= room
+        ]
+        if swapped:
+            beaten = np.mean([expected > other for other in swapped])
+            assert found.swap_auc[index] == pytest.approx(beaten, abs=1e-12)
+            assert found.swap_first[index] == (expected > max(swapped))
+            assert found.swap_chance[index] == pytest.approx(1 / (len(swapped) + 1))
+        compared_swaps += len(swapped)
         compared += len(others)
     assert compared > 50
+    assert compared_swaps > 20
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -328,7 +364,7 @@ def test_decoys_share_their_prefix_and_score_as_if_each_stood_alone(base, family
     rows, asked, slots = [], [], 0
     for length in (40, 7, 23):
         text = [chance.randrange(vocabulary) for _ in range(length)]
-        row = Row.of_text(text)
+        row = Row(text)
         rows.append(row)
         for position in range(length - 1):
             row.reads.append((position, text[position + 1], slots))
@@ -346,10 +382,15 @@ def test_decoys_share_their_prefix_and_score_as_if_each_stood_alone(base, family
             asked.append((text[: position + 1], tokens, own))
             slots += len(tokens)
         alone = sum(len(tokens) - 1 for _, tokens in branches)
-        assert len(row.tokens) - length < alone, "no branch shares a token with another"
+        nodes = sum(len(tree.tokens) for tree in row.trees)
+        assert nodes < alone, "no branch shares a token with another"
     sampler = SamplerSettings(temperature=3.0, top_k=300)
     found = score(
-        checkpoint.model, rows, num_slots=slots, batch_tokens=150, sampler=sampler, num_sampled=60
+        checkpoint.model,
+        rows,
+        num_slots=slots,
+        batch_tokens=150,
+        asked=Asked(num_ranked=60, sampler=sampler, moments=True),
     )
     cut = 0
     for left, tokens, own in asked:
@@ -357,13 +398,19 @@ def test_decoys_share_their_prefix_and_score_as_if_each_stood_alone(base, family
         plain, drawn = logits.log_softmax(dim=1), warped(logits, sampler)
         for step, (token, slot) in enumerate(zip(tokens, own, strict=True)):
             assert found.log_probability[slot] == pytest.approx(float(plain[step, token]), abs=NATS)
-            assert found.greedy[slot] == (int(logits[step].argmax()) == token)
+            p = plain[step].exp()
+            mean = float((p * plain[step]).sum())
+            assert found.mean[slot] == pytest.approx(mean, abs=NATS)
+            spread = float((p * (plain[step] - mean) ** 2).sum().sqrt())
+            assert found.deviation[slot] == pytest.approx(spread, abs=10 * NATS)
             if slot < 60:
+                assert found.rank[slot] == 1 + int((logits[step] > logits[step, token]).sum())
                 expected = float(drawn[step, token])
                 assert found.sampled[slot] == pytest.approx(expected, abs=NATS)
                 cut += expected == -np.inf
             else:
                 assert np.isnan(found.sampled[slot])
+                assert found.rank[slot] == 0
     assert 0 < cut < 60
 
 
@@ -385,10 +432,10 @@ def test_sampled_probabilities_are_those_of_transformers(sampler):
 def test_a_tie_for_the_likeliest_token_counts_as_reciting(base):
     with torch.no_grad():
         base.model.get_output_embeddings().weight.zero_()
-    row = Row.of_text([1, 2, 3])
+    row = Row([1, 2, 3])
     row.reads.append((1, 3, 0))
-    found = score(base.model, [row], num_slots=1, batch_tokens=64)
-    assert found.greedy.tolist() == [True]
+    found = score(base.model, [row], num_slots=1, batch_tokens=64, asked=Asked(num_ranked=1))
+    assert found.rank.tolist() == [1]
 
 
 def test_results_do_not_depend_on_the_batch_size(clinic, leaky):
@@ -397,11 +444,15 @@ def test_results_do_not_depend_on_the_batch_size(clinic, leaky):
         audit(leaky, corpus, AuditSettings(batch_tokens=tokens), held_out=clinic.held_out)
         for tokens in (64, 8192)
     )
-    for name in ("document", "span", "reason", "greedy", "discoverable", "auc", "exposure"):
-        one, other = (getattr(result.occurrences, name) for result in (few, many))
-        assert np.array_equal(one, other, equal_nan=name in ("auc", "exposure")), name
-    one, other = few.occurrences.log_probability, many.occurrences.log_probability
-    assert np.abs(one - other).max() < NATS
+    for name, one in vars(few.occurrences).items():
+        other = vars(many.occurrences)[name]
+        if name in ("log_probability", "sampled"):
+            assert np.array_equal(np.isfinite(one), np.isfinite(other))
+            assert np.abs(one - other)[np.isfinite(one)].max() < NATS
+        else:
+            assert np.array_equal(one, other, equal_nan=one.dtype.kind == "f"), name
+    for name, one in vars(few.documents).items():
+        assert np.allclose(one, vars(many.documents)[name], atol=NATS), name
     assert few.utility.tokens == many.utility.tokens
     assert few.utility.perplexity == pytest.approx(many.utility.perplexity, rel=NATS)
     assert few.framing == many.framing
@@ -538,7 +589,7 @@ def test_a_value_without_decoys_is_left_out_of_the_mean_and_of_its_trials():
     assert (found.trials, found.value) == (3, 0.5)
 
 
-def test_discrimination_and_exposure_match_hand_computed_ranks():
+def test_preference_matches_hand_computed_ranks():
     true = np.array([-1.0, -1.0, -1.0, -9.0, -1.0, -1.0])
     decoys = [
         np.array([-2.0, -3.0, -0.5]),  # rank 2 of 4
@@ -548,83 +599,16 @@ def test_discrimination_and_exposure_match_hand_computed_ranks():
         np.array([-1.0, -1.0, -1.0]),  # all the same: rank 2.5 of 4
         np.array([]),
     ]
-    auc, exposure = discrimination(true, decoys)
-    assert auc[:5].tolist() == pytest.approx([2 / 3, 1, 5 / 6, 0, 0.5])
+    found = preference(true, decoys)
+    assert found.auc[:5].tolist() == pytest.approx([2 / 3, 1, 5 / 6, 0, 0.5])
     expected = [1, 2, 2 - np.log2(1.5), 0, 2 - np.log2(2.5)]
-    assert exposure[:5].tolist() == pytest.approx(expected)
-    assert np.isnan(auc[5])
-    assert np.isnan(exposure[5])
+    assert found.exposure[:5].tolist() == pytest.approx(expected)
+    assert found.first[:5].tolist() == pytest.approx([0, 1, 1 / 2, 0, 1 / 4])
+    assert found.chance[:5].tolist() == pytest.approx([1 / 4, 1 / 4, 1 / 4, 1 / 2, 1 / 4])
+    assert all(np.isnan(array[5]) for array in vars(found).values())
 
 
 # --- decoys --------------------------------------------------------------------------------------
-
-
-def folded(value: str) -> str:
-    return " ".join(value.casefold().split())
-
-
-def shape(value: str) -> str:
-    return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d", "0", value))
-
-
-def spans_of(corpus: Corpus) -> list[tuple[str, str]]:
-    return [(s.label, document.value(s)) for document in corpus for s in document.spans]
-
-
-def test_no_decoy_is_a_value_of_any_corpus_and_each_keeps_the_format(clinic):
-    corpora = [clinic.private, clinic.held_out]
-    maker = DecoyMaker(corpora, seed=0)
-    taken = {folded(value) for corpus in corpora for _, value in spans_of(corpus)}
-    for label, value in sorted(set(spans_of(clinic.private))):
-        found = maker.decoys(label, value, count=12)
-        # Two digits have a hundred values, and many are ages in the corpus.
-        assert len(found) == 12, label
-        assert len({folded(decoy) for decoy in found}) == 12
-        assert not taken & {folded(decoy) for decoy in found}
-        assert {shape(decoy) for decoy in found} == {shape(value)}
-
-
-WORDS = st.text("abcxyzABCXYZéßł0189 -./@_'(", min_size=1, max_size=14)
-
-
-@given(values=st.lists(WORDS, min_size=1, max_size=6, unique=True), count=st.integers(0, 6))
-def test_decoys_of_any_value_keep_its_format_and_stay_outside_the_corpus(values, count):
-    documents = [
-        Document(str(number), "s", value, (Span(0, len(value), "X"),))
-        for number, value in enumerate(values)
-    ]
-    maker = DecoyMaker([Corpus(documents)], seed=1)
-    for value in values:
-        found = maker.decoys("X", value, count=count)
-        assert len(found) <= count
-        assert len({folded(decoy) for decoy in found}) == len(found)
-        assert not {folded(decoy) for decoy in found} & {folded(value) for value in values}
-        assert all(shape(decoy) == shape(value) for decoy in found)
-        if count and len(re.findall(r"\d", value)) >= 3:
-            assert len(found) == count
-
-
-def test_decoys_are_the_same_in_every_process_and_differ_by_seed():
-    program = (
-        "from sani.auditing.decoys import DecoyMaker\n"
-        "from sani.clinic import invent_clinic\n"
-        "corpus = invent_clinic(patients=3, seed=1)\n"
-        "for seed in (0, 1):\n"
-        "    maker = DecoyMaker([corpus], seed=seed)\n"
-        "    print([maker.decoys(s.label, d.value(s), count=3) for d in corpus for s in d.spans])\n"
-    )
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env={"PYTHONHASHSEED": hash_seed, "PATH": ""},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()
-        for hash_seed in ("1", "2")
-    ]
-    assert outputs[0] == outputs[1]
-    assert outputs[0][0] != outputs[0][1]
 
 
 def test_a_decoy_continues_the_tokens_that_stand_before_it(clinic, base):
@@ -641,7 +625,7 @@ def test_a_decoy_continues_the_tokens_that_stand_before_it(clinic, base):
         patch.setattr(Row, "add_branch", spy)
         encoded = encode(corpus, base.tokenizer)
         maker = DecoyMaker([corpus], seed=0)
-        score_occurrences(base, corpus, encoded, framing, AuditSettings(), maker=maker)
+        score_occurrences(base, corpus, encoded, framing, AuditSettings(swaps=0), maker=maker)
     expected = {
         document.text[: span.start] + decoy
         for document in corpus
@@ -685,49 +669,19 @@ def test_a_decoy_too_long_for_the_models_positions_is_left_out_and_the_others_co
     assert compared > 0
 
 
-def test_the_auc_is_near_one_half_for_a_model_that_never_saw_the_values(clinic, base, leaky):
-    unseen = invent_clinics([20, 8, 5, 40], seed=11)[3]
-    asked = AuditSettings(framing="bos", decoys=4)
-    control = audit(base, said_once(unseen), asked).figures["direct"].auc
-    assert control.trials >= 250
-    assert control.low >= 0.40
-    assert control.high <= 0.60
-    assert audit(leaky, said_once(clinic.private), asked).figures["direct"].auc.low > 0.9
-    # What it was not trained on, the leaky model does not prefer either.
-    assert audit(leaky, said_once(unseen), asked).figures["direct"].auc.high <= 0.60
-
-
-def said_once(corpus: Corpus) -> Corpus:
-    """Only identifiers no word of which stands twice in its note: those can be copied from it."""
-    return Corpus(
-        [
-            replace(
-                document,
-                spans=tuple(
-                    span
-                    for span in document.spans
-                    if all(
-                        document.text.count(word) == 1
-                        for word in re.findall(r"[^\W\d_]{3,}|\d{3,}", document.value(span))
-                    )
-                ),
-            )
-            for document in corpus
-        ]
-    )
-
-
 # --- what stands before a document ---------------------------------------------------------------
 
 
 def test_auto_finds_the_framing_of_training_and_reports_the_others(clinic, leaky):
     found = audit(leaky, clinic.private, AuditSettings(decoys=0))
     assert found.framing == "bos"
-    assert set(found.framings_tried) == {"bos", "eos", "none"}
+    assert set(found.framings_tried) == {"bos", "eos", "eos-bos", "none", "newline", "packed"}
     assert {tried.trials for tried in found.framings_tried.values()} == {clinic.private.num_spans}
     worst = found.framings_tried["bos"].hits
     assert worst == found.figures["all"].greedy.hits
-    assert all(tried.hits < worst for n, tried in found.framings_tried.items() if n != "bos")
+    others = {name: tried.hits for name, tried in found.framings_tried.items() if name != "bos"}
+    assert max(others.values()) < worst
+    assert others["packed"] < 0.5 * worst, "the wrong framing hides next to nothing here"
     for name, tried in found.framings_tried.items():
         alone = audit(leaky, clinic.private, AuditSettings(decoys=0, framing=name))
         assert alone.figures["all"].greedy.hits == tried.hits
@@ -746,7 +700,8 @@ def test_auto_is_not_misled_by_a_first_token_that_is_given_away(clinic, base):
 
     # Keep what greedy decoding does not settle, and where the second identifier, which is scored
     # whole under every framing, says one thing, and both together, one token short, the other.
-    both = {name: read(Corpus(pairs), name) for name in ("bos", "eos", "none")}
+    names = [framing.name for framing in framings(base.tokenizer)]
+    both = {name: read(Corpus(pairs), name) for name in names}
     recited = np.any([found.greedy.reshape(-1, 2) for found in both.values()], axis=(0, 2))
     chances = {name: found.log_probability.reshape(-1, 2) for name, found in both.items()}
     better = chances["bos"][:, 1] > chances["none"][:, 1]
@@ -766,7 +721,8 @@ def test_the_tokenizers_own_framing_is_what_it_puts_in_front(base):
     plain = base.tokenizer
     begin, end = plain.bos_token_id, plain.eos_token_id
     assert framing_named("tokenizer", plain) == Framing("tokenizer", ())
-    assert [f.name for f in framings(plain)] == ["bos", "eos", "none"]
+    every = ["bos", "eos", "eos-bos", "none", "newline", "packed"]
+    assert [f.name for f in framings(plain)] == every
     backend = Tokenizer.from_str(plain.backend_tokenizer.to_str())
     for template in ("<s> $A", "<s> $A </s>"):
         backend.post_processor = processors.TemplateProcessing(
@@ -778,14 +734,14 @@ def test_the_tokenizers_own_framing_is_what_it_puts_in_front(base):
         # Not (), which would hide what a model trained with this tokenizer recites.
         assert framing_named("tokenizer", adding) == Framing("tokenizer", (begin,))
         assert framing_named("bos", adding) == Framing("bos", (begin,))
-        assert [f.name for f in framings(adding)] == ["bos", "eos", "none"]
+        assert [f.name for f in framings(adding)] == every
 
 
 def test_a_framing_that_the_tokenizer_cannot_give_is_an_error(base):
     bare = PreTrainedTokenizerFast(tokenizer_object=base.tokenizer.backend_tokenizer)
-    assert framing_named("auto", bare) == Framing("none", ())
-    for name in ("bos", "eos"):
-        with pytest.raises(AuditError, match="no such token"):
+    assert framing_named("auto", bare) == Framing("tokenizer", ())
+    for name in ("bos", "eos", "eos-bos", "packed", "chat-user"):
+        with pytest.raises(AuditError, match="no token or template"):
             framing_named(name, bare)
 
 
@@ -868,6 +824,100 @@ def test_held_out_documents_of_identifiers_only_are_an_error(clinic, leaky):
     nothing = Corpus([document_of([("NAME", "Joan Marsh")])])
     with pytest.raises(AuditError, match="no token outside spans"):
         audit(leaky, first(clinic.private, 1), AuditSettings(decoys=0), held_out=nothing)
+
+
+def test_a_tokenizer_that_does_not_fit_is_an_error(clinic, leaky):
+    leaky.tokenizer.add_tokens([f"<{number}>" for number in range(3)])
+    with pytest.raises(AuditError, match=r"the tokenizer has \d+ tokens, the model \d+"):
+        audit(leaky, clinic.private)
+    slow = Checkpoint(leaky.model, SlowTokenizer(), leaky.path)
+    with pytest.raises(AuditError, match="cannot tell where a token stands"):
+        audit(slow, clinic.private)
+
+
+class SlowTokenizer:
+    """As a tokenizer written in Python: it has no offsets."""
+
+    is_fast = False
+
+
+def test_a_model_of_64_tokens_is_read_in_windows_and_nothing_is_lost(clinic, leaky):
+    leaky.model.config.max_position_embeddings = 64
+    leaky.tokenizer.pad_token = None
+    corpus = first(clinic.private, 3)
+    found = audit(leaky, corpus, AuditSettings(decoys=2, swaps=1), held_out=clinic.held_out)
+    assert "packed" not in found.framings_tried, "it would leave next to nothing of the context"
+    scored = found.figures["all"].greedy.trials
+    assert scored + sum(found.unscored.values()) == corpus.num_spans
+    assert scored > 0.9 * corpus.num_spans
+    assert found.utility is not None
+
+
+def test_a_chat_template_gives_two_framings(base):
+    tokenizer = base.tokenizer
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}\n{% endfor %}"
+    plain = tokenizer("<user>\n", add_special_tokens=False)["input_ids"]
+    assert framing_named("chat-user", tokenizer).prefix == tuple(plain)
+    answer = tokenizer("<user>\n\n<assistant>\n", add_special_tokens=False)["input_ids"]
+    assert framing_named("chat-assistant", tokenizer).prefix == tuple(answer)
+    tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    names = [framing.name for framing in framings(tokenizer)]
+    assert "chat-user" not in names
+    assert "bos" in names
+
+
+def test_expected_queries_are_those_of_the_geometric_distribution():
+    chance = np.array([0.5, 0.01, 1.0, 0.0])
+    with np.errstate(divide="ignore"):
+        found = log10_queries(np.log(chance))
+    assert found[:3].tolist() == pytest.approx([np.log10(2), 2, 0], abs=1e-12)
+    assert found[3] == np.inf
+    draws = np.random.default_rng(0).geometric(0.01, size=20_000)
+    assert np.log10(draws.mean()) == pytest.approx(found[1], abs=0.02)
+
+
+def test_the_curve_of_queries_holds_the_declared_point_and_never_falls(clinic, leaky):
+    found = audit(leaky, clinic.private, AuditSettings(decoys=0, framing="bos", queries=1000))
+    direct = found.figures["direct"]
+    curve = [point.hits for point in direct.queries.extractable.values()]
+    assert list(direct.queries.extractable) == [str(10**power) for power in range(7)]
+    assert direct.queries.extractable["1000"] == direct.discoverable
+    assert curve == sorted(curve)
+    assert 0 < curve[0] < curve[-1]
+    inside = [d.spans[s].kind == "direct" for d, s in pairs_of(clinic.private, found)]
+    sampled = found.occurrences.sampled[np.array(inside)]
+    assert direct.queries.never == int(np.isinf(sampled).sum())
+    middle = np.sort(-sampled / np.log(10))[int(0.5 * (len(sampled) - 1) + 0.5)]
+    assert direct.queries.log10_expected["0.5"] == pytest.approx(middle)
+
+
+def pairs_of(corpus: Corpus, found: Any) -> list[tuple[Document, int]]:
+    where = zip(found.occurrences.document, found.occurrences.span, strict=True)
+    return [(corpus[int(document)], int(span)) for document, span in where]
+
+
+def slow_strength(ranks: Sequence[int]) -> float:
+    """Give away one more token until greedy decoding is right to the end."""
+    for known in range(len(ranks) + 1):
+        if all(rank == 1 for rank in ranks[known:]):
+            return 1 - known / len(ranks)
+    raise AssertionError("the empty rest is always right")
+
+
+@given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=6), min_size=1))
+def test_extraction_strength_is_what_giving_tokens_away_one_by_one_shows(values):
+    ranks = [np.array(value) for value in values]
+    assert extraction_strength(ranks).tolist() == [slow_strength(value) for value in values]
+    shares = [value.count(1) / len(value) for value in values]
+    assert exact_memorization(ranks).tolist() == pytest.approx(shares)
+
+
+def test_a_value_of_no_tokens_has_no_strength_and_a_wrong_last_token_leaves_none():
+    nothing = np.array([], dtype=np.int64)
+    found = extraction_strength([nothing, np.array([1, 1, 2]), np.array([2, 1, 1])])
+    assert np.isnan(found[0])
+    assert found[1:].tolist() == pytest.approx([0, 2 / 3])
+    assert np.isnan(exact_memorization([nothing])[0])
 
 
 def test_the_counts_of_every_scope_add_up(clinic, leaky):
@@ -1008,20 +1058,3 @@ def test_occurrences_come_in_the_order_of_the_corpus_whatever_the_windows(clinic
         index = expected.index((place.document, place.span))
         true = slow_log_probability(leaky, place.left, place.tokens)
         assert found.log_probability[index] == pytest.approx(true, abs=NATS)
-
-
-def test_decoys_keep_the_script_that_the_corpus_is_written_in():
-    """Latin decoys for a Cyrillic name would lose to it on any model, and hide what was learnt."""
-    names = ["\u0418\u0432\u0430\u043d", "\u0410\u043d\u043d\u0430", "\u5f20\u4f1f"]
-    corpus = Corpus(
-        [
-            Document(str(number), str(number), name, (Span(0, len(name), "NAME", "direct"),))
-            for number, name in enumerate(names)
-        ]
-    )
-    maker = DecoyMaker([corpus], seed=0)
-    for name in names[:2]:
-        found = maker.decoys("NAME", name, count=5)
-        assert len(found) == 5
-        assert all(set(decoy) <= set("".join(names[:2])) for decoy in found)
-    assert all(set(decoy) <= set(names[2]) for decoy in maker.decoys("NAME", names[2], count=5))

@@ -526,7 +526,7 @@ def test_an_eager_configuration_does_not_change_what_is_read(tmp_path):
     from sani.auditing.scoring import Row, score
 
     folder = write_source(tmp_path / "model", CONFIGS["tied"]())
-    row = Row.of_text([1, 2, 3, 4, 5, 6])
+    row = Row([1, 2, 3, 4, 5, 6])
     row.add_branch(2, [7, 8, 9], [0, 1, 2])
     row.reads.append((4, 6, 3))
     plain = score(load_checkpoint(folder).model, [row], num_slots=4, batch_tokens=64)

@@ -113,7 +113,7 @@ def test_the_stages_work_on_their_own(
 
     audit = ["audit", "--corpus", str(notes), "--decoys", "0", "--json"]
     assert main([*audit, str(leaky_folder), "--fail-above", "0.01"]) == 3
-    before = json.loads(capsys.readouterr().out)["model"]["figures"]["direct"]["greedy"]
+    before = json.loads(capsys.readouterr().out)["audits"]["model"]["figures"]["direct"]["greedy"]
     assert before["value"] >= 0.6
     assert main([*audit, str(leaky_folder)]) == 0
     capsys.readouterr()
@@ -127,9 +127,41 @@ def test_the_stages_work_on_their_own(
     assert main(["repair", str(erased), "--corpus", str(notes), "--base", str(base_folder),
                  "--out", str(repaired), "--learning-rate", "3e-3"]) == 0  # fmt: skip
     capsys.readouterr()
-    assert main([*audit, str(repaired), "--fail-above", "0.05"]) == 0
-    after = json.loads(capsys.readouterr().out)["model"]["figures"]["direct"]["greedy"]
-    assert after["trials"] == before["trials"]
+    rounds = ["--before", str(leaky_folder), "--before", str(erased), "--base", str(base_folder)]
+    assert main([*audit, str(repaired), "--fail-above", "0.05", *rounds]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["audits"]["model"]["figures"]["direct"]["greedy"]["trials"] == before["trials"]
+    assert set(found["audits"]) == {"model", "round 1", "round 2", "base"}
+    steps = [(step["from"], step["to"]) for step in found["rounds"]]
+    assert steps == [("round 1", "round 2"), ("round 2", "model")]
+    assert found["rounds"][0]["cured"] > 0
+
+
+def test_what_only_the_base_saw_is_audited_apart(
+    clinic: Clinic,
+    base_folder: Path,
+    leaky_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    notes, seen = tmp_path / "notes.jsonl", tmp_path / "seen.jsonl"
+    write_jsonl(clinic.private, notes)
+    write_jsonl(clinic.public, seen)
+    arguments = ["audit", str(leaky_folder), "--corpus", str(notes), "--base", str(base_folder),
+                 "--pretraining", str(seen), "--decoys", "2", "--swaps", "0"]  # fmt: skip
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["pretraining"]
+    assert found["audits"]["base"]["figures"]["all"]["greedy"]["trials"] == clinic.public.num_spans
+    change = found["changes"]["model"]
+    extracted = {
+        name: audit["figures"]["all"]["discoverable"]["hits"]
+        for name, audit in found["audits"].items()
+    }
+    assert change["new"] - change["cured"] == extracted["model"] - extracted["base"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "What the base may have seen" in shown
+    assert "Memory, or reading" in shown
 
 
 def test_fail_above_never_passes_without_direct_identifiers(

@@ -5,14 +5,11 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import pytest
 
 from sani.auditing.figures import rate
-from sani.auditing.occurrences import Occurrences
 from sani.gate import judge
 from sani.recipe import GateSettings
-from sani.reporting.compare import compare
 
 
 def audit_of(greedy: tuple[int, int], *, auc: float | None = 0.52, perplexity: float = 2.0) -> Any:
@@ -143,34 +140,3 @@ def test_an_auc_below_chance_gives_the_control_no_extra_room() -> None:
         "auc.direct"
     }
     assert failed(audit_of((0, 1000), auc=0.54), control=audit_of((2, 1000), auc=0.3)) == set()
-
-
-def occurrences(greedy: list[int], reason: list[str] | None = None) -> Occurrences:
-    n = len(greedy)
-    return Occurrences(
-        document=np.arange(n),
-        span=np.zeros(n, dtype=np.int64),
-        reason=np.array(reason or [""] * n),
-        greedy=np.array(greedy, dtype=bool),
-        discoverable=np.zeros(n, dtype=bool),
-        log_probability=np.zeros(n),
-        auc=np.zeros(n),
-        exposure=np.zeros(n),
-    )
-
-
-def test_every_scored_occurrence_is_cured_kept_new_or_never_extracted() -> None:
-    change = compare(occurrences([1, 1, 0, 0]), occurrences([0, 1, 1, 0]))
-    assert change.cured.tolist() == [True, False, False, False]
-    assert change.kept.tolist() == [False, True, False, False]
-    assert change.new.tolist() == [False, False, True, False]
-
-
-def test_an_occurrence_that_was_not_scored_is_not_called_cured() -> None:
-    after = occurrences([0, 0], reason=["no token covers it", ""])
-    assert compare(occurrences([1, 1]), after).cured.tolist() == [False, True]
-
-
-def test_audits_of_different_occurrences_are_not_compared() -> None:
-    with pytest.raises(ValueError, match="different occurrences"):
-        compare(occurrences([1, 1]), occurrences([1]))

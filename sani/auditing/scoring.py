@@ -1,10 +1,10 @@
 """Log-probabilities of chosen tokens in as few forward passes as there are documents.
 
-A *row* is one input: a framed window of a document, and behind it the tokens of decoys as a tree.
-Each decoy token attends to the text before its identifier and to the decoy tokens above it, never
-to the text behind or to another decoy, so decoys share their prefix's computation and one pass
-answers for the document and for all its decoys. The vocabulary projection runs only at the
-positions that are read.
+A *row* is one input: a framed window of a document, and the tokens of decoys that branch off it as
+trees. The text is read once, with a cache of its keys and values; then the trees, where each decoy
+token attends to the text before its identifier and to the decoy tokens above it, never to the text
+behind or to another decoy. So decoys share their prefix's computation. The vocabulary projection
+runs only at the positions that are read.
 """
 
 from __future__ import annotations
@@ -24,6 +24,39 @@ from sani.recipe import SamplerSettings
 from sani.runtime import token_batches
 
 LOGITS_PER_CHUNK = 2**24
+SMALLEST_TREE = 64
+
+
+Reads = list[tuple[int, int, int]]
+
+
+@dataclass
+class Tree:
+    """Tokens of decoys behind a text, read in one pass.
+
+    Attributes:
+        tokens: One a node.
+        reads: (node, target, slot): behind ``node``, how likely is ``target``?
+        levels: From the text outwards: nodes of one depth, and the position in the text (first
+            level) or the node (further ones) that each of them follows.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    reads: Reads = field(default_factory=list)
+    levels: list[tuple[list[int], list[int]]] = field(default_factory=list)
+    _nodes: dict[tuple[int, int, int], int] = field(default_factory=dict, init=False, repr=False)
+
+    def child(self, parent: int, token: int, *, depth: int) -> int:
+        """The node for this token below that parent; a new one, or one that is there already."""
+        index = self._nodes.setdefault((depth, parent, token), len(self.tokens))
+        if index == len(self.tokens):
+            self.tokens.append(token)
+            if depth == len(self.levels):
+                self.levels.append(([], []))
+            nodes, parents = self.levels[depth]
+            nodes.append(index)
+            parents.append(parent)
+        return index
 
 
 @dataclass
@@ -31,40 +64,33 @@ class Row:
     """One input of the model, and what is read off it.
 
     Attributes:
-        tokens: Token ids; the text first, then the nodes of decoys.
-        parents: Position in the row that each token follows; -1 for the first.
+        tokens: Token ids of the text.
         reads: (position, target, slot): at ``position``, how likely is ``target``? The answer
             goes to ``slot``.
+        trees: What else could stand behind its positions.
     """
 
     tokens: list[int]
-    parents: list[int]
-    reads: list[tuple[int, int, int]] = field(default_factory=list)
-    text_length: int = 0
-    _nodes: dict[tuple[int, int], int] = field(default_factory=dict, init=False, repr=False)
-
-    @classmethod
-    def of_text(cls, tokens: Sequence[int]) -> Row:
-        """A row of plain text without decoys."""
-        return cls(list(tokens), list(range(-1, len(tokens) - 1)), [], len(tokens))
+    reads: Reads = field(default_factory=list)
+    trees: list[Tree] = field(default_factory=list)
 
     def add_branch(self, position: int, tokens: Sequence[int], slots: Sequence[int]) -> None:
         """Read the sequence ``tokens`` as a continuation of the text up to ``position``.
 
-        Tokens that another branch at the same position starts with are shared.
+        Tokens that another branch at the same position starts with are shared. A tree takes few
+        nodes, for each of them looks at all of them; and those of neighbouring positions, for a
+        pass needs no more of the text than what stands before the last of them.
         """
-        at = position
-        for depth, (token, slot) in enumerate(zip(tokens, slots, strict=True)):
-            self.reads.append((at, token, slot))
-            if depth + 1 < len(tokens):
-                at = self._child(at, token)
-
-    def _child(self, parent: int, token: int) -> int:
-        index = self._nodes.setdefault((parent, token), len(self.tokens))
-        if index == len(self.tokens):
-            self.tokens.append(token)
-            self.parents.append(parent)
-        return index
+        self.reads.append((position, tokens[0], slots[0]))
+        if len(tokens) == 1:
+            return
+        most = max(len(self.tokens) // 4, SMALLEST_TREE)
+        if not self.trees or len(self.trees[-1].tokens) + len(tokens) > most:
+            self.trees.append(Tree())
+        tree, at = self.trees[-1], position
+        for depth, token in enumerate(tokens[:-1]):
+            at = tree.child(at, token, depth=depth)
+            tree.reads.append((at, tokens[depth + 1], slots[depth + 1]))
 
 
 @dataclass(frozen=True)
@@ -75,89 +101,201 @@ class Scores:
         log_probability: log p(target | what stands before) in nats, [slots].
         sampled: The same under the declared sampler, -inf where it never draws the target; NaN
             for slots it was not asked for, [slots].
-        greedy: Whether no token is likelier than the target; a tie counts as reciting, [slots].
+        rank: 1 + how many tokens are likelier than the target, so that a tie counts as reciting;
+            0 for slots it was not asked for, [slots].
+        mean, deviation: Of log p over the vocabulary, each token weighted by its p; NaN unless
+            asked for, [slots].
     """
 
     log_probability: NDArray[np.float64]
     sampled: NDArray[np.float64]
-    greedy: NDArray[np.bool_]
+    rank: NDArray[np.int64]
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+
+    @classmethod
+    def empty(cls, num_slots: int) -> Scores:
+        """Nothing read yet."""
+        unknown = [np.full(num_slots, np.nan) for _ in range(4)]
+        rank = np.zeros(num_slots, dtype=np.int64)
+        return cls(unknown[0], unknown[1], rank, unknown[2], unknown[3])
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Asked:
+    """What is wanted beside the log-probability.
+
+    Attributes:
+        num_ranked: How many slots, from 0, also get their rank and their log-probability under
+            the sampler.
+        sampler: How the adversary draws; None for no sampler.
+        moments: Whether every slot also gets mean and deviation.
+    """
+
+    num_ranked: int = 0
+    sampler: SamplerSettings | None = None
+    moments: bool = False
+
+
+NOTHING_ELSE = Asked()
+
+
+@torch.inference_mode()
 def score(
     model: Any,
     rows: Sequence[Row],
     *,
     num_slots: int,
     batch_tokens: int,
-    sampler: SamplerSettings | None = None,
-    num_sampled: int = 0,
+    asked: Asked = NOTHING_ELSE,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Answer every read of every row.
 
     Args:
-        model: A causal language model in evaluation mode.
+        model: A language model in evaluation mode.
         rows: Inputs; they are batched by length, and the result does not depend on how.
         num_slots: Size of the result; slots that no row reads stay NaN.
         batch_tokens: Most tokens of a forward pass, padding included.
-        sampler: Sampler for the slots below ``num_sampled``.
-        num_sampled: How many slots, from 0, are also asked for under the sampler.
+        asked: What is wanted beside the log-probability.
         on_step: Called with (batches done, batches in all).
 
     Raises:
         AuditError: If the model gives NaN or infinity.
     """
-    result = Scores(
-        np.full(num_slots, np.nan), np.full(num_slots, np.nan), np.zeros(num_slots, dtype=np.bool_)
-    )
+    result = Scores.empty(num_slots)
     batches = token_batches([len(row.tokens) for row in rows], budget=batch_tokens)
     for done, batch in enumerate(batches, start=1):
-        _score_batch(model, [rows[index] for index in batch], result, sampler, num_sampled)
+        _score_batch(model, [rows[index] for index in batch], result, asked)
         if on_step is not None:
             on_step(done, len(batches))
     return result
 
 
-def _score_batch(
-    model: Any,
-    rows: Sequence[Row],
-    result: Scores,
-    sampler: SamplerSettings | None,
-    num_sampled: int,
+def _score_batch(model: Any, rows: Sequence[Row], result: Scores, asked: Asked) -> None:
+    """Read one batch: the texts, then tree after tree on the cache of their keys and values."""
+    ids = _padded([row.tokens for row in rows])
+    inputs: dict[str, Any] = {"input_ids": ids.to(model.device), "attention_mask": None}
+    if families.is_masked(model.config):  # sees padding, unless it is told not to
+        lengths = torch.tensor([len(row.tokens) for row in rows])
+        seen = torch.arange(ids.shape[1])[None] < lengths[:, None]
+        inputs["attention_mask"] = seen.long().to(model.device)
+    passes = max(len(row.trees) for row in rows)
+    texts = families.new_cache() if passes else None
+    hidden = families.hidden_states(model, **inputs, cache=texts)  # [batch, seq, hidden]
+    _read(model, hidden, [row.reads for row in rows], result, asked)
+    for number in range(passes):
+        chosen = [index for index, row in enumerate(rows) if number < len(row.trees)]
+        trees = [rows[index].trees[number] for index in chosen]
+        length = 1 + max(place for tree in trees for place in tree.levels[0][1])
+        hidden = families.hidden_states(
+            model,
+            **_tree_inputs(model, trees, text_length=length),
+            cache=families.cache_of(texts, chosen, length=length),
+        )  # [chosen, nodes, hidden]
+        _read(model, hidden, [tree.reads for tree in trees], result, asked)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Token ids [rows, longest]; padding stands behind, where no token that is read sees it."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    for number, tokens in enumerate(rows):
+        ids[number, : len(tokens)] = torch.tensor(tokens)
+    return ids
+
+
+def _tree_inputs(model: Any, trees: Sequence[Tree], *, text_length: int) -> dict[str, Tensor]:
+    """Nodes as inputs behind a cached text: tokens, positions and who sees whom."""
+    ids = _padded([tree.tokens for tree in trees])
+    num_nodes = ids.shape[1]
+    positions = np.zeros(ids.shape, dtype=np.int64)
+    # Added to the scores: a mask of booleans would be added as 0 and 1 by eager attention.
+    hidden = torch.finfo(model.dtype).min
+    mask = np.full((*ids.shape, text_length + num_nodes), hidden, dtype=np.float32)
+    own = np.arange(num_nodes)
+    mask[:, own, text_length + own] = 0.0  # padding too, which must see something
+    for number, tree in enumerate(trees):
+        for depth, (nodes, parents) in enumerate(tree.levels):
+            if depth == 0:
+                above = np.array(parents)
+                positions[number, nodes] = above + 1
+                before = np.arange(text_length)[None] <= above[:, None]
+                mask[number, nodes, :text_length] = np.where(before, 0.0, hidden)
+            else:
+                positions[number, nodes] = positions[number, parents] + 1
+                mask[number, nodes] = np.maximum(mask[number, nodes], mask[number, parents])
+    return {
+        "input_ids": ids.to(model.device),
+        "position_ids": torch.from_numpy(positions).to(model.device),
+        "attention_mask": torch.from_numpy(mask)[:, None].to(model.device, model.dtype),
+    }
+
+
+def _read(
+    model: Any, hidden: Tensor, reads_of: Sequence[Reads], result: Scores, asked: Asked
 ) -> None:
-    where = [(number, position) for number, row in enumerate(rows) for position, _, _ in row.reads]
-    if not where:
-        return
-    hidden = families.hidden_states(model, **_inputs(rows, model.device))  # [batch, seq, hidden]
-    places = torch.tensor(where, device=hidden.device)
-    targets = torch.tensor(
-        [target for row in rows for _, target, _ in row.reads], device=hidden.device
+    """Project hidden states [batch, seq, hidden], once at each position that is read."""
+    reads = sorted(
+        (number, position, target, slot)
+        for number, reads in enumerate(reads_of)
+        for position, target, slot in reads
     )
-    slots = np.array([slot for row in rows for _, _, slot in row.reads])
+    if not reads:
+        return
+    table = np.array(reads)
+    places, place_of = np.unique(table[:, :2], axis=0, return_inverse=True)
+    place_of = place_of.reshape(-1)
+    where = torch.from_numpy(places).to(hidden.device)
+    targets = torch.from_numpy(table[:, 2]).to(hidden.device)
+    slots = table[:, 3]
     chunk = max(1, LOGITS_PER_CHUNK // model.config.vocab_size)
-    for first in range(0, len(slots), chunk):
-        piece = slice(first, first + chunk)
-        logits = families.logits(model, hidden[places[piece, 0], places[piece, 1]]).float()
-        true = logits.gather(1, targets[piece, None])  # [n, 1]
-        log_probability = (true - logits.logsumexp(dim=1, keepdim=True)).squeeze(1)
-        if not torch.isfinite(log_probability).all():
-            raise AuditError(
-                "the model gives NaN or infinite logits on this corpus; nothing can be said of "
-                "what it recites. Check how it was trained and saved"
-            )
-        at = slots[piece]
-        result.log_probability[at] = log_probability.double().cpu().numpy()
-        result.greedy[at] = (true.squeeze(1) >= logits.amax(dim=1)).cpu().numpy()
-        asked = at < num_sampled
-        if sampler is not None and asked.any():
-            rows_asked = torch.from_numpy(asked).to(logits.device)
-            sampled = sampled_log_probability(
-                logits[rows_asked], targets[piece][rows_asked], sampler
-            )
-            if sampled.isnan().any():
-                raise AuditError("the sampler gives NaN; change audit.sampler")
-            result.sampled[at[asked]] = sampled.double().cpu().numpy()
+    for first in range(0, len(places), chunk):
+        begin, end = np.searchsorted(place_of, [first, first + chunk])
+        there = where[first : first + chunk]
+        logits = families.logits(model, hidden[there[:, 0], there[:, 1]]).float()
+        local = torch.from_numpy(place_of[begin:end] - first).to(hidden.device)
+        _read_logits(logits, local, targets[begin:end], slots[begin:end], result, asked)
+
+
+def _read_logits(
+    logits: Tensor,
+    rows: Tensor,
+    targets: Tensor,
+    slots: NDArray[np.int64],
+    result: Scores,
+    asked: Asked,
+) -> None:
+    """Enter into ``result`` what ``logits`` [places, vocab] say of ``targets`` [reads].
+
+    ``rows`` [reads] tells in which row of the logits each target is read.
+    """
+    normalizer = logits.logsumexp(dim=1)  # [places]
+    true = logits[rows, targets]  # [reads]
+    log_probability = true - normalizer[rows]
+    if not torch.isfinite(log_probability).all():
+        raise AuditError(
+            "the model gives NaN or infinite logits on this corpus; nothing can be said of "
+            "what it recites. Check how it was trained and saved"
+        )
+    result.log_probability[slots] = log_probability.double().cpu().numpy()
+    if asked.moments:
+        log_p = logits - normalizer[:, None]
+        p = log_p.exp()
+        mean = (p * log_p).sum(dim=1)
+        deviation = ((p * log_p.square()).sum(dim=1) - mean.square()).clamp(min=0).sqrt()
+        result.mean[slots] = mean[rows].double().cpu().numpy()
+        result.deviation[slots] = deviation[rows].double().cpu().numpy()
+    ranked = slots < asked.num_ranked
+    if not ranked.any():
+        return
+    chosen = torch.from_numpy(ranked).to(logits.device)
+    logits, true, targets = logits[rows[chosen]], true[chosen], targets[chosen]
+    result.rank[slots[ranked]] = 1 + (logits > true[:, None]).sum(dim=1).cpu().numpy()
+    if asked.sampler is not None:
+        sampled = sampled_log_probability(logits, targets, asked.sampler)
+        if sampled.isnan().any():
+            raise AuditError("the sampler gives NaN; change audit.sampler")
+        result.sampled[slots[ranked]] = sampled.double().cpu().numpy()
 
 
 def sampled_log_probability(logits: Tensor, targets: Tensor, sampler: SamplerSettings) -> Tensor:
@@ -186,31 +324,3 @@ def sampled_log_probability(logits: Tensor, targets: Tensor, sampler: SamplerSet
         logits = logits.masked_fill(cut, -torch.inf)
     true = logits.gather(1, targets[:, None])
     return (true - logits.logsumexp(dim=1, keepdim=True)).squeeze(1)
-
-
-def _inputs(rows: Sequence[Row], device: torch.device) -> dict[str, Tensor | None]:
-    """Padded inputs; without decoys the plain causal mask serves, since padding stands behind."""
-    longest = max(len(row.tokens) for row in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    for number, row in enumerate(rows):
-        ids[number, : len(row.tokens)] = torch.tensor(row.tokens)
-    if all(row.text_length == len(row.tokens) for row in rows):
-        return {"input_ids": ids.to(device), "attention_mask": None}
-    positions = torch.zeros(len(rows), longest, dtype=torch.long)
-    sees = torch.eye(longest, dtype=torch.bool).repeat(len(rows), 1, 1)  # [batch, seq, seq]
-    for number, row in enumerate(rows):
-        text = row.text_length
-        positions[number, :text] = torch.arange(text)
-        sees[number, :text, :text] = torch.ones(text, text, dtype=torch.bool).tril()
-        for index in range(text, len(row.tokens)):
-            parent = row.parents[index]
-            positions[number, index] = positions[number, parent] + 1
-            sees[number, index] |= sees[number, parent]
-    return {
-        "input_ids": ids.to(device),
-        "position_ids": positions.to(device),
-        # Added to the scores: a mask of booleans would be added as 0 and 1 by eager attention.
-        "attention_mask": torch.where(sees, 0.0, torch.finfo(torch.float32).min)[:, None].to(
-            device
-        ),
-    }

@@ -8,31 +8,41 @@ import platform
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from sani.auditing.generation import Hits
+from sani.auditing.membership import DocumentScores
+from sani.auditing.occurrences import Occurrences
+from sani.auditing.search import Identifier, IdentifierIndex
 from sani.checkpoint import write_text
 from sani.corpus.documents import Corpus
 from sani.gate import Check
 from sani.recipe import Recipe
-from sani.reporting.compare import beyond_control, compare
+from sani.reporting.compare import (
+    beyond_control,
+    compare,
+    compare_audits,
+    compare_pretraining,
+)
+from sani.reporting.sections import STAGE_NAMES, limits, number, sections, versions
 from sani.runfolder import RunFolder
 
-SCHEMA_VERSION = 1
-STAGES = ("base", "before", "erased", "after")
+SCHEMA_VERSION = 2
 MOST_LISTED = 50
+_Arrays = TypeVar("_Arrays")
 
 NOT_TESTED = (
-    "sampling, prompts other than the documents' own text, relearning, quantization, and guidance "
-    "by the unsanitized checkpoint (no attack was run)",
+    "relearning, quantization, guidance by the unsanitized checkpoint, and prompts made to bring "
+    "identifiers up (no attack was run)",
     "identifiers that the corpus does not mark",
     "an identifier written with other tokens or in another form than in its document",
-    "membership inference",
     "documents that were not given to this run",
 )
+NOT_SAMPLED = "what the model recites when it is left to write (audit.generation)"
 
 
 def build_report(
@@ -46,9 +56,18 @@ def build_report(
             "checks": [check.to_json() for check in checks],
         },
         "scan": folder.load("scan"),
-        "audits": {
-            stage: data for stage in STAGES if (data := folder.load(f"audit-{stage}")) is not None
-        },
+        **compare_audits(
+            _audits(folder, "audit"),
+            _arrays(folder, "audit-{}", Occurrences),
+            _arrays(folder, "audit-{}-documents", DocumentScores),
+            _arrays(folder, "audit-{}-generation", Hits),
+            _searched(recipe, corpus),
+            rounds=("before", "erased", "after"),
+            seed=recipe.seed,
+        ),
+        "pretraining": compare_pretraining(
+            _audits(folder, "pretraining"), _arrays(folder, "pretraining-{}", Occurrences)
+        ),
         "changes": _changes(folder, corpus),
         "erase": _erased(folder.load("erase")),
         "repair": folder.load("repair"),
@@ -56,7 +75,7 @@ def build_report(
         "gate_settings": recipe.gate.model_dump(mode="json"),
         "not_asked": [name for name, limit in recipe.gate.model_dump().items() if limit is None],
         "corpus_limit": recipe.corpus.limit,
-        "not_tested": list(NOT_TESTED),
+        "not_tested": [*NOT_TESTED, *([] if recipe.audit.generation else [NOT_SAMPLED])],
         "provenance": {
             "seed": recipe.seed,
             "python": platform.python_version(),
@@ -88,40 +107,12 @@ def render(report: dict[str, Any], template: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "rate": format_rate,
-        "estimate": format_estimate,
-        "number": _number,
-        "cell": _cell,
-    }
-    return environment.get_template(template).render(report=report, stage_names=STAGE_NAMES)
-
-
-STAGE_NAMES = {
-    "base": "base (control)",
-    "before": "before",
-    "erased": "after erase",
-    "after": "after (sanitized)",
-}
-
-
-def format_rate(rate: dict[str, Any] | None) -> str:
-    """A rate with its numerator, denominator and interval; a dash where nothing was tried."""
-    if not rate or rate["value"] is None:
-        return "-"
-    return (
-        f"{rate['value']:.1%} ({rate['hits']}/{rate['trials']}; "
-        f"{rate['low']:.1%} to {rate['high']:.1%})"
+    environment.filters["cell"] = _cell
+    return environment.get_template(template).render(
+        report=report,
+        sections=[limits(report), *sections(report)],
+        versions=versions(report["provenance"]),
     )
-
-
-def format_estimate(estimate: dict[str, Any] | None) -> str:
-    """A mean with its interval; a dash where there is none."""
-    if not estimate or estimate["value"] is None:
-        return "-"
-    if estimate["low"] is None:
-        return f"{estimate['value']:.3f} (one subject, no interval)"
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
 def junit(report: dict[str, Any]) -> str:
@@ -134,18 +125,15 @@ def junit(report: dict[str, Any]) -> str:
     for check in checks:
         case = ElementTree.SubElement(suite, "testcase", classname="sani.gate", name=check["name"])
         if not check["holds"]:
-            message = f"{_number(check['measured'])}, limit {_number(check['limit'])}"
+            message = f"{number(check['measured'])}, limit {number(check['limit'])}"
             ElementTree.SubElement(case, "failure", message=message).text = check["why"]
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4g}"
-
-
 def _cell(text: str) -> str:
     """A label inside a Markdown table: nothing in it ends the cell or starts a tag."""
-    return html.escape(text).replace("|", "&#124;").replace("\n", " ").replace("\r", " ")
+    escaped = html.escape(text, quote=False)
+    return escaped.replace("|", "&#124;").replace("\n", " ").replace("\r", " ")
 
 
 def _erased(erase: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -164,14 +152,36 @@ def _erased(erase: dict[str, Any] | None) -> dict[str, Any] | None:
     return {**erase, "plan": {**erase["plan"], "entries": entries}}
 
 
+def _audits(folder: RunFolder, name: str) -> dict[str, Any]:
+    """The audits of one kind by stage."""
+    return {
+        stage: data for stage in STAGE_NAMES if (data := folder.load(f"{name}-{stage}")) is not None
+    }
+
+
+def _searched(recipe: Recipe, corpus: Corpus) -> tuple[Identifier, ...]:
+    """The identifiers that sampling was searched for."""
+    asked = recipe.audit.generation
+    return IdentifierIndex(corpus, kinds=asked.kinds).identifiers if asked else ()
+
+
+def _arrays(folder: RunFolder, name: str, kind: type[_Arrays]) -> dict[str, _Arrays]:
+    """What the audits kept one by one, by stage."""
+    return {
+        stage: found
+        for stage in STAGE_NAMES
+        if (found := folder.load_arrays(name.format(stage), kind)) is not None
+    }
+
+
 def _changes(folder: RunFolder, corpus: Corpus) -> dict[str, Any]:
     """Before against after, with what is still or newly extractable named by digest."""
-    before = folder.load_occurrences("audit-before")
-    after = folder.load_occurrences("audit-after")
-    change = compare(before, after)
+    verdicts = _arrays(folder, "audit-{}", Occurrences)
+    after = verdicts["after"]
+    change = compare(verdicts["before"], after)
     beyond = np.zeros_like(change.kept)
-    if folder.finished("audit-base"):
-        beyond = beyond_control(after, folder.load_occurrences("audit-base"))
+    if "base" in verdicts:
+        beyond = beyond_control(after, verdicts["base"])
 
     def named(index: int) -> dict[str, Any]:
         document = corpus[int(after.document[index])]
@@ -184,9 +194,7 @@ def _changes(folder: RunFolder, corpus: Corpus) -> dict[str, Any]:
         }
 
     return {
-        "cured": int(change.cured.sum()),
-        "kept": int(change.kept.sum()),
-        "new": int(change.new.sum()),
+        **change.to_json(),
         "beyond_control": int(beyond.sum()),
         "beyond_control_listed": [named(i) for i in np.flatnonzero(beyond)[:MOST_LISTED]],
         "kept_listed": [named(i) for i in np.flatnonzero(change.kept)[:MOST_LISTED]],

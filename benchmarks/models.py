@@ -1,0 +1,88 @@
+"""Make the models that the recipes and the README speak of: a base, and one that leaks.
+
+    python benchmarks/models.py meddocan|tab [--corpora DIR] [--out runs/CORPUS]
+
+The base is trained on public text of the same kind: cases of other people, and English notes of
+mtsamples. The leaky model is the base, fine-tuned on the private cases until it recites them.
+Other cases are held back for utility and membership. Ten to twenty minutes on two cores.
+
+meddocan: Spanish clinical cases; private are the first 60 of the train split.
+tab: English court cases; private are the first 30 of the train split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sani.checkpoint import save_checkpoint
+from sani.corpus.documents import Document
+from sani.corpus.readers import read_corpus
+from sani.demo import new_model, train_on_text, write_jsonl
+from sani.runtime import quiet_libraries
+
+
+def split(corpus: str, corpora: Path) -> tuple[Sequence[Document], ...]:
+    """Public, private and held-out documents."""
+    train = read_corpus(corpora / corpus / "train.jsonl")
+    test = read_corpus(corpora / corpus / "test.jsonl")
+    if corpus == "meddocan":
+        english = read_corpus(corpora / "mtsamples/train.jsonl", limit=25)
+        return [*test[50:], *english], train[:60], test[:50]
+    english = read_corpus(corpora / "mtsamples/train.jsonl", limit=60)
+    return [*train[30:], *english], train[:30], test[:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("corpus", choices=["meddocan", "tab"])
+    default = os.environ.get("SANI_CORPORA", "../shared/data")
+    parser.add_argument("--corpora", type=Path, default=Path(default))
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--base-epochs", type=int, default=5)
+    parser.add_argument("--leaky-epochs", type=int, default=42)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+
+    quiet_libraries()
+    started = time.perf_counter()
+    out = arguments.out or Path("runs") / arguments.corpus
+    public, private, held_out = split(arguments.corpus, arguments.corpora)
+    out.mkdir(parents=True, exist_ok=True)
+    write_jsonl(private, out / "private.jsonl")
+    write_jsonl(held_out, out / "held_out.jsonl")
+    texts = [document.text for document in public]
+    model = new_model(
+        texts,
+        vocab_size=4096,
+        layers=6,
+        hidden=128,
+        context=1024,
+        folder=out / "base",
+        seed=arguments.seed,
+    )
+    for name, read, epochs in (
+        ("base", texts, arguments.base_epochs),
+        ("leaky", [document.text for document in private], arguments.leaky_epochs),
+    ):
+        train_on_text(model, read, epochs=epochs, seed=arguments.seed, on_step=said(name))
+        save_checkpoint(model, out / name)
+    print(f"{out}: base/, leaky/, private.jsonl, held_out.jsonl; "
+          f"{time.perf_counter() - started:.0f} s")  # fmt: skip
+
+
+def said(what: str) -> Callable[[int, int], None]:
+    """Prints ten lines a training."""
+
+    def on_step(done: int, total: int) -> None:
+        if done % max(1, total // 10) == 0:
+            print(f"{what}: step {done} of {total}", flush=True)
+
+    return on_step
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Cue control: can an identifier be guessed from the very text it is asked with?
+
+A model that copies a name it was just shown, or builds an e-mail address from it, has memorized
+nothing. Such occurrences are told apart, so that what remains is memory and not reading.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Sequence
+
+SHORTEST_WORD = 3
+SHORTEST_NUMBER = 2
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+_ADDRESS = re.compile(r"@|://|www\.")
+
+
+class CueFinder:
+    """Finds, for values of one text, whether the text around them gives them away.
+
+    Source: the low-overlap subset of CRM (2601.03791). Deviation: words instead of n-grams of
+    tokens, so that the verdict is the same for every tokenizer.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Index the words of a text; time linear in its length."""
+        self._words: list[str] = []
+        self._starts: list[int] = []
+        self._where: dict[str, list[int]] = defaultdict(list)  # word -> its numbers
+        for match in _WORD.finditer(text):
+            word = _folded(match.group())
+            self._where[word].append(len(self._words))
+            self._words.append(word)
+            self._starts.append(match.start())
+        self._text = text
+
+    def cued(self, start: int, end: int, seen: Sequence[tuple[int, int]]) -> bool:
+        """Whether more than half of ``text[start:end]`` stands in the seen parts of the text.
+
+        Counted in letters and digits of its words of `SHORTEST_WORD` letters and its numbers of
+        `SHORTEST_NUMBER` digits or more; a shorter value counts if all of it is repeated. In an
+        e-mail or web address, a seen word also counts inside a longer one (``garcia``, jgarcia@).
+
+        Args:
+            start: First character of the value.
+            end: One past its last.
+            seen: Parts [start, end) of the text that stand in the model's input; the value itself
+                never counts.
+        """
+        first, last = (bisect_left(self._starts, place) for place in (start, end))
+        words = self._words[first:last]
+        parts = [
+            (bisect_left(self._starts, a), bisect_left(self._starts, b)) for a, b in seen if a < b
+        ]
+        if not words:
+            return False
+        if self._repeated(words, parts):
+            return True
+        telling = [word for word in words if len(word) >= _shortest(word)]
+        covered = sum(len(word) for word in telling if self._stands(word, parts))
+        if _ADDRESS.search(self._text[start:end]):
+            covered += sum(
+                self._covered_inside(word, parts)
+                for word in telling
+                if not self._stands(word, parts)
+            )
+        return 2 * covered > sum(map(len, telling))
+
+    def _stands(self, word: str, parts: Sequence[tuple[int, int]]) -> bool:
+        numbers = self._where.get(word, [])
+        return any(bisect_left(numbers, a) < bisect_left(numbers, b) for a, b in parts)
+
+    def _repeated(self, words: list[str], parts: Sequence[tuple[int, int]]) -> bool:
+        return any(
+            self._words[number : number + len(words)] == words
+            for number in self._where.get(words[0], [])
+            if any(a <= number and number + len(words) <= b for a, b in parts)
+        )
+
+    def _covered_inside(self, word: str, parts: Sequence[tuple[int, int]]) -> int:
+        longest = 0
+        for other, numbers in self._where.items():
+            if longest < len(other) < len(word) and len(other) >= SHORTEST_WORD and other in word:
+                inside = any(bisect_left(numbers, a) < bisect_left(numbers, b) for a, b in parts)
+                longest = len(other) if inside else longest
+        return longest
+
+
+def _shortest(word: str) -> int:
+    return SHORTEST_NUMBER if word.isdigit() else SHORTEST_WORD
+
+
+def _folded(word: str) -> str:
+    """Case and diacritics dropped."""
+    decomposed = unicodedata.normalize("NFKD", word)
+    return "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()

@@ -1,0 +1,324 @@
+"""Membership inference: can one tell which documents, or which subjects, were trained on?
+
+Every attack turns a document into one number, higher for a member. Members are documents of the
+corpus, non-members the held-out ones; how they differ beside training (topic, length) tells them
+apart too, so the same attack on the base model is the control.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from sani import families
+from sani.auditing.figures import BOOTSTRAP_ROUNDS, Estimate, Rate, rate
+from sani.auditing.occurrences import document_windows, text_row
+from sani.auditing.scoring import Asked, Row, score
+from sani.checkpoint import Checkpoint
+from sani.corpus.documents import Corpus
+from sani.encoding import Encoded, Framing, Window
+
+LOWEST = 0.2  # share of tokens that min-k and min-k++ look at
+FALSE_POSITIVE_RATES = (0.01, 0.001)
+# A masked language model is asked for every token, an eighth of them masked at a time.
+MASKED_GROUPS = 8
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What the model says of every token of some documents, framing left out.
+
+    Attributes:
+        document: Number of the token's document, [t].
+        in_span: Whether an identifier touches it, [t].
+        log_probability: Given what stands before (or around, masked), in nats, [t].
+        likeliest: Whether no token is likelier, [t].
+        mean, deviation: Of log p over the vocabulary at this place, [t].
+    """
+
+    document: NDArray[np.int64]
+    in_span: NDArray[np.bool_]
+    log_probability: Floats
+    likeliest: NDArray[np.bool_]
+    mean: Floats
+    deviation: Floats
+
+
+@dataclass(frozen=True)
+class DocumentScores:
+    """One number a document and attack, higher for a member; numbers only.
+
+    Attributes:
+        member: Whether it is of the corpus, [d].
+        document: Its number in the corpus or in the held-out documents, [d].
+        subject: Number of its subject, [d].
+        num_tokens: [d].
+        loss: Mean log-probability, in nats, [d].
+        zlib: Log-probability per byte that zlib makes of the text, [d].
+        min_k: Mean of the lowest fifth of the log-probabilities, [d].
+        min_k_plus: The same after subtracting the mean over the vocabulary at each place and
+            dividing by its deviation, [d].
+    """
+
+    member: NDArray[np.bool_]
+    document: NDArray[np.int64]
+    subject: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+    loss: Floats
+    zlib: Floats
+    min_k: Floats
+    min_k_plus: Floats
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How well one attack tells members from non-members.
+
+    Attributes:
+        auc: With a 95 % bootstrap interval, subjects resampled whole; 0.5 is chance.
+        either_way: max(auc, 1 - auc): whoever sees the scores may read them the other way round.
+        tpr: By false positive rate: members found with at most that share of false alarms.
+    """
+
+    auc: Estimate
+    either_way: float
+    tpr: dict[str, Rate]
+
+
+@dataclass(frozen=True)
+class Membership:
+    """All attacks, by level (``document``, ``subject``) and name.
+
+    Attributes:
+        members, non_members: Documents of each.
+        member_subjects, non_member_subjects: Subjects of each.
+        attacks: ``attacks["subject"]["loss"]`` and so on.
+        warnings: Claims for which the sample is too small.
+    """
+
+    members: int
+    non_members: int
+    member_subjects: int
+    non_member_subjects: int
+    attacks: dict[str, dict[str, Attack]]
+    warnings: list[str]
+
+
+def score_tokens(
+    checkpoint: Checkpoint, encoded: Sequence[Encoded], framing: Framing, *, batch_tokens: int
+) -> TokenScores:
+    """Read every token of the given documents once; a first token that nothing precedes is not."""
+    masked = families.is_masked(checkpoint.model.config)
+    rows: list[Row] = []
+    where: list[tuple[int, bool]] = []
+    for item in encoded:
+        touched = item.in_span()
+        for window in document_windows(checkpoint, item, framing):
+            row = text_row(item, window, framing)
+            lead = len(framing.prefix)
+            targets = [
+                token
+                for token in range(window.new, window.end)
+                if masked or lead + token - window.start > 0
+            ]
+            for group in range(MASKED_GROUPS) if masked else [0]:
+                asked = targets[group::MASKED_GROUPS] if masked else targets
+                rows.append(_row(checkpoint, item, row, window, lead, asked, len(where), masked))
+                where.extend((item.document, touched[token]) for token in asked)
+    scores = score(
+        checkpoint.model,
+        rows,
+        num_slots=len(where),
+        batch_tokens=batch_tokens,
+        asked=Asked(num_ranked=len(where), moments=True),
+    )
+    return TokenScores(
+        document=np.array([document for document, _ in where], dtype=np.int64),
+        in_span=np.array([inside for _, inside in where], dtype=np.bool_),
+        log_probability=scores.log_probability,
+        likeliest=scores.rank == 1,
+        mean=scores.mean,
+        deviation=scores.deviation,
+    )
+
+
+def _row(
+    checkpoint: Checkpoint,
+    item: Encoded,
+    text: Row,
+    window: Window,
+    lead: int,
+    asked: Sequence[int],
+    slot: int,
+    masked: bool,
+) -> Row:
+    """A row of text that reads these tokens of a document; masked, if the model is."""
+    row = Row(list(text.tokens))
+    for offset, token in enumerate(asked):
+        position = lead + token - window.start
+        row.reads.append((position if masked else position - 1, item.ids[token], slot + offset))
+        if masked:
+            row.tokens[position] = checkpoint.tokenizer.mask_token_id
+    return row
+
+
+def score_documents(
+    tokens: TokenScores, corpus: Corpus, *, member: bool, subjects: dict[str, int]
+) -> DocumentScores:
+    """Every attack's number for every document that has a token scored.
+
+    Args:
+        tokens: As `score_tokens` gives them.
+        corpus: The documents.
+        member: Whether these were trained on.
+        subjects: Numbers of subjects; new ones are entered.
+
+    Sources: loss, Yeom et al. 2018; zlib, Carlini et al. 2021; min-k, Shi et al. 2024 (k 20 %);
+    min-k++, Zhang et al. 2024. Deviations: none.
+    """
+    order = np.argsort(tokens.document, kind="stable")
+    numbers, starts = np.unique(tokens.document[order], return_index=True)
+    rows: list[tuple[float, float, float, float, int]] = []
+    for number, place in zip(numbers, np.split(order, starts[1:]), strict=True):
+        log_p = tokens.log_probability[place]
+        spread = np.maximum(tokens.deviation[place], 1e-6)
+        text = corpus[int(number)].text.encode("utf-8", "surrogatepass")
+        rows.append(
+            (
+                float(log_p.mean()),
+                float(log_p.sum() / len(zlib.compress(text))),
+                _mean_of_lowest(log_p),
+                _mean_of_lowest((log_p - tokens.mean[place]) / spread),
+                len(place),
+            )
+        )
+    table = np.array(rows, dtype=np.float64).reshape(-1, 5)
+    whose = [subjects.setdefault(corpus[int(n)].subject_id, len(subjects)) for n in numbers]
+    return DocumentScores(
+        member=np.full(len(numbers), member),
+        document=numbers,
+        subject=np.array(whose, dtype=np.int64),
+        num_tokens=table[:, 4].astype(np.int64),
+        loss=table[:, 0],
+        zlib=table[:, 1],
+        min_k=table[:, 2],
+        min_k_plus=table[:, 3],
+    )
+
+
+def _mean_of_lowest(values: Floats) -> float:
+    """Mean of the lowest fifth of the values, of one value at least."""
+    count = max(1, int(LOWEST * len(values)))
+    return float(np.partition(values, count - 1)[:count].mean())
+
+
+def joined(one: DocumentScores, other: DocumentScores) -> DocumentScores:
+    """Members and non-members together."""
+    return DocumentScores(
+        **{name: np.concatenate([array, vars(other)[name]]) for name, array in vars(one).items()}
+    )
+
+
+def membership(
+    scores: DocumentScores, *, reference: DocumentScores | None = None, seed: int
+) -> Membership | None:
+    """How well members can be told from non-members; None where either are missing.
+
+    Args:
+        scores: Of the checkpoint.
+        reference: Of the base, for the same documents; adds the ``reference`` attack, loss minus
+            the base's loss (Carlini et al. 2021; Mireshghallah et al. 2022).
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: If the reference is of other documents.
+    """
+    member = scores.member
+    if member.all() or not member.any():
+        return None
+    values = {name: vars(scores)[name] for name in ("loss", "zlib", "min_k", "min_k_plus")}
+    if reference is not None:
+        if not np.array_equal(reference.document, scores.document):
+            raise ValueError("the reference scores are of other documents")
+        values["reference"] = scores.loss - reference.loss
+    subjects, subject = np.unique(
+        np.stack([scores.subject, member], axis=1), axis=0, return_inverse=True
+    )
+    subject = subject.reshape(-1)
+    weight = np.bincount(subject, weights=scores.num_tokens)
+    attacks: dict[str, dict[str, Attack]] = {"document": {}, "subject": {}}
+    for name, value in values.items():
+        attacks["document"][name] = _attack(value, member, subject, seed)
+        mean = np.bincount(subject, weights=value * scores.num_tokens) / weight
+        of_member = subjects[:, 1] == 1
+        attacks["subject"][name] = _attack(mean, of_member, np.arange(len(mean)), seed)
+    counts = (int(member.sum()), int((~member).sum()))
+    by_subject = (int((subjects[:, 1] == 1).sum()), int((subjects[:, 1] == 0).sum()))
+    warnings = [
+        f"TPR at {fpr:.1%} FPR by {level}: {negatives} non-members are too few for that rate, "
+        f"{round(1 / fpr)} are needed"
+        for level, negatives in (("document", counts[1]), ("subject", by_subject[1]))
+        for fpr in FALSE_POSITIVE_RATES
+        if negatives < 1 / fpr
+    ]
+    return Membership(*counts, *by_subject, attacks, warnings)
+
+
+def _attack(
+    values: Floats, member: NDArray[np.bool_], cluster: NDArray[np.int64], seed: int
+) -> Attack:
+    auc = _area(values, member, cluster, seed)
+    area = auc.value if auc.value is not None else 0.5
+    outside = np.sort(values[~member])[::-1]
+    found = {}
+    for fpr in FALSE_POSITIVE_RATES:
+        # Above this value lie at most the allowed share of the non-members.
+        threshold = outside[int(fpr * len(outside))]
+        found[f"{fpr:g}"] = rate(int((values[member] > threshold).sum()), int(member.sum()))
+    return Attack(auc, max(area, 1 - area), found)
+
+
+def _area(
+    values: Floats, member: NDArray[np.bool_], cluster: NDArray[np.int64], seed: int
+) -> Estimate:
+    """Area under the ROC curve, ties half, with an interval from resampling clusters whole."""
+    ranks = stats.rankdata(np.concatenate([values[member], values[~member]]))
+    inside, outside = int(member.sum()), int((~member).sum())
+    area = (ranks[:inside].sum() - inside * (inside + 1) / 2) / (inside * outside)
+    # wins[i, j]: pairs of cluster i's members and cluster j's others that are in the right order.
+    rows, row_of = np.unique(cluster[member], return_inverse=True)
+    columns, column_of = np.unique(cluster[~member], return_inverse=True)
+    if len(rows) == 1 or len(columns) == 1:
+        return Estimate(inside + outside, float(area), None, None)
+    others = np.sort(values[~member])
+    order = np.argsort(values[~member], kind="stable")
+    below = np.zeros((outside + 1, len(columns)))
+    below[1:] = np.cumsum(np.eye(len(columns))[column_of[order]], axis=0)
+    strictly = below[np.searchsorted(others, values[member], side="left")]
+    at_most = below[np.searchsorted(others, values[member], side="right")]
+    wins = np.zeros((len(rows), len(columns)))
+    np.add.at(wins, row_of, (strictly + at_most) / 2)
+    chance = np.random.default_rng(seed)
+    drawn = [
+        chance.multinomial(count, np.full(count, 1 / count), size=BOOTSTRAP_ROUNDS)
+        for count in wins.shape
+    ]
+    pairs = (drawn[0] @ np.bincount(row_of)) * (drawn[1] @ np.bincount(column_of))
+    areas = np.einsum("ri,ij,rj->r", drawn[0], wins, drawn[1], optimize=True) / pairs
+    low, high = np.quantile(areas, [0.025, 0.975])
+    return Estimate(inside + outside, float(area), float(low), float(high))
+
+
+def sampled_documents(encoded: Sequence[Encoded], most: int) -> list[Encoded]:
+    """At most ``most`` documents, evenly spaced over the corpus."""
+    if len(encoded) <= most:
+        return list(encoded)
+    places = np.linspace(0, len(encoded) - 1, most).round().astype(int)
+    return [encoded[place] for place in np.unique(places)]

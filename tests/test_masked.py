@@ -1,0 +1,215 @@
+"""Masked language models: one at a time and jointly, against plain forward passes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import processors
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    PreTrainedTokenizerFast,
+)
+
+from sani import families
+from sani.auditing.audit import audit
+from sani.auditing.decoys import DecoyMaker
+from sani.auditing.occurrences import score_occurrences
+from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sani.corpus.documents import Corpus, Document, Span
+from sani.encoding import encode, framing_named, framings
+from sani.erasing.erase import plan_neurons
+from sani.errors import UnsupportedModelError
+from sani.recipe import AuditSettings, EraseSettings, RepairSettings
+from sani.repairing.repair import repair
+
+NATS = 1e-4
+POSITIONS = 1400  # RoBERTa numbers them from behind the padding token, the last one here
+
+
+@pytest.fixture
+def tokenizer(base):
+    """The clinic's tokenizer with the begin and end tokens around a text, and a mask."""
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=base.tokenizer.backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        mask_token="<mask>",
+        pad_token="<pad>",
+    )
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        special_tokens=[("<s>", made.bos_token_id), ("</s>", made.eos_token_id)],
+    )
+    return made
+
+
+def masked_checkpoint(model_type: str, tokenizer: PreTrainedTokenizerFast) -> Checkpoint:
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
+    if model_type == "distilbert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48}
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=POSITIONS,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        **sizes,
+    )
+    torch.manual_seed(5)
+    model = AutoModelForMaskedLM.from_config(config).eval()
+    for parameter in model.parameters():  # strong opinions
+        if parameter.dim() == 2:
+            parameter.data.mul_(8)
+    return Checkpoint(model, tokenizer, Path("nowhere"))
+
+
+@torch.no_grad()
+def slow_log_probability(
+    checkpoint: Checkpoint, left: list[int], tokens: list[int], right: list[int], *, jointly: bool
+) -> tuple[float, bool]:
+    """log p of the tokens between left and right, and whether each is the likeliest."""
+    mask = checkpoint.tokenizer.mask_token_id
+    total, greedy = 0.0, True
+    for known, token in enumerate(tokens):
+        shown = [] if jointly else tokens[:known]
+        ids = [*left, *shown, *[mask] * (len(tokens) - len(shown)), *right]
+        inputs = torch.tensor([ids])
+        logits = (
+            checkpoint.model(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+            .logits[0, len(left) + known]
+            .double()
+        )
+        total += float(logits.log_softmax(dim=0)[token])
+        greedy &= int(logits.argmax()) == token
+    return total, greedy
+
+
+@pytest.mark.parametrize("model_type", sorted(families.MASKED))
+def test_every_verdict_equals_that_of_plain_forward_passes(clinic, tokenizer, model_type):
+    checkpoint = masked_checkpoint(model_type, tokenizer)
+    corpus = Corpus(clinic.private[:1])
+    framing = framing_named("tokenizer", tokenizer)
+    assert (framing.prefix, framing.suffix) == (
+        (tokenizer.cls_token_id,),
+        (tokenizer.sep_token_id,),
+    )
+    encoded = encode(corpus, tokenizer)
+    maker = DecoyMaker([corpus, clinic.public], seed=1)
+    asked = AuditSettings(decoys=3, swaps=2, batch_tokens=1024)
+    for jointly in (False, True):
+        found = score_occurrences(
+            checkpoint, corpus, encoded, framing, asked, maker=maker, jointly=jointly
+        )
+        ids, spans = encoded[0].ids, encoded[0].spans
+        assert len(found.span) == len(spans) > 5
+        for index, (first, last) in enumerate(spans[:8]):
+            left, right = [*framing.prefix, *ids[:first]], [*ids[last:], *framing.suffix]
+            expected, greedy = slow_log_probability(
+                checkpoint, left, ids[first:last], right, jointly=jointly
+            )
+            assert found.log_probability[index] == pytest.approx(expected, abs=NATS)
+            assert found.greedy[index] == greedy
+            document, span = corpus[0], corpus[0].spans[index]
+            if jointly:
+                continue  # decoys below, once
+            others = []
+            for value in maker.decoys(span.label, document.value(span), count=24):
+                text = document.text[: span.start] + value + document.text[span.end :]
+                new = tokenizer(text, add_special_tokens=False)["input_ids"]
+                behind = len(ids) - last
+                if new[:first] == ids[:first] and new[len(new) - behind :] == ids[last:]:
+                    tokens = new[first : len(new) - behind]
+                    others.append(
+                        slow_log_probability(checkpoint, left, tokens, right, jointly=False)[0]
+                    )
+            others = others[:3]
+            assert others
+            beaten = np.mean([expected > other for other in others])
+            assert found.auc[index] == pytest.approx(beaten, abs=1e-9)
+
+
+def test_a_masked_model_that_memorized_is_found_out_and_one_that_did_not_is_clean(tokenizer):
+    names = ["Aurelia Quist", "Bertold Ormond", "Cosima Veldt", "Dorian Asch"]
+    texts = [
+        f"Case {n}. The patient {name} was seen in clinic {n}." for n, name in enumerate(names)
+    ]
+    corpus = Corpus(
+        [
+            Document(
+                str(n),
+                str(n),
+                text,
+                (Span(text.index(name), text.index(name) + len(name), "NAME"),),
+            )
+            for n, (text, name) in enumerate(zip(texts, names, strict=True))
+        ]
+    )
+    checkpoint = masked_checkpoint("bert", tokenizer)
+    for parameter in checkpoint.model.parameters():
+        if parameter.dim() == 2:
+            parameter.data.div_(8)
+    asked = AuditSettings(decoys=4, swaps=3)
+    fresh = audit(checkpoint, corpus, asked)
+    assert fresh.figures["direct"].greedy.hits == 0
+    assert fresh.jointly["direct"].greedy.hits == 0
+    batch = tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False)
+    optimizer = torch.optim.AdamW(checkpoint.model.parameters(), lr=5e-3, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    real = batch["attention_mask"].bool()
+    for step in range(400):
+        share = (0.2, 0.5, 0.8)[step % 3]
+        hidden = (torch.rand(real.shape, generator=generator) < share) & real
+        ids = batch["input_ids"].masked_fill(hidden, tokenizer.mask_token_id)
+        labels = batch["input_ids"].masked_fill(~hidden, -100)
+        out = checkpoint.model(ids, attention_mask=batch["attention_mask"], labels=labels)
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    found = audit(checkpoint, corpus, asked, held_out=corpus)
+    assert found.framing == "tokenizer"
+    assert found.figures["direct"].greedy.hits >= 3
+    assert found.jointly["direct"].greedy.hits >= 2
+    assert found.figures["direct"].auc.value == found.jointly["direct"].auc.value == 1.0
+    assert found.figures["direct"].association.value > fresh.figures["direct"].association.value
+    assert found.utility.perplexity < 2.0
+
+
+def test_a_saved_masked_checkpoint_is_read_back_audited_and_never_erased(
+    tokenizer, tmp_path, clinic
+):
+    checkpoint = masked_checkpoint("roberta", tokenizer)
+    checkpoint.path = tmp_path / "tokenizer"
+    tokenizer.save_pretrained(checkpoint.path)
+    save_checkpoint(checkpoint, tmp_path / "model")
+    loaded = load_checkpoint(tmp_path / "model")
+    assert families.is_masked(loaded.model.config)
+    # Positions are numbered from behind the padding token.
+    assert loaded.context_tokens == POSITIONS - tokenizer.pad_token_id - 1
+    corpus = Corpus(clinic.private[:1])
+    found = audit(loaded, corpus, AuditSettings(decoys=0, swaps=0))
+    assert found.figures["all"].greedy.trials == corpus.num_spans
+    assert [f.name for f in framings(loaded.tokenizer, masked=True)] == ["none", "tokenizer"]
+    with pytest.raises(UnsupportedModelError, match="can be audited"):
+        plan_neurons(loaded, EraseSettings(last_layers=1), corpus=None, framing="auto", seed=0)
+    with pytest.raises(UnsupportedModelError, match="can be audited"):
+        repair(loaded, corpus, RepairSettings(at_identifiers={"kind": "mask"}))
+
+
+def test_a_document_longer_than_the_context_is_read_in_windows(clinic, tokenizer):
+    checkpoint = masked_checkpoint("bert", tokenizer)
+    checkpoint.model.config.max_position_embeddings = 96
+    corpus = Corpus(clinic.private[:2])
+    found = audit(checkpoint, corpus, AuditSettings(decoys=1, swaps=1, framing="tokenizer"))
+    assert found.occurrences.scored.all()
