@@ -409,6 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     it to who may see records.
     """
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    # Threads that spin while they wait cost a shared machine up to ten times the work itself.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(args=arguments, standalone_mode=False)
     except SaniError as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from sani.errors import UnsupportedModelError
 from sani.recipe import Part
@@ -219,13 +220,15 @@ def is_masked(config: Any) -> bool:
     return str(getattr(config, "model_type", "")) in MASKED and not decoder
 
 
-def hidden_states(model: Any, *, cache: Any = None, **inputs: Tensor | None) -> Tensor:
+def hidden_states(
+    model: Any, *, cache: DynamicCache | None = None, **inputs: Tensor | None
+) -> Tensor:
     """The last hidden states, final norm included, [batch, seq, hidden], and no logits.
 
     Args:
         model: A causal or masked language model.
-        cache: Keys and values of what stands before, from `new_cache`; those of the inputs are
-            added to it. None for a model that is read at once.
+        cache: Takes the keys and values of the inputs, or has those of what stands before them.
+            None for a model that is read at once.
         inputs: Of the model.
     """
     cached: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache}
@@ -233,21 +236,6 @@ def hidden_states(model: Any, *, cache: Any = None, **inputs: Tensor | None) -> 
         cached = {}
     hidden: Tensor = model.base_model(**inputs, **cached).last_hidden_state
     return hidden
-
-
-def new_cache() -> Any:
-    """An empty cache that keeps everything, whatever the model's own would drop."""
-    from transformers import DynamicCache
-
-    return DynamicCache()
-
-
-def cache_of(cache: Any, rows: Sequence[int], *, length: int) -> Any:
-    """A copy of the cache for these rows of its batch, cut after ``length`` positions."""
-    copy = new_cache()
-    for number, layer in enumerate(cache.layers):
-        copy.update(layer.keys[rows, :, :length], layer.values[rows, :, :length], number)
-    return copy
 
 
 def logits(model: Any, hidden: Tensor) -> Tensor:

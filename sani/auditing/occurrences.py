@@ -173,6 +173,7 @@ class _Rows:
         self._settings = settings
         self._masked = masked
         self._jointly = jointly
+        self._capacity = checkpoint.context_tokens
         self._where: list[tuple[int, int]] = []
         self._reasons: list[str] = []
         self._cued: list[bool] = []
@@ -238,7 +239,7 @@ class _Rows:
         if given:
             return
         for swap, candidate in self._compared(at):
-            if at.before + len(candidate) - 1 <= self._checkpoint.context_tokens:
+            if at.before + len(candidate) - 1 <= self._capacity:
                 self._candidates.append(
                     _Candidate(occurrence, swap, candidate, number, at.before - 1)
                 )
@@ -251,9 +252,8 @@ class _Rows:
         tokens = at.item.ids[at.first : at.last]
         occurrence, slot = self._record(at.item, at.span, "", num_tokens=len(tokens), cued=cued)
         self._mask_out(occurrence, row, at, tokens, slot)
-        capacity = self._checkpoint.context_tokens
         for swap, candidate in self._compared(at):
-            if len(row.tokens) - len(tokens) + len(candidate) <= capacity:
+            if len(row.tokens) - len(tokens) + len(candidate) <= self._capacity:
                 self._candidates.append(
                     _Candidate(occurrence, swap, candidate, -1, -1, masked=(row, at))
                 )

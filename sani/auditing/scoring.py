@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import DynamicCache
 
 from sani import families
 from sani.errors import AuditError
@@ -174,26 +175,51 @@ def score(
 
 def _score_batch(model: Any, rows: Sequence[Row], result: Scores, asked: Asked) -> None:
     """Read one batch: the texts, then tree after tree on the cache of their keys and values."""
+    rows = sorted(rows, key=lambda row: len(row.trees), reverse=True)
     ids = _padded([row.tokens for row in rows])
     inputs: dict[str, Any] = {"input_ids": ids.to(model.device), "attention_mask": None}
     if families.is_masked(model.config):  # sees padding, unless it is told not to
         lengths = torch.tensor([len(row.tokens) for row in rows])
         seen = torch.arange(ids.shape[1])[None] < lengths[:, None]
         inputs["attention_mask"] = seen.long().to(model.device)
-    passes = max(len(row.trees) for row in rows)
-    texts = families.new_cache() if passes else None
+    texts = DynamicCache() if rows[0].trees else None
     hidden = families.hidden_states(model, **inputs, cache=texts)  # [batch, seq, hidden]
     _read(model, hidden, [row.reads for row in rows], result, asked)
-    for number in range(passes):
-        chosen = [index for index, row in enumerate(rows) if number < len(row.trees)]
-        trees = [rows[index].trees[number] for index in chosen]
+    if texts is None:
+        return
+    for number in range(len(rows[0].trees)):
+        trees = [row.trees[number] for row in rows if number < len(row.trees)]
         length = 1 + max(place for tree in trees for place in tree.levels[0][1])
         hidden = families.hidden_states(
             model,
             **_tree_inputs(model, trees, text_length=length),
-            cache=families.cache_of(texts, chosen, length=length),
-        )  # [chosen, nodes, hidden]
+            cache=_BehindText(texts, rows=len(trees), length=length),
+        )  # [trees, nodes, hidden]
         _read(model, hidden, [tree.reads for tree in trees], result, asked)
+
+
+class _BehindText(DynamicCache):
+    """The first positions of the first of some texts; what is read behind them is not kept."""
+
+    def __init__(self, texts: DynamicCache, *, rows: int, length: int) -> None:
+        super().__init__()
+        self._texts: Any = texts
+        self._rows, self._length = rows, length
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The text's keys and values with the new ones behind, [rows, heads, seq, size] each."""
+        layer = self._texts.layers[layer_idx]
+        keys, values = (
+            torch.cat([kept[: self._rows, :, : self._length], new], dim=2)
+            for kept, new in ((layer.keys, key_states), (layer.values, value_states))
+        )
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions of the text."""
+        return self._length
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
