@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.readers import FORMATS, read_corpus
+from sani.corpus.tables import write_jsonl as write_documents
 from sani.errors import CorpusError
 
 NAME = "KOWALCZYKOWA"
@@ -202,6 +203,32 @@ def test_spans_are_sorted_and_exact_duplicates_dropped(tmp_path):
         Span(0, 3, "C", "direct"),
         Span(2, 4, "B", "direct"),
     )
+
+
+def test_what_the_scan_found_is_written_and_read_back_with_source_and_score(tmp_path):
+    spans = (Span(0, 2, "NAME", "direct", "ner", 0.85), Span(3, 4, "AGE", "indirect"))
+    documents = [Document("1", "a", "Bó 4 😀", spans), Document("2", "a", "x")]
+    write_documents(documents, tmp_path / "out.jsonl")
+    assert list(read_corpus(tmp_path / "out.jsonl")) == documents
+    assert (tmp_path / "out.jsonl").stat().st_mode & 0o777 == 0o600
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").open(encoding="utf-8")]
+    assert rows[0]["spans"][1] == {"start": 3, "end": 4, "label": "AGE", "kind": "indirect"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        ({"source": "ner", "score": 1.5}, "span 1: 'score' is not a number from 0 to 1"),
+        ({"source": "ner", "score": True}, "span 1: 'score' is not a number from 0 to 1"),
+        ({"source": 7}, "span 1: 'source' is a whole number; expected a string"),
+        ({"source": " "}, "span 1: 'source' is empty; expected a name such as annotation"),
+    ],
+)
+def test_a_source_or_score_that_is_none_is_refused(tmp_path, extra, problem):
+    row = {"id": 1, "text": "abcd", "spans": [{"start": 0, "end": 1, "label": "A", **extra}]}
+    with pytest.raises(CorpusError) as error:
+        read_corpus(write_jsonl(tmp_path / "c.jsonl", [row]))
+    assert str(error.value).endswith(problem)
 
 
 def test_kinds_fill_in_only_what_the_data_leaves_open(tmp_path):

@@ -1,4 +1,4 @@
-"""Files with one document a line or row: JSONL, CSV, Parquet and Arrow.
+"""Files with one document a line or row: JSONL (also written), CSV, Parquet and Arrow.
 
 Each reader takes a path and yields where a record stands and the record, or what is wrong with it.
 JSONL and CSV are read with the standard library, since a shape that is slightly off must be an
@@ -16,18 +16,22 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sani.corpus.documents import ANNOTATION, Document, Span
 from sani.corpus.records import COLUMNS, RecordError, Row, Rows, check_names, type_name
+from sani.errors import CorpusError
 
 NOT_UTF8 = (
     "not UTF-8 text; find out its encoding and convert it with iconv, "
     "for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
 )
 
+SPAN_FIELDS = ("start", "end", "label", "kind")
 _ROWS_A_BATCH = 256
 _LONGEST_FIELD = 2**31 - 1
 _ARROW_FILE_HEAD = b"ARROW1"
@@ -45,6 +49,37 @@ def read_jsonl(path: Path) -> Rows:
                 return
             if line.strip(" \t"):
                 yield f"line {number}", _json_row(line)
+
+
+def write_jsonl(documents: Iterable[Document], path: Path) -> None:
+    """Write documents and their spans in the clear, whole or not at all, mode 0600.
+
+    Raises:
+        CorpusError: If the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            for document in documents:
+                row = {
+                    "id": document.id,
+                    "subject_id": document.subject_id,
+                    "text": document.text,
+                    "spans": [_span_to_json(span) for span in document.spans],
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CorpusError(f"{path}: it cannot be written: {error.strerror}") from None
+
+
+def _span_to_json(span: Span) -> dict[str, object]:
+    """A span as the contract has it; who found it is said where the scan did."""
+    row = asdict(span)
+    return row if span.source != ANNOTATION else {name: row[name] for name in SPAN_FIELDS}
 
 
 def _decode(raw: bytes, *, first: bool) -> str:
