@@ -60,6 +60,40 @@ class CorpusSettings(Settings):
     )
 
 
+class IndirectSettings(Settings):
+    """Words and n-grams that fewer than k subjects use (Boutet et al. 2025)."""
+
+    k: int = Field(2, ge=2, le=1000, description="an n-gram of fewer subjects is indirect; paper's")
+    n: int = Field(2, ge=1, le=4, description="longest n-gram; the paper finds little beyond 2")
+    shortest: int = Field(3, ge=1, description="characters of the shortest word that counts; ours")
+    numbers: bool = Field(False, description="whether words with digits count; ours")
+
+
+class ScanSettings(Settings):
+    """Who finds the identifiers, besides the corpus's own annotation, which always counts."""
+
+    patterns: bool = Field(False, description="Presidio's recognizers and the clinical ones")
+    ner: str | None = Field(
+        None, description="spaCy pipeline by name, or folder of a token-classification checkpoint"
+    )
+    terms: Path | None = Field(
+        None, description="confidential terms: one a line, or CSV with the columns term and label"
+    )
+    propagate: Literal["subject", "corpus"] | None = Field(
+        None, description="look for found values in the same subject's documents, or in all"
+    )
+    indirect: IndirectSettings | None = None
+    gold: Path | None = Field(
+        None, description="documents whose spans are right and complete, to estimate recall"
+    )
+    num_proc: int = Field(1, ge=1, le=256, description="processes; the result is the same")
+
+    @property
+    def detects(self) -> bool:
+        """Whether anything but the annotation is asked."""
+        return self.patterns or any((self.ner, self.terms, self.propagate, self.indirect))
+
+
 class SamplerSettings(Settings):
     """How the adversary samples, for the (n, p)-discoverable extraction rate."""
 
@@ -184,6 +218,11 @@ class GateSettings(Settings):
     auc_excess: Fraction | None = Field(
         0.05, description="discrimination AUC above the control's, at most"
     )
+    scan_recall: Fraction | None = Field(
+        None,
+        description="estimated recall of the scan, the lower end of its interval, at least; an "
+        "unknown one does not hold",
+    )
     perplexity_ratio: float | None = Field(
         1.03, gt=0.0, description="held-out perplexity over the unsanitized checkpoint's, at most"
     )
@@ -202,6 +241,7 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
     model: ModelSettings
     corpus: CorpusSettings
+    scan: ScanSettings = Field(default_factory=ScanSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
     erase: EraseSettings | None = None
     repair: RepairSettings | None = None
@@ -332,14 +372,15 @@ def settings_from(section: str, values: Mapping[str, Any]) -> Any:
     """One section of a recipe from plain values, by the recipe's own rules.
 
     Args:
-        section: ``AuditSettings``, ``EraseSettings`` or ``RepairSettings``.
+        section: ``AuditSettings``, ``EraseSettings``, ``RepairSettings`` or ``ScanSettings``.
         values: As they would stand in YAML.
 
     Raises:
         RecipeError: With every problem, a line each.
     """
     models: dict[str, type[Settings]] = {
-        model.__name__: model for model in (AuditSettings, EraseSettings, RepairSettings)
+        model.__name__: model
+        for model in (AuditSettings, EraseSettings, RepairSettings, ScanSettings)
     }
     return _validate(dict(values), models[section], where="options")
 

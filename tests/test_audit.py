@@ -29,7 +29,7 @@ from transformers import (
 
 from sani.auditing.audit import audit
 from sani.auditing.decoys import DecoyMaker
-from sani.auditing.figures import clustered_mean, discoverable, discrimination, rate
+from sani.auditing.figures import clustered_mean, discoverable, discrimination
 from sani.auditing.occurrences import Occurrences, score_occurrences
 from sani.auditing.scoring import Row, sampled_log_probability, score
 from sani.checkpoint import Checkpoint
@@ -46,6 +46,7 @@ from sani.encoding import (
 from sani.erasing.erase import fresh_model
 from sani.errors import AuditError
 from sani.families import FAMILIES
+from sani.rates import rate
 from sani.recipe import AuditSettings, SamplerSettings
 
 NATS = 1e-4

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sani.auditing.figures import rate
 from sani.auditing.occurrences import Occurrences
 from sani.gate import judge
+from sani.rates import rate
 from sani.recipe import GateSettings
 from sani.reporting.compare import compare
 

@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from sani.auditing.decoys import DecoyMaker
 from sani.auditing.figures import (
     Estimate,
-    Rate,
     clustered_mean,
-    rate,
 )
 from sani.auditing.occurrences import (
     Occurrences,
@@ -35,6 +33,7 @@ from sani.checkpoint import Checkpoint
 from sani.corpus.documents import KINDS, Corpus
 from sani.encoding import Encoded, Framing, encode, framing_named, framings
 from sani.errors import AuditError
+from sani.rates import Rate, rate
 from sani.recipe import AuditSettings
 
 FRAMING_OCCURRENCES = 300
