@@ -1,12 +1,13 @@
 """`run`: the whole job of a recipe, stage by stage, each finished one kept.
 
-read -> audit before -> audit the base (the control) -> erase -> audit -> repair -> audit after ->
-gate -> sanitized/ -> report. A stage is finished when its result file stands in the run folder; a
-resumed run takes it from there and begins at the first that is missing.
+read -> scan -> audit before -> audit the base (the control) -> erase -> audit -> repair ->
+audit after -> gate -> sanitized/ -> report. A stage is finished when its result file stands in the
+run folder; a resumed run takes it from there and begins at the first that is missing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,6 +34,7 @@ from sani.release import check_texts, is_current, write_release_files
 from sani.repairing.repair import repair
 from sani.reporting.report import build_report, write_report
 from sani.runfolder import RunFolder, open_run
+from sani.scanning.detection import detect, estimate
 from sani.scanning.inventory import scan
 
 OnStep = Callable[[str, int, int], None]
@@ -70,13 +72,14 @@ def run(
     runtime.quiet_libraries()
     runtime.deterministic()
     corpus, held_out = read_documents(recipe)
-    inventory = scan(corpus)
+    if not recipe.scan.detects:
+        scan(corpus)  # a corpus that marks nothing is refused before anything is written
     with open_run(
         out, recipe=dump_recipe(recipe), inputs=_inputs(recipe, corpus, held_out), resume=resume
     ) as folder:
-        job = _Job(recipe, folder, corpus, held_out, on_step or (lambda stage, done, total: None))
-        if not folder.finished("scan"):
-            folder.save("scan", inventory.to_json())
+        report_step = on_step or (lambda stage, done, total: None)
+        corpus, held_out = _scan(recipe, folder, corpus, held_out, report_step)
+        job = _Job(recipe, folder, corpus, held_out, report_step)
         job.audit("audit-before", job.unsanitized)
         if recipe.model.base is not None:
             job.audit("audit-base", lambda: job.base)
@@ -91,6 +94,7 @@ def run(
             before=folder.load("audit-before"),
             after=folder.load("audit-after"),
             control=folder.load("audit-base"),
+            scan=folder.load("scan"),
         )
         report = build_report(folder, recipe, corpus, checks)
         digest = folder.load("audit-after")["weights_digest"]
@@ -133,6 +137,36 @@ def read_documents(recipe: Recipe) -> tuple[Corpus, Corpus | None]:
             f"corpus.held_out: {shared} of its {len(held_out)} documents also stand in the corpus; "
             "utility must be measured on documents the model was not trained on"
         )
+    return corpus, held_out
+
+
+def _scan(
+    recipe: Recipe, folder: RunFolder, corpus: Corpus, held_out: Corpus | None, on_step: OnStep
+) -> tuple[Corpus, Corpus | None]:
+    """The documents with what the scan finds; its findings are kept in the private part.
+
+    In held-out documents k-anonymity is left out: they are few, and only utility is measured there.
+    """
+    settings = recipe.scan
+    place = folder.private / "scan"
+    quality = None
+    if settings.detects:
+        corpus = detect(corpus, settings, cache_folder=place, on_step=on_step)
+        if held_out is not None:
+            alone = settings.model_copy(update={"indirect": None})
+            held_out = detect(held_out, alone, cache_folder=place, on_step=on_step)
+    digest = folder.digest(corpus.digest())
+    if folder.finished("scan"):
+        if folder.load("scan")["digest"] != digest:
+            raise RunError(
+                f"{folder.path}: what the scan finds changed since this run began (another version "
+                "of a library or a model?); start again in another --out"
+            )
+        return corpus, held_out
+    if settings.gold is not None:
+        gold = read_corpus(settings.gold, kinds=recipe.corpus.kinds)
+        quality = estimate(gold, settings, cache_folder=place, on_step=on_step).to_json()
+    folder.save("scan", {**scan(corpus).to_json(), "quality": quality, "digest": digest})
     return corpus, held_out
 
 
@@ -271,12 +305,23 @@ def _inputs(recipe: Recipe, corpus: Corpus, held_out: Corpus | None) -> dict[str
         "corpus": corpus.digest(),
         "model.path": folder_digest(model.path, weights_only=False),
     }
+    for name, path in (("scan.terms", recipe.scan.terms), ("scan.gold", recipe.scan.gold)):
+        if path is not None:
+            inputs[name] = _file_digest(path, name)
     if held_out is not None:
         inputs["corpus.held_out"] = held_out.digest()
     if model.base is not None:
         check_base(model.path, model.base)
         inputs["model.base"] = folder_digest(model.base, weights_only=False)
     return inputs
+
+
+def _file_digest(path: Path, name: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RecipeError(f"{name}: {path} cannot be read: {error.strerror}") from None
 
 
 def check_base(path: Path, base: Path) -> None:

@@ -88,6 +88,12 @@ class ScanSettings(Settings):
     )
     num_proc: int = Field(1, ge=1, le=256, description="processes; the result is the same")
 
+    @model_validator(mode="after")
+    def _gold_is_for_detectors(self) -> Self:
+        if self.gold is not None and not (self.patterns or self.ner or self.terms):
+            raise ValueError("gold tells how good detectors are; give patterns, ner or terms")
+        return self
+
     @property
     def detects(self) -> bool:
         """Whether anything but the annotation is asked."""

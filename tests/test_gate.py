@@ -174,3 +174,26 @@ def test_an_occurrence_that_was_not_scored_is_not_called_cured() -> None:
 def test_audits_of_different_occurrences_are_not_compared() -> None:
     with pytest.raises(ValueError, match="different occurrences"):
         compare(occurrences([1, 1]), occurrences([1]))
+
+
+def test_a_scan_of_unknown_or_low_recall_does_not_hold_where_the_recipe_asks() -> None:
+    def check(hits: int, trials: int, least: float = 0.9) -> Any:
+        scan = {"quality": {"recall": asdict(rate(hits, trials))}}
+        settings = GateSettings(scan_recall=least)
+        checks = judge(settings, before=BEFORE, after=CLEAN, control=CONTROL, scan=scan)
+        return next(check for check in checks if check.name == "scan_recall")
+
+    assert check(990, 1000).holds
+    assert check(990, 1000).measured == rate(990, 1000).low
+    assert not check(905, 1000).holds  # the value is above, the lower end of its interval is not
+    assert not check(10, 10).holds
+    for scan in (None, {"quality": None}):
+        checks = judge(
+            GateSettings(scan_recall=0.0), before=BEFORE, after=CLEAN, control=CONTROL, scan=scan
+        )
+        last = {check.name: check for check in checks}["scan_recall"]
+        assert (last.holds, last.measured) == (False, None)
+        assert "unknown" in last.why
+    assert "scan_recall" not in {
+        check.name for check in judge(GateSettings(), before=BEFORE, after=CLEAN, control=CONTROL)
+    }

@@ -23,6 +23,7 @@ from sani.corpus.documents import Corpus, Document, Span
 from sani.errors import ScanError
 from sani.recipe import ScanSettings
 from sani.scanning.cache import SpanCache, spans_from_json, spans_to_json
+from sani.scanning.evaluation import Evaluation, evaluate
 from sani.scanning.indirect import find_indirect
 from sani.scanning.ner import NerEngine, load_ner
 from sani.scanning.overlaps import resolve
@@ -81,6 +82,32 @@ def detect(
     return Corpus(documents)
 
 
+def estimate(
+    gold: Corpus,
+    settings: ScanSettings,
+    *,
+    cache_folder: Path | None = None,
+    on_step: OnStep | None = None,
+) -> Evaluation:
+    """How good the detectors are on documents whose spans are right and complete.
+
+    Their annotation is kept from the detectors. K-anonymity is left out: what is rare in a sample
+    is not what is rare in the corpus.
+
+    Raises:
+        ScanError: If the documents mark no direct identifier, or as for `detect`.
+    """
+    if not any(span.kind == "direct" for document in gold for span in document.spans):
+        raise ScanError(
+            "the gold documents mark no direct identifier, so recall cannot be estimated; give "
+            "documents whose spans are right and complete"
+        )
+    bare = Corpus([replace(document, spans=()) for document in gold])
+    alone = settings.model_copy(update={"indirect": None})
+    found = detect(bare, alone, cache_folder=cache_folder, on_step=on_step)
+    return evaluate(gold, [document.spans for document in found])
+
+
 def _with(document: Document, spans: Sequence[Span]) -> Document:
     return replace(document, spans=resolve((*document.spans, *spans), document.text))
 
@@ -91,7 +118,7 @@ def _find_all(
     """What is found in each document by itself; this rank's share is worked on, all is returned."""
     if not (settings.patterns or settings.ner or settings.terms):
         return [()] * len(corpus)
-    asked = _asked(settings)
+    asked = asked_of(settings)
     detector = load_detector(asked)
     ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     mine = range(rank, len(corpus), ranks)
@@ -101,6 +128,8 @@ def _find_all(
             known = kept.load(corpus[number].text for number in mine)
             found = {n: s for n, s in zip(mine, known, strict=True) if s is not None}
         rest = [number for number in mine if number not in found]
+        if rest and settings.patterns:
+            load_patterns()  # here, so that processes share it
         step = _CHUNK * settings.num_proc
         for first in range(0, len(rest), step):
             numbers = rest[first : first + step]
@@ -157,7 +186,7 @@ def _find_batch(batch: dict[str, list[Any]], asked: str) -> dict[str, list[str]]
     return {"found": [spans_to_json(spans) for spans in found]}
 
 
-def _asked(settings: ScanSettings) -> str:
+def asked_of(settings: ScanSettings) -> str:
     """What decides the findings in a document, as a text that a process can be told."""
     return settings.model_dump_json(include={"patterns", "ner", "terms"})
 
@@ -206,8 +235,6 @@ def load_detector(asked: str) -> Detector:
         for file in sorted(files("sani.scanning").iterdir(), key=lambda file: file.name)
         if file.name.endswith((".py", ".yaml"))
     ]
-    if settings.patterns:
-        load_patterns()
     ner = load_ner(settings.ner) if settings.ner else None
     terms = read_terms(settings.terms) if settings.terms else []
     names += [ner.name if ner else "", repr(terms)]
