@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -134,6 +134,13 @@ def _warning(gate_holds: bool) -> str:
 def scan(
     corpus: Annotated[Path, typer.Argument(help="Documents: a file or a folder.")],
     limit: Limit = None,
+    format: Annotated[
+        str | None, typer.Option(help="How they are written, where the name does not tell.")
+    ] = None,
+    subject_pattern: Annotated[
+        str | None,
+        typer.Option(help="For text files: expression with a group 'subject', on the path."),
+    ] = None,
     patterns: Annotated[
         bool, typer.Option("--patterns", help="Look by pattern: Presidio's and clinical ones.")
     ] = False,
@@ -187,7 +194,9 @@ def scan(
         raise SaniError("--evaluate needs a detector: give --patterns, --ner or --terms")
     if out and (out.exists() or not out.parent.is_dir()):
         raise SaniError(f"--out {out} is there already, or its folder is not; choose another file")
-    documents = read_corpus(corpus, limit=limit)
+    documents = read_corpus(
+        corpus, format=cast(Any, format), limit=limit, subject_pattern=subject_pattern
+    )
     quality = None
     if settings.detects:
         quiet_libraries()

@@ -125,7 +125,11 @@ def read_documents(recipe: Recipe) -> tuple[Corpus, Corpus | None]:
     """
     settings = recipe.corpus
     corpus = read_corpus(
-        settings.path, format=settings.format, limit=settings.limit, kinds=settings.kinds
+        settings.path,
+        format=settings.format,
+        limit=settings.limit,
+        kinds=settings.kinds,
+        subject_pattern=settings.subject_pattern,
     )
     if settings.held_out is None:
         return corpus, None

@@ -48,8 +48,11 @@ class CorpusSettings(Settings):
     """The records, or the part of them that is at hand."""
 
     path: Path = Field(description="file or folder of documents with their spans")
-    format: Literal["jsonl", "parquet", "csv", "arrow", "i2b2", "brat"] | None = Field(
-        None, description="how the documents are written; guessed from the name when absent"
+    format: Literal["jsonl", "parquet", "csv", "arrow", "i2b2", "brat", "fhir", "text"] | None = (
+        Field(None, description="how the documents are written; guessed from the name when absent")
+    )
+    subject_pattern: str | None = Field(
+        None, description="regular expression with a group 'subject', for paths of text files"
     )
     kinds: Mapping[str, Kind] | None = Field(
         None, description="label -> direct or indirect, for formats that do not say"

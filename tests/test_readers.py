@@ -1,5 +1,6 @@
 """Reading corpora: what is read, what is refused, and that no message shows a value."""
 
+import base64
 import csv
 import json
 import os
@@ -901,7 +902,8 @@ def test_paths_that_hold_no_corpus(tmp_path):
     assert refusal(blank) == f"{blank}: it holds no documents; expected at least one"
     assert refusal(odd) == (
         f"{odd}: its suffix tells no format; expected one of .jsonl, .ndjson, .parquet, .csv, "
-        ".arrow, .feather, or the format given as one of jsonl, parquet, csv, arrow, i2b2, brat"
+        ".arrow, .feather, .gz or .zst after it where it is text, or the format given as one of "
+        "jsonl, parquet, csv, arrow, i2b2, brat, fhir, text"
     )
 
 
@@ -917,7 +919,7 @@ def test_folders_that_tell_no_format(tmp_path):
     (folder / f"{NAME}.txt").write_text(NAME, "utf-8")
     nothing = (
         f"{folder}: the folder holds no documents; expected .xml files (i2b2) or pairs of "
-        ".txt and .ann files (brat)"
+        ".txt and .ann files (brat); .txt files alone are read with the format text"
     )
     assert refusal(folder) == nothing
     assert refusal(folder, format="brat") == nothing
@@ -1063,3 +1065,95 @@ def test_a_label_that_looks_like_a_value_is_refused_and_not_shown(tmp_path, labe
     with pytest.raises(CorpusError, match="labels are printed in reports") as caught:
         read_corpus(path)
     assert label not in str(caught.value)
+
+
+# ---- exports: FHIR, plain text, compressed ------------------------------------------------------
+
+
+def resource(identity="d1", *, subject="Patient/p7", text="Ana 😀\r\n", **attachment):
+    data = base64.b64encode(text.encode()).decode()
+    plain = {"contentType": "text/plain; charset=utf-8", "data": data, **attachment}
+    return {
+        "resourceType": "DocumentReference",
+        "id": identity,
+        "subject": {"reference": subject},
+        "content": [{"attachment": {"contentType": "application/pdf", "url": "x"}},
+                    {"attachment": plain}],
+    }  # fmt: skip
+
+
+def test_fhir_documents_are_known_by_their_first_line_and_read_with_their_subject(tmp_path):
+    rows = [resource(), resource("d2", subject="urn:x/Patient/p8/", text="")]
+    path = write_jsonl(tmp_path / "DocumentReference.ndjson", rows)
+    expected = [Document("d1", "p7", "Ana 😀\r\n"), Document("d2", "p8", "")]
+    assert list(read_corpus(path)) == expected
+    assert list(read_corpus(path, format="fhir")) == expected
+    latin = resource(contentType="text/plain; charset=iso-8859-1",
+                     data=base64.b64encode("Peña".encode("latin-1")).decode())  # fmt: skip
+    assert read_corpus(write_jsonl(tmp_path / "l.ndjson", [latin]))[0].text == "Peña"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"resourceType": "Patient"}, "its 'resourceType' is not DocumentReference"),
+        ({"content": None}, "'content' is missing or null; expected a list"),
+        ({"content": [{"attachment": {"contentType": "text/plain", "url": NAME}}]},
+         "it has no attachment of type text/plain that holds its data"),
+        ({"content": [{"attachment": {"contentType": "text/plain", "data": "!" + NAME}}]},
+         "the attachment's 'data' is not base64"),
+        ({"content": [{"attachment": {"contentType": "text/plain", "data": "/w=="}}]},
+         "the attachment's 'data' is not text of the charset it names, or of UTF-8"),
+        ({"content": [{"attachment": {"contentType": "text/plain; charset=odd", "data": "QQ=="}}]},
+         "the attachment's charset is not known"),
+        ({"content": [{"attachment": {"contentType": "text/plain", "data": 7}}]},
+         "the attachment's 'data' is a whole number; expected base64"),
+    ],
+)  # fmt: skip
+def test_fhir_refuses_what_holds_no_text(tmp_path, change, problem):
+    path = write_jsonl(tmp_path / "c.ndjson", [{**resource(), **change}])
+    assert refusal(path).startswith(f"{path}, line 1: {problem}")
+
+
+def test_plain_text_takes_its_subject_from_the_folder_or_a_pattern(tmp_path):
+    for name, text in (("a/1.txt", "Ana"), ("a/b/2.txt", "\ufeffBo"), ("P12_3.txt", "x")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, "utf-8")
+    (tmp_path / ".hidden.txt").write_text("no")
+    found = read_corpus(tmp_path, format="text")
+    assert list(found) == [
+        Document("P12_3", "P12_3", "x"), Document("a/1", "a", "Ana"), Document("a/b/2", "a", "Bo"),
+    ]  # fmt: skip
+    by_name = read_corpus(tmp_path, format="text", subject_pattern=r"(?P<subject>P[0-9]+)_|^a/")
+    assert by_name[0].subject_id == "P12"
+    assert refusal(tmp_path, format="text", subject_pattern="(?P<subject>P)").count("nothing") == 2
+    assert "has no group 'subject'" in refusal(tmp_path, format="text", subject_pattern="P")
+    assert "is no regular expression" in refusal(tmp_path, format="text", subject_pattern="(")
+    path = write_jsonl(tmp_path / "c.jsonl", ROWS)
+    assert "is for the format text" in refusal(path, subject_pattern="(?P<subject>P)")
+
+
+def test_plain_text_of_another_encoding_is_refused_by_place(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / f"{NAME}.txt").write_bytes("Peña".encode("latin-1"))
+    message = refusal(tmp_path, format="text")
+    command = message.split("(", 1)[1].split(") ", 1)[0].rsplit("): ", 1)[0]
+    listed = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert listed.stdout.strip() == str(tmp_path / f"{NAME}.txt")
+    assert message.endswith(NOT_UTF8)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("write", [write_jsonl, write_csv])
+def test_compressed_files_are_read_like_plain_ones(tmp_path, write, suffix):
+    plain = write(tmp_path / ("c.jsonl" if write is write_jsonl else "c.csv"), ROWS)
+    packed = plain.with_name(plain.name + suffix)
+    with pa.output_stream(str(packed), compression={".gz": "gzip", ".zst": "zstd"}[suffix]) as out:
+        out.write(plain.read_bytes())
+    assert list(read_corpus(packed)) == list(read_corpus(plain))
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorpusError):
+        read_corpus(packed)
+    packed.write_bytes(b"no such thing, " + NAME.encode())
+    assert "it cannot be read" in refusal(packed)

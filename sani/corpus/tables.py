@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import csv
 import glob
+import io
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ NOT_UTF8 = (
     "for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
 )
 
+COMPRESSED = (".gz", ".zst")
 SPAN_FIELDS = ("start", "end", "label", "kind")
 _ROWS_A_BATCH = 256
 _LONGEST_FIELD = 2**31 - 1
@@ -40,7 +42,7 @@ _ARROW_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 def read_jsonl(path: Path) -> Rows:
     """One JSON object a line; blank lines are skipped."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, raw in enumerate(file, start=1):
             try:
                 line = _decode(raw, first=number == 1).rstrip("\r\n")
@@ -49,6 +51,16 @@ def read_jsonl(path: Path) -> Rows:
                 return
             if line.strip(" \t"):
                 yield f"line {number}", _json_row(line)
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file's bytes; .gz and .zst are decompressed."""
+    if path.suffix.lower() not in COMPRESSED:
+        return path.open("rb")
+    import pyarrow as pa
+
+    compression = {".gz": "gzip", ".zst": "zstd"}[path.suffix.lower()]
+    return io.BufferedReader(pa.input_stream(str(path), compression=compression))
 
 
 def write_jsonl(documents: Iterable[Document], path: Path) -> None:
@@ -131,7 +143,7 @@ def read_csv(path: Path) -> Rows:
     before = csv.field_size_limit(_LONGEST_FIELD)
     reader = None
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             reader = csv.reader(_decoded_lines(file), strict=True)
             header = next(reader, [])
             yield from _csv_rows(reader, header)
