@@ -283,7 +283,10 @@ def _pieces() -> dict[str, str]:
 
 
 def _listed_name(match: regex.Match[str]) -> tuple[int, int] | None:
-    """From the first listed given name on, or from the word before a listed surname."""
+    """From the first listed given name on, or from the word before a listed surname.
+
+    A given name may also stand last, after a surname in capitals: ``LIMONE Félicia``.
+    """
     given, surnames = _listed_names()
     words = [
         (word.start(), fold(word.group()).text)
@@ -292,6 +295,9 @@ def _listed_name(match: regex.Match[str]) -> tuple[int, int] | None:
     for place, word in words:
         if word in given and place < words[-1][0]:
             return match.start() + place, match.end()
+    *_, before, last = regex.finditer(r"\S+", match.group())
+    if fold(last.group()).text in given and before.group().isupper() > last.group().isupper():
+        return match.start() + before.start(), match.end()
     if match.group().isupper():
         return None
     for number, (_, word) in enumerate(words):
