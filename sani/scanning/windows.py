@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from sani.corpus.documents import Span
 
-WINDOW = 20_000
+WINDOW = 5_000
 MARGIN = 400
 
 
