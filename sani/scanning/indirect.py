@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import regex
 
 from sani.corpus.documents import Document, Span
@@ -74,14 +75,17 @@ def find_indirect(
                 found[document] = _spans(documents[document].text, places)
                 if on_step:
                     on_step(document + 1, len(documents))
+        except duckdb.Error as error:
+            raise ScanError(
+                f"indirect: the engine stopped ({type(error).__name__}); free space in the "
+                "temporary folder (TMPDIR), or scan fewer documents"
+            ) from None
         finally:
             engine.close()
     return found
 
 
 def _engine(folder: Path, *, memory: str, threads: int) -> Any:
-    import duckdb
-
     engine = duckdb.connect(
         str(folder / "grams.duckdb"),
         config={
