@@ -526,6 +526,14 @@ def test_any_number_of_processes_finds_the_same(odd: Corpus, clinic) -> None:
         assert list(detect(corpus, settings_)) == list(alone)
 
 
+def test_a_checkpoint_finds_the_same_in_several_processes(tagger: Path) -> None:
+    texts = ["the fever and Dr. Kowalczyk has cough", "Dr. Bo", "fever", "", "Dr. Ana has"]
+    corpus = Corpus([Document(str(n), str(n), text) for n, text in enumerate(texts)])
+    alone = detect(corpus, ScanSettings(ner=str(tagger)))
+    assert [span.label for document in alone for span in document.spans] == ["NAME"] * 3
+    assert list(detect(corpus, ScanSettings(ner=str(tagger), num_proc=2))) == list(alone)
+
+
 def test_an_error_in_a_worker_names_the_document_and_shows_no_text(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -164,3 +164,20 @@ def test_a_gold_sample_without_a_detector_is_a_mistake(tmp_path: Path) -> None:
 
     with pytest.raises(RecipeError, match="give patterns, ner or terms"):
         settings_from("ScanSettings", {"gold": "gold.jsonl"})
+
+
+def test_a_word_that_only_a_detector_took_for_a_name_stops_no_release(tmp_path: Path) -> None:
+    from sani.corpus.documents import Document, Span
+    from sani.errors import CheckpointError
+    from sani.release import check_texts
+
+    (tmp_path / "README.md").write_text("Repair: 12 steps. Kowalczyk")
+
+    def corpus(word: str, source: str) -> Corpus:
+        span = Span(0, len(word), "NAME", "direct", source, 0.85)
+        return Corpus([Document("1", "1", word, (span,))])
+
+    check_texts(tmp_path, corpus("Repair", "ner"))
+    for word, source in (("Kowalczyk", "annotation"), ("Kowalczyk", "term"), ("12 steps", "ner")):
+        with pytest.raises(CheckpointError, match="holds 1 direct identifiers"):
+            check_texts(tmp_path, corpus(word, source))

@@ -37,7 +37,7 @@ OnStep = Callable[[str, int, int], None]
 _LIBRARIES = (
     "sani-llm", "presidio-analyzer", "phonenumbers", "tldextract", "regex", "faker", "babel",
 )  # fmt: skip
-_CHUNK = 512
+_CHUNK = 256
 _BATCH = 32
 
 
@@ -119,8 +119,17 @@ def _find_all(
     if not (settings.patterns or settings.ner or settings.terms):
         return [()] * len(corpus)
     asked = asked_of(settings)
-    detector = load_detector(asked)
     ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if ranks > 1:
+        from accelerate import PartialState
+
+        PartialState()  # gives each rank its own device
+    detector = load_detector(asked)
+    if settings.num_proc > 1 and detector.ner is not None and not detector.ner.forks:
+        raise ScanError(
+            "num_proc: processes cannot share a model on an accelerator; leave num_proc at 1, or "
+            "start a process for each device with accelerate launch"
+        )
     mine = range(rank, len(corpus), ranks)
     found: dict[int, tuple[Span, ...]] = {}
     with SpanCache(cache_folder, detector=detector.name) if cache_folder else nullcontext() as kept:

@@ -64,7 +64,8 @@ def scan(corpus: Corpus) -> Inventory:
     if corpus.num_spans == 0:
         raise CorpusError(
             f"none of the {len(corpus)} documents has a span: there is nothing to sanitize, which "
-            "is not the same as clean. Annotate the corpus or check its format"
+            "is not the same as clean. Annotate the corpus, have it scanned (sani scan --patterns, "
+            "scan.patterns in a recipe), or check its format"
         )
     occurrences: dict[str, int] = defaultdict(int)
     values: dict[str, set[str]] = defaultdict(set)

@@ -27,9 +27,11 @@ class NerEngine(Protocol):
 
     Attributes:
         name: Tells this engine and its weights from every other; part of the cache's key.
+        forks: Whether processes may share it: not if it lies on an accelerator.
     """
 
     name: str
+    forks: bool
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Spans of each text, labelled in the scan's words, not overlapping."""
@@ -54,6 +56,8 @@ def load_ner(name: str) -> NerEngine:
 
 class SpacyNer:
     """The ``ner`` of a spaCy pipeline, with no other component run but those it listens to."""
+
+    forks = True
 
     def __init__(self, name: str) -> None:
         import spacy
@@ -129,6 +133,7 @@ class TransformersNer:
         if not self._tokenizer.is_fast:
             raise ScanError(f"ner: {folder} has no tokenizer.json, so offsets are not known")
         self._model.to(device()).eval()
+        self.forks = self._model.device.type == "cpu"
         longest = getattr(self._model.config, "max_position_embeddings", 512)
         self._length = min(longest, self._tokenizer.model_max_length, 512)
         self._labels = [
