@@ -120,6 +120,12 @@ def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
             f"{report['changes']['beyond_control']} occurrences are extractable from the sanitized "
             "checkpoint and not from the base."
         )
+        if inventory["quality"]:
+            recall = inventory["quality"]["recall"]
+            console.show(
+                f"Estimated recall of the scan: {recall['value']:.1%} ({recall['hits']} of "
+                f"{recall['trials']} direct gold identifiers found whole)."
+            )
         holds = "holds" if result.gate_holds else "DOES NOT HOLD"
         console.show(f"The gate {holds}. Report: {out / 'report.html'}")
         console.show(f"Checkpoint: {out / 'sanitized'}" + _warning(result.gate_holds))

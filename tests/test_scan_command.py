@@ -132,6 +132,10 @@ def test_a_run_scans_first_and_its_gate_asks_for_the_scans_recall(
     report = json.loads((out / "report.json").read_text())
     checks = {check["name"]: check for check in report["gate"]["checks"]}
     assert not checks["scan_recall"]["holds"]
+    recall = report["scan"]["quality"]["recall"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"Estimated recall of the scan: {recall['value']:.1%}" in printed
+    assert recall["trials"] == sum(s.kind == "direct" for d in clinic.held_out for s in d.spans)
     assert 0.8 < checks["scan_recall"]["measured"] < 0.999
     assert set(report["scan"]["sources"]) == {"ner", "pattern", "propagation"}
     assert "Estimated recall of the scan: " in (out / "report.md").read_text()
