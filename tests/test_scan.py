@@ -88,6 +88,17 @@ def test_the_hipaa_table_is_that_of_the_rule_and_its_labels_exist() -> None:
         assert set(category.labels) <= recognized | by_presidio | {"LOCATION"}
 
 
+@pytest.mark.parametrize("language", ["en", "es", "de", "fr"])
+def test_every_recognizer_that_presidio_switches_on_by_itself_is_used(language: str) -> None:
+    from presidio_analyzer import RecognizerRegistry
+
+    registry = RecognizerRegistry(supported_languages=[language])
+    registry.load_predefined_recognizers(languages=[language])
+    names = {recognizer.name for recognizer in registry.recognizers} - {"SpacyRecognizer"}
+    assert len(names) >= 8
+    assert names <= set(read_data("recognizers.yaml")["presidio"])
+
+
 @pytest.mark.parametrize("text", PLAIN)
 def test_plain_clinical_text_holds_no_direct_identifier(text: str) -> None:
     found = resolve(find_by_pattern(text), text)
