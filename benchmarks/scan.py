@@ -30,7 +30,7 @@ GOLD = (
     "eds_pseudo_templates",
 )  # fmt: skip
 SPEED_DOCUMENTS = 120
-QUICK_DOCUMENTS, QUICK_SPEED_DOCUMENTS = 20, 40
+QUICK_DOCUMENTS = 20
 
 
 def main() -> None:
@@ -66,11 +66,7 @@ def main() -> None:
                 name: quality(arguments.corpora, name, arguments.split, limit, arguments.num_proc)
                 for name in GOLD
             },
-            **speed(
-                arguments.corpora,
-                QUICK_SPEED_DOCUMENTS if arguments.quick else SPEED_DOCUMENTS,
-                arguments.num_proc,
-            ),
+            **speed(arguments.corpora, SPEED_DOCUMENTS, arguments.num_proc),
         }
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
