@@ -17,8 +17,10 @@ _HOME = {
     "Recipe": "sani.recipe",
     "RepairSettings": "sani.recipe",
     "SaniError": "sani.errors",
+    "ScanSettings": "sani.recipe",
     "Span": "sani.corpus.documents",
     "audit": "sani.auditing.audit",
+    "detect": "sani.scanning.detection",
     "erase": "sani.erasing.erase",
     "load_checkpoint": "sani.checkpoint",
     "load_recipe": "sani.recipe",
@@ -36,8 +38,10 @@ __all__ = [
     "Recipe",
     "RepairSettings",
     "SaniError",
+    "ScanSettings",
     "Span",
     "audit",
+    "detect",
     "erase",
     "load_checkpoint",
     "load_recipe",
@@ -56,8 +60,16 @@ if TYPE_CHECKING:
     from sani.erasing.erase import erase
     from sani.errors import SaniError
     from sani.pipeline import run
-    from sani.recipe import AuditSettings, EraseSettings, Recipe, RepairSettings, load_recipe
+    from sani.recipe import (
+        AuditSettings,
+        EraseSettings,
+        Recipe,
+        RepairSettings,
+        ScanSettings,
+        load_recipe,
+    )
     from sani.repairing.repair import repair
+    from sani.scanning.detection import detect
     from sani.scanning.inventory import scan
 
 

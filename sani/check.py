@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sani.checkpoint import check_folder
+from sani.corpus.documents import Corpus
+from sani.corpus.readers import read_corpus
 from sani.errors import SaniError, SelectionError
 from sani.families import Layout
 from sani.pipeline import check_base, read_documents
 from sani.recipe import AllSelector, Recipe
+from sani.scanning.detection import asked_of, load_detector
 from sani.scanning.inventory import scan
 
 # In float32: weights, gradients, two moments of the optimizer, and the base as anchor.
@@ -59,12 +62,24 @@ def _look(name: str, look: Callable[[], str]) -> CheckItem:
 
 def _corpus(recipe: Recipe) -> str:
     documents = read_documents(recipe)
-    inventory = scan(documents.corpus)
-    held = f", {len(documents.held_out)} held out" if documents.held_out else ", none held out"
+    corpus, held_out = documents.corpus, documents.held_out
+    if recipe.scan.detects:
+        return _detectors(recipe, corpus, held_out)
+    inventory = scan(corpus)
+    held = f", {len(held_out)} held out" if held_out else ", none held out"
     return (
         f"{inventory.documents} documents of {inventory.subjects} subjects{held}; "
         f"{inventory.occurrences} occurrences of {len(inventory.labels)} labels"
     )
+
+
+def _detectors(recipe: Recipe, corpus: Corpus, held_out: Corpus | None) -> str:
+    """What the scan would look at; every detector is loaded, none is run."""
+    load_detector(asked_of(recipe.scan))
+    if recipe.scan.gold is not None:
+        read_corpus(recipe.scan.gold, kinds=recipe.corpus.kinds)
+    held = f", {len(held_out)} held out" if held_out else ", none held out"
+    return f"{len(corpus)} documents{held}, {corpus.num_spans} occurrences before the scan"
 
 
 def _model(path: Path) -> str:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -120,6 +120,12 @@ def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
             f"{report['changes']['beyond_control']} occurrences are extractable from the sanitized "
             "checkpoint and not from the base."
         )
+        if inventory["quality"]:
+            recall = inventory["quality"]["recall"]
+            console.show(
+                f"Estimated recall of the scan: {recall['value']:.1%} ({recall['hits']} of "
+                f"{recall['trials']} direct gold identifiers found whole)."
+            )
         holds = "holds" if result.gate_holds else "DOES NOT HOLD"
         console.show(f"The gate {holds}. Report: {out / 'report.html'}")
         console.show(f"Checkpoint: {out / 'sanitized'}" + _warning(result.gate_holds))
@@ -132,31 +138,98 @@ def _warning(gate_holds: bool) -> str:
 
 @app.command()
 def scan(
-    corpus: Annotated[Path, typer.Argument(help="Documents with spans.")],
+    corpus: Annotated[Path, typer.Argument(help="Documents: a file or a folder.")],
     limit: Limit = None,
+    format: Annotated[
+        str | None, typer.Option(help="How they are written, where the name does not tell.")
+    ] = None,
+    subject_pattern: Annotated[
+        str | None,
+        typer.Option(help="For text files: expression with a group 'subject', on the path."),
+    ] = None,
+    patterns: Annotated[
+        bool, typer.Option("--patterns", help="Look by pattern: Presidio's and clinical ones.")
+    ] = False,
+    ner: Annotated[
+        str | None,
+        typer.Option(help="Look for names: a spaCy pipeline, or a token-classification folder."),
+    ] = None,
+    terms: Annotated[
+        Path | None, typer.Option(help="Look for confidential terms: one a line, or CSV.")
+    ] = None,
+    propagate: Annotated[
+        str | None,
+        typer.Option(help="Look for found values in the same 'subject', or in all the 'corpus'."),
+    ] = None,
+    indirect: Annotated[
+        int | None,
+        typer.Option("--indirect", min=2, metavar="K", help="Mark n-grams of fewer subjects."),
+    ] = None,
+    evaluate: Annotated[
+        bool,
+        typer.Option("--evaluate", help="Hold the detectors against the corpus's own spans."),
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the documents with all spans, in clear, as JSONL.")
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Where offsets and labels are kept for the next scan; ~/.cache/sani."),
+    ] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep nothing.")] = False,
+    num_proc: Annotated[int, typer.Option(min=1, help="Processes; same result.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Count the identifiers that a corpus marks, and places that look forgotten."""
+    """Count identifiers: those the corpus marks and, if asked, those that a scan finds."""
     from sani.corpus.readers import read_corpus
+    from sani.corpus.tables import write_jsonl
+    from sani.runtime import quiet_libraries
+    from sani.scanning.detection import detect, estimate
     from sani.scanning.inventory import scan as take_inventory
 
-    inventory = take_inventory(read_corpus(corpus, limit=limit))
+    settings = _settings(
+        "ScanSettings",
+        patterns=patterns,
+        ner=ner,
+        terms=str(terms) if terms else None,
+        propagate=propagate,
+        indirect={"k": indirect} if indirect else None,
+        num_proc=num_proc,
+    )
+    if evaluate and not (patterns or ner or terms):
+        raise SaniError("--evaluate needs a detector: give --patterns, --ner or --terms")
+    if out and (out.exists() or not out.parent.is_dir()):
+        raise SaniError(f"--out {out} is there already, or its folder is not; choose another file")
+    documents = read_corpus(
+        corpus, format=cast(Any, format), limit=limit, subject_pattern=subject_pattern
+    )
+    quality = None
+    if settings.detects:
+        quiet_libraries()
+        with console.reporter() as on_step:
+            kept = None if no_cache else cache or _cache_folder()
+            if evaluate:
+                quality = estimate(documents, settings, cache_folder=kept, on_step=on_step)
+            else:
+                documents = detect(documents, settings, cache_folder=kept, on_step=on_step)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return  # under accelerate launch, all ranks know the result and the first one tells it
+    if out:
+        write_jsonl(documents, out)
+        console.say(f"{out} holds identifiers in the clear (mode 0600): keep it where records are")
+    if quality is not None:
+        data = quality.to_json()
+        console.show_json(data) if as_json else console.show_evaluation(data)
+        return
+    inventory = take_inventory(documents)
     if as_json:
         console.show_json(inventory.to_json())
-        return
-    rows = [
-        [label, c.kind, str(c.occurrences), str(c.identifiers), str(c.subjects)]
-        for label, c in inventory.labels.items()
-    ]
-    console.show_table(
-        f"{inventory.documents} documents of {inventory.subjects} subjects",
-        ["label", "kind", "occurrences", "identifiers", "subjects"],
-        rows,
-    )
-    console.show(
-        f"{inventory.documents_without_spans} documents mark nothing; at {inventory.unmarked} "
-        "places a marked direct identifier of the same subject stands unmarked."
-    )
+    else:
+        console.show_inventory(inventory.to_json())
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sani"
 
 
 @app.command()
@@ -383,7 +456,7 @@ def demo(
     raise typer.Exit(code)
 
 
-Section = Literal["AuditSettings", "EraseSettings", "RepairSettings"]
+Section = Literal["AuditSettings", "EraseSettings", "RepairSettings", "ScanSettings"]
 
 
 def _settings(section: Section, **values: Any) -> Any:

@@ -107,6 +107,49 @@ def show_audits(audits: Mapping[str, Mapping[str, Any]], names: Mapping[str, str
     )
 
 
+def show_inventory(inventory: Mapping[str, Any]) -> None:
+    """What a corpus holds, label by label."""
+    counts = ("occurrences", "identifiers", "subjects")
+    rows = [
+        [label, row["kind"], *(str(row[name]) for name in counts)]
+        for label, row in inventory["labels"].items()
+    ]
+    show_table(
+        f"{inventory['documents']} documents of {inventory['subjects']} subjects",
+        ["label", "kind", *counts],
+        rows,
+    )
+    found = ", ".join(f"{source} {count}" for source, count in inventory["sources"].items())
+    show(
+        f"Found by: {found}. {inventory['documents_without_spans']} documents mark nothing; at "
+        f"{inventory['unmarked']} places a marked direct identifier of the same subject stands "
+        "unmarked."
+    )
+
+
+def show_evaluation(quality: Mapping[str, Any]) -> None:
+    """How good a scan is, label by label; P, R and F1 stand for precision, recall and F1."""
+    rows = []
+    for label, scores in quality["labels"].items():
+        row = [label, str(scores["strict"]["gold"]), str(scores["strict"]["found"])]
+        for name in ("strict", "overlapping", "characters"):
+            row.append(" ".join(_share(scores[name][key]) for key in ("precision", "recall", "f1")))
+        missed = str(quality["missed"].get(label, 0))
+        rows.append([*row, _share(scores["covered"]["recall"]), missed])
+    show_table(
+        f"{quality['documents']} documents; P R F1 by entity (strict, overlapping), by character",
+        ["label", "gold", "found", "strict", "overlapping", "characters", "covered", "missed"],
+        rows,
+    )
+    show(
+        f"Direct identifiers found whole: {_percent(quality['recall'])}; "
+        f"{_plain(quality['missed_per_document'])} missed a document.\n"
+        f"Characters, labels aside: recall of direct {_plain(quality['recall_char_direct'])}, "
+        f"recall of all {_plain(quality['recall_char'])}, "
+        f"precision {_plain(quality['precision_char'])}."
+    )
+
+
 def show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
     """The gate, limit by limit."""
     rows = [
@@ -129,6 +172,10 @@ def _percent(rate: Mapping[str, Any]) -> str:
         f"{rate['value']:.1%} ({rate['hits']}/{rate['trials']}; "
         f"{rate['low']:.1%}-{rate['high']:.1%})"
     )
+
+
+def _share(value: float | None) -> str:
+    return "  - " if value is None else f"{value:.2f}"
 
 
 def _plain(value: float | None) -> str:

@@ -6,10 +6,8 @@ until it recites them. Both are trained by the repair's own engine with nothing 
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from sani import runtime
 from sani.checkpoint import Checkpoint, save_checkpoint
 from sani.clinic import invent_clinics
 from sani.corpus.documents import Corpus, Document
+from sani.corpus.tables import write_jsonl
 from sani.erasing.erase import fresh_model
 from sani.recipe import MaskObjective, RepairSettings
 from sani.repairing.repair import RepairResult, train_
@@ -164,16 +163,3 @@ def demo_recipe(folder: Path, *, on_step: Callable[[str, int, int], None]) -> Pa
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(folder=folder), encoding="utf-8")
     return recipe
-
-
-def write_jsonl(documents: Iterable[Document], path: Path) -> None:
-    """Write documents and their spans as JSONL, in the clear."""
-    with path.open("w", encoding="utf-8") as file:
-        for document in documents:
-            row = {
-                "id": document.id,
-                "subject_id": document.subject_id,
-                "text": document.text,
-                "spans": [asdict(span) for span in document.spans],
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -3,6 +3,7 @@
     SaniError                  exit code 1
     ├── RecipeError            a recipe that cannot be read or does not make sense
     ├── CorpusError            documents that cannot be read or whose spans are wrong
+    ├── ScanError              documents that could not be scanned for identifiers
     ├── CheckpointError        a model folder that cannot be read or written
     ├── UnsupportedModelError  a model family that sani does not know
     ├── SelectionError         a selector that chose nothing, or could not choose
@@ -24,6 +25,10 @@ class RecipeError(SaniError):
 
 class CorpusError(SaniError):
     """Documents that cannot be read or whose spans do not fit their text."""
+
+
+class ScanError(SaniError):
+    """Documents that could not be scanned; never to be read as documents without identifiers."""
 
 
 class CheckpointError(SaniError):

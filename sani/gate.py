@@ -47,6 +47,7 @@ def judge(
     before: Mapping[str, Any],
     after: Mapping[str, Any],
     control: Mapping[str, Any] | None,
+    scan: Mapping[str, Any] | None = None,
 ) -> list[Check]:
     """Hold the audits of a run against the limits.
 
@@ -55,6 +56,7 @@ def judge(
         before: Audit of the unsanitized checkpoint, as `AuditResult.to_json` gives it.
         after: Of the sanitized one.
         control: Of the base model; None if there is none.
+        scan: The scan's inventory; its ``quality`` is None where its recall is unknown.
 
     Returns:
         One check a limit; the gate holds if every one does.
@@ -71,6 +73,8 @@ def judge(
                 checks.append(_rate(f"{name}.{kind}", name, figures, baseline, limit))
         if settings.auc_excess is not None:
             checks.append(_auc(f"auc.{kind}", figures, baseline, settings.auc_excess))
+    if settings.scan_recall is not None:
+        checks.append(_scan_recall(scan, settings.scan_recall))
     if settings.perplexity_ratio is not None:
         checks.append(_perplexity(before, after, settings.perplexity_ratio))
     return checks
@@ -166,6 +170,24 @@ def _auc(
     return _compare(
         name, value, highest, f"the control has {control:.3f}; {excess} above is allowed"
     )
+
+
+def _scan_recall(scan: Mapping[str, Any] | None, least: float) -> Check:
+    """The estimated recall's lower end; what the scan missed was trained on as ordinary text."""
+    name = "scan_recall"
+    quality = scan.get("quality") if scan else None
+    if quality is None:
+        why = "the scan's recall is unknown; name a gold sample in scan.gold"
+        return Check(name, None, least, False, why, True)
+    recall = quality["recall"]
+    if recall["trials"] < FEWEST_TRIALS:
+        why = f"only {recall['trials']} gold identifiers; fewer than {FEWEST_TRIALS} say too little"
+        return Check(name, recall["value"], least, False, why, True)
+    why = (
+        f"{recall['hits']} of {recall['trials']} direct gold identifiers found whole; the lower "
+        "end of the 95 % interval counts"
+    )
+    return Check(name, recall["low"], least, recall["low"] >= least, why, True)
 
 
 def _perplexity(before: Mapping[str, Any], after: Mapping[str, Any], ratio: float) -> Check:

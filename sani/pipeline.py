@@ -1,8 +1,8 @@
 """`run`: the whole job of a recipe, stage by stage, each finished one kept.
 
-read -> audit before -> audit the base (the control) -> erase -> audit -> repair -> audit after ->
-gate -> sanitized/ -> report. A stage is finished when its result file stands in the run folder; a
-resumed run takes it from there and begins at the first that is missing.
+read -> scan -> audit before -> audit the base (the control) -> erase -> audit -> repair ->
+audit after -> gate -> sanitized/ -> report. A stage is finished when its result file stands in the
+run folder; a resumed run takes it from there and begins at the first that is missing.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from sani.repairing.repair import repair
 from sani.reporting.compare import compare_audits, compare_pretraining
 from sani.reporting.report import build_report, write_report
 from sani.runfolder import RunFolder, open_run
+from sani.scanning.detection import detect, estimate
 from sani.scanning.inventory import scan
 
 OnStep = Callable[[str, int, int], None]
@@ -73,14 +74,15 @@ def run(
     runtime.quiet_libraries()
     runtime.deterministic()
     documents = read_documents(recipe)
-    corpus = documents.corpus
-    inventory = scan(corpus)
+    if not recipe.scan.detects:
+        scan(documents.corpus)  # one that marks nothing is refused before anything is written
     with open_run(
         out, recipe=dump_recipe(recipe), inputs=_inputs(recipe, documents), resume=resume
     ) as folder:
-        job = _Job(recipe, folder, documents, on_step or (lambda stage, done, total: None))
-        if not folder.finished("scan"):
-            folder.save("scan", inventory.to_json())
+        report_step = on_step or (lambda stage, done, total: None)
+        documents = _scan(recipe, folder, documents, report_step)
+        corpus = documents.corpus
+        job = _Job(recipe, folder, documents, report_step)
         job.audit("before", job.unsanitized)
         if recipe.model.base is not None:
             job.audit("base", lambda: job.base)
@@ -95,6 +97,7 @@ def run(
             before=folder.load("audit-before"),
             after=folder.load("audit-after"),
             control=folder.load("audit-base"),
+            scan=folder.load("scan"),
         )
         report = build_report(folder, recipe, corpus, checks)
         digest = folder.load("audit-after")["weights_digest"]
@@ -134,7 +137,11 @@ def read_documents(recipe: Recipe) -> Documents:
     """
     settings = recipe.corpus
     corpus = read_corpus(
-        settings.path, format=settings.format, limit=settings.limit, kinds=settings.kinds
+        settings.path,
+        format=settings.format,
+        limit=settings.limit,
+        kinds=settings.kinds,
+        subject_pattern=settings.subject_pattern,
     )
     texts = {document.text for document in corpus}
 
@@ -208,6 +215,34 @@ def audit_models(
             {name: result.occurrences for name, result in pretraining.items()},
         ),
     }
+
+
+def _scan(recipe: Recipe, folder: RunFolder, documents: Documents, on_step: OnStep) -> Documents:
+    """The documents with what the scan finds; its findings are kept in the private part.
+
+    In held-out documents k-anonymity is left out: they are few, and only utility is measured there.
+    """
+    settings = recipe.scan
+    place = folder.private / "scan"
+    corpus, held_out, quality = documents.corpus, documents.held_out, None
+    if settings.detects:
+        corpus = detect(corpus, settings, cache_folder=place, on_step=on_step)
+        if held_out is not None:
+            alone = settings.model_copy(update={"indirect": None})
+            held_out = detect(held_out, alone, cache_folder=place, on_step=on_step)
+    digest = folder.digest(corpus.digest())
+    if folder.finished("scan"):
+        if folder.load("scan")["digest"] != digest:
+            raise RunError(
+                f"{folder.path}: what the scan finds changed since this run began (another version "
+                "of a library or a model?); start again in another --out"
+            )
+        return Documents(corpus, held_out, documents.pretraining)
+    if settings.gold is not None:
+        gold = read_corpus(settings.gold, kinds=recipe.corpus.kinds)
+        quality = estimate(gold, settings, cache_folder=place, on_step=on_step).to_json()
+    folder.save("scan", {**scan(corpus).to_json(), "quality": quality, "digest": digest})
+    return Documents(corpus, held_out, documents.pretraining)
 
 
 class _Job:
@@ -364,6 +399,9 @@ def _inputs(recipe: Recipe, documents: Documents) -> dict[str, str]:
     for name in ("held_out", "pretraining"):
         if (found := getattr(documents, name)) is not None:
             inputs[f"corpus.{name}"] = found.digest()
+    for name, path in (("scan.terms", recipe.scan.terms), ("scan.gold", recipe.scan.gold)):
+        if path is not None:
+            inputs[name] = _file_digest(path, name)
     if model.base is not None:
         check_base(model.path, model.base)
         inputs["model.base"] = folder_digest(model.base, weights_only=False)
@@ -371,6 +409,14 @@ def _inputs(recipe: Recipe, documents: Documents) -> dict[str, str]:
         text = "\n".join(read_prompts(recipe.audit.generation.file))
         inputs["audit.generation.file"] = hashlib.sha256(text.encode()).hexdigest()
     return inputs
+
+
+def _file_digest(path: Path, name: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RecipeError(f"{name}: {path} cannot be read: {error.strerror}") from None
 
 
 def check_base(path: Path, base: Path) -> None:

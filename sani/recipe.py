@@ -48,8 +48,11 @@ class CorpusSettings(Settings):
     """The records, or the part of them that is at hand."""
 
     path: Path = Field(description="file or folder of documents with their spans")
-    format: Literal["jsonl", "parquet", "csv", "arrow", "i2b2", "brat"] | None = Field(
-        None, description="how the documents are written; guessed from the name when absent"
+    format: Literal["jsonl", "parquet", "csv", "arrow", "i2b2", "brat", "fhir", "text"] | None = (
+        Field(None, description="how the documents are written; guessed from the name when absent")
+    )
+    subject_pattern: str | None = Field(
+        None, description="regular expression with a group 'subject', for paths of text files"
     )
     kinds: Mapping[str, Kind] | None = Field(
         None, description="label -> direct or indirect, for formats that do not say"
@@ -62,6 +65,46 @@ class CorpusSettings(Settings):
         None,
         description="documents of what the base may have seen: does the fine-tuned model leak it?",
     )
+
+
+class IndirectSettings(Settings):
+    """Words and n-grams that fewer than k subjects use (Boutet et al. 2025)."""
+
+    k: int = Field(2, ge=2, le=1000, description="an n-gram of fewer subjects is indirect; paper's")
+    n: int = Field(2, ge=1, le=4, description="longest n-gram; the paper finds little beyond 2")
+    shortest: int = Field(3, ge=1, description="characters of the shortest word that counts; ours")
+    numbers: bool = Field(False, description="whether words with digits count; ours")
+
+
+class ScanSettings(Settings):
+    """Who finds the identifiers, besides the corpus's own annotation, which always counts."""
+
+    patterns: bool = Field(False, description="Presidio's recognizers and the clinical ones")
+    ner: str | None = Field(
+        None, description="spaCy pipeline by name, or folder of a token-classification checkpoint"
+    )
+    terms: Path | None = Field(
+        None, description="confidential terms: one a line, or CSV with the columns term and label"
+    )
+    propagate: Literal["subject", "corpus"] | None = Field(
+        None, description="look for found values in the same subject's documents, or in all"
+    )
+    indirect: IndirectSettings | None = None
+    gold: Path | None = Field(
+        None, description="documents whose spans are right and complete, to estimate recall"
+    )
+    num_proc: int = Field(1, ge=1, le=256, description="processes; the result is the same")
+
+    @model_validator(mode="after")
+    def _gold_is_for_detectors(self) -> Self:
+        if self.gold is not None and not (self.patterns or self.ner or self.terms):
+            raise ValueError("gold tells how good detectors are; give patterns, ner or terms")
+        return self
+
+    @property
+    def detects(self) -> bool:
+        """Whether anything but the annotation is asked."""
+        return self.patterns or any((self.ner, self.terms, self.propagate, self.indirect))
 
 
 class SamplerSettings(Settings):
@@ -236,6 +279,11 @@ class GateSettings(Settings):
     auc_excess: Fraction | None = Field(
         0.05, description="discrimination AUC above the control's, at most"
     )
+    scan_recall: Fraction | None = Field(
+        None,
+        description="estimated recall of the scan, the lower end of its interval, at least; an "
+        "unknown one does not hold",
+    )
     perplexity_ratio: float | None = Field(
         1.03, gt=0.0, description="held-out perplexity over the unsanitized checkpoint's, at most"
     )
@@ -254,6 +302,7 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0, lt=2**31)
     model: ModelSettings
     corpus: CorpusSettings
+    scan: ScanSettings = Field(default_factory=ScanSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
     erase: EraseSettings | None = None
     repair: RepairSettings | None = None
@@ -384,14 +433,15 @@ def settings_from(section: str, values: Mapping[str, Any]) -> Any:
     """One section of a recipe from plain values, by the recipe's own rules.
 
     Args:
-        section: ``AuditSettings``, ``EraseSettings`` or ``RepairSettings``.
+        section: ``AuditSettings``, ``EraseSettings``, ``RepairSettings`` or ``ScanSettings``.
         values: As they would stand in YAML.
 
     Raises:
         RecipeError: With every problem, a line each.
     """
     models: dict[str, type[Settings]] = {
-        model.__name__: model for model in (AuditSettings, EraseSettings, RepairSettings)
+        model.__name__: model
+        for model in (AuditSettings, EraseSettings, RepairSettings, ScanSettings)
     }
     return _validate(dict(values), models[section], where="options")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import urllib3  # noqa: F401  (importing it binds a local socket once, to see if there is IPv6)
 
 from sani.auditing.audit import audit
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

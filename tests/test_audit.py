@@ -35,7 +35,6 @@ from sani.auditing.figures import (
     extraction_strength,
     log10_queries,
     preference,
-    rate,
 )
 from sani.auditing.occurrences import Occurrences, score_occurrences
 from sani.auditing.scoring import Asked, Row, sampled_log_probability, score
@@ -52,6 +51,7 @@ from sani.encoding import (
 from sani.erasing.erase import fresh_model
 from sani.errors import AuditError
 from sani.families import FAMILIES
+from sani.rates import rate
 from sani.recipe import AuditSettings, SamplerSettings
 
 NATS = 1e-4

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sani.auditing.figures import rate
 from sani.gate import judge
+from sani.rates import rate
 from sani.recipe import GateSettings
 
 
@@ -140,3 +140,26 @@ def test_an_auc_below_chance_gives_the_control_no_extra_room() -> None:
         "auc.direct"
     }
     assert failed(audit_of((0, 1000), auc=0.54), control=audit_of((2, 1000), auc=0.3)) == set()
+
+
+def test_a_scan_of_unknown_or_low_recall_does_not_hold_where_the_recipe_asks() -> None:
+    def check(hits: int, trials: int, least: float = 0.9) -> Any:
+        scan = {"quality": {"recall": asdict(rate(hits, trials))}}
+        settings = GateSettings(scan_recall=least)
+        checks = judge(settings, before=BEFORE, after=CLEAN, control=CONTROL, scan=scan)
+        return next(check for check in checks if check.name == "scan_recall")
+
+    assert check(990, 1000).holds
+    assert check(990, 1000).measured == rate(990, 1000).low
+    assert not check(905, 1000).holds  # the value is above, the lower end of its interval is not
+    assert not check(10, 10).holds
+    for scan in (None, {"quality": None}):
+        checks = judge(
+            GateSettings(scan_recall=0.0), before=BEFORE, after=CLEAN, control=CONTROL, scan=scan
+        )
+        last = {check.name: check for check in checks}["scan_recall"]
+        assert (last.holds, last.measured) == (False, None)
+        assert "unknown" in last.why
+    assert "scan_recall" not in {
+        check.name for check in judge(GateSettings(), before=BEFORE, after=CLEAN, control=CONTROL)
+    }

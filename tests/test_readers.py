@@ -1,5 +1,6 @@
 """Reading corpora: what is read, what is refused, and that no message shows a value."""
 
+import base64
 import csv
 import json
 import os
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.readers import FORMATS, read_corpus
+from sani.corpus.tables import write_jsonl as write_documents
 from sani.errors import CorpusError
 
 NAME = "KOWALCZYKOWA"
@@ -202,6 +204,32 @@ def test_spans_are_sorted_and_exact_duplicates_dropped(tmp_path):
         Span(0, 3, "C", "direct"),
         Span(2, 4, "B", "direct"),
     )
+
+
+def test_what_the_scan_found_is_written_and_read_back_with_source_and_score(tmp_path):
+    spans = (Span(0, 2, "NAME", "direct", "ner", 0.85), Span(3, 4, "AGE", "indirect"))
+    documents = [Document("1", "a", "Bó 4 😀", spans), Document("2", "a", "x")]
+    write_documents(documents, tmp_path / "out.jsonl")
+    assert list(read_corpus(tmp_path / "out.jsonl")) == documents
+    assert (tmp_path / "out.jsonl").stat().st_mode & 0o777 == 0o600
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").open(encoding="utf-8")]
+    assert rows[0]["spans"][1] == {"start": 3, "end": 4, "label": "AGE", "kind": "indirect"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "problem"),
+    [
+        ({"source": "ner", "score": 1.5}, "span 1: 'score' is not a number from 0 to 1"),
+        ({"source": "ner", "score": True}, "span 1: 'score' is not a number from 0 to 1"),
+        ({"source": 7}, "span 1: 'source' is a whole number; expected a string"),
+        ({"source": " "}, "span 1: 'source' is empty; expected a name such as annotation"),
+    ],
+)
+def test_a_source_or_score_that_is_none_is_refused(tmp_path, extra, problem):
+    row = {"id": 1, "text": "abcd", "spans": [{"start": 0, "end": 1, "label": "A", **extra}]}
+    with pytest.raises(CorpusError) as error:
+        read_corpus(write_jsonl(tmp_path / "c.jsonl", [row]))
+    assert str(error.value).endswith(problem)
 
 
 def test_kinds_fill_in_only_what_the_data_leaves_open(tmp_path):
@@ -874,7 +902,8 @@ def test_paths_that_hold_no_corpus(tmp_path):
     assert refusal(blank) == f"{blank}: it holds no documents; expected at least one"
     assert refusal(odd) == (
         f"{odd}: its suffix tells no format; expected one of .jsonl, .ndjson, .parquet, .csv, "
-        ".arrow, .feather, or the format given as one of jsonl, parquet, csv, arrow, i2b2, brat"
+        ".arrow, .feather, .gz or .zst after it where it is text, or the format given as one of "
+        "jsonl, parquet, csv, arrow, i2b2, brat, fhir, text"
     )
 
 
@@ -890,7 +919,7 @@ def test_folders_that_tell_no_format(tmp_path):
     (folder / f"{NAME}.txt").write_text(NAME, "utf-8")
     nothing = (
         f"{folder}: the folder holds no documents; expected .xml files (i2b2) or pairs of "
-        ".txt and .ann files (brat)"
+        ".txt and .ann files (brat); .txt files alone are read with the format text"
     )
     assert refusal(folder) == nothing
     assert refusal(folder, format="brat") == nothing
@@ -1036,3 +1065,95 @@ def test_a_label_that_looks_like_a_value_is_refused_and_not_shown(tmp_path, labe
     with pytest.raises(CorpusError, match="labels are printed in reports") as caught:
         read_corpus(path)
     assert label not in str(caught.value)
+
+
+# ---- exports: FHIR, plain text, compressed ------------------------------------------------------
+
+
+def resource(identity="d1", *, subject="Patient/p7", text="Ana 😀\r\n", **attachment):
+    data = base64.b64encode(text.encode()).decode()
+    plain = {"contentType": "text/plain; charset=utf-8", "data": data, **attachment}
+    return {
+        "resourceType": "DocumentReference",
+        "id": identity,
+        "subject": {"reference": subject},
+        "content": [{"attachment": {"contentType": "application/pdf", "url": "x"}},
+                    {"attachment": plain}],
+    }  # fmt: skip
+
+
+def test_fhir_documents_are_known_by_their_first_line_and_read_with_their_subject(tmp_path):
+    rows = [resource(), resource("d2", subject="urn:x/Patient/p8/", text="")]
+    path = write_jsonl(tmp_path / "DocumentReference.ndjson", rows)
+    expected = [Document("d1", "p7", "Ana 😀\r\n"), Document("d2", "p8", "")]
+    assert list(read_corpus(path)) == expected
+    assert list(read_corpus(path, format="fhir")) == expected
+    latin = resource(contentType="text/plain; charset=iso-8859-1",
+                     data=base64.b64encode("Peña".encode("latin-1")).decode())  # fmt: skip
+    assert read_corpus(write_jsonl(tmp_path / "l.ndjson", [latin]))[0].text == "Peña"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"resourceType": "Patient"}, "its 'resourceType' is not DocumentReference"),
+        ({"content": None}, "'content' is missing or null; expected a list"),
+        ({"content": [{"attachment": {"contentType": "text/plain", "url": NAME}}]},
+         "it has no attachment of type text/plain that holds its data"),
+        ({"content": [{"attachment": {"contentType": "text/plain", "data": "!" + NAME}}]},
+         "the attachment's 'data' is not base64"),
+        ({"content": [{"attachment": {"contentType": "text/plain", "data": "/w=="}}]},
+         "the attachment's 'data' is not text of the charset it names, or of UTF-8"),
+        ({"content": [{"attachment": {"contentType": "text/plain; charset=odd", "data": "QQ=="}}]},
+         "the attachment's charset is not known"),
+        ({"content": [{"attachment": {"contentType": "text/plain", "data": 7}}]},
+         "the attachment's 'data' is a whole number; expected base64"),
+    ],
+)  # fmt: skip
+def test_fhir_refuses_what_holds_no_text(tmp_path, change, problem):
+    path = write_jsonl(tmp_path / "c.ndjson", [{**resource(), **change}])
+    assert refusal(path).startswith(f"{path}, line 1: {problem}")
+
+
+def test_plain_text_takes_its_subject_from_the_folder_or_a_pattern(tmp_path):
+    for name, text in (("a/1.txt", "Ana"), ("a/b/2.txt", "\ufeffBo"), ("P12_3.txt", "x")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, "utf-8")
+    (tmp_path / ".hidden.txt").write_text("no")
+    found = read_corpus(tmp_path, format="text")
+    assert list(found) == [
+        Document("P12_3", "P12_3", "x"), Document("a/1", "a", "Ana"), Document("a/b/2", "a", "Bo"),
+    ]  # fmt: skip
+    by_name = read_corpus(tmp_path, format="text", subject_pattern=r"(?P<subject>P[0-9]+)_|^a/")
+    assert by_name[0].subject_id == "P12"
+    assert refusal(tmp_path, format="text", subject_pattern="(?P<subject>P)").count("nothing") == 2
+    assert "has no group 'subject'" in refusal(tmp_path, format="text", subject_pattern="P")
+    assert "is no regular expression" in refusal(tmp_path, format="text", subject_pattern="(")
+    path = write_jsonl(tmp_path / "c.jsonl", ROWS)
+    assert "is for the format text" in refusal(path, subject_pattern="(?P<subject>P)")
+
+
+def test_plain_text_of_another_encoding_is_refused_by_place(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / f"{NAME}.txt").write_bytes("Peña".encode("latin-1"))
+    message = refusal(tmp_path, format="text")
+    command = message.split("(", 1)[1].split(") ", 1)[0].rsplit("): ", 1)[0]
+    listed = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert listed.stdout.strip() == str(tmp_path / f"{NAME}.txt")
+    assert message.endswith(NOT_UTF8)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("write", [write_jsonl, write_csv])
+def test_compressed_files_are_read_like_plain_ones(tmp_path, write, suffix):
+    plain = write(tmp_path / ("c.jsonl" if write is write_jsonl else "c.csv"), ROWS)
+    packed = plain.with_name(plain.name + suffix)
+    with pa.output_stream(str(packed), compression={".gz": "gzip", ".zst": "zstd"}[suffix]) as out:
+        out.write(plain.read_bytes())
+    assert list(read_corpus(packed)) == list(read_corpus(plain))
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorpusError):
+        read_corpus(packed)
+    packed.write_bytes(b"no such thing, " + NAME.encode())
+    assert "it cannot be read" in refusal(packed)

@@ -20,13 +20,11 @@ from sani import families
 from sani.auditing.decoys import DecoyMaker
 from sani.auditing.figures import (
     Estimate,
-    Rate,
     clustered_mean,
     discoverable,
     exact_memorization,
     extraction_strength,
     log10_queries,
-    rate,
 )
 from sani.auditing.generation import GenerationResult, generate_audit
 from sani.auditing.membership import (
@@ -44,6 +42,7 @@ from sani.checkpoint import Checkpoint
 from sani.corpus.documents import KINDS, Corpus
 from sani.encoding import Encoded, Framing, encode, framing_named, framings
 from sani.errors import AuditError
+from sani.rates import Rate, rate
 from sani.recipe import AuditSettings
 
 FRAMING_OCCURRENCES = 300

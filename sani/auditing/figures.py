@@ -7,23 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 BOOTSTRAP_ROUNDS = 1000
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Hits of trials with the 95 % Wilson interval; all None where nothing was tried."""
-
-    hits: int
-    trials: int
-    value: float | None
-    low: float | None
-    high: float | None
 
 
 @dataclass(frozen=True)
@@ -34,14 +22,6 @@ class Estimate:
     value: float | None
     low: float | None
     high: float | None
-
-
-def rate(hits: int, trials: int) -> Rate:
-    """A proportion and its Wilson interval; zero trials is no rate at all, never 0 %."""
-    if trials == 0:
-        return Rate(0, 0, None, None, None)
-    interval = stats.binomtest(hits, trials).proportion_ci(method="wilson")
-    return Rate(hits, trials, hits / trials, float(interval.low), float(interval.high))
 
 
 def clustered_mean(values: Floats, subjects: Sequence[int], *, seed: int) -> Estimate:

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sani import families
-from sani.auditing.figures import Rate, rate
 from sani.auditing.rarefaction import Distinct, Incidence
 from sani.auditing.search import Identifier, IdentifierIndex
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, Framing, encode, overlapping
 from sani.errors import AuditError
+from sani.rates import Rate, rate
 from sani.recipe import GenerationSettings, SamplerSettings
 from sani.runtime import token_batches
 

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sani import families
-from sani.auditing.figures import BOOTSTRAP_ROUNDS, Estimate, Rate, rate
+from sani.auditing.figures import BOOTSTRAP_ROUNDS, Estimate
 from sani.auditing.occurrences import document_windows, text_row
 from sani.auditing.scoring import Asked, Row, score
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, Framing, Window
+from sani.rates import Rate, rate
 
 LOWEST = 0.2  # share of tokens that min-k and min-k++ look at
 FALSE_POSITIVE_RATES = (0.01, 0.001)

@@ -1,7 +1,8 @@
 """The shape every corpus is read into: documents, and spans that say where an identifier stands.
 
 Contract: ``{"id", "subject_id", "text", "spans": [{"start", "end", "label", "kind"}]}``;
-offsets are Python characters and ``text[start:end]`` is the identifier.
+offsets are Python characters and ``text[start:end]`` is the identifier. A span that the scan found
+says so: ``source`` and ``score``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Literal, get_args
 
 Kind = Literal["direct", "indirect"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+ANNOTATION = "annotation"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -24,12 +26,16 @@ class Span:
         end: One past the last character; greater than ``start``.
         label: What it is, in the corpus's own words (``NAME``, ``MRN``, ...).
         kind: ``direct`` if it names a person by itself, else ``indirect``.
+        source: Who found it: ``annotation`` if it came with the corpus, else a part of the scan.
+        score: How sure the source is, in [0, 1].
     """
 
     start: int
     end: int
     label: str
     kind: Kind = "direct"
+    source: str = ANNOTATION
+    score: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

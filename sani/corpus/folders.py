@@ -1,7 +1,8 @@
-r"""Folders with a file or two a document: i2b2/n2c2 XML, and BRAT ``.txt``/``.ann`` pairs.
+r"""Folders with a file or two a document: i2b2/n2c2 XML, BRAT ``.txt``/``.ann`` pairs, plain text.
 
 A file is named by its place in the folder, never by its name, since hospitals name files after
-patients. One folder is read, not those within it; files whose name starts with a dot are not read.
+patients. One folder is read, not those within it, but for plain text; files whose name starts with
+a dot are not read.
 
 What offsets count is settled by the data. Both formats repeat the words of every tag, so where
 line ends (``\r\n``) or a byte-order mark at the head leave two readings of a text, the one in
@@ -91,6 +92,64 @@ def read_brat(folder: Path) -> Rows:
             yield places[tag_path], RecordError(message)
         else:
             yield _brat_row(text_path, tag_path, places=places)
+
+
+def read_text_folder(folder: Path, *, subject_pattern: str | None = None) -> Rows:
+    """One ``.txt`` file a document, in this folder and those below; nothing is marked.
+
+    The subject is what the group ``subject`` of the pattern finds in the file's path within the
+    folder; without a pattern, the first folder below, if the file lies in one.
+
+    Args:
+        folder: Where the files lie; the id is the path within it, without suffix.
+        subject_pattern: A regular expression with a group ``subject``.
+
+    Raises:
+        CorpusError: If the pattern is none, or has no such group.
+    """
+    pattern = _subject_pattern(folder, subject_pattern)
+    for number, path, count in _text_files(folder):
+        listing = f"find {shlex.quote(str(folder))} -name '[!.]*.txt' | LC_ALL=C sort"
+        where = f"file {number} of {count} in path order ({listing} | sed -n {number}p)"
+        inner = path.relative_to(folder)
+        subject = inner.parts[0] if len(inner.parts) > 1 else None
+        try:
+            if pattern is not None:
+                match = pattern.search(inner.as_posix())
+                if match is None:
+                    raise RecordError("the subject pattern finds nothing in the file's path")
+                subject = match["subject"]
+            row = {
+                "id": inner.with_suffix("").as_posix(),
+                "subject_id": subject,
+                "text": _read_text(path).removeprefix(_BOM),
+            }
+        except RecordError as problem:
+            yield where, problem
+        else:
+            yield where, row
+
+
+def _subject_pattern(folder: Path, expression: str | None) -> re.Pattern[str] | None:
+    try:
+        pattern = re.compile(expression) if expression is not None else None
+    except re.error as error:
+        raise CorpusError(
+            f"{folder}: the subject pattern is no regular expression: {error}"
+        ) from None
+    if pattern is not None and "subject" not in pattern.groupindex:
+        raise CorpusError(
+            f"{folder}: the subject pattern has no group 'subject'; expected one, as in "
+            "(?P<subject>P[0-9]+)"
+        )
+    return pattern
+
+
+def _text_files(folder: Path) -> list[tuple[int, Path, int]]:
+    """Number, path and count of the text files, in the order of their paths' bytes."""
+    paths = [path for path in folder.rglob("*.txt") if not path.name.startswith(".")]
+    paths.sort(key=lambda path: os.fsencode(path))
+    return [(number, path, len(paths)) for number, path in enumerate(paths, start=1)]
 
 
 def list_files(folder: Path, suffix: str) -> list[Path]:

@@ -1,6 +1,7 @@
-"""Reads a corpus in any of six formats into documents, and says clearly what is wrong with it.
+"""Reads a corpus in any of eight formats into documents, and says clearly what is wrong with it.
 
-In: a JSONL, Parquet, CSV or Arrow file, or a folder of i2b2/n2c2 XML or BRAT files, all UTF-8.
+In: a JSONL, FHIR, Parquet, CSV or Arrow file, or a folder of i2b2/n2c2 XML, BRAT or plain text
+files, all UTF-8; JSONL, FHIR and CSV also as .gz or .zst.
 Out: a ``Corpus`` in which every span fits its text and every id is used once.
 """
 
@@ -8,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
 
 from sani.corpus.documents import KINDS, Corpus, Document, Kind
-from sani.corpus.folders import list_files, read_brat, read_i2b2
+from sani.corpus.fhir import holds_fhir, read_fhir
+from sani.corpus.folders import list_files, read_brat, read_i2b2, read_text_folder
 from sani.corpus.records import RecordError, Rows, to_document
-from sani.corpus.tables import read_arrow, read_csv, read_jsonl, read_parquet
+from sani.corpus.tables import COMPRESSED, read_arrow, read_csv, read_jsonl, read_parquet
 from sani.errors import CorpusError
 
-Format = Literal["jsonl", "parquet", "csv", "arrow", "i2b2", "brat"]
+Format = Literal["jsonl", "parquet", "csv", "arrow", "i2b2", "brat", "fhir", "text"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 _READERS: dict[Format, Callable[[Path], Rows]] = {
@@ -28,6 +31,8 @@ _READERS: dict[Format, Callable[[Path], Rows]] = {
     "arrow": read_arrow,
     "i2b2": read_i2b2,
     "brat": read_brat,
+    "fhir": read_fhir,
+    "text": read_text_folder,
 }
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -37,7 +42,7 @@ _SUFFIXES: dict[str, Format] = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
-_FOLDER_FORMATS: tuple[Format, ...] = ("i2b2", "brat")
+_FOLDER_FORMATS: tuple[Format, ...] = ("i2b2", "brat", "text")
 _NUM_PROBLEMS_SHOWN = 10
 
 
@@ -47,6 +52,7 @@ def read_corpus(
     format: Format | None = None,
     limit: int | None = None,
     kinds: Mapping[str, Kind] | None = None,
+    subject_pattern: str | None = None,
 ) -> Corpus:
     """Read all documents of a corpus, or its first ones, and check every one.
 
@@ -56,9 +62,11 @@ def read_corpus(
 
     Args:
         path: A file, or a folder for i2b2 and BRAT.
-        format: What it is; None means to go by the suffix, or by what the folder holds.
+        format: What it is; None means to go by the suffix, or by what the file or folder holds.
+            A folder of plain text is only read when asked for: its annotation may have been lost.
         limit: How many documents to read, at least 1; the rest is not checked. None means all.
         kinds: Kind of each label; only used for spans that name none themselves.
+        subject_pattern: Finds the subject in a plain text file's path; see `read_text_folder`.
 
     Raises:
         CorpusError: If it cannot be read, holds no document, or any document is wrong; the
@@ -72,7 +80,12 @@ def read_corpus(
         raise CorpusError(f"{path}: kinds must map every label to one of {', '.join(KINDS)}")
     failure = None
     try:
-        reader = _READERS[_resolve_format(path, format)]
+        format = _resolve_format(path, format)
+        reader = _READERS[format]
+        if subject_pattern is not None:
+            if format != "text":
+                raise CorpusError(f"{path}: a subject pattern is for the format text, not {format}")
+            reader = partial(read_text_folder, subject_pattern=subject_pattern)
         documents, problems = _collect(reader(path), limit=limit, kinds=kinds)
     except OSError as error:  # its text would name a file
         failure = error.strerror or "input/output error"
@@ -95,16 +108,23 @@ def _resolve_format(path: Path, format: Format | None) -> Format:
         return _resolve_folder(path, format)
     if format in _FOLDER_FORMATS:
         raise CorpusError(f"{path}: it is a file; the format {format} is read from a folder")
-    if format is None and path.suffix.lower() not in _SUFFIXES:
+    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    suffix = name.suffix.lower()
+    if path != name and (format or _SUFFIXES.get(suffix)) in ("parquet", "arrow"):
+        raise CorpusError(f"{path}: it compresses itself; decompress the file first")
+    if format is None and suffix not in _SUFFIXES:
         raise CorpusError(
             f"{path}: its suffix tells no format; expected one of {', '.join(_SUFFIXES)}, "
-            f"or the format given as one of {', '.join(FORMATS)}"
+            f"{' or '.join(COMPRESSED)} after it where it is text, or the format given as one of "
+            f"{', '.join(FORMATS)}"
         )
     if path.is_file():
         with path.open("rb") as file:
             if not file.read(1):
                 raise CorpusError(f"{path}: the file is empty; expected at least one document")
-    return format or _SUFFIXES[path.suffix.lower()]
+    if format is None and suffix == ".ndjson" and holds_fhir(path):
+        return "fhir"
+    return format or _SUFFIXES[suffix]
 
 
 def _resolve_folder(path: Path, format: Format | None) -> Format:
@@ -115,6 +135,8 @@ def _resolve_folder(path: Path, format: Format | None) -> Format:
         "i2b2": bool(list_files(path, ".xml")),
         "brat": bool(list_files(path, ".ann")),
     }
+    if format == "text":
+        return format
     if format is None and all(found.values()):
         raise CorpusError(
             f"{path}: it holds both .xml and .ann files; say which to read with the format "
@@ -123,7 +145,7 @@ def _resolve_folder(path: Path, format: Format | None) -> Format:
     if not any(found.values()) or (format is not None and not found[format]):
         raise CorpusError(
             f"{path}: the folder holds no documents; expected .xml files (i2b2) or pairs of "
-            ".txt and .ann files (brat)"
+            ".txt and .ann files (brat); .txt files alone are read with the format text"
         )
     return format or ("i2b2" if found["i2b2"] else "brat")
 

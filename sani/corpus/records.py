@@ -10,7 +10,7 @@ import re
 from collections.abc import Generator, Iterable, Mapping
 from typing import cast
 
-from sani.corpus.documents import KINDS, Document, Kind, Span
+from sani.corpus.documents import ANNOTATION, KINDS, Document, Kind, Span
 from sani.errors import CorpusError
 
 COLUMNS = ("id", "subject_id", "text", "spans")
@@ -143,23 +143,40 @@ def _to_span(item: object, text: str, *, kinds: Mapping[str, Kind]) -> Span:
         raise RecordError(f"it is {type_name(item)}; expected an object")
     start, end = _offset(item, "start"), _offset(item, "end")
     check_offsets(start, end, text)
-    label = item.get("label")
-    if not isinstance(label, str):
-        raise RecordError(f"'label' is {type_name(label)}; expected a string")
-    if not label.strip():
-        raise RecordError("'label' is empty; expected a name such as NAME or DATE")
-    _check_surrogates(label, "label")
-    if len(label) > LONGEST_LABEL or _LOOKS_LIKE_A_VALUE.search(label):
-        raise RecordError(
-            f"'label' is longer than {LONGEST_LABEL} characters, or holds four digits or an @, "
-            "like an identifier; labels are printed in reports: expected a name such as NAME"
-        )
+    label = _name(item.get("label"), "label", example="NAME or DATE")
+    source, score = _provenance(item)
     kind = item.get("kind")
     if kind is None:
         kind = kinds.get(label, "direct")
     if kind not in KINDS:
         raise RecordError(f"'kind' is not one of {', '.join(KINDS)}")
-    return Span(start=start, end=end, label=label, kind=cast(Kind, kind))
+    return Span(start, end, label, cast(Kind, kind), source, float(score))
+
+
+def _provenance(item: Mapping[str, object]) -> tuple[str, float]:
+    """Who found a span, and how surely; a score without a source is another tool's column."""
+    if item.get("source") is None:
+        return ANNOTATION, 1.0
+    score = 1.0 if item.get("score") is None else item["score"]
+    if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1:
+        raise RecordError("'score' is not a number from 0 to 1")
+    return _name(item["source"], "source", example=ANNOTATION), float(score)
+
+
+def _name(value: object, field: str, *, example: str) -> str:
+    """A label or a source: both are printed in reports, so neither may look like a value."""
+    if not isinstance(value, str):
+        raise RecordError(f"{field!r} is {type_name(value)}; expected a string")
+    if not value.strip():
+        raise RecordError(f"{field!r} is empty; expected a name such as {example}")
+    _check_surrogates(value, field)
+    if len(value) > LONGEST_LABEL or _LOOKS_LIKE_A_VALUE.search(value):
+        raise RecordError(
+            f"{field!r} is longer than {LONGEST_LABEL} characters, or holds four digits or an @, "
+            f"like an identifier; {field}s are printed in reports: expected a name such as "
+            f"{example}"
+        )
+    return value
 
 
 def _offset(item: Mapping[str, object], field: str) -> int:

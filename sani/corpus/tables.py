@@ -1,4 +1,4 @@
-"""Files with one document a line or row: JSONL, CSV, Parquet and Arrow.
+"""Files with one document a line or row: JSONL (also written), CSV, Parquet and Arrow.
 
 Each reader takes a path and yields where a record stands and the record, or what is wrong with it.
 JSONL and CSV are read with the standard library, since a shape that is slightly off must be an
@@ -12,22 +12,28 @@ from __future__ import annotations
 import codecs
 import csv
 import glob
+import io
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sani.corpus.documents import ANNOTATION, Document, Span
 from sani.corpus.records import COLUMNS, RecordError, Row, Rows, check_names, type_name
+from sani.errors import CorpusError
 
 NOT_UTF8 = (
     "not UTF-8 text; find out its encoding and convert it with iconv, "
     "for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
 )
 
+COMPRESSED = (".gz", ".zst")
+SPAN_FIELDS = ("start", "end", "label", "kind")
 _ROWS_A_BATCH = 256
 _LONGEST_FIELD = 2**31 - 1
 _ARROW_FILE_HEAD = b"ARROW1"
@@ -36,7 +42,7 @@ _ARROW_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 def read_jsonl(path: Path) -> Rows:
     """One JSON object a line; blank lines are skipped."""
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, raw in enumerate(file, start=1):
             try:
                 line = _decode(raw, first=number == 1).rstrip("\r\n")
@@ -45,6 +51,47 @@ def read_jsonl(path: Path) -> Rows:
                 return
             if line.strip(" \t"):
                 yield f"line {number}", _json_row(line)
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file's bytes; .gz and .zst are decompressed."""
+    if path.suffix.lower() not in COMPRESSED:
+        return path.open("rb")
+    import pyarrow as pa
+
+    compression = {".gz": "gzip", ".zst": "zstd"}[path.suffix.lower()]
+    return io.BufferedReader(pa.input_stream(str(path), compression=compression))
+
+
+def write_jsonl(documents: Iterable[Document], path: Path) -> None:
+    """Write documents and their spans in the clear, whole or not at all, mode 0600.
+
+    Raises:
+        CorpusError: If the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            for document in documents:
+                row = {
+                    "id": document.id,
+                    "subject_id": document.subject_id,
+                    "text": document.text,
+                    "spans": [_span_to_json(span) for span in document.spans],
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CorpusError(f"{path}: it cannot be written: {error.strerror}") from None
+
+
+def _span_to_json(span: Span) -> dict[str, object]:
+    """A span as the contract has it; who found it is said where the scan did."""
+    row = asdict(span)
+    return row if span.source != ANNOTATION else {name: row[name] for name in SPAN_FIELDS}
 
 
 def _decode(raw: bytes, *, first: bool) -> str:
@@ -96,7 +143,7 @@ def read_csv(path: Path) -> Rows:
     before = csv.field_size_limit(_LONGEST_FIELD)
     reader = None
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             reader = csv.reader(_decoded_lines(file), strict=True)
             header = next(reader, [])
             yield from _csv_rows(reader, header)

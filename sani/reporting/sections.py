@@ -451,6 +451,8 @@ def _done(report: Mapping[str, Any]) -> Section:
         f"at {scan['unmarked']} places a marked direct identifier of the same subject stands "
         "unmarked."
     ]
+    found = ", ".join(f"{source} {count}" for source, count in scan["sources"].items())
+    sentences.append(f"Found by: {found}. {_scan_quality(scan['quality'])}")
     if erase:
         sentences.append(
             f"Erase: {erase['changed_parameters']} parameters ({100 * erase['fraction']:.1f} %) "
@@ -462,6 +464,20 @@ def _done(report: Mapping[str, Any]) -> Section:
             f"{repair['seconds']:.0f} s."
         )
     return Section("What was done", tuple(sentences))
+
+
+def _scan_quality(quality: Mapping[str, Any] | None) -> str:
+    if quality is None:
+        return (
+            "Estimated recall of the scan: unknown (no gold sample was given). What it missed was "
+            "trained on as ordinary text."
+        )
+    return (
+        f"Estimated recall of the scan: {rate(quality['recall'])} of the direct identifiers in "
+        f"{quality['documents']} gold documents were found whole, "
+        f"{quality['missed_per_document']:.2f} missed a document; "
+        f"{quality['recall_char_direct']:.1%} of their characters."
+    )
 
 
 def limits(report: Mapping[str, Any]) -> Section:

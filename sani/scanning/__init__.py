@@ -1,1 +1,1 @@
-"""The inventory: which identifiers a corpus holds."""
+"""The scan: who finds identifiers, how well, and the inventory of what a corpus holds."""

@@ -6,7 +6,7 @@ as the first.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,6 +39,7 @@ class Inventory:
             unmarked in one of the same subject's documents (as a word of its own, at least
             `SHORTEST` characters long).
         labels: By label.
+        sources: Occurrences by who found them.
     """
 
     documents: int
@@ -47,6 +48,7 @@ class Inventory:
     documents_without_spans: int
     unmarked: int
     labels: dict[str, LabelCount]
+    sources: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """The inventory as plain data."""
@@ -54,7 +56,7 @@ class Inventory:
 
 
 def scan(corpus: Corpus) -> Inventory:
-    """Take the inventory of a corpus; identifiers are those its annotation marks.
+    """Take the inventory of a corpus; identifiers are those its spans mark, whoever found them.
 
     Raises:
         CorpusError: If no document has a span.
@@ -62,7 +64,8 @@ def scan(corpus: Corpus) -> Inventory:
     if corpus.num_spans == 0:
         raise CorpusError(
             f"none of the {len(corpus)} documents has a span: there is nothing to sanitize, which "
-            "is not the same as clean. Annotate the corpus or check its format"
+            "is not the same as clean. Annotate the corpus, have it scanned (sani scan --patterns, "
+            "scan.patterns in a recipe), or check its format"
         )
     occurrences: dict[str, int] = defaultdict(int)
     values: dict[str, set[str]] = defaultdict(set)
@@ -90,6 +93,9 @@ def scan(corpus: Corpus) -> Inventory:
             )
             for label in sorted(occurrences)
         },
+        sources=dict(
+            sorted(Counter(s.source for document in corpus for s in document.spans).items())
+        ),
     )
 
 

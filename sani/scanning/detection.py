@@ -1,0 +1,255 @@
+"""Detection: a corpus with the spans that its annotation marks and those that the scan finds.
+
+Each document by itself (patterns, names by a model, terms: in parallel, and cached), then all
+together (propagation, k-anonymity). The result does not depend on how many processes or ranks
+worked on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sani.corpus.documents import Corpus, Document, Span
+from sani.errors import ScanError
+from sani.recipe import ScanSettings
+from sani.scanning.cache import SpanCache, spans_from_json, spans_to_json
+from sani.scanning.evaluation import Evaluation, evaluate
+from sani.scanning.indirect import find_indirect
+from sani.scanning.ner import NerEngine, load_ner
+from sani.scanning.overlaps import resolve
+from sani.scanning.patterns import find_by_pattern, load_patterns
+from sani.scanning.propagation import propagate
+from sani.scanning.terms import Finder, read_terms
+
+OnStep = Callable[[str, int, int], None]
+
+# Everything whose version may change what the patterns find.
+_LIBRARIES = (
+    "sani-llm", "presidio-analyzer", "phonenumbers", "tldextract", "regex", "faker", "babel",
+)  # fmt: skip
+_CHUNK = 256
+_BATCH = 32
+
+
+def detect(
+    corpus: Corpus,
+    settings: ScanSettings,
+    *,
+    cache_folder: Path | None = None,
+    on_step: OnStep | None = None,
+) -> Corpus:
+    """Add what the scan finds to what the corpus marks; overlaps as `overlaps.resolve` says.
+
+    Args:
+        corpus: The documents; their annotation stays as it is.
+        settings: Who looks for what.
+        cache_folder: Where findings are kept for the next scan; None for nowhere.
+        on_step: Called with what is done, steps done, and steps in all.
+
+    Raises:
+        ScanError: If a detector cannot be loaded, or a document cannot be looked at to its end.
+    """
+    report = on_step or (lambda stage, done, total: None)
+    found = _find_all(corpus, settings, cache_folder, report)
+    documents = [_with(document, spans) for document, spans in zip(corpus, found, strict=True)]
+    if settings.propagate:
+        more = propagate(
+            documents, scope=settings.propagate, on_step=lambda *n: report("scan: propagate", *n)
+        )
+        documents = [
+            _with(document, spans) for document, spans in zip(documents, more, strict=True)
+        ]
+    if settings.indirect:
+        more = find_indirect(
+            documents,
+            settings.indirect,
+            threads=settings.num_proc,
+            on_step=lambda *n: report("scan: indirect", *n),
+        )
+        documents = [
+            _with(document, spans) for document, spans in zip(documents, more, strict=True)
+        ]
+    return Corpus(documents)
+
+
+def estimate(
+    gold: Corpus,
+    settings: ScanSettings,
+    *,
+    cache_folder: Path | None = None,
+    on_step: OnStep | None = None,
+) -> Evaluation:
+    """How good the detectors are on documents whose spans are right and complete.
+
+    Their annotation is kept from the detectors. K-anonymity is left out: what is rare in a sample
+    is not what is rare in the corpus.
+
+    Raises:
+        ScanError: If the documents mark no direct identifier, or as for `detect`.
+    """
+    if not any(span.kind == "direct" for document in gold for span in document.spans):
+        raise ScanError(
+            "the gold documents mark no direct identifier, so recall cannot be estimated; give "
+            "documents whose spans are right and complete"
+        )
+    bare = Corpus([replace(document, spans=()) for document in gold])
+    alone = settings.model_copy(update={"indirect": None})
+    found = detect(bare, alone, cache_folder=cache_folder, on_step=on_step)
+    return evaluate(gold, [document.spans for document in found])
+
+
+def _with(document: Document, spans: Sequence[Span]) -> Document:
+    return replace(document, spans=resolve((*document.spans, *spans), document.text))
+
+
+def _find_all(
+    corpus: Corpus, settings: ScanSettings, cache_folder: Path | None, report: OnStep
+) -> list[tuple[Span, ...]]:
+    """What is found in each document by itself; this rank's share is worked on, all is returned."""
+    if not (settings.patterns or settings.ner or settings.terms):
+        return [()] * len(corpus)
+    asked = asked_of(settings)
+    ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if ranks > 1:
+        from accelerate import PartialState
+
+        PartialState()  # gives each rank its own device
+    detector = load_detector(asked)
+    if settings.num_proc > 1 and detector.ner is not None and not detector.ner.forks:
+        raise ScanError(
+            "num_proc: processes cannot share a model on an accelerator; leave num_proc at 1, or "
+            "start a process for each device with accelerate launch"
+        )
+    mine = range(rank, len(corpus), ranks)
+    found: dict[int, tuple[Span, ...]] = {}
+    with SpanCache(cache_folder, detector=detector.name) if cache_folder else nullcontext() as kept:
+        if kept is not None:
+            known = kept.load(corpus[number].text for number in mine)
+            found = {n: s for n, s in zip(mine, known, strict=True) if s is not None}
+        rest = [number for number in mine if number not in found]
+        if rest and settings.patterns:
+            load_patterns()  # here, so that processes share it
+        step = _CHUNK * settings.num_proc
+        for first in range(0, len(rest), step):
+            numbers = rest[first : first + step]
+            texts = [corpus[number].text for number in numbers]
+            spans = _find_chunk(numbers, texts, asked, settings.num_proc)
+            if kept is not None:
+                kept.save(texts, spans)
+            found |= dict(zip(numbers, spans, strict=True))
+            report("scan: detect", len(found), len(mine))
+    if ranks > 1:
+        from accelerate.utils import gather_object
+
+        found = dict(gather_object(list(found.items())))
+    return [found[number] for number in range(len(corpus))]
+
+
+def _find_chunk(
+    numbers: Sequence[int], texts: Sequence[str], asked: str, num_proc: int
+) -> list[tuple[Span, ...]]:
+    """Spans of each text, looked for by ``num_proc`` processes."""
+    # Long and short texts are dealt out in turn, so that the processes end together.
+    order = sorted(range(len(texts)), key=lambda index: (-len(texts[index]), index))
+    order = [index for first in range(num_proc) for index in order[first::num_proc]]
+    batch: dict[str, list[Any]] = {
+        "number": [numbers[i] for i in order],
+        "text": [texts[i] for i in order],
+    }
+    if num_proc == 1 or len(texts) < num_proc:
+        answers = _find_batch(batch, asked)["found"]
+    else:
+        from datasets import Dataset
+
+        # In memory: the library would otherwise write what it maps to a folder of its own.
+        dataset = Dataset.from_dict(batch).map(
+            _find_batch,
+            batched=True,
+            batch_size=_BATCH,
+            num_proc=num_proc,
+            remove_columns=["number", "text"],
+            fn_kwargs={"asked": asked},
+            keep_in_memory=True,
+            load_from_cache_file=False,
+            new_fingerprint="scan",
+        )
+        answers = dataset["found"]
+    spans: list[tuple[Span, ...]] = [()] * len(texts)
+    for index, answer in zip(order, answers, strict=True):
+        spans[index] = spans_from_json(answer)
+    return spans
+
+
+def _find_batch(batch: dict[str, list[Any]], asked: str) -> dict[str, list[str]]:
+    found = load_detector(asked).find(batch["text"], numbers=batch["number"])
+    return {"found": [spans_to_json(spans) for spans in found]}
+
+
+def asked_of(settings: ScanSettings) -> str:
+    """What decides the findings in a document, as a text that a process can be told."""
+    return settings.model_dump_json(include={"patterns", "ner", "terms"})
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Everything that looks at a document by itself.
+
+    Attributes:
+        name: Tells it from every detector that may find anything else.
+        patterns: Whether to look by pattern.
+        ner: The engine for names, or None.
+        terms: Confidential terms, or None.
+    """
+
+    name: str
+    patterns: bool
+    ner: NerEngine | None
+    terms: Finder | None
+
+    def find(self, texts: Sequence[str], *, numbers: Sequence[int]) -> list[tuple[Span, ...]]:
+        """The spans of each text, without overlaps; ``numbers`` name the texts in an error."""
+        found = self.ner.find(texts) if self.ner else [[] for _ in texts]
+        for number, text, spans in zip(numbers, texts, found, strict=True):
+            if self.patterns:
+                try:
+                    spans += find_by_pattern(text)
+                except ScanError as problem:
+                    raise ScanError(f"document {number}: {problem}") from None
+            if self.terms:
+                spans += self.terms.find(text)
+        return [resolve(spans, text) for spans, text in zip(found, texts, strict=True)]
+
+
+@cache
+def load_detector(asked: str) -> Detector:
+    """The detector of these settings; loaded once a process.
+
+    Args:
+        asked: Settings ``patterns``, ``ner`` and ``terms`` as JSON.
+    """
+    settings = ScanSettings.model_validate_json(asked)
+    names: list[str] = [f"{library} {version(library)}" for library in _LIBRARIES]
+    names += [
+        hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(files("sani.scanning").iterdir(), key=lambda file: file.name)
+        if file.name.endswith((".py", ".yaml"))
+    ]
+    ner = load_ner(settings.ner) if settings.ner else None
+    terms = read_terms(settings.terms) if settings.terms else []
+    names += [ner.name if ner else "", repr(terms)]
+    return Detector(
+        json.dumps([settings.patterns, *names]),
+        settings.patterns,
+        ner,
+        Finder(terms) if terms else None,
+    )

@@ -1,0 +1,164 @@
+"""How good a scan is: found spans against gold spans, by entity and by character.
+
+An entity counts strictly if a found span has its extent and label, and overlapping if a found span
+of its label shares a character with it. Recall of *covered* characters asks for no label: what is
+covered is kept out of the loss, whatever it is called, so that is the figure for safety. A *missed*
+identifier is a gold span of which a letter or a digit is not covered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from sani.corpus.documents import Document, Span
+from sani.rates import Rate, rate
+from sani.scanning.labels import scan_label
+
+
+@dataclass
+class Tally:
+    """What was found of what there is.
+
+    Attributes:
+        gold: Things there are; ``gold_found`` of them were found.
+        found: Things found; ``found_gold`` of them are there.
+    """
+
+    gold: int = 0
+    gold_found: int = 0
+    found: int = 0
+    found_gold: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, and precision, recall and F1; None where nothing was tried."""
+        recall = self.gold_found / self.gold if self.gold else None
+        precision = self.found_gold / self.found if self.found else None
+        f1 = None
+        if recall is not None and precision is not None:
+            f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        return {**asdict(self), "precision": precision, "recall": recall, "f1": f1}
+
+
+@dataclass
+class LabelScores:
+    """One label's tallies, in the scan's words."""
+
+    strict: Tally = field(default_factory=Tally)
+    overlapping: Tally = field(default_factory=Tally)
+    characters: Tally = field(default_factory=Tally)
+    covered: Tally = field(default_factory=Tally)
+
+
+@dataclass
+class Evaluation:
+    """A scan held against gold spans.
+
+    Attributes:
+        documents: Documents compared.
+        labels: By label of the scan.
+        direct: Characters of direct gold spans, and how many are covered by any found span.
+        characters: Gold characters covered, and found characters that are gold, labels aside.
+        missed: Direct gold spans not wholly covered, by label.
+        entities: Direct gold spans and how many are wholly covered.
+    """
+
+    documents: int = 0
+    labels: dict[str, LabelScores] = field(default_factory=dict)
+    direct: Tally = field(default_factory=Tally)
+    characters: Tally = field(default_factory=Tally)
+    entities: Tally = field(default_factory=Tally)
+    missed: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def recall(self) -> Rate:
+        """Direct identifiers wholly covered, with the interval: the scan's estimated recall."""
+        return rate(self.entities.gold_found, self.entities.gold)
+
+    def to_json(self) -> dict[str, Any]:
+        """The evaluation as plain data; holds no value of the corpus."""
+        missed = sum(self.missed.values())
+        return {
+            "documents": self.documents,
+            "recall": asdict(self.recall),
+            "recall_char_direct": self.direct.to_json()["recall"],
+            "precision_char": self.characters.to_json()["precision"],
+            "recall_char": self.characters.to_json()["recall"],
+            "missed_per_document": missed / self.documents if self.documents else None,
+            "missed": dict(sorted(self.missed.items())),
+            "labels": {
+                label: {name: tally.to_json() for name, tally in vars(scores).items()}
+                for label, scores in sorted(self.labels.items())
+            },
+        }
+
+
+def evaluate(gold: Iterable[Document], found: Iterable[Sequence[Span]]) -> Evaluation:
+    """Hold found spans against the gold spans of the same documents, in the same order.
+
+    Args:
+        gold: Documents whose spans are right and complete; labels in any corpus's words.
+        found: The scan's spans of each.
+    """
+    result = Evaluation()
+    for document, spans in zip(gold, found, strict=True):
+        result.documents += 1
+        _compare(document, spans, result)
+    return result
+
+
+def _compare(document: Document, found: Sequence[Span], result: Evaluation) -> None:
+    text = document.text
+    gold = [(span, scan_label(span.label)) for span in document.spans]
+    hits = [(span, scan_label(span.label)) for span in found]
+    covered = _mask(text, (span for span in found))
+    real = _mask(text, document.spans)
+    direct = _mask(text, (span for span in document.spans if span.kind == "direct"))
+    solid = np.fromiter((c.isalnum() for c in text), dtype=bool, count=len(text))
+    _count(result.direct, direct & solid, covered & solid)
+    _count(result.characters, real & solid, covered & solid)
+    for span, label in gold:
+        if span.kind == "direct":
+            inside = slice(span.start, span.end)
+            whole = not bool((solid[inside] & ~covered[inside]).any())
+            result.entities.gold += 1
+            result.entities.gold_found += whole
+            if not whole:
+                result.missed[label] += 1
+    for label in {name for _, name in (*gold, *hits)}:
+        scores = result.labels.setdefault(label, LabelScores())
+        ours = [span for span, name in gold if name == label]
+        theirs = [span for span, name in hits if name == label]
+        mine, other = _mask(text, ours), _mask(text, theirs)
+        _count(scores.characters, mine & solid, other & solid)
+        _count(scores.covered, mine & solid, covered & solid)
+        extents = {(span.start, span.end) for span in ours}
+        claimed = {(span.start, span.end) for span in theirs}
+        both = len(extents & claimed)
+        scores.strict.gold += len(extents)
+        scores.strict.found += len(claimed)
+        scores.strict.gold_found += both
+        scores.strict.found_gold += both
+        scores.overlapping.gold += len(extents)
+        scores.overlapping.found += len(claimed)
+        scores.overlapping.gold_found += sum(bool(other[a:b].any()) for a, b in extents)
+        scores.overlapping.found_gold += sum(bool(mine[a:b].any()) for a, b in claimed)
+
+
+def _mask(text: str, spans: Iterable[Span]) -> np.ndarray:
+    mask = np.zeros(len(text), dtype=bool)
+    for span in spans:
+        mask[span.start : span.end] = True
+    return mask
+
+
+def _count(tally: Tally, gold: np.ndarray, found: np.ndarray) -> None:
+    both = int((gold & found).sum())
+    tally.gold += int(gold.sum())
+    tally.found += int(found.sum())
+    tally.gold_found += both
+    tally.found_gold += both

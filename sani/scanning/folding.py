@@ -1,0 +1,71 @@
+r"""Folding: one spelling for case, accents, digits and blanks, and the way back to the text.
+
+Searches for known values (terms, headings, propagated names) run over the folded text, so that
+``JOSE\u0301  garcia`` finds ``José García``; offsets lead back to Python characters of the text.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SIZE = 0x110000
+_DROPPED = 0xFFFFFFFF
+_BLANK = ord(" ")
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """A folded text.
+
+    Attributes:
+        text: Case-folded, without accents and combining marks, each run of blanks one blank.
+        starts: Where each of its characters stands in the original, [len(text)].
+        ends: One past the last character it stands for, marks and further blanks included.
+    """
+
+    text: str
+    starts: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def original(self, start: int, end: int) -> tuple[int, int]:
+        """The original's offsets of a non-empty stretch of the folded text."""
+        return int(self.starts[start]), int(self.ends[end - 1])
+
+
+def fold(text: str) -> Folded:
+    """Fold a text: every character becomes one character or none, so that offsets stay exact."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    mapped = _table()[codes]
+    blank = mapped == _BLANK
+    kept = mapped != _DROPPED
+    kept[1:] &= ~(blank[1:] & blank[:-1])
+    starts = np.flatnonzero(kept)
+    ends = np.append(starts[1:], len(codes)) if len(starts) else starts
+    folded = mapped[starts].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+    return Folded(folded, starts, ends)
+
+
+@cache
+def _table() -> NDArray[np.uint32]:
+    """What each code point becomes; planes beyond the first stay as they are, but for digits."""
+    table = np.arange(_SIZE, dtype=np.uint32)
+    for code in range(0x10000):
+        table[code] = _fold_character(chr(code))
+    return table
+
+
+def _fold_character(character: str) -> int:
+    if character.isspace() or character == "\u200b":
+        return _BLANK
+    category = unicodedata.category(character)
+    if category in ("Mn", "Cf"):
+        return _DROPPED
+    if category == "Nd":
+        return ord(str(unicodedata.decimal(character)))
+    base = unicodedata.normalize("NFD", character)[0].casefold()
+    return ord(base) if len(base) == 1 else ord(character)

