@@ -891,6 +891,47 @@ def test_the_curve_of_queries_holds_the_declared_point_and_never_falls(clinic, l
     assert direct.queries.log10_expected["0.5"] == pytest.approx(middle)
 
 
+def test_figures_of_a_scope_are_those_of_its_occurrences_counted_one_by_one(clinic, leaky):
+    found = audit(leaky, clinic.private, AuditSettings(framing="bos", decoys=3, swaps=2))
+    one = found.occurrences
+    pairs = pairs_of(clinic.private, found)
+    for scope, wanted in (("direct", "direct"), ("indirect", "indirect")):
+        inside = [i for i, (d, s) in enumerate(pairs) if d.spans[s].kind == wanted]
+        ranks = [one.ranks_of[i].tolist() for i in inside]
+        figures = found.figures[scope]
+        assert figures.within_beam.hits == sum(max(r) <= 10 for r in ranks)
+        assert figures.worst_rank == np.median([max(r) for r in ranks])
+        strengths = [slow_strength(r) for r in ranks]
+        assert figures.extraction_strength.value == pytest.approx(np.mean(strengths))
+        shares = [r.count(1) / len(r) for r in ranks]
+        assert figures.exact_memorization.value == pytest.approx(np.mean(shares))
+        for figure, chance, auc, prefix in (
+            (figures.accuracy, figures.chance, figures.auc, ""),
+            (
+                figures.association_accuracy,
+                figures.association_chance,
+                figures.association,
+                "swap_",
+            ),
+        ):
+            known = [i for i in inside if np.isfinite(getattr(one, f"{prefix}auc")[i])]
+            assert auc.trials == figure.trials == len(known)
+            for got, name in ((figure.value, "first"), (chance, "chance"), (auc.value, "auc")):
+                each = [getattr(one, prefix + name)[i] for i in known]
+                assert got == pytest.approx(np.mean(each))
+        said = {
+            (d.subject_id, d.spans[s].label, d.value(d.spans[s]))
+            for i, (d, s) in enumerate(pairs)
+            if i in inside
+        }
+        recited = {
+            (d.subject_id, d.spans[s].label, d.value(d.spans[s]))
+            for i, (d, s) in enumerate(pairs)
+            if i in inside and one.greedy[i]
+        }
+        assert (figures.identifiers.hits, figures.identifiers.trials) == (len(recited), len(said))
+
+
 def pairs_of(corpus: Corpus, found: Any) -> list[tuple[Document, int]]:
     where = zip(found.occurrences.document, found.occurrences.span, strict=True)
     return [(corpus[int(document)], int(span)) for document, span in where]
