@@ -233,7 +233,12 @@ def _membership(report: Mapping[str, Any]) -> Iterator[Section]:
         if not found:
             continue
         sentences = found["warnings"]
+        one_each = (found["members"], found["non_members"]) == (
+            found["member_subjects"], found["non_member_subjects"],
+        )  # fmt: skip
         for level, attacks in found["attacks"].items():
+            if level == "subject" and one_each:  # the same figures again
+                continue
             for name, attack in attacks.items():
                 rows.append(
                     (
