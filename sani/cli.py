@@ -271,7 +271,7 @@ def audit(
 ) -> None:
     """Measure what a checkpoint recites of a corpus, beside the base as control."""
     from sani.corpus.readers import read_corpus
-    from sani.pipeline import Documents, audit_models
+    from sani.pipeline import Documents, audit_models, read_others
     from sani.reporting.sections import STAGE_NAMES, audit_sections
 
     asked: dict[str, Any] = {"decoys": decoys, "swaps": swaps, "framing": framing}
@@ -282,10 +282,11 @@ def audit(
             "file": str(prompts) if prompts else None, "file_samples": number,
         }  # fmt: skip
     settings = _settings("AuditSettings", **asked)
+    read = read_corpus(corpus, limit=limit)
     documents = Documents(
-        read_corpus(corpus, limit=limit),
-        read_corpus(held_out) if held_out else None,
-        read_corpus(pretraining) if pretraining else None,
+        read,
+        read_others("--held-out", held_out, read),
+        read_others("--pretraining", pretraining, read),
     )
     models = {"model": model}
     for number, folder in reversed(list(enumerate(before or [], start=1))):

@@ -25,7 +25,7 @@ from sani.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from sani.corpus.documents import Corpus
+from sani.corpus.documents import Corpus, Kind
 from sani.corpus.readers import read_corpus
 from sani.erasing.erase import erase
 from sani.errors import RecipeError, RunError
@@ -143,23 +143,33 @@ def read_documents(recipe: Recipe) -> Documents:
         kinds=settings.kinds,
         subject_pattern=settings.subject_pattern,
     )
-    texts = {document.text for document in corpus}
-
-    def others(name: str, path: Path | None) -> Corpus | None:
-        if path is None:
-            return None
-        found = read_corpus(path, kinds=settings.kinds)
-        shared = sum(document.text in texts for document in found)
-        if shared:
-            raise RecipeError(
-                f"corpus.{name}: {shared} of its {len(found)} documents also stand in the corpus; "
-                "it must hold documents that the model was not fine-tuned on"
-            )
-        return found
-
     return Documents(
-        corpus, others("held_out", settings.held_out), others("pretraining", settings.pretraining)
+        corpus,
+        read_others("corpus.held_out", settings.held_out, corpus, kinds=settings.kinds),
+        read_others("corpus.pretraining", settings.pretraining, corpus, kinds=settings.kinds),
     )
+
+
+def read_others(
+    name: str, path: Path | None, corpus: Corpus, *, kinds: Mapping[str, Kind] | None = None
+) -> Corpus | None:
+    """Documents that must not be of the corpus; None without a path.
+
+    Raises:
+        CorpusError: If they cannot be read.
+        RecipeError: If one of them also stands in the corpus.
+    """
+    if path is None:
+        return None
+    found = read_corpus(path, kinds=kinds)
+    texts = {document.text for document in corpus}
+    shared = sum(document.text in texts for document in found)
+    if shared:
+        raise RecipeError(
+            f"{name}: {shared} of its {len(found)} documents also stand in the corpus; "
+            "it must hold documents that the model was not fine-tuned on"
+        )
+    return found
 
 
 def audit_models(

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     LogitsProcessorList,
     PreTrainedTokenizerFast,
     TemperatureLogitsWarper,
@@ -49,7 +50,7 @@ from sani.encoding import (
     windows,
 )
 from sani.erasing.erase import fresh_model
-from sani.errors import AuditError
+from sani.errors import AuditError, UnsupportedModelError
 from sani.families import FAMILIES
 from sani.rates import rate
 from sani.recipe import AuditSettings, SamplerSettings
@@ -824,6 +825,51 @@ def test_held_out_documents_of_identifiers_only_are_an_error(clinic, leaky):
     nothing = Corpus([document_of([("NAME", "Joan Marsh")])])
     with pytest.raises(AuditError, match="no token outside spans"):
         audit(leaky, first(clinic.private, 1), AuditSettings(decoys=0), held_out=nothing)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "more"), [("granite", {"logits_scaling": 8.0}), ("bert", {"is_decoder": True})]
+)
+def test_a_family_whose_logits_are_not_known_is_refused(clinic, leaky, model_type, more):
+    """Logits without their scaling, or without a decoder's transform, would read as clean."""
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=len(leaky.tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        **more,
+    )
+    other = Checkpoint(AutoModelForCausalLM.from_config(config), leaky.tokenizer, leaky.path)
+    with pytest.raises(UnsupportedModelError, match="is not supported"):
+        audit(other, clinic.private)
+
+
+def test_a_long_chat_template_is_tried(clinic, leaky):
+    said = "The patient was seen again and went home without complaints. " * 6
+    leaky.tokenizer.chat_template = (
+        "{{'" + said + "'}}{% for m in messages %}{{m.content}}{% endfor %}"
+    )
+    length = len(framing_named("chat-user", leaky.tokenizer).prefix)
+    leaky.model.config.max_position_embeddings = 2 * length
+    found = audit(leaky, first(clinic.private, 2), AuditSettings(decoys=0, swaps=0))
+    assert "chat-user" in found.framings_tried
+
+
+def test_members_and_others_are_read_behind_the_same_framing(clinic, leaky):
+    one, other = (
+        audit(
+            leaky,
+            clinic.private,
+            AuditSettings(decoys=0, swaps=0, framing=framing),
+            held_out=clinic.held_out,
+            control_framing="bos",
+        ).documents
+        for framing in ("bos", "packed")
+    )
+    assert np.array_equal(one.loss, other.loss)
 
 
 def test_a_tokenizer_that_does_not_fit_is_an_error(clinic, leaky):

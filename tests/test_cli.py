@@ -137,6 +137,16 @@ def test_the_stages_work_on_their_own(
     assert found["rounds"][0]["cured"] > 0
 
 
+def test_documents_of_the_corpus_are_neither_held_out_nor_unseen(
+    clinic: Clinic, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = tmp_path / "notes.jsonl"
+    write_jsonl(clinic.private, notes)
+    for option in ("--held-out", "--pretraining"):
+        assert main(["audit", str(leaky_folder), "--corpus", str(notes), option, str(notes)]) == 1
+        assert f"{option}: {len(clinic.private)} of its" in capsys.readouterr().err
+
+
 def test_what_only_the_base_saw_is_audited_apart(
     clinic: Clinic,
     base_folder: Path,

@@ -643,3 +643,35 @@ def test_settings_that_ask_for_no_sample_are_an_error():
     some = settings_from("AuditSettings", {"generation": {**nothing, "file": "prompts.txt"}})
     assert some.generation.file == Path("prompts.txt")
     assert settings_from("AuditSettings", {}).generation is None
+
+
+class Characters:
+    """A tokenizer whose tokens are characters."""
+
+    def decode(self, ids, **options):
+        return "".join(map(chr, ids))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continuation", "found"),
+    [
+        ("NHC", "12345678, ingresa", True),
+        ("NHC ", "12345678, ingresa", True),
+        ("NHC 1", "2345678, ingresa", False),  # partly given away
+        ("NHC 9", "12345678, ingresa", False),  # another, longer number
+        ("姓名", "王小明欧阳,男", True),
+        ("Sr. ", "García Pérez vino", True),
+        ("Sr. Gar", "cía Pérez vino", False),
+    ],
+)
+def test_what_goes_on_behind_a_prompt_is_found_unless_the_prompt_began_it(
+    prompt, continuation, found
+):
+    texts = ["NHC 12345678", "姓名王小明欧阳", "Sr. García Pérez"]
+    spans = [Span(4, 12, "ID"), Span(2, 7, "NAME"), Span(4, 16, "NAME")]
+    corpus = Corpus([Document(t, t, t, (s,)) for t, s in zip(texts, spans, strict=True)])
+    asked = [Prompt("headings", 0, tuple(map(ord, prompt)))]
+    hits = search_continuations(
+        Characters(), IdentifierIndex(corpus), asked, [tuple(map(ord, continuation))]
+    )
+    assert (len(hits) > 0) == found

@@ -48,7 +48,9 @@ from sani.recipe import AuditSettings
 FRAMING_OCCURRENCES = 300
 FRAMING_DOCUMENTS = 8
 # A framing that fills more of the context than this is not tried: it leaves too little to read.
-LONGEST_FRAMING = 0.25
+# A chat template's own opening may be long; what stands for a packed document need not be there.
+LONGEST_FRAMING = 0.75
+LONGEST_PACKED = 0.25
 MOST_QUERIES = 6
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 BEAM = 10
@@ -189,6 +191,7 @@ def audit(
         on_step: Called with (steps done, steps in all) of the longest parts in turn.
 
     Raises:
+        UnsupportedModelError: If the family is not one of `sani.families`.
         AuditError: If there is no occurrence, none can be scored, the model gives NaN, or the
             tokenizer is not one for this model.
 
@@ -221,8 +224,9 @@ def audit(
     if held_out:
         outside = _held_out_tokens(checkpoint, held_out, control.name, settings)
         utility = _utility(outside)
+        # Both sides behind the same framing: another one would tell them apart by itself.
         documents = _document_scores(
-            checkpoint, corpus, encoded, held_out, outside, framing, settings
+            checkpoint, corpus, encoded, held_out, outside, control, settings
         )
     if settings.generation is not None:
         generation = generate_audit(
@@ -247,7 +251,9 @@ def audit(
 
 
 def _check(checkpoint: Checkpoint) -> None:
-    """Refuse what `load_checkpoint` would not have given."""
+    """Refuse an unknown family, whose logits may be scaled, and a tokenizer that does not fit."""
+    if not families.is_masked(checkpoint.model.config):
+        families.family_of(checkpoint.model.config)
     tokenizer = checkpoint.tokenizer
     if not tokenizer.is_fast:
         raise AuditError(
@@ -362,11 +368,12 @@ def _worst_framing(
     if settings.framing != "auto":
         return framing_named(settings.framing, checkpoint.tokenizer), {}
     masked = families.is_masked(checkpoint.model.config)
-    longest = LONGEST_FRAMING * checkpoint.context_tokens
     candidates = [
         framing
         for framing in framings(checkpoint.tokenizer, masked=masked)
-        if len(framing.prefix) <= longest
+        if len(framing.prefix)
+        <= (LONGEST_PACKED if framing.name == "packed" else LONGEST_FRAMING)
+        * checkpoint.context_tokens
     ]
     with_spans = [item for item in encoded if item.spans]
     num_occurrences = sum(len(item.spans) for item in with_spans)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ PROMPTS = ("empty", "headings", "openings", "file")
 PER = 1000
 CURVE_POINTS = 10
 HEADING_SHARE = 0.1
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 OnStep = Callable[[int, int], None]
 Ints = NDArray[np.int64]
 
@@ -512,16 +514,26 @@ def search_continuations(
 
 
 def _behind(head: str, whole: str) -> str:
-    """What stands behind a prompt; a word that the prompt began is left out.
+    """What stands behind a prompt; a word or number that the prompt began is left out.
 
-    The whole may differ from the prompt's end: bytes of half a character show as a mark.
+    Digits behind letters are not that word going on (``NHC`` and 12345678), nor are characters of
+    a script that is written without blanks. The whole may differ from the prompt's end: bytes of
+    half a character show as a mark.
     """
     pairs = enumerate(zip(head, whole, strict=False))
     begin = next((at for at, (one, other) in pairs if one != other), min(len(head), len(whole)))
-    if begin and whole[begin - 1].isalnum():
-        while begin < len(whole) and whole[begin].isalnum():
-            begin += 1
+    going_on = _sort(whole[begin - 1]) if begin else None
+    while going_on is not None and begin < len(whole) and _sort(whole[begin]) == going_on:
+        begin += 1
     return whole[begin:]
+
+
+def _sort(character: str) -> str | None:
+    """Letter or digit; None for what no word goes on with, as in scripts without blanks."""
+    if character.isdigit():
+        return "digit"
+    unspaced = unicodedata.name(character, "").startswith(UNSPACED)
+    return "letter" if character.isalpha() and not unspaced else None
 
 
 def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
