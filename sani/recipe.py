@@ -178,11 +178,19 @@ class AuditSettings(Settings):
     batch_tokens: int = Field(8192, ge=64, description="tokens per forward pass, padding included")
 
 
-class RandomSelector(Settings):
+class FractionSelector(Settings):
+    """Base of the selectors that take a share of the neurons, those with the highest score."""
+
+    fraction: Fraction = Field(description="share of the neurons to reset")
+    per: Literal["layer", "model"] = Field(
+        "layer", description="layer: that share of each layer's; model: of all chosen layers'"
+    )
+
+
+class RandomSelector(FractionSelector):
     """Neurons drawn at random: the control arm, and nearest to the paper with fraction 0.5."""
 
     kind: Literal["random"]
-    fraction: Fraction = Field(description="share of each layer's neurons to reset")
 
 
 class AllSelector(Settings):
@@ -191,18 +199,16 @@ class AllSelector(Settings):
     kind: Literal["all"]
 
 
-class ActivationRatioSelector(Settings):
+class ActivationRatioSelector(FractionSelector):
     """Neurons that fire more on identifier tokens than on ordinary ones."""
 
     kind: Literal["activation_ratio"]
-    fraction: Fraction = Field(description="share of each layer's neurons to reset")
 
 
-class GradientRatioSelector(Settings):
+class GradientRatioSelector(FractionSelector):
     """Neurons whose |activation x gradient| is larger on identifier tokens than on others."""
 
     kind: Literal["gradient_ratio"]
-    fraction: Fraction = Field(description="share of each layer's neurons to reset")
 
 
 Selector = Annotated[

@@ -716,3 +716,35 @@ def test_a_base_with_another_vocabulary_is_refused():
     assert refusal(sick, REWIND, base=base) == (
         MISFIT + "their tokenizers have different vocabularies"
     )
+
+
+def test_a_share_of_the_model_is_that_of_the_slow_ranking(sick):
+    settings = EraseSettings(
+        last_layers=LAYERS, selector=RandomSelector(kind="random", fraction=0.4, per="model")
+    )
+    found = plan_erase(sick, settings, seed=11)
+    everything = plan_erase(
+        sick, settings.model_copy(update={"selector": RandomSelector(kind="random", fraction=0.4)}),
+        seed=11,
+    )  # fmt: skip
+    chance = torch.Generator().manual_seed(11)
+    scores = [
+        (torch.rand(entry.of, generator=chance).tolist(), entry) for entry in everything.entries
+    ]
+    for part, size in (("mlp", MLP), ("attention", HEADS)):
+        ranked = sorted(
+            (-score, entry.layer, neuron)
+            for values, entry in scores
+            if entry.part == part
+            for neuron, score in enumerate(values)
+        )
+        wanted = {(layer, neuron) for _, layer, neuron in ranked[: round(0.4 * size * LAYERS)]}
+        chosen = {
+            (entry.layer, neuron)
+            for entry in found.entries
+            if entry.part == part
+            for neuron in entry.neurons
+        }
+        assert chosen == wanted
+    counts = [len(entry.neurons) for entry in found.entries if entry.part == "mlp"]
+    assert len(set(counts)) > 1  # the layers do not all give the same share

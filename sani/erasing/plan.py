@@ -18,6 +18,7 @@ from sani.recipe import (
     ActivationRatioSelector,
     AllSelector,
     EraseSettings,
+    FractionSelector,
     GradientRatioSelector,
     Part,
     RandomSelector,
@@ -92,9 +93,14 @@ def plan_erase(
     scores = _scores(checkpoint, settings, layout, sites, sizes, batches, seed)
     selector = settings.selector
     fraction = 1.0 if isinstance(selector, AllSelector) else selector.fraction
+    over_all = isinstance(selector, FractionSelector) and selector.per == "model"
+    picked = highest_of_all(scores, fraction=fraction) if over_all else None
     entries = []
     for site in sites:
-        chosen = highest(scores[site], count=round(fraction * sizes[site]))
+        if picked is not None:
+            chosen = picked[site]
+        else:
+            chosen = highest(scores[site], count=round(fraction * sizes[site]))
         kept = None if isinstance(selector, AllSelector | RandomSelector) else scores[site][chosen]
         entries.append(
             PlannedNeurons(
@@ -123,6 +129,26 @@ def highest(scores: Tensor, *, count: int) -> Tensor:
     """
     order = scores.argsort(descending=True, stable=True)
     return order[:count].sort().values
+
+
+def highest_of_all(scores: dict[Site, Tensor], *, fraction: float) -> dict[Site, Tensor]:
+    """As `highest`, of all MLP neurons of all sites together, and likewise of all heads.
+
+    Neurons are not weighed against heads: there are far fewer heads, and each is far larger.
+
+    Args:
+        scores: One per neuron of each site.
+        fraction: Share of all neurons of a part, over the sites, to choose.
+    """
+    chosen: dict[Site, Tensor] = {}
+    for part in {part for _, part in scores}:
+        sites = [site for site in scores if site[1] == part]
+        everything = torch.cat([scores[site] for site in sites])
+        picked = torch.zeros(len(everything), dtype=torch.bool)
+        picked[highest(everything, count=round(fraction * len(everything)))] = True
+        parts = torch.split(picked, [len(scores[site]) for site in sites])
+        chosen |= {site: mask.nonzero().flatten() for site, mask in zip(sites, parts, strict=True)}
+    return chosen
 
 
 def layout_of(checkpoint: Checkpoint) -> Layout:
