@@ -27,21 +27,21 @@ def check_texts(folder: Path, corpus: Corpus) -> None:
     Looks for direct identifiers, document ids and subject ids of `SHORTEST` characters or more as
     words of their own; in vocabularies, for those that hold a digit or a blank; in the added
     tokens, for all of them, anywhere. Binary vocabularies (``*.model``) are not looked into. Words
-    without digit or blank that only a detector took for a name are not looked for: it takes
-    ordinary words for names too, and a release would fail for "Repair".
+    without digit or blank that only a detector took for a name are looked for in the added tokens
+    alone: it takes ordinary words for names too, and a release would fail for "Repair".
 
     Raises:
         CheckpointError: With the files and how many identifiers each holds, never which.
     """
-    secrets = {
-        document.value(s)
+    values = {
+        (document.value(s), s.source in (ANNOTATION, TERM_SOURCE))
         for document in corpus
         for s in document.spans
         if s.kind == "direct"
-        and (s.source in (ANNOTATION, TERM_SOURCE) or not document.value(s).isalpha())
     }
-    secrets |= {name for document in corpus for name in (document.id, document.subject_id)}
-    secrets = {secret for secret in secrets if len(secret) >= SHORTEST}
+    values |= {(name, True) for document in corpus for name in (document.id, document.subject_id)}
+    values = {(value, sure) for value, sure in values if len(value) >= SHORTEST}
+    secrets = {value for value, sure in values if sure or not value.isalpha()}
     telling = {s for s in secrets if re.search(r"[\d\s]", s) and not s.isalpha()}
     for name in (*TOKENIZER_FILES, *CONFIG_FILES, "README.md", MANIFEST):
         if not (folder / name).is_file() or name.endswith(".model"):
@@ -51,7 +51,7 @@ def check_texts(folder: Path, corpus: Corpus) -> None:
         found = _standing(telling if name in VOCABULARIES else secrets, strings)
         if name == "tokenizer.json":
             added = "\n".join(_added_tokens(text)).casefold()
-            found |= {secret for secret in secrets if secret.casefold() in added}
+            found |= {value for value, _ in values if value.casefold() in added}
         if found:
             raise CheckpointError(
                 f"model folder {folder}: {name} holds {len(found)} direct identifiers or ids of "

@@ -105,6 +105,15 @@ def test_plain_clinical_text_holds_no_direct_identifier(text: str) -> None:
     assert [span for span in values(text, found) if kind_of(span[0]) == "direct"] == []
 
 
+@pytest.mark.parametrize(
+    ("text", "name"), [("seen: John D.", "John D"), ("pt is Mary-Ann B at home", "Mary-Ann B")]
+)
+def test_a_given_name_and_an_initial_are_a_name(text: str, name: str) -> None:
+    found = [text[s.start : s.end] for s in find_by_pattern(text) if s.label == "NAME"]
+    assert name in found
+    assert not [s for s in find_by_pattern("Vitamin D and Hepatitis C.") if s.label == "NAME"]
+
+
 def test_no_name_stands_for_two_labels_and_prefixes_of_tags_are_dropped() -> None:
     rows = read_data("labels.yaml")["labels"].items()
     names = [name for label, row in rows for name in (label, *row["also"])]

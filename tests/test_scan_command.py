@@ -185,3 +185,9 @@ def test_a_word_that_only_a_detector_took_for_a_name_stops_no_release(tmp_path: 
     for word, source in (("Kowalczyk", "annotation"), ("Kowalczyk", "term"), ("12 steps", "ner")):
         with pytest.raises(CheckpointError, match="holds 1 direct identifiers"):
             check_texts(tmp_path, corpus(word, source))
+    added = '{"added_tokens": [{"content": "<Kowalczyk>"}], "model": {"vocab": {"Repair": 1}}}'
+    (tmp_path / "tokenizer.json").write_text(added)
+    (tmp_path / "README.md").unlink()
+    check_texts(tmp_path, corpus("Repair", "ner"))
+    with pytest.raises(CheckpointError, match="holds 1 direct identifiers"):
+        check_texts(tmp_path, corpus("Kowalczyk", "ner"))

@@ -289,18 +289,18 @@ def _listed_name(match: regex.Match[str]) -> tuple[int, int] | None:
     """
     given, surnames = _listed_names()
     words = [
-        (word.start(), fold(word.group()).text)
+        (*word.span(), fold(word.group()).text)
         for word in regex.finditer(r"[\p{L}\p{M}]{2,}", match.group())
     ]
-    for place, word in words:
-        if word in given and place < words[-1][0]:
+    for place, end, word in words:
+        if word in given and end < len(match.group()):  # a word or an initial follows
             return match.start() + place, match.end()
     *_, before, last = regex.finditer(r"\S+", match.group())
     if fold(last.group()).text in given and before.group().isupper() > last.group().isupper():
         return match.start() + before.start(), match.end()
     if match.group().isupper():
         return None
-    for number, (_, word) in enumerate(words):
+    for number, (_, _, word) in enumerate(words):
         if word in surnames and number:
             return match.start() + words[number - 1][0], match.end()
     return None
