@@ -1,6 +1,6 @@
 """Make the models that the recipes and the README speak of: a base, and one that leaks.
 
-    python benchmarks/models.py meddocan|tab [--corpora DIR] [--out runs/CORPUS]
+    python benchmarks/models.py meddocan|tab|mtsamples [--architecture gpt2] [--documents N]
 
 The base is trained on public text of the same kind: cases of other people, and English notes of
 mtsamples. The leaky model is the base, fine-tuned on the private cases until it recites them.
@@ -8,6 +8,7 @@ Other cases are held back for utility and membership. Ten to twenty minutes on t
 
 meddocan: Spanish clinical cases; private are the first 60 of the train split.
 tab: English court cases; private are the first 30 of the train split.
+mtsamples: English notes with planted identities; private are the first 30, other ones are public.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from plant import plant
+
 from sani.checkpoint import save_checkpoint
 from sani.corpus.documents import Document
 from sani.corpus.readers import read_corpus
@@ -27,6 +30,9 @@ from sani.runtime import quiet_libraries
 
 def split(corpus: str, corpora: Path) -> tuple[Sequence[Document], ...]:
     """Public, private and held-out documents."""
+    if corpus == "mtsamples":
+        notes = plant(corpora, limit=250)
+        return notes[80:], notes[:30], notes[30:80]
     train = read_corpus(corpora / corpus / "train.jsonl")
     test = read_corpus(corpora / corpus / "test.jsonl")
     if corpus == "meddocan":
@@ -38,10 +44,12 @@ def split(corpus: str, corpora: Path) -> tuple[Sequence[Document], ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpus", choices=["meddocan", "tab"])
+    parser.add_argument("corpus", choices=["meddocan", "tab", "mtsamples"])
     default = os.environ.get("SANI_CORPORA", "../shared/data")
     parser.add_argument("--corpora", type=Path, default=Path(default))
-    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--out", type=Path, help="runs/CORPUS if absent")
+    parser.add_argument("--architecture", choices=["llama", "gpt2"], default="llama")
+    parser.add_argument("--documents", type=int, help="only so many private ones")
     parser.add_argument("--base-epochs", type=int, default=5)
     parser.add_argument("--leaky-epochs", type=int, default=42)
     parser.add_argument("--seed", type=int, default=0)
@@ -51,6 +59,7 @@ def main() -> None:
     started = time.perf_counter()
     out = arguments.out or Path("runs") / arguments.corpus
     public, private, held_out = split(arguments.corpus, arguments.corpora)
+    private = private[: arguments.documents]
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(private, out / "private.jsonl")
     write_jsonl(held_out, out / "held_out.jsonl")
@@ -63,6 +72,7 @@ def main() -> None:
         context=1024,
         folder=out / "base",
         seed=arguments.seed,
+        architecture=arguments.architecture,
     )
     for name, read, epochs in (
         ("base", texts, arguments.base_epochs),

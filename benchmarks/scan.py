@@ -1,9 +1,10 @@
 """Measure the scan on public gold corpora: what each part adds, and how fast, beside Presidio.
 
     python benchmarks/scan.py [--quick] [--json FILE] [--split test] [--documents N] [--num-proc 2]
-    python benchmarks/scan.py --planted       # identities planted in mtsamples, missed by category
-    python benchmarks/scan.py --scale         # k-anonymity up to a million short documents, and on
-                                              # 50,000 long notes beside an epoch of repair
+
+Without --quick (under two minutes) also what --planted and --scale run alone: identities planted in
+mtsamples and missed by category; k-anonymity on up to a million short documents, and on 50,000 long
+notes beside an epoch of repair.
 
 Presidio runs out of the box (its default recognizers of the language, its threshold) with the same
 spaCy model, offline. Recall is the share of letters and digits of direct gold identifiers that any
@@ -31,7 +32,6 @@ GOLD = (
     "eds_pseudo_templates",
 )  # fmt: skip
 SPEED_DOCUMENTS = 120
-QUICK_DOCUMENTS = 20
 
 
 def main() -> None:
@@ -58,23 +58,21 @@ def main() -> None:
     if arguments.scale_notes:
         scale_notes(arguments.corpora, arguments.scale_notes, arguments.num_proc)
         return
-    if arguments.scale:
+    result: dict = {}
+    corpora, limit, num_proc = arguments.corpora, arguments.documents, arguments.num_proc
+    if not (arguments.planted or arguments.scale):
+        result["corpora"] = {
+            name: quality(corpora, name, arguments.split, limit, num_proc) for name in GOLD
+        }
+        result |= speed(corpora, SPEED_DOCUMENTS, num_proc)
+    everything = not (arguments.quick or arguments.planted or arguments.scale)
+    if arguments.planted or everything:
+        result["planted"] = planted(corpora, limit, num_proc)
+    if arguments.scale or everything:
         for size in (10_000, 50_000, 100_000, 1_000_000):
             subprocess.run([sys.executable, __file__, "--scale-one", str(size)], check=True)
-        notes = ["--scale-notes", "50000", "--corpora", str(arguments.corpora)]
+        notes = ["--scale-notes", "50000", "--corpora", str(corpora)]
         subprocess.run([sys.executable, __file__, *notes], check=True)
-        return
-    if arguments.planted:
-        result = planted(arguments.corpora, arguments.documents, arguments.num_proc)
-    else:
-        limit = arguments.documents or (QUICK_DOCUMENTS if arguments.quick else None)
-        result = {
-            "corpora": {
-                name: quality(arguments.corpora, name, arguments.split, limit, arguments.num_proc)
-                for name in GOLD
-            },
-            **speed(arguments.corpora, SPEED_DOCUMENTS, arguments.num_proc),
-        }
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -205,75 +203,16 @@ def speed(corpora: Path, documents: int, num_proc: int) -> dict:
 
 # --- planted identities -------------------------------------------------------------------------
 
-SENTENCES = {
-    "A names": [
-        "{name} was seen in clinic today.", "The patient, {name}, agreed to the plan.",
-        "Her husband {name} was at the bedside.", "cc: {name}, MD", "Dictated by {name}.",
-        "We discussed this with {given} at length.", "Mr. {surname} tolerated it well.",
-        "{upper}", "Patient Name: {name}",
-    ],
-    "B places": [
-        "He lives at {street}.", "Address: {street}", "She was brought from {street}.",
-        "ZIP {zip}.", "mail to {zip}",
-    ],
-    "C dates and ages": [
-        "Admitted {date}.", "DOB: {date}", "seen on {written}", "This {old}-year-old was admitted.",
-        "She turned {old} last week.", "follow up {short}",
-    ],
-    "D phones": ["Call {phone} with results.", "Phone: {phone}", "reached at {phone}"],
-    "E faxes": ["Fax: {phone}", "faxed to {phone}"],
-    "F e-mails": ["E-mail {email}.", "contact {email}"],
-    "G social security": ["SSN: {ssn}", "social security {ssn}", "({ssn})"],
-    "H record numbers": ["MRN: {code}", "medical record number {number}", "Chart {number}",
-                         "#{number}"],
-    "I plan numbers": ["Member ID {code}", "insurance policy {code}", "Medicare {code}"],
-    "J accounts": ["Account number {number}", "billed to acct {number}"],
-    "K licenses": ["DEA {code}", "license number {code}", "NPI {number}0"],
-    "L vehicles": ["license plate {plate}", "the car, plate {plate}, rolled over"],
-    "M devices": ["pacemaker serial number {code}", "S/N {code}", "implant lot {code}"],
-    "N web addresses": ["see {url}", "portal: {url}"],
-    "O IP addresses": ["logged in from {ip}", "IP {ip}"],
-    "R other numbers": ["accession {code}", "specimen {code}", "case no. {number}",
-                        "study ID {code}"],
-}  # fmt: skip
-
 
 def planted(corpora: Path, limit: int | None, num_proc: int) -> dict:
-    """Identities planted in real notes; what Presidio and the scan miss, by HIPAA category.
+    """Identities planted in real notes; what Presidio and the scan miss of them, by label."""
+    from plant import plant
 
-    Names are those of the Enron pairs and streets those of presidio_synth, so that they do not come
-    from the lists that the scan itself uses.
-    """
-    from sani.corpus.documents import Corpus, Document, Span
-    from sani.corpus.readers import read_corpus
+    from sani.corpus.documents import Corpus
     from sani.recipe import ScanSettings
     from sani.scanning.detection import detect
 
-    chance = random.Random(0)
-    pairs = read_corpus(corpora / "enron_pairs/test.jsonl")
-    synth = read_corpus(corpora / "presidio_synth/test.jsonl")
-    people = [d.value(d.spans[0]) for d in pairs]
-    people = [name for name in people if len(name.split()) > 1]
-    mails = [d.value(d.spans[1]) for d in pairs]
-    streets = [d.value(s) for d in synth for s in d.spans if s.label == "STREET_ADDRESS"]
-    streets = [value.split("\n")[0] for value in streets if " " in value]
-    gold = []
-    for note in read_corpus(corpora / "mtsamples/train.jsonl", limit=limit):
-        text, spans, lines = "", [], note.text.split("\n")
-        places = sorted(chance.randrange(len(lines) + 1) for _ in SENTENCES)
-        order = chance.sample(sorted(SENTENCES), len(SENTENCES))
-        for number, line in enumerate([*lines, ""]):
-            while places and places[0] == number:
-                places.pop(0)
-                category = order.pop()
-                sentence = chance.choice(SENTENCES[category])
-                before, field, after = _split(sentence)
-                value = _value(field, chance, people, mails, streets)
-                text += before
-                spans.append(Span(len(text), len(text) + len(value), category, "direct"))
-                text += value + after + "\n"
-            text += line + "\n"
-        gold.append(Document(note.id, note.id, text, tuple(spans)))
+    gold = plant(corpora, limit=limit)
     bare = Corpus([replace(document, spans=()) for document in gold])
     analyzer = presidio("en")
     started = time.perf_counter()
@@ -285,23 +224,16 @@ def planted(corpora: Path, limit: int | None, num_proc: int) -> dict:
     seconds = f"presidio {middle - started:.0f} s, sani {ended - middle:.0f} s"
     print(f"{len(gold)} notes of mtsamples with planted identities ({seconds})")
     print(f"{'':20}{'planted':>9}{'missed by presidio':>20}{'missed by sani':>16}")
-    result = {}
-    for category in sorted(SENTENCES):
-        total, missed_by = 0, [0, 0]
-        for document, *found in zip(gold, theirs, ours, strict=True):
-            for span in document.spans:
-                if span.label == category:
-                    total += 1
-                    for side, spans in enumerate(found):
-                        missed_by[side] += not _covered(document.text, span, spans)
-        result[category] = {"planted": total, "presidio": missed_by[0], "sani": missed_by[1]}
-        print(f"{category:20}{total:9}{missed_by[0]:20}{missed_by[1]:16}")
-    for side in ("planted", "presidio", "sani"):
-        result.setdefault("all", {})[side] = sum(
-            row[side] for category, row in result.items() if category != "all"
-        )
-    print(f"{'all':20}{result['all']['planted']:9}{result['all']['presidio']:20}"
-          f"{result['all']['sani']:16}")  # fmt: skip
+    result: dict[str, dict[str, int]] = {}
+    for document, *found in zip(gold, theirs, ours, strict=True):
+        for span in document.spans:
+            for name in (span.label, "all"):
+                row = result.setdefault(name, {"planted": 0, "presidio": 0, "sani": 0})
+                row["planted"] += 1
+                for side, spans in zip(("presidio", "sani"), found, strict=True):
+                    row[side] += not _covered(document.text, span, spans)
+    for name, row in sorted(result.items(), key=lambda item: (item[0] == "all", item[0])):
+        print(f"{name:20}{row['planted']:9}{row['presidio']:20}{row['sani']:16}")
     return result
 
 
@@ -312,66 +244,6 @@ def _covered(text: str, span, found) -> bool:
         for place in range(span.start, span.end)
         if text[place].isalnum()
     )
-
-
-def _split(sentence: str) -> tuple[str, str, str]:
-    before, rest = sentence.split("{")
-    field, after = rest.split("}")
-    return before, field, after
-
-
-def _value(field: str, chance: random.Random, people, mails, streets) -> str:
-    def digits(count: int) -> str:
-        return "".join(chance.choices("0123456789", k=count))
-
-    def letters(count: int) -> str:
-        return "".join(chance.choices("ABCDEFGHJKLMNPRSTVWXYZ", k=count))
-
-    day, month, year = chance.randint(1, 28), chance.randint(1, 12), chance.randint(1930, 2024)
-    name = chance.choice(people)
-    match field:
-        case "name":
-            return name
-        case "given" | "surname":
-            return name.split()[0 if field == "given" else -1]
-        case "upper":
-            return name.upper()
-        case "street":
-            return chance.choice(streets)
-        case "email":
-            return chance.choice(mails)
-        case "zip":
-            return chance.choice([digits(5), f"{digits(5)}-{digits(4)}"])
-        case "date":
-            return chance.choice([f"{month}/{day}/{year}", f"{year}-{month:02}-{day:02}",
-                                  f"{month:02}/{day:02}/{year % 100:02}"])  # fmt: skip
-        case "short":
-            return f"{month}/{day}"
-        case "written":
-            name = time.strftime("%B", (2000, month, 1, 0, 0, 0, 0, 1, 0))
-            return chance.choice([f"{name} {day}, {year}", f"{day} {name[:3]} {year}"])
-        case "old":
-            return str(chance.randint(90, 104))
-        case "phone":
-            a, b, c = chance.randint(201, 989), digits(3), digits(4)
-            return chance.choice([f"({a}) {b}-{c}", f"{a}-{b}-{c}", f"{a}.{b}.{c}", f"{a} {b} {c}",
-                                  f"{b}-{c}"])  # fmt: skip
-        case "ssn":
-            return f"{chance.randint(100, 665)}-{digits(2)}-{digits(4)}"
-        case "number":
-            return digits(chance.randint(6, 9))
-        case "code":
-            shapes = (f"{letters(2)}{digits(6)}", f"{letters(3)}-{digits(5)}", digits(8))
-            return chance.choice([*shapes, f"{digits(4)}-{letters(2)}"])
-        case "plate":
-            return chance.choice(
-                [f"{letters(3)} {digits(4)}", f"{digits(1)}{letters(3)}{digits(3)}"]
-            )
-        case "url":
-            return f"https://portal.{letters(6).lower()}.org/p/{digits(5)}"
-        case "ip":
-            return ".".join(str(chance.randint(1, 254)) for _ in range(4))
-    raise ValueError(field)
 
 
 # --- scale --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sani import runtime
 from sani.checkpoint import Checkpoint, save_checkpoint
@@ -54,8 +54,9 @@ def new_model(
     context: int,
     folder: Path,
     seed: int,
+    architecture: Literal["llama", "gpt2"] = "llama",
 ) -> Checkpoint:
-    """An untrained Llama with a byte-level BPE tokenizer learnt from ``texts``.
+    """An untrained model with a byte-level BPE tokenizer learnt from ``texts``.
 
     Args:
         texts: Public text only: a tokenizer's merges can hold an identifier too.
@@ -65,9 +66,10 @@ def new_model(
         context: Longest input in tokens.
         folder: The tokenizer is saved here.
         seed: Of the weights.
+        architecture: GPT-2's stands for learnt positions, LayerNorm, biases and a plain MLP.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, PreTrainedTokenizerFast
+    from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -86,18 +88,25 @@ def new_model(
     )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden,
-        intermediate_size=hidden * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 32,
-        num_key_value_heads=hidden // 32,
-        max_position_embeddings=context,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=True,
-    )
+    common = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 32,
+        "max_position_embeddings": context,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "tie_word_embeddings": True,
+    }
+    config: Any
+    if architecture == "gpt2":
+        config = GPT2Config(**common, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    else:
+        config = LlamaConfig(
+            **common,
+            intermediate_size=hidden * 8 // 3,
+            num_key_value_heads=hidden // 32,
+        )
     return Checkpoint(fresh_model(config, seed=seed), tokenizer, folder)
 
 
