@@ -1,6 +1,7 @@
 """Make the models that the recipes and the README speak of: a base, and one that leaks.
 
     python benchmarks/models.py meddocan|tab|mtsamples [--architecture gpt2] [--documents N]
+        [--characters N]
 
 The base is trained on public text of the same kind: cases of other people, and English notes of
 mtsamples. The leaky model is the base, fine-tuned on the private cases until it recites them.
@@ -17,6 +18,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from plant import plant
@@ -50,6 +52,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="runs/CORPUS if absent")
     parser.add_argument("--architecture", choices=["llama", "gpt2"], default="llama")
     parser.add_argument("--documents", type=int, help="only so many private ones")
+    parser.add_argument("--characters", type=int, help="only the start of each document")
     parser.add_argument("--base-epochs", type=int, default=5)
     parser.add_argument("--leaky-epochs", type=int, default=42)
     parser.add_argument("--seed", type=int, default=0)
@@ -60,6 +63,11 @@ def main() -> None:
     out = arguments.out or Path("runs") / arguments.corpus
     public, private, held_out = split(arguments.corpus, arguments.corpora)
     private = private[: arguments.documents]
+    if arguments.characters:
+        public, private, held_out = (
+            [cut(document, arguments.characters) for document in documents]
+            for documents in (public, private, held_out)
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_jsonl(private, out / "private.jsonl")
     write_jsonl(held_out, out / "held_out.jsonl")
@@ -82,6 +90,13 @@ def main() -> None:
         save_checkpoint(model, out / name)
     print(f"{out}: base/, leaky/, private.jsonl, held_out.jsonl; "
           f"{time.perf_counter() - started:.0f} s")  # fmt: skip
+
+
+def cut(document: Document, characters: int) -> Document:
+    """The start of a document, with the spans that lie in it whole."""
+    spans = tuple(span for span in document.spans if span.end <= characters)
+    end = min([characters, *(s.start for s in document.spans if s.end > characters)])
+    return replace(document, text=document.text[:end], spans=spans)
 
 
 def said(what: str) -> Callable[[int, int], None]:
