@@ -7,6 +7,7 @@ Heavy libraries are imported inside the commands, so that `sani --help` answers 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -198,6 +199,8 @@ def scan(
     )
     if evaluate and not (patterns or ner or terms):
         raise SaniError("--evaluate needs a detector: give --patterns, --ner or --terms")
+    if evaluate and out:
+        raise SaniError("--evaluate compares and marks nothing; give --out to a scan of its own")
     if out and (out.exists() or not out.parent.is_dir()):
         raise SaniError(f"--out {out} is there already, or its folder is not; choose another file")
     documents = read_corpus(
@@ -485,6 +488,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     # Threads that spin while they wait cost a shared machine up to ten times the work itself.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, _interrupted)  # a stopped job cleans up as Ctrl-C does
     try:
         code = app(args=arguments, standalone_mode=False)
     except SaniError as error:
@@ -499,9 +503,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _unexpected(error)
     if code == _INTERRUPTED:
-        console.say("interrupted; a run goes on with --resume")
+        console.say("interrupted; sani run goes on with --resume")
         return 1
     return int(code or 0)
+
+
+def _interrupted(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _unexpected(error: Exception) -> int:

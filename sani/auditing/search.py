@@ -21,6 +21,7 @@ import ahocorasick
 from babel import Locale
 
 from sani.corpus.documents import Corpus, Kind
+from sani.folding import UNSPACED
 
 # Of 1,000 samples by a base that never saw the corpus (MEDDOCAN), 5 of 6 values of four digits came
 # up, 15 of 77 of five and 0 of 190 of more; and every value of one to three letters.
@@ -33,19 +34,14 @@ LANGUAGES = (
 """Languages whose month names are known."""
 
 _GAP = 3  # most characters that may separate the groups of one number
-# Scripts that put no space between words: each character is a word of its own.
-_UNSPACED = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
-)
-_LETTER = rf"(?:[^\W\d_{_UNSPACED}]|[\u0900-\u0963\u0970-\u0dff])"  # with the vowel signs of Indic
+_LETTER = rf"(?:[^\W\d_{UNSPACED}]|[\u0900-\u0963\u0970-\u0dff])"  # with the vowel signs of Indic
 # A number with thousands separators, or a decimal fraction, is one: nothing may match inside it.
 _NUMBER = (
     r"(?<!\d)(?<!\d[.,'])(?:\d{1,3}(?P<sep>[.,'])\d{3}(?:(?P=sep)\d{3})*(?:[.,]\d{1,2})?|0\.\d+)"
     r"(?!\d|[.,']\d)"
 )
-_TOKEN = re.compile(rf"(?P<number>{_NUMBER}|\d+)|(?P<alone>[{_UNSPACED}])|{_LETTER}+")
-_ALONE = re.compile(f"[{_UNSPACED}]")
+_TOKEN = re.compile(rf"(?P<number>{_NUMBER}|\d+)|(?P<alone>[{UNSPACED}])|{_LETTER}+")
+_ALONE = re.compile(f"[{UNSPACED}]")
 _FOLDED = {
     "ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ħ": "h",
     "\u0131": "i",  # without its dot

@@ -143,7 +143,7 @@ def _to_span(item: object, text: str, *, kinds: Mapping[str, Kind]) -> Span:
         raise RecordError(f"it is {type_name(item)}; expected an object")
     start, end = _offset(item, "start"), _offset(item, "end")
     check_offsets(start, end, text)
-    label = _name(item.get("label"), "label", example="NAME or DATE")
+    label = check_name(item.get("label"), "label", example="NAME or DATE")
     source, score = _provenance(item)
     kind = item.get("kind")
     if kind is None:
@@ -160,11 +160,15 @@ def _provenance(item: Mapping[str, object]) -> tuple[str, float]:
     score = 1.0 if item.get("score") is None else item["score"]
     if not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1:
         raise RecordError("'score' is not a number from 0 to 1")
-    return _name(item["source"], "source", example=ANNOTATION), float(score)
+    return check_name(item["source"], "source", example=ANNOTATION), float(score)
 
 
-def _name(value: object, field: str, *, example: str) -> str:
-    """A label or a source: both are printed in reports, so neither may look like a value."""
+def check_name(value: object, field: str, *, example: str) -> str:
+    """A label or a source: both are printed in reports, so neither may look like a value.
+
+    Raises:
+        RecordError: If it does, or is no text.
+    """
     if not isinstance(value, str):
         raise RecordError(f"{field!r} is {type_name(value)}; expected a string")
     if not value.strip():

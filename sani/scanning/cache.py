@@ -1,7 +1,8 @@
 """What a scan found before, by the content of the document and everything that decides the result.
 
-An SQLite file in a folder of mode 0700. Keys are digests keyed by a secret of that folder, so that
-a short text cannot be guessed from its key; entries hold offsets, labels and scores, no value.
+An SQLite file of mode 0600; its folder, if made here, has mode 0700. Keys are digests keyed by a
+secret of that folder, so that a short text cannot be guessed from its key; entries hold offsets,
+labels and scores, no value.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 
@@ -33,16 +35,17 @@ class SpanCache:
     def __init__(self, folder: Path, *, detector: str) -> None:
         self._folder = folder
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._key = _secret(folder / "key") + hashlib.sha256(detector.encode()).digest()
-            self._entries = sqlite3.connect(folder / "spans.sqlite", timeout=60.0)
+            place = folder / "spans.sqlite"
+            os.close(os.open(place, os.O_RDWR | os.O_CREAT, 0o600))
+            self._entries = sqlite3.connect(place, timeout=60.0)
             with self._entries:
                 self._entries.execute(
                     "CREATE TABLE IF NOT EXISTS spans (key BLOB PRIMARY KEY, spans TEXT) "
                     "WITHOUT ROWID"
                 )
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, ValueError, sqlite3.Error) as error:
             raise ScanError(
                 f"cache {folder}: it cannot be used ({type(error).__name__}); delete the folder or "
                 "name another with --cache"
@@ -63,7 +66,10 @@ class SpanCache:
             row = self._entries.execute(
                 "SELECT spans FROM spans WHERE key = ?", (self._digest(text),)
             ).fetchone()
-            found.append(None if row is None else spans_from_json(row[0]))
+            try:
+                found.append(None if row is None else spans_from_json(row[0]))
+            except (ValueError, TypeError):  # a damaged entry is none
+                found.append(None)
         return found
 
     def save(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> None:
@@ -90,10 +96,19 @@ def spans_from_json(text: str) -> tuple[Span, ...]:
 
 
 def _secret(place: Path) -> bytes:
-    """The folder's 32 secret bytes, made at first use."""
-    try:
-        with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    """The folder's 32 secret bytes, made at first use, by whoever comes first.
+
+    Raises:
+        ValueError: If the file holds anything else.
+    """
+    if not place.exists():
+        own = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+        with open(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass
-    return place.read_bytes()
+        with suppress(FileExistsError):
+            os.link(own, place)  # never over another's, never half-written
+        own.unlink()
+    secret = place.read_bytes()
+    if len(secret) != 32:
+        raise ValueError("not a key")
+    return secret

@@ -19,9 +19,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sani.corpus.documents import Corpus, Document, Span
+from sani.corpus.documents import ANNOTATION, Corpus, Document, Span
 from sani.errors import ScanError
-from sani.recipe import ScanSettings
+from sani.recipe import ScanSettings, settings_from
 from sani.scanning.cache import SpanCache, spans_from_json, spans_to_json
 from sani.scanning.evaluation import Evaluation, evaluate
 from sani.scanning.indirect import find_indirect
@@ -91,12 +91,21 @@ def estimate(
 ) -> Evaluation:
     """How good the detectors are on documents whose spans are right and complete.
 
-    Their annotation is kept from the detectors. K-anonymity is left out: what is rare in a sample
-    is not what is rare in the corpus.
+    Their annotation is kept from the detectors; each distinct text counts once. K-anonymity is left
+    out: what is rare in a sample is not what is rare in the corpus.
 
     Raises:
-        ScanError: If the documents mark no direct identifier, or as for `detect`.
+        ScanError: If a span was found by a scan, the documents mark no direct identifier, or as
+            for `detect`.
     """
+    machines = {s.source for document in gold for s in document.spans} - {ANNOTATION}
+    if machines:
+        raise ScanError(
+            f"the gold documents hold spans that a scan found (source {', '.join(sorted(machines))}"
+            "); held against its own findings every scan looks complete: give documents that "
+            "people have annotated"
+        )
+    gold = Corpus(list({document.text: document for document in gold}.values()))  # a copy is none
     if not any(span.kind == "direct" for document in gold for span in document.spans):
         raise ScanError(
             "the gold documents mark no direct identifier, so recall cannot be estimated; give "
@@ -197,7 +206,9 @@ def _find_batch(batch: dict[str, list[Any]], asked: str) -> dict[str, list[str]]
 
 def asked_of(settings: ScanSettings) -> str:
     """What decides the findings in a document, as a text that a process can be told."""
-    return settings.model_dump_json(include={"patterns", "ner", "terms"})
+    read = settings.terms.read_bytes() if settings.terms and settings.terms.is_file() else b""
+    asked = settings.model_dump(mode="json", include={"patterns", "ner", "terms"})
+    return json.dumps({**asked, "terms_digest": hashlib.sha256(read).hexdigest()})
 
 
 @dataclass(frozen=True)
@@ -235,9 +246,12 @@ def load_detector(asked: str) -> Detector:
     """The detector of these settings; loaded once a process.
 
     Args:
-        asked: Settings ``patterns``, ``ner`` and ``terms`` as JSON.
+        asked: Settings ``patterns``, ``ner`` and ``terms`` as JSON, and the digest of the terms,
+            so that a changed list is read again.
     """
-    settings = ScanSettings.model_validate_json(asked)
+    data = json.loads(asked)
+    data.pop("terms_digest")
+    settings = settings_from("ScanSettings", data)
     names: list[str] = [f"{library} {version(library)}" for library in _LIBRARIES]
     names += [
         hashlib.sha256(file.read_bytes()).hexdigest()

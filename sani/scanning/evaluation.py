@@ -3,7 +3,7 @@
 An entity counts strictly if a found span has its extent and label, and overlapping if a found span
 of its label shares a character with it. Recall of *covered* characters asks for no label: what is
 covered is kept out of the loss, whatever it is called, so that is the figure for safety. A *missed*
-identifier is a gold span of which a letter or a digit is not covered.
+identifier is a gold span of which a letter or a digit is not covered; one without any counts not.
 """
 
 from __future__ import annotations
@@ -91,7 +91,10 @@ class Evaluation:
             "missed_per_document": missed / self.documents if self.documents else None,
             "missed": dict(sorted(self.missed.items())),
             "labels": {
-                label: {name: tally.to_json() for name, tally in vars(scores).items()}
+                label: {
+                    **{name: tally.to_json() for name, tally in vars(scores).items()},
+                    "covered": {"recall": scores.covered.to_json()["recall"]},
+                }
                 for label, scores in sorted(self.labels.items())
             },
         }
@@ -122,8 +125,8 @@ def _compare(document: Document, found: Sequence[Span], result: Evaluation) -> N
     _count(result.direct, direct & solid, covered & solid)
     _count(result.characters, real & solid, covered & solid)
     for span, label in gold:
-        if span.kind == "direct":
-            inside = slice(span.start, span.end)
+        inside = slice(span.start, span.end)
+        if span.kind == "direct" and solid[inside].any():
             whole = not bool((solid[inside] & ~covered[inside]).any())
             result.entities.gold += 1
             result.entities.gold_found += whole

@@ -15,8 +15,10 @@ hold a word that is indirect by itself are not marked again.
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,7 @@ def _load(
     """Table ``words``: document, subject, and for each token its hash, or null if it breaks."""
     import pyarrow as pa
 
+    salt = secrets.randbits(63)  # of this scan alone: a word cannot be guessed from its hash
     eligible = f"regexp_matches(x, '^[\\p{{L}}\\p{{M}}{'' if not settings.numbers else '0-9'}]+$')"
     engine.execute("CREATE TABLE words (document INTEGER, subject INTEGER, hashes UBIGINT[])")
     for first in range(0, len(documents), _BATCH):
@@ -118,14 +121,15 @@ def _load(
             {
                 "document": pa.array(range(first, first + len(part)), pa.int32()),
                 "subject": pa.array([subjects[d.subject_id] for d in part], pa.int32()),
-                "text": [lower(document.text) for document in part],
+                "text": [_readable(document.text) for document in part],
             }
         )
         engine.register("texts", texts)
         engine.execute(
             "INSERT INTO words SELECT document, subject, list_transform("
             f"regexp_extract_all(text, '{_TOKEN}'), lambda x: CASE WHEN {eligible} "
-            f"THEN (hash(x) & ~1::UBIGINT) | (length(x) >= {settings.shortest})::UBIGINT END) "
+            f"THEN (hash(x, {salt}) & ~1::UBIGINT) | (length(x) >= {settings.shortest})::UBIGINT "
+            "END) "
             "FROM texts"
         )
         engine.unregister("texts")
@@ -180,11 +184,33 @@ def _places(engine: Any) -> Iterator[tuple[int, list[tuple[int, int]]]]:
 
 def _spans(text: str, places: list[tuple[int, int]]) -> list[Span]:
     """Where the n-grams stand."""
-    tokens = [match.span() for match in _token.finditer(lower(text))]
+    tokens = [match.span() for match in _token.finditer(_readable(text))]
     return [
         Span(tokens[place][0], tokens[place + n - 1][1], LABEL, "indirect", SOURCE)
         for place, n in places
     ]
+
+
+def _readable(text: str) -> str:
+    """The text in lower case, with a blank for each character on which the two engines disagree.
+
+    They know different versions of Unicode: what is a letter to one only would shift the places.
+    """
+    return lower(text) if text.isascii() else lower(text).translate(_disputed())
+
+
+@cache
+def _disputed() -> dict[int, str]:
+    """Characters that Python's expression and DuckDB's take for a token differently."""
+    codes = [code for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000]
+    rows = duckdb.execute(
+        f"SELECT code FROM (SELECT unnest(?::INTEGER[]) AS code) "
+        f"WHERE regexp_full_match(chr(code), '{_TOKEN}')",
+        [codes],
+    ).fetchall()
+    theirs = {code for (code,) in rows}
+    ours = {code for code in codes if _token.fullmatch(chr(code))}
+    return dict.fromkeys(theirs ^ ours, " ")
 
 
 def lower(text: str) -> str:

@@ -10,6 +10,9 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import ahocorasick
+import numpy as np
+
 from sani.corpus.documents import Corpus, Document, Kind
 from sani.errors import CorpusError
 
@@ -107,19 +110,23 @@ def _unmarked(documents: list[Document]) -> int:
         for span in document.spans
         if span.kind == "direct" and span.end - span.start >= SHORTEST
     }
+    if not wanted:
+        return 0
+    automaton = ahocorasick.Automaton()
+    for value in wanted:
+        automaton.add_word(value, len(value))
+    automaton.make_automaton()
     found = 0
     for document in documents:
-        places = set()
-        for value in wanted:
-            at = document.text.find(value)
-            while at >= 0:
-                end = at + len(value)
-                alone = not (
-                    document.text[at - 1 : at].isalnum() or document.text[end : end + 1].isalnum()
-                )
-                marked = any(span.start < end and at < span.end for span in document.spans)
-                if alone and not marked:
-                    places.add(at)
-                at = document.text.find(value, end)
+        text, places = document.text, set()
+        marked = np.zeros(len(text) + 1, dtype=np.int64)  # marked characters before each place
+        for span in document.spans:
+            marked[span.start + 1 : span.end + 1] = 1
+        marked = marked.cumsum()
+        for last, length in automaton.iter(text):
+            start, end = last + 1 - length, last + 1
+            alone = not (text[start - 1 : start].isalnum() or text[end : end + 1].isalnum())
+            if alone and marked[start] == marked[end]:
+                places.add(start)
         found += len(places)
     return found

@@ -6,6 +6,7 @@ and read long texts in windows.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -34,7 +35,7 @@ class NerEngine(Protocol):
     forks: bool
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Spans of each text, labelled in the scan's words, not overlapping."""
+        """Spans of each text, labelled in the scan's words; those of two windows may overlap."""
         ...
 
 
@@ -79,8 +80,7 @@ class SpacyNer:
         }
         pipeline.select_pipes(enable=sorted(needed))
         self._pipeline = pipeline
-        meta = pipeline.meta
-        self.name = f"spacy {version('spacy')} {meta['lang']}_{meta['name']} {meta['version']}"
+        self.name = f"spacy {version('spacy')} {_content_digest(pipeline.path)}"
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Spans of each text; spaCy gives no score, so all have `SPACY_SCORE`."""
@@ -90,12 +90,22 @@ class SpacyNer:
             pieces, as_tuples=True, batch_size=_BATCH
         ):
             for entity in document.ents:
-                if window.owns(entity.start_char):
-                    label = scan_label(entity.label_)
-                    start, end = window.offset + entity.start_char, window.offset + entity.end_char
-                    if label in _LABELS:
-                        found[number].append(_span(start, end, label, SPACY_SCORE))
+                label = scan_label(entity.label_)
+                share = window.share(entity.start_char, entity.end_char)
+                if share and label in _LABELS:
+                    start, end = (window.offset + place for place in share)
+                    found[number].append(_span(start, end, label, SPACY_SCORE))
         return found
+
+
+def _content_digest(folder: Path) -> str:
+    """SHA-256 over the names and bytes of all files below a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(str(file.relative_to(folder)).encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 # What pipelines for news text call dates and numbers is too wide ("three times daily", "20 mg").
@@ -151,10 +161,9 @@ class TransformersNer:
             words = self._words([window.text for _, window in batch])
             for (number, window), mine in zip(batch, words, strict=True):
                 for start, end, label, score in _runs(window.text, mine):
-                    if window.owns(start):
-                        found[number].append(
-                            _span(window.offset + start, window.offset + end, label, score)
-                        )
+                    if share := window.share(start, end):
+                        start, end = (window.offset + place for place in share)
+                        found[number].append(_span(start, end, label, score))
         return found
 
     def _words(self, texts: list[str]) -> list[list[Word]]:

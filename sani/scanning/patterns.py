@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -22,7 +22,7 @@ from babel import Locale
 
 from sani.corpus.documents import Span
 from sani.errors import ScanError
-from sani.scanning.folding import Folded, fold
+from sani.folding import Folded, fold
 from sani.scanning.labels import kind_of, read_data, scan_label
 from sani.scanning.windows import moved, windows
 
@@ -54,8 +54,9 @@ def find_by_pattern(text: str) -> list[Span]:
         try:
             for recognize in (_presidio, _fields, _expressions):
                 for span in recognize(window.text, folded):
-                    if window.owns(span.start) and span.end > span.start:
-                        found.add(moved(span, window.offset))
+                    if share := window.share(span.start, span.end):
+                        mine = replace(span, start=share[0], end=share[1])
+                        found.add(moved(mine, window.offset))
         except TimeoutError:
             raise ScanError(
                 f"{recognize.__name__.strip('_')}: an expression took longer than "

@@ -16,7 +16,7 @@ import regex
 from babel import Locale
 
 from sani.corpus.documents import Document, Kind, Span
-from sani.scanning.folding import fold
+from sani.folding import fold
 from sani.scanning.labels import read_data, scan_label
 from sani.scanning.patterns import find_dates
 from sani.scanning.terms import Finder, Value
@@ -26,6 +26,7 @@ SOURCE = "propagation"
 SCORE = 0.6
 LEAST_SCORE = 0.5  # weaker findings are not spread
 SHORTEST_PART = 3
+SHORTEST_NUMBER = 4  # of digits alone
 FEWEST_DIGITS = 6
 Scope = Literal["subject", "corpus"]
 
@@ -82,10 +83,13 @@ def forms(label: str, kind: Kind, value: str) -> Iterator[Value]:
 
     Surname and given name alone, surname first, given names as initials.
     """
-    if len(value.strip()) < SHORTEST_PART:
+    bare = value.strip()
+    if len(bare) < (SHORTEST_NUMBER if bare.isdigit() else SHORTEST_PART):
         return
-    yield Value(value, label, kind, SOURCE, SCORE)
-    if scan_label(label) == "NAME":
+    name = scan_label(label) == "NAME"
+    # A name of one word may be an ordinary word too (May, Rose), but not with a small letter.
+    yield Value(value, label, kind, SOURCE, SCORE, cased=name and len(bare.split()) == 1)
+    if name:
         for form in _name_forms(value):
             yield Value(form, label, kind, SOURCE, SCORE, cased=True)
 
@@ -94,7 +98,9 @@ def _name_forms(name: str) -> Iterator[str]:
     words = _NAME_WORD.findall(name)
     full = [word for word in words if len(word) > 1]
     yield from (
-        word for word in full if len(word) >= SHORTEST_PART and word.lower() not in _PARTICLES
+        word
+        for word in full
+        if len(word) >= SHORTEST_PART and word.lower() not in _PARTICLES and not word.islower()
     )
     if len(words) < 2:
         return

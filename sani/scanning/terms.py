@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from pathlib import Path
 import ahocorasick
 
 from sani.corpus.documents import Kind, Span
+from sani.corpus.records import RecordError, check_name
 from sani.errors import ScanError
-from sani.scanning.folding import fold
+from sani.folding import UNSPACED, fold
 from sani.scanning.overlaps import TERM_SOURCE
 from sani.scanning.windows import MARGIN, moved, windows
 
@@ -26,6 +28,7 @@ DEFAULT_LABEL = "TERM"
 INFLECTIONS = ("'s", "\u2019s", "s'", "s", "es", "e", "en", "n", "er", "ern", "em", "ns", "x")
 SHORTEST_INFLECTED = 4
 _WINDOW = 1_000_000
+_unspaced = re.compile(f"[{UNSPACED}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,8 @@ class Finder:
         for value in values:
             folded = fold(value.text).text.strip()
             if any(character.isalnum() for character in folded):
-                by_text.setdefault(folded, []).append(value)
+                for form in {folded, folded.replace("ss", "ß"), folded.replace("ß", "ss")}:
+                    by_text.setdefault(form, []).append(value)
         self._automaton = ahocorasick.Automaton()
         for folded, same in by_text.items():
             self._automaton.add_word(folded, (len(folded), tuple(dict.fromkeys(same))))
@@ -93,8 +97,11 @@ class Finder:
 
 
 def _joined(text: str, at: int) -> bool:
-    """Whether letters or digits stand on both sides of a place."""
-    return text[at - 1 : at].isalnum() and text[at : at + 1].isalnum()
+    """Whether letters or digits of one word stand on both sides of a place."""
+    before, after = text[at - 1 : at], text[at : at + 1]
+    if not (before.isalnum() and after.isalnum()):
+        return False
+    return not (_unspaced.match(before) or _unspaced.match(after))
 
 
 def _ending(text: str, at: int) -> int:
@@ -119,12 +126,11 @@ def read_terms(path: Path) -> list[Value]:
         raise ScanError(f"terms: {path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ScanError(f"terms: {path} is not UTF-8 text; convert it with iconv") from None
+    if "\0" in text:
+        raise ScanError(f"terms: {path} holds NUL characters (UTF-16?); convert it with iconv")
     rows: list[tuple[str, str]] = []
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(io.StringIO(text))
-        if "term" not in (reader.fieldnames or ()):
-            raise ScanError(f"terms: {path} has no column 'term'; give it that header")
-        rows = [(row["term"] or "", row.get("label") or DEFAULT_LABEL) for row in reader]
+        rows = _csv_rows(path, text)
     else:
         rows = [(line, DEFAULT_LABEL) for line in text.splitlines()]
     terms = [
@@ -135,3 +141,25 @@ def read_terms(path: Path) -> list[Value]:
     if not terms:
         raise ScanError(f"terms: {path} holds no term; expected one a line")
     return list(dict.fromkeys(terms))
+
+
+def _csv_rows(path: Path, text: str) -> list[tuple[str, str]]:
+    """Term and label of each row; a row that does not read as the header says is an error."""
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    try:
+        if "term" not in (reader.fieldnames or ()):
+            raise ScanError(f"terms: {path} has no column 'term'; give it that header")
+        for row in reader:
+            where = f"terms: {path}, line {reader.line_num}"
+            if None in row:
+                raise ScanError(f"{where}: more cells than the header; put the term in quotes")
+            label = (row.get("label") or "").strip() or DEFAULT_LABEL
+            rows.append((row["term"] or "", check_name(label, "label", example="NAME")))
+    except csv.Error:
+        raise ScanError(
+            f"terms: {path}, line {reader.line_num}: not CSV (a quote that is not closed?)"
+        ) from None
+    except RecordError as problem:
+        raise ScanError(f"{where}: {problem}") from None
+    return rows

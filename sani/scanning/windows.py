@@ -1,7 +1,8 @@
 """Windows: a long text is looked at in pieces that overlap, so that cost grows with its length.
 
 Each window has a core, and the cores tile the text. A finding belongs to the window in whose core
-it starts; the margin around the core lets it end beyond, and shows what stands before it.
+it starts; the margin around the core lets it end beyond, and shows what stands before it. One that
+is longer than the margin is cut there, and the next window has the rest.
 """
 
 from __future__ import annotations
@@ -32,6 +33,16 @@ class Window:
     def owns(self, start: int) -> bool:
         """Whether a finding that starts here in the stretch belongs to this window."""
         return self.core[0] <= start < self.core[1]
+
+    def share(self, start: int, end: int) -> tuple[int, int] | None:
+        """What belongs to this window of a finding in the stretch; None if nothing does.
+
+        All of it if it starts in the core. Of one that starts before, what reaches into the core:
+        the window before may have seen only the beginning of it.
+        """
+        if start >= self.core[1] or end <= self.core[0]:
+            return None
+        return max(start, self.core[0]), end
 
 
 def windows(text: str, *, size: int = WINDOW, margin: int = MARGIN) -> Iterator[Window]:

@@ -13,8 +13,17 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+# Scripts that put no blank between words, or join particles to them: a word may end anywhere.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff"
+    "\U00020000-\U0003ffff"
+)
 _SIZE = 0x110000
 _DROPPED = 0xFFFFFFFF
+_SAME = {
+    "\u2018": "'", "\u2019": "'", "\u02bc": "'",
+    "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u2212": "-",
+}  # fmt: skip
 _BLANK = ord(" ")
 
 
@@ -60,12 +69,16 @@ def _table() -> NDArray[np.uint32]:
 
 
 def _fold_character(character: str) -> int:
-    if character.isspace() or character == "\u200b":
+    if character.isspace():
         return _BLANK
+    if character in _SAME:
+        return ord(_SAME[character])
     category = unicodedata.category(character)
     if category in ("Mn", "Cf"):
         return _DROPPED
     if category == "Nd":
         return ord(str(unicodedata.decimal(character)))
+    if "\uac00" <= character <= "\ud7a3":  # a Hangul syllable: its first part is another one
+        return ord(character)
     base = unicodedata.normalize("NFD", character)[0].casefold()
     return ord(base) if len(base) == 1 else ord(character)
