@@ -183,7 +183,8 @@ def compare(
                 try:
                     entry |= run_row(models, row, seed=seed, **options)
                 except SaniError as error:
-                    entry |= {"refused": str(error)}
+                    print(f"{models.name} {row['name']}: refused: {error}", flush=True)
+                    continue
                 with out.open("a") as file:
                     file.write(json.dumps(entry) + "\n")
                 done.append(entry)
@@ -199,8 +200,6 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 def line(entry: dict[str, Any]) -> str:
     head = f"{entry['models']:18}{entry['seed']:2} {entry['name']:52}"
-    if "refused" in entry:
-        return f"{head}refused: {entry['refused']}"
     figures = "".join(
         f"{entry[name]['greedy']:7.3f}{entry[name]['discoverable']:7.3f}{entry[name]['auc']:7.3f} "
         for name in ("listed", "hidden")
@@ -214,8 +213,7 @@ def table(entries: list[dict[str, Any]]) -> str:
 
     groups: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
-        if "refused" not in entry:
-            groups[entry["models"]][entry["name"]].append(entry)
+        groups[entry["models"]][entry["name"]].append(entry)
 
     def cell(values: list[float], digits: int) -> str:
         text = f"{mean(values):.{digits}f}"
