@@ -13,7 +13,7 @@ from sani.batches import Batch
 from sani.checkpoint import Checkpoint
 from sani.erasing.statistics import activation_means, gradient_means
 from sani.errors import SelectionError
-from sani.families import Layout
+from sani.layout import Layout
 from sani.recipe import (
     ActivationRatioSelector,
     AllSelector,
