@@ -34,9 +34,8 @@ TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
     "chat_template.jinja",
-    "preprocessor_config.json",
-    "processor_config.json",
 )
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # of images
 # Where positions have no end (ALiBi, relative ones): what such models were trained with.
 ENDLESS_POSITIONS = 2048
 # Parts of a pretrained masked model that no prediction of a token passes through.
@@ -255,7 +254,8 @@ def save_checkpoint(
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         checkpoint.model.save_pretrained(staging, safe_serialization=True)
-        for name in TOKENIZER_FILES:
+        vision = family_of(checkpoint.model.config).vision
+        for name in (*TOKENIZER_FILES, *(PROCESSOR_FILES if vision else ())):
             if (checkpoint.path / name).is_file():
                 shutil.copyfile(checkpoint.path / name, staging / name)
         if finish is not None:

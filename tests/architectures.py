@@ -87,7 +87,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "feed_forward_proj": "gated-gelu",
     },
 }
-CAUSAL = [name for name in ARCHITECTURES if FAMILIES[name.partition(" ")[0]].objective == "causal"]
+
+
+def _of(objective: str) -> list[str]:
+    rows = FAMILIES.items()
+    types = {model_type for model_type, row in rows if row.objective == objective}
+    return [name for name in ARCHITECTURES if name.partition(" ")[0] in types]
+
+
+CAUSAL, MASKED = _of("causal"), _of("masked")
 
 
 def tiny_config(name: str, *, vocab_size: int = 24, **changes: Any) -> Any:

@@ -476,7 +476,10 @@ def test_a_saved_checkpoint_is_loaded_with_the_same_weights_and_logits(name, tmp
     sick = checkpoint(model)
     sick.tokenizer.save_pretrained(tmp_path / "tokenizer")
     sick.path = tmp_path / "tokenizer"
+    (sick.path / "preprocessor_config.json").write_text("{}")
     save_checkpoint(sick, tmp_path / "model")
+    reads_images = families.family_of(model.config).vision
+    assert (tmp_path / "model" / "preprocessor_config.json").exists() == reads_images
     loaded = load_checkpoint(tmp_path / "model")
     assert type(loaded.model) is type(model)
     torch.testing.assert_close(read(loaded.model), read(model), rtol=1e-5, atol=1e-5)
