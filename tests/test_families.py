@@ -16,12 +16,16 @@ from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from sani import families
+from sani.auditing.audit import audit
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from sani.erasing.erase import apply_, fresh_model
+from sani.corpus.documents import Corpus, Document, Span
+from sani.erasing.erase import apply_, erase, fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, layout_of
 from sani.errors import UnsupportedModelError
 from sani.families import FAMILIES
 from sani.layout import Layout
+from sani.recipe import EraseSettings, RepairSettings
+from sani.repairing.repair import repair
 from tests.architectures import ARCHITECTURES, HEADS, tiny_config, tiny_tokenizer
 
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -293,6 +297,61 @@ def test_zeroing_neurons_is_silencing_them(name, part):
         torch.testing.assert_close(read(model), silenced, **EXACT)
 
 
+def cut_out(model, layer, part, chosen):
+    """Take the neurons' rows and columns out, so that the tensors are smaller."""
+    weights = dict(model.named_parameters())
+    layout = layout_of(checkpoint(model))
+    for piece in layout.slices(part, layer=layer, neurons=chosen):
+        tensor = weights[piece.name]
+        dim = piece.dim + (piece.expert is not None)
+        if piece.expert:
+            continue  # all experts have lost the same neurons with the first
+        gone = set(piece.index.tolist())
+        kept = [index for index in range(tensor.shape[dim]) if index not in gone]
+        tensor.data = tensor.data.index_select(dim, torch.tensor(kept))
+        module = model.get_submodule(piece.name.rpartition(".")[0])
+        if isinstance(module, Conv1D) and piece.dim == 1:
+            module.nf = len(kept)
+
+
+# Where the heads' number is in more than the layer's own tensors: slopes and position tables for
+# each head, one norm over all heads, sizes that are read off the configuration.
+ENTANGLED = ("bloom", "falcon with ALiBi", "olmo2", "phi3", "t5", "t5 gated")
+
+
+def test_zeroing_neurons_is_cutting_them_out(name, model):
+    layer = len(layers_of(model)) - 1
+    chosen = some(model, layer, "mlp")
+    (first, _, neurons, _), *_ = blocks_of(model, layer, "mlp")
+    if first.endswith("experts"):  # which can only be cut alike
+        size = model.get_submodule(first).down_proj.shape[2]
+        chosen = [number for number in range(neurons) if number % size in (0, 5)]
+    erased(model, "zero", (layer, "mlp", chosen))
+    smaller = random_model(name)
+    cut_out(smaller, layer, "mlp", chosen)
+    torch.testing.assert_close(read(smaller), read(model), **EXACT)
+    assert num_neurons(smaller, layer, "mlp") == num_neurons(model, layer, "mlp") - len(chosen)
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - set(ENTANGLED)))
+def test_zeroing_heads_is_pruning_them(name):
+    model, smaller = random_model(name), random_model(name)
+    layer = len(layers_of(model)) - 1
+    block, first, heads, width = blocks_of(model, layer, "attention")[-1]
+    chosen = [first + heads - 2, first + heads - 1]  # which share a key and a value
+    erased(model, "zero", (layer, "attention", chosen))
+    before = sum(tensor.numel() for tensor in smaller.parameters())
+    cut_out(smaller, layer, "attention", chosen)
+    assert sum(tensor.numel() for tensor in smaller.parameters()) <= before - 4 * width * 16
+    attention = smaller.get_submodule(block.rpartition(".")[0])
+    if "attention.output" in block:  # of DeBERTa, beside the module that has the heads
+        attention = smaller.get_submodule(block.replace("output.dense", "self"))
+    for count in ("num_heads", "num_attention_heads", "num_kv_heads", "split_size"):
+        if hasattr(attention, count):
+            setattr(attention, count, max(1, getattr(attention, count) // 2))
+    torch.testing.assert_close(read(smaller), read(model), **EXACT)
+
+
 # ---- what a reset changes --------------------------------------------------------------------
 
 
@@ -522,6 +581,31 @@ def test_an_encoder_turned_decoder_is_refused():
     config = AutoConfig.for_model("bert", is_decoder=True)
     with pytest.raises(UnsupportedModelError, match="as a masked language model, not as a decoder"):
         families.family_of(config)
+
+
+def test_two_texts_are_erased_but_not_audited_or_repaired():
+    sick = checkpoint(random_model("t5", dtype=torch.float32))
+    corpus = Corpus([Document("1", "1", "a b c", (Span(2, 3, "NAME"),))])
+    message = "'t5' is a seq2seq language model, which can be erased, but this takes a causal"
+    with pytest.raises(UnsupportedModelError, match=message):
+        audit(sick, corpus)
+    with pytest.raises(UnsupportedModelError, match=message):
+        repair(sick, corpus, RepairSettings(at_identifiers={"kind": "mask"}))
+    chosen = erase(sick, EraseSettings(last_layers=1)).plan
+    assert [(entry.layer, entry.part, entry.of) for entry in chosen.entries] == [
+        (3, "mlp", 20),  # the decoder's last
+        (3, "attention", 8),  # self- and cross-attention
+    ]
+    selector = {"kind": "activation_ratio", "fraction": 0.5}
+    with pytest.raises(UnsupportedModelError, match="choose a selector that needs none"):
+        erase(sick, EraseSettings(last_layers=1, selector=selector), corpus=corpus)
+
+
+def test_the_trained_part_of_every_family_is_there(model):
+    names = [key for key, _ in model.named_parameters()]
+    for prefix in layout_of(checkpoint(model)).trained_prefixes(1):
+        assert any(key.startswith(prefix) for key in names)
+    assert layout_of(checkpoint(model)).trained_prefixes(1)[0] == f"{layers_of(model)[-1]}."
 
 
 def shapes_of(model):
