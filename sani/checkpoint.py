@@ -68,6 +68,9 @@ class Checkpoint:
         if not getattr(config, "use_sliding_window", True) or is_masked(config):
             sliding = None  # ModernBERT's window is of some layers only
         positions = int(getattr(config, "max_position_embeddings", ENDLESS_POSITIONS))
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":  # what stands further on changes what stands before
+            positions = min(positions, int(rope["original_max_position_embeddings"]))
         if family_of(self.model.config).positions_behind_padding:
             positions -= config.pad_token_id + 1
         return min(positions, int(sliding or 2**62))
