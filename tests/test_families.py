@@ -21,7 +21,7 @@ from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.erase import apply_, erase, fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, layout_of
-from sani.errors import UnsupportedModelError
+from sani.errors import SelectionError, UnsupportedModelError
 from sani.families import FAMILIES
 from sani.layout import Layout
 from sani.recipe import EraseSettings, RepairSettings
@@ -599,6 +599,15 @@ def test_two_texts_are_erased_but_not_audited_or_repaired():
     selector = {"kind": "activation_ratio", "fraction": 0.5}
     with pytest.raises(UnsupportedModelError, match="choose a selector that needs none"):
         erase(sick, EraseSettings(last_layers=1, selector=selector), corpus=corpus)
+
+
+def test_activations_of_masked_models_are_not_read_as_those_of_causal_ones():
+    selector = {"kind": "activation_ratio", "fraction": 0.5}
+    corpus = Corpus([Document("1", "1", "a b c", (Span(2, 3, "NAME"),))])
+    settings = EraseSettings(last_layers=1, selector=selector)
+    erase(checkpoint(random_model("llama", dtype=torch.float32)), settings, corpus=corpus)
+    with pytest.raises(SelectionError, match="not those of a masked language model"):
+        erase(checkpoint(random_model("bert", dtype=torch.float32)), settings, corpus=corpus)
 
 
 def test_the_trained_part_of_every_family_is_there(model):
