@@ -13,7 +13,7 @@ from sani.checkpoint import check_folder
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.errors import SaniError, SelectionError
-from sani.families import Layout
+from sani.layout import Layout
 from sani.pipeline import check_base, read_documents
 from sani.recipe import AllSelector, Recipe
 from sani.scanning.detection import asked_of, load_detector

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from sani.errors import CheckpointError
-from sani.families import is_masked
+from sani.errors import CheckpointError, UnsupportedModelError
+from sani.families import auto_class, family_of, is_masked, text_config
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -35,8 +35,9 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "chat_template.jinja",
 )
-# Families that number positions from behind the padding token.
-OFFSET_POSITIONS = ("camembert", "roberta", "xlm-roberta")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # of images
+# Where positions have no end (ALiBi, relative ones): what such models were trained with.
+ENDLESS_POSITIONS = 2048
 # Parts of a pretrained masked model that no prediction of a token passes through.
 UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
 CONFIG_FILES = ("config.json", "generation_config.json")
@@ -62,12 +63,15 @@ class Checkpoint:
     @property
     def context_tokens(self) -> int:
         """The longest input the model takes, or its attention window where that is shorter."""
-        config = self.model.config
+        config = text_config(self.model.config)
         sliding = getattr(config, "sliding_window", None)
         if not getattr(config, "use_sliding_window", True) or is_masked(config):
             sliding = None  # ModernBERT's window is of some layers only
-        positions = int(config.max_position_embeddings)
-        if config.model_type in OFFSET_POSITIONS:
+        positions = int(getattr(config, "max_position_embeddings", ENDLESS_POSITIONS))
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":  # what stands further on changes what stands before
+            positions = min(positions, int(rope["original_max_position_embeddings"]))
+        if family_of(self.model.config).positions_behind_padding:
             positions -= config.pad_token_id + 1
         return min(positions, int(sliding or 2**62))
 
@@ -129,38 +133,35 @@ def check_folder(path: Path | str) -> Path:
 
 
 def load_checkpoint(path: Path | str, *, device: torch.device | None = None) -> Checkpoint:
-    """Load a causal or masked language model and its fast tokenizer, in float32.
-
-    A family of `sani.families.MASKED` is loaded as a masked model: it can be audited.
+    """Load a language model and its fast tokenizer, in float32, as its family's objective asks.
 
     Raises:
+        UnsupportedModelError: If the family is not one of `sani.families`.
         CheckpointError: If the folder is not a checkpoint that sani reads, or the weights hold
             NaN or infinities, or the tokenizer has more tokens than the model.
     """
-    from transformers import (
-        AutoConfig,
-        AutoModelForCausalLM,
-        AutoModelForMaskedLM,
-        AutoTokenizer,
-    )
+    from transformers import AutoConfig, AutoTokenizer
 
     path = check_folder(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        loader = AutoModelForMaskedLM if is_masked(config) else AutoModelForCausalLM
+        family = family_of(config)
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, use_fast=True
         )
-        loaded: Any = loader.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             path,
             config=config,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
-            attn_implementation="sdpa",  # whatever config.json asks for
+            # Whatever config.json asks for.
+            attn_implementation="sdpa" if family.sdpa else "eager",
             output_loading_info=True,
         )
+    except UnsupportedModelError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"model folder {path} cannot be loaded ({type(error).__name__}); are config.json, the "
@@ -229,7 +230,7 @@ def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
     if differing or len(shapes[0]) != len(shapes[1]):
         name = differing[0] if differing else "the number of tensors"
         return f"they differ in {name}"
-    heads = [side.model.config.num_attention_heads for side in (one, other)]
+    heads = [text_config(side.model.config).num_attention_heads for side in (one, other)]
     if heads[0] != heads[1]:  # the same shapes cut otherwise: no head means the same in both
         return "they differ in num_attention_heads"
     if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
@@ -256,7 +257,8 @@ def save_checkpoint(
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         checkpoint.model.save_pretrained(staging, safe_serialization=True)
-        for name in TOKENIZER_FILES:
+        vision = family_of(checkpoint.model.config).vision
+        for name in (*TOKENIZER_FILES, *(PROCESSOR_FILES if vision else ())):
             if (checkpoint.path / name).is_file():
                 shutil.copyfile(checkpoint.path / name, staging / name)
         if finish is not None:

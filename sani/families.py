@@ -1,223 +1,365 @@
-"""The one place that knows model families: which tensors a neuron is made of, for each of them.
+"""The one place that knows model families: what their modules are called, and how to call them.
 
-A *neuron* is row j of an MLP block's input projections, with its bias, and column j of its output
-projection. For attention it is a head: its rows of the query projection and its columns of the
-output projection, and the rows of the key and value head it reads once every head that shares
-them is chosen (grouped-query attention).
-
-Tensors are named as in the checkpoint, so what needs no activations needs no model either.
-Adding a family is adding one row to `FAMILIES`; the tests exercise every row.
+Adding a family is adding one row to `FAMILIES`; `sani.layout` and the tests go by the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
 from sani.errors import UnsupportedModelError
-from sani.recipe import Part
+
+Objective = Literal["causal", "masked", "seq2seq"]
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """A block of neurons, named from its layer; a layer has those whose tensors are all there.
+
+    Attributes:
+        inputs: Projections into the neurons; two for a gated MLP. The same name twice means one
+            tensor that stacks both.
+        output: Projection out of them; its input is the neurons' activation.
+
+    ``{}`` stands for the number of an expert. A tensor [experts, out, in] is as many blocks.
+    """
+
+    inputs: tuple[str, ...]
+    output: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What makes the block."""
+        return (*self.inputs, self.output)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A block of heads, named from its layer; a layer has those whose tensors are all there.
+
+    Attributes:
+        query, key, value: Projections of the heads. The same name three times means one tensor
+            that stacks query, key and value in this order.
+        output: Projection out of the heads; its input is the heads' output.
+        interleaved: The stacked tensor goes through the key and value heads: the queries that
+            share one, its key, its value, then the next.
+        positions: Further projections with the heads' rows, where they are there.
+        normalized_together: Queries, and keys, are normalized over all heads of the layer.
+    """
+
+    query: str
+    key: str
+    value: str
+    output: str
+    interleaved: bool = False
+    positions: tuple[str, ...] = ()
+    normalized_together: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What makes the block."""
+        return (self.query, self.key, self.value, self.output)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of layers.
+
+    Attributes:
+        layers: Its name, from the top of the model.
+        norm: Final norm behind it, from the top of the model; empty if there is none.
+        length: Field of the configuration with the number of layers.
+        heads: Field of the configuration with the number of attention heads.
+        in_file: What files call ``layers``, if something else.
+    """
+
+    layers: str
+    norm: str = ""
+    length: str = "num_hidden_layers"
+    heads: str = "num_attention_heads"
+    in_file: str = ""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where the weights of one architecture stand, relative to a layer unless said otherwise.
+    """Where the weights of one architecture stand.
 
     Attributes:
-        layers: Prefix of the layer list, from the top of the checkpoint.
-        norm: Final norm, from the top of the checkpoint.
-        mlp_in: Projections into the MLP's neurons; two for a gated MLP.
-        mlp_out: Projection out of them; its input is the neurons' activation.
-        query, key, value: Projections of the heads. The same name three times means one tensor
-            that stacks query, key and value in this order.
-        attention_out: Projection out of the heads; its input is the heads' output.
+        stacks: Its layers. Encoder before decoder, numbered through, so the last layers are those
+            before the output.
+        mlp, attention: Blocks that its layers may have.
+        objective: What it predicts: the next token, masked tokens, or a second text.
+        head: Modules of a masked language model from hidden states to logits, in order.
         transposed: Weights are [in, out] (``Conv1D``) instead of [out, in] (``Linear``).
+        whole: Matrices of a layer that belong to no neuron.
+        vision: Also reads images; the configuration of its text tower is nested, and only that
+            tower is erased.
+        sdpa: Whether transformers has fused attention for it.
+        branches: Whether it obeys given positions and masks, so that several continuations of one
+            text can be read in one pass. False where attention makes its own (ALiBi, windows).
+        capped: Logits are squeezed by ``final_logit_softcapping``, where the configuration has it.
+        positions_behind_padding: Positions are numbered from behind the padding token's number.
     """
 
-    layers: str
-    norm: str
-    mlp_in: tuple[str, ...]
-    mlp_out: str
-    query: str
-    key: str
-    value: str
-    attention_out: str
+    stacks: tuple[Stack, ...]
+    mlp: tuple[Mlp, ...]
+    attention: tuple[Attention, ...]
+    objective: Objective = "causal"
+    head: tuple[str, ...] = ()
     transposed: bool = False
+    whole: tuple[str, ...] = ()
+    vision: bool = False
+    sdpa: bool = True
+    branches: bool = True
+    capped: bool = False
+    positions_behind_padding: bool = False
 
 
-_LLAMA = Family(
-    layers="model.layers",
-    norm="model.norm",
-    mlp_in=("mlp.gate_proj", "mlp.up_proj"),
-    mlp_out="mlp.down_proj",
-    query="self_attn.q_proj",
-    key="self_attn.k_proj",
-    value="self_attn.v_proj",
-    attention_out="self_attn.o_proj",
+def _separate(pattern: str, query: str, key: str, value: str, output: str) -> Attention:
+    query, key, value, output = map(pattern.format, (query, key, value, output))
+    return Attention(query, key, value, output)
+
+
+def _stacked(name: str, output: str, *, interleaved: bool = False) -> Attention:
+    return Attention(name, name, name, output, interleaved)
+
+
+_GATED = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+_SELF = _separate("self_attn.{}_proj", "q", "k", "v", "o")
+_LLAMA = Family((Stack("model.layers", "model.norm"),), (_GATED,), (_SELF,))
+_BIG_SCIENCE = Family(  # BLOOM, and Falcon after it
+    (Stack("transformer.h", "transformer.ln_f"),),
+    (Mlp(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),),
+    (_stacked("self_attention.query_key_value", "self_attention.dense", interleaved=True),),
+    branches=False,
+)
+_MIXTURE = replace(  # one tensor for all experts in memory, one for each in files
+    _LLAMA,
+    mlp=(
+        Mlp(("mlp.experts.gate_up_proj",) * 2, "mlp.experts.down_proj"),
+        Mlp(("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"), "mlp.experts.{}.down_proj"),
+        Mlp(
+            ("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3"),
+            "block_sparse_moe.experts.{}.w2",
+        ),
+        Mlp(
+            ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+            "mlp.shared_expert.down_proj",
+        ),
+        _GATED,
+    ),
+    whole=("mlp.gate", "block_sparse_moe.gate", "mlp.shared_expert_gate"),
+)
+_BERT = Family(
+    (Stack("bert.encoder.layer"),),
+    (Mlp(("intermediate.dense",), "output.dense"),),
+    (
+        Attention(
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+        ),
+    ),
+    objective="masked",
+    head=("cls",),
+)
+_ROBERTA = replace(
+    _BERT,
+    stacks=(Stack("roberta.encoder.layer"),),
+    head=("lm_head",),
+    positions_behind_padding=True,
+)
+_BART_SELF = _separate("self_attn.{}_proj", "q", "k", "v", "out")
+_T5_MLP = tuple(
+    Mlp(
+        tuple(f"layer.{place}.DenseReluDense.{name}" for name in names),
+        f"layer.{place}.DenseReluDense.wo",
+    )
+    for place in (1, 2)  # behind cross-attention in the decoder
+    for names in (("wi",), ("wi_0", "wi_1"))
 )
 
 FAMILIES: Mapping[str, Family] = {
+    "bart": Family(
+        (
+            Stack("model.encoder.layers", "", "encoder_layers", "encoder_attention_heads"),
+            Stack("model.decoder.layers", "", "decoder_layers", "decoder_attention_heads"),
+        ),
+        (Mlp(("fc1",), "fc2"),),
+        (_BART_SELF, _separate("encoder_attn.{}_proj", "q", "k", "v", "out")),
+        objective="seq2seq",
+    ),
+    "bert": _BERT,
+    "bloom": replace(_BIG_SCIENCE, sdpa=False),
+    "camembert": _ROBERTA,
+    "deberta-v2": replace(
+        _BERT,
+        stacks=(Stack("deberta.encoder.layer"),),
+        attention=(
+            Attention(
+                "attention.self.query_proj",
+                "attention.self.key_proj",
+                "attention.self.value_proj",
+                "attention.output.dense",
+                positions=("attention.self.pos_query_proj", "attention.self.pos_key_proj"),
+            ),
+        ),
+        sdpa=False,
+    ),
+    "distilbert": Family(
+        (Stack("distilbert.transformer.layer"),),
+        (Mlp(("ffn.lin1",), "ffn.lin2"),),
+        (_separate("attention.{}_lin", "q", "k", "v", "out"),),
+        objective="masked",
+        head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
+    ),
+    "electra": replace(
+        _BERT,
+        stacks=(Stack("electra.encoder.layer"),),
+        head=("generator_predictions", "generator_lm_head"),
+    ),
+    "falcon": _BIG_SCIENCE,
+    "gemma2": replace(_LLAMA, sdpa=False, capped=True),
+    "gemma3": replace(
+        _LLAMA,
+        stacks=(
+            Stack(
+                "model.language_model.layers",
+                "model.language_model.norm",
+                in_file="language_model.model.layers",
+            ),
+        ),
+        vision=True,
+    ),
+    "gemma3_text": replace(_LLAMA, capped=True),
     "gpt2": Family(
-        layers="transformer.h",
-        norm="transformer.ln_f",
-        mlp_in=("mlp.c_fc",),
-        mlp_out="mlp.c_proj",
-        query="attn.c_attn",
-        key="attn.c_attn",
-        value="attn.c_attn",
-        attention_out="attn.c_proj",
+        (Stack("transformer.h", "transformer.ln_f"),),
+        (Mlp(("mlp.c_fc",), "mlp.c_proj"),),
+        (_stacked("attn.c_attn", "attn.c_proj"),),
         transposed=True,
+    ),
+    "gpt_neo": Family(
+        (Stack("transformer.h", "transformer.ln_f"),),
+        (Mlp(("mlp.c_fc",), "mlp.c_proj"),),
+        (_separate("attn.attention.{}_proj", "q", "k", "v", "out"),),
+        sdpa=False,
+        branches=False,
+    ),
+    "gpt_neox": Family(
+        (Stack("gpt_neox.layers", "gpt_neox.final_layer_norm"),),
+        (Mlp(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),),
+        (_stacked("attention.query_key_value", "attention.dense", interleaved=True),),
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
+    "mixtral": _MIXTURE,
+    "modernbert": Family(
+        (Stack("model.layers", "model.final_norm"),),
+        (Mlp(("mlp.Wi", "mlp.Wi"), "mlp.Wo"),),
+        (_stacked("attn.Wqkv", "attn.Wo"),),
+        objective="masked",
+        head=("head", "decoder"),
+    ),
+    "olmo2": replace(_LLAMA, attention=(replace(_SELF, normalized_together=True),)),
+    "opt": Family(
+        (Stack("model.decoder.layers", "model.decoder.final_layer_norm"),),
+        (Mlp(("fc1",), "fc2"),),
+        (_BART_SELF,),
+    ),
+    "phi": Family(
+        (Stack("model.layers", "model.final_layernorm"),),
+        (Mlp(("mlp.fc1",), "mlp.fc2"),),
+        (replace(_SELF, output="self_attn.dense"),),
+    ),
+    "phi3": replace(
+        _LLAMA,
+        mlp=(Mlp(("mlp.gate_up_proj",) * 2, "mlp.down_proj"),),
+        attention=(_stacked("self_attn.qkv_proj", "self_attn.o_proj"),),
+    ),
     "qwen2": _LLAMA,
+    "qwen2_moe": _MIXTURE,
     "qwen3": _LLAMA,
+    "qwen3_moe": _MIXTURE,
+    "roberta": _ROBERTA,
+    "t5": Family(
+        (
+            Stack("encoder.block", "encoder.final_layer_norm"),
+            Stack("decoder.block", "decoder.final_layer_norm", "num_decoder_layers"),
+        ),
+        _T5_MLP,
+        (
+            _separate("layer.0.SelfAttention.{}", "q", "k", "v", "o"),
+            _separate("layer.1.EncDecAttention.{}", "q", "k", "v", "o"),
+        ),
+        objective="seq2seq",
+        whole=("layer.0.SelfAttention.relative_attention_bias",),  # all layers read the first's
+    ),
+    "xlm-roberta": _ROBERTA,
 }
 
 
-# Masked language models, which can be audited: the modules from hidden states to logits, in order.
-MASKED: Mapping[str, tuple[str, ...]] = {
-    "bert": ("cls",),
-    "camembert": ("lm_head",),
-    "distilbert": ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
-    "electra": ("generator_predictions", "generator_lm_head"),
-    "modernbert": ("head", "decoder"),
-    "roberta": ("lm_head",),
-    "xlm-roberta": ("lm_head",),
-}
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Part of one tensor: ``index`` [n] along dimension ``dim`` of the tensor ``name``."""
-
-    name: str
-    dim: int
-    index: Tensor
-
-
-class Layout:
-    """Where the neurons of one checkpoint stand: its family's row and its own sizes."""
-
-    def __init__(self, config: Any, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Look up the family and check that its tensors are there.
-
-        Args:
-            config: The checkpoint's `PreTrainedConfig`.
-            shapes: Shape of every tensor of the checkpoint, by name.
-
-        Raises:
-            UnsupportedModelError: If the family is unknown, or the tensors are not its own.
-        """
-        self.family = family_of(config)
-        self.num_layers: int = config.num_hidden_layers
-        self.num_heads: int = config.num_attention_heads
-        self.num_key_value_heads: int = getattr(config, "num_key_value_heads", self.num_heads)
-        self._shapes = shapes
-        for layer in range(self.num_layers):
-            if self._weight(layer, self.family.mlp_out) not in shapes:
-                raise UnsupportedModelError(
-                    f"model_type '{config.model_type}': layer {layer} has no tensor "
-                    f"'{self._weight(layer, self.family.mlp_out)}'; a quantized or modified "
-                    "checkpoint? Give the plain one"
-                )
-
-    def num_neurons(self, part: Part, *, layer: int) -> int:
-        """MLP neurons or attention heads of a layer."""
-        if part == "attention":
-            return self.num_heads
-        shape = self._shapes[self._weight(layer, self.family.mlp_out)]
-        return int(shape[0 if self.family.transposed else 1])
-
-    def output_projection(self, part: Part, *, layer: int) -> str:
-        """Module whose input is the neurons' activation, [..., neurons] or [..., heads * size]."""
-        family = self.family
-        return self._module(layer, family.mlp_out if part == "mlp" else family.attention_out)
-
-    def slices(self, part: Part, *, layer: int, neurons: Iterable[int]) -> list[Slice]:
-        """Every part of every tensor that belongs to these neurons of a layer, each once."""
-        chosen = sorted(set(neurons))
-        if part == "mlp":
-            index = torch.tensor(chosen, dtype=torch.long)
-            found = [
-                piece for name in self.family.mlp_in for piece in self._rows(layer, name, index)
-            ]
-            return [*found, self._columns(layer, self.family.mlp_out, index)]
-        return self._head_slices(layer, chosen)
-
-    def trained_prefixes(self, last_layers: int) -> tuple[str, ...]:
-        """Name prefixes of the last ``last_layers`` layers and of the final norm."""
-        first = max(0, self.num_layers - last_layers)
-        layers = range(first, self.num_layers)
-        return (*(f"{self.family.layers}.{layer}." for layer in layers), f"{self.family.norm}.")
-
-    def _head_slices(self, layer: int, heads: list[int]) -> list[Slice]:
-        family = self.family
-        out_shape = self._shapes[self._weight(layer, family.attention_out)]
-        size = int(out_shape[0 if family.transposed else 1]) // self.num_heads
-        shared = self.num_heads // self.num_key_value_heads
-        groups = [
-            group
-            for group in range(self.num_key_value_heads)
-            if all(head in heads for head in range(group * shared, (group + 1) * shared))
-        ]
-        query, pair = _expand(heads, size), _expand(groups, size)
-        if family.query == family.key:
-            width = self.num_heads * size
-            offsets = (width, width + self.num_key_value_heads * size)
-            stacked = torch.cat([query, *(offset + pair for offset in offsets)])
-            found = self._rows(layer, family.query, stacked)
-        else:
-            found = [
-                *self._rows(layer, family.query, query),
-                *self._rows(layer, family.key, pair),
-                *self._rows(layer, family.value, pair),
-            ]
-        return [*found, self._columns(layer, family.attention_out, query)]
-
-    def _rows(self, layer: int, name: str, index: Tensor) -> list[Slice]:
-        found = [Slice(self._weight(layer, name), 1 if self.family.transposed else 0, index)]
-        bias = self._module(layer, name) + ".bias"
-        return [*found, Slice(bias, 0, index)] if bias in self._shapes else found
-
-    def _columns(self, layer: int, name: str, index: Tensor) -> Slice:
-        return Slice(self._weight(layer, name), 0 if self.family.transposed else 1, index)
-
-    def _module(self, layer: int, name: str) -> str:
-        return f"{self.family.layers}.{layer}.{name}"
-
-    def _weight(self, layer: int, name: str) -> str:
-        return self._module(layer, name) + ".weight"
-
-
-def family_of(config: Any) -> Family:
+def family_of(config: Any, *objectives: Objective) -> Family:
     """The row of a checkpoint's family.
 
+    Args:
+        config: Of the checkpoint.
+        objectives: What the caller can handle; all, if none is given.
+
     Raises:
-        UnsupportedModelError: If there is none; the message lists those there are.
+        UnsupportedModelError: If there is none, with a list of those there are, or the caller
+            cannot handle it.
     """
     model_type = str(getattr(config, "model_type", "unknown"))
-    if is_masked(config):
-        raise UnsupportedModelError(
-            f"model_type '{model_type}' is a masked language model, which can be audited "
-            f"(sani audit), not erased or repaired; for these, one of {', '.join(FAMILIES)}"
-        )
     if model_type not in FAMILIES:
         raise UnsupportedModelError(
             f"model_type '{model_type}' is not supported; supported: "
             f"{', '.join(sorted(FAMILIES))}. A family is one row in sani/families.py"
         )
-    return FAMILIES[model_type]
+    family = FAMILIES[model_type]
+    if family.objective == "masked" and getattr(config, "is_decoder", False):
+        raise UnsupportedModelError(
+            f"model_type '{model_type}' is supported as a masked language model, not as a decoder "
+            "(is_decoder in config.json)"
+        )
+    if objectives and family.objective not in objectives:
+        others = sorted(name for name, row in FAMILIES.items() if row.objective in objectives)
+        raise UnsupportedModelError(
+            f"model_type '{model_type}' is a {family.objective} language model, which can be "
+            f"erased, but this takes a {' or '.join(objectives)} one: {', '.join(others)}"
+        )
+    return family
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that builds and loads checkpoints of this family."""
+    family = family_of(config)
+    names = {
+        "causal": "AutoModelForCausalLM",
+        "masked": "AutoModelForMaskedLM",
+        "seq2seq": "AutoModelForSeq2SeqLM",
+    }
+    name = "AutoModelForImageTextToText" if family.vision else names[family.objective]
+    return getattr(transformers, name)
+
+
+def text_config(config: Any) -> Any:
+    """The sizes of what reads text: all of the model, or a tower of it."""
+    return getattr(config, "text_config", config)
 
 
 def is_masked(config: Any) -> bool:
     """Whether the model predicts masked tokens from both sides, instead of the next one."""
+    family = FAMILIES.get(str(getattr(config, "model_type", "")))
     decoder = getattr(config, "is_decoder", False)
-    return str(getattr(config, "model_type", "")) in MASKED and not decoder
+    return family is not None and family.objective == "masked" and not decoder
 
 
 def hidden_states(
@@ -230,9 +372,12 @@ def hidden_states(
         cache: Takes the keys and values of the inputs, or has those of what stands before them.
             None for a model that is read at once.
         inputs: Of the model.
+
+    Raises:
+        UnsupportedModelError: If the model reads two texts, or is not of a known family.
     """
     cached: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache}
-    if is_masked(model.config):
+    if family_of(model.config, "causal", "masked").objective == "masked":
         cached = {}
     hidden: Tensor = model.base_model(**inputs, **cached).last_hidden_state
     return hidden
@@ -240,15 +385,11 @@ def hidden_states(
 
 def logits(model: Any, hidden: Tensor) -> Tensor:
     """The model's own logits [n, vocab] for chosen hidden states [n, hidden]."""
-    if is_masked(model.config):
-        for name in MASKED[model.config.model_type]:
+    family = family_of(model.config, "causal", "masked")
+    if family.head:
+        for name in family.head:
             hidden = getattr(model, name)(hidden)
         return hidden
     result: Tensor = model.get_output_embeddings()(hidden)
-    return result
-
-
-def _expand(heads: Iterable[int], size: int) -> Tensor:
-    """Rows of these heads, ``size`` each."""
-    starts = torch.tensor(list(heads), dtype=torch.long) * size
-    return (starts[:, None] + torch.arange(size)).flatten()
+    cap = model.config.final_logit_softcapping if family.capped else None
+    return result if cap is None else cap * torch.tanh(result / cap)

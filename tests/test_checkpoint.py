@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BloomConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -34,6 +35,7 @@ from sani.checkpoint import (
 )
 from sani.erasing.erase import fresh_model
 from sani.errors import CheckpointError
+from tests.architectures import tiny_config
 
 WORDS = ["<s>", "</s>", "name", *"abcdefgh"]
 COMMON = {
@@ -186,6 +188,9 @@ def test_half_precision_and_shards_are_read_in_full_precision(tmp_path):
         assert torch.equal(tensor, model.state_dict()[name].float()), name
 
 
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]}
+
+
 @pytest.mark.parametrize(
     ("config", "tokens"),
     [
@@ -196,6 +201,11 @@ def test_half_precision_and_shards_are_read_in_full_precision(tmp_path):
         (MistralConfig(**COMMON, sliding_window=4096), 32),
         (Qwen2Config(**COMMON, sliding_window=8, use_sliding_window=False), 32),
         (Qwen2Config(**COMMON, sliding_window=8, use_sliding_window=True), 8),
+        (tiny_config("phi3"), 64),
+        (tiny_config("phi3", original_max_position_embeddings=16, rope_scaling=LONG), 16),
+        (tiny_config("gemma3", sliding_window=12), 12),  # nested
+        (BloomConfig(vocab_size=16, hidden_size=16, n_layer=1, n_head=2), 2048),  # no end
+        (tiny_config("roberta"), 64 - 1),
     ],
 )
 def test_the_context_ends_where_the_attention_does(config, tokens):

@@ -252,8 +252,7 @@ def audit(
 
 def _check(checkpoint: Checkpoint) -> None:
     """Refuse an unknown family, whose logits may be scaled, and a tokenizer that does not fit."""
-    if not families.is_masked(checkpoint.model.config):
-        families.family_of(checkpoint.model.config)
+    families.family_of(checkpoint.model.config, "causal", "masked")
     tokenizer = checkpoint.tokenizer
     if not tokenizer.is_fast:
         raise AuditError(

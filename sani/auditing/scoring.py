@@ -93,6 +93,29 @@ class Row:
             at = tree.child(at, token, depth=depth)
             tree.reads.append((at, tokens[depth + 1], slots[depth + 1]))
 
+    def without_trees(self) -> list[Row]:
+        """The same reads, with each branch behind a copy of the text before it."""
+        alone: list[Row] = []
+        for tree in self.trees:
+            left: list[list[int]] = [[] for _ in tree.tokens]
+            parent_of: dict[int, int] = {}
+            for depth, (nodes, parents) in enumerate(tree.levels):
+                for node, parent in zip(nodes, parents, strict=True):
+                    before = left[parent] if depth else self.tokens[: parent + 1]
+                    left[node] = [*before, tree.tokens[node]]
+                    if depth:
+                        parent_of[node] = parent
+            row_of: dict[int, Row] = {}
+            for node in reversed(range(len(tree.tokens))):  # nodes stand behind their parents
+                if node not in row_of:
+                    row_of[node] = Row(left[node])
+                    alone.append(row_of[node])
+                if node in parent_of:
+                    row_of.setdefault(parent_of[node], row_of[node])
+            for node, target, slot in tree.reads:
+                row_of[node].reads.append((len(left[node]) - 1, target, slot))
+        return [Row(self.tokens, self.reads), *alone]
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -165,6 +188,8 @@ def score(
         AuditError: If the model gives NaN or infinity.
     """
     result = Scores.empty(num_slots)
+    if not families.family_of(model.config).branches:
+        rows = [plain for row in rows for plain in row.without_trees()]
     batches = token_batches([len(row.tokens) for row in rows], budget=batch_tokens)
     for done, batch in enumerate(batches, start=1):
         _score_batch(model, [rows[index] for index in batch], result, asked)
@@ -274,7 +299,7 @@ def _read(
     where = torch.from_numpy(places).to(hidden.device)
     targets = torch.from_numpy(table[:, 2]).to(hidden.device)
     slots = table[:, 3]
-    chunk = max(1, LOGITS_PER_CHUNK // model.config.vocab_size)
+    chunk = max(1, LOGITS_PER_CHUNK // families.text_config(model.config).vocab_size)
     for first in range(0, len(places), chunk):
         begin, end = np.searchsorted(place_of, [first, first + chunk])
         there = where[first : first + chunk]

@@ -16,6 +16,7 @@ from sani.corpus.documents import Corpus
 from sani.encoding import encode, framing_named
 from sani.erasing.plan import ErasePlan, layout_of, plan_erase
 from sani.errors import SelectionError
+from sani.families import auto_class
 from sani.recipe import EraseSettings
 
 STATISTICS_TOKENS = 2048
@@ -63,7 +64,7 @@ def erase(
         SelectionError: If nothing can be chosen, or the base is missing or does not fit.
 
     Source: SANI, Boutet & Magnana 2025 (2510.21322): a random half of the last layer. Deviations:
-    the paper does not say which matrices nor what value; ours are in `sani.families` and
+    the paper does not say which matrices nor what value; ours are in `sani.layout` and
     `EraseSettings.reset`.
     """
     plan = plan_neurons(checkpoint, settings, corpus=corpus, framing=framing, seed=seed)
@@ -99,14 +100,13 @@ def apply_(
     with torch.no_grad():
         for entry in plan.entries:
             for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
-                if not len(piece.index):  # keys and values of heads that are not all chosen
-                    continue
-                tensor = weights[piece.name]
+                tensor = piece.of(weights[piece.name])
                 index = piece.index.to(tensor.device)
                 if source is None:
                     tensor.index_fill_(piece.dim, index, 0.0)
                 else:
-                    new = source[piece.name].to(tensor).index_select(piece.dim, index)
+                    new = piece.of(source[piece.name]).to(tensor)
+                    new = new.index_select(piece.dim, index)
                     tensor.index_copy_(piece.dim, index, new)
                 row = tensor.numel() // tensor.shape[piece.dim]
                 changed[piece.name] = changed.get(piece.name, 0) + row * len(index)
@@ -138,11 +138,9 @@ def _source(
 
 def fresh_model(config: Any, *, seed: int) -> Any:
     """A model as the architecture initializes it, the same for the same seed."""
-    from transformers import AutoModelForCausalLM
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
+        return auto_class(config).from_config(config).eval()
 
 
 def _statistics_batches(

@@ -13,7 +13,8 @@ from sani.batches import Batch
 from sani.checkpoint import Checkpoint
 from sani.erasing.statistics import activation_means, gradient_means
 from sani.errors import SelectionError
-from sani.families import Layout
+from sani.families import is_masked
+from sani.layout import Layout
 from sani.recipe import (
     ActivationRatioSelector,
     AllSelector,
@@ -196,6 +197,11 @@ def _scores(
         raise SelectionError(
             f"selector '{settings.selector.kind}' looks at activations and needs the corpus; "
             "give --corpus, or choose random or all"
+        )
+    if is_masked(checkpoint.model.config):
+        raise SelectionError(
+            f"selector '{settings.selector.kind}' reads activations where the next token is "
+            "predicted, not those of a masked language model; choose random or all"
         )
     identifier, ordinary = measure(
         checkpoint.model, batches(), {site: layout.output_projection(site[1], layer=site[0])

@@ -24,7 +24,8 @@ from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, encode, framing_named
 from sani.errors import RepairError
-from sani.families import Layout, family_of
+from sani.families import family_of
+from sani.layout import Layout
 from sani.recipe import AnchorObjective, RepairSettings
 from sani.repairing.objective import anchor_states, loss_terms
 
@@ -119,7 +120,7 @@ def train_(
 
     Arguments and errors as for `repair`.
     """
-    family_of(checkpoint.model.config)
+    family_of(checkpoint.model.config, "causal")
     started = time.perf_counter()
     encoded = encode(corpus, checkpoint.tokenizer)
     batches = make_batches(

@@ -1,0 +1,646 @@
+"""Every row of the table, against models: what a neuron is made of is found by trying.
+
+Which rows of a tensor belong to which neuron is not read off the table: each row is changed in
+turn, and the neurons whose activation changes with it are those that read it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
+
+from sani import families
+from sani.auditing.audit import audit
+from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sani.corpus.documents import Corpus, Document, Span
+from sani.erasing.erase import apply_, erase, fresh_model
+from sani.erasing.plan import ErasePlan, PlannedNeurons, layout_of
+from sani.errors import SelectionError, UnsupportedModelError
+from sani.families import FAMILIES
+from sani.layout import Layout
+from sani.recipe import EraseSettings, RepairSettings
+from sani.repairing.repair import repair
+from tests.architectures import ARCHITECTURES, HEADS, tiny_config, tiny_tokenizer
+
+EXACT = {"rtol": 0, "atol": 1e-10}
+SEED = 3
+
+# Where the neurons' activation goes in, by model_type: list of layers, then the modules that take
+# in the activation of MLP neurons and of heads, in the order in which neurons are numbered.
+_LLAMA = (["model.layers"], ["mlp.down_proj"], ["self_attn.o_proj"])
+_BERT = (["bert.encoder.layer"], ["output.dense"], ["attention.output.dense"])
+_ROBERTA = (["roberta.encoder.layer"], *_BERT[1:])
+_BIG = (["transformer.h"], ["mlp.dense_4h_to_h"], ["self_attention.dense"])
+_MIXTURE = (
+    ["model.layers"],
+    ["mlp.experts", "mlp.shared_expert.down_proj", "mlp.down_proj"],
+    ["self_attn.o_proj"],
+)
+OUTPUTS = {
+    "bart": (
+        ["model.encoder.layers", "model.decoder.layers"],
+        ["fc2"],
+        ["self_attn.out_proj", "encoder_attn.out_proj"],
+    ),
+    "bert": _BERT,
+    "bloom": _BIG,
+    "camembert": _ROBERTA,
+    "deberta-v2": (["deberta.encoder.layer"], *_BERT[1:]),
+    "distilbert": (["distilbert.transformer.layer"], ["ffn.lin2"], ["attention.out_lin"]),
+    "electra": (["electra.encoder.layer"], *_BERT[1:]),
+    "falcon": _BIG,
+    "gemma2": _LLAMA,
+    "gemma3": (["model.language_model.layers"], *_LLAMA[1:]),
+    "gemma3_text": _LLAMA,
+    "gpt2": (["transformer.h"], ["mlp.c_proj"], ["attn.c_proj"]),
+    "gpt_neo": (["transformer.h"], ["mlp.c_proj"], ["attn.attention.out_proj"]),
+    "gpt_neox": (["gpt_neox.layers"], ["mlp.dense_4h_to_h"], ["attention.dense"]),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "mixtral": _MIXTURE,
+    "modernbert": (["model.layers"], ["mlp.Wo"], ["attn.Wo"]),
+    "olmo2": _LLAMA,
+    "opt": (["model.decoder.layers"], ["fc2"], ["self_attn.out_proj"]),
+    "phi": (["model.layers"], ["mlp.fc2"], ["self_attn.dense"]),
+    "phi3": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen2_moe": _MIXTURE,
+    "qwen3": _LLAMA,
+    "qwen3_moe": _MIXTURE,
+    "roberta": _ROBERTA,
+    "t5": (
+        ["encoder.block", "decoder.block"],
+        ["layer.1.DenseReluDense.wo", "layer.2.DenseReluDense.wo"],
+        ["layer.0.SelfAttention.o", "layer.1.EncDecAttention.o"],
+    ),
+    "xlm-roberta": _ROBERTA,
+}
+# Shared by all layers of a stack, so it is no head's own.
+NOBODYS = "relative_attention_bias"
+
+Site = tuple[int, str]
+
+
+def random_model(name, *, seed=1, dtype=torch.float64):
+    """A model in which every weight counts: no bias is zero and no norm is one."""
+    config = tiny_config(name)
+    config._experts_implementation = "eager"  # the others have no float64
+    model = fresh_model(config, seed=seed)
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, tensor in model.named_parameters():
+            noise = torch.randn(tensor.shape, generator=chance)
+            norm = tensor.ndim == 1 and "norm" in key.lower()
+            tensor.copy_(1 + 0.1 * noise if norm else 0.4 * noise)
+    return model.to(dtype)
+
+
+def checkpoint(model) -> Checkpoint:
+    return Checkpoint(model, tiny_tokenizer(), Path("nowhere"))
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES))
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return random_model(name)
+
+
+def read(model):
+    """Logits of the model for the same few tokens, [batch, seq, vocab]."""
+    chance = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, 16, (2, 9), generator=chance)
+    inputs = {"input_ids": ids}
+    if families.family_of(model.config).objective == "seq2seq":
+        inputs["decoder_input_ids"] = torch.randint(2, 16, (2, 7), generator=chance)
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def layers_of(model):
+    """Names of all layers, in the order of their numbers."""
+    stacks, _, _ = OUTPUTS[model.config.model_type]
+    return [
+        f"{stack}.{number}" for stack in stacks for number in range(len(model.get_submodule(stack)))
+    ]
+
+
+def blocks_of(model, layer, part):
+    """Modules of a layer that take in activations: (name, first neuron, neurons, channels each)."""
+    _, mlps, attentions = OUTPUTS[model.config.model_type]
+    modules, first = dict(model.named_modules()), 0
+    found = []
+    for output in mlps if part == "mlp" else attentions:
+        name = f"{layers_of(model)[layer]}.{output}"
+        if name not in modules:
+            continue
+        module = modules[name]
+        if output.endswith("experts"):
+            channels = module.down_proj.shape[0] * module.down_proj.shape[2]
+        else:
+            channels = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
+        heads = 2 if ".encoder." in name and model.config.model_type == "bart" else HEADS
+        width = 1 if part == "mlp" else channels // heads
+        found.append((name, first, channels // width, width))
+        first += channels // width
+    return found
+
+
+def num_neurons(model, layer, part):
+    return sum(neurons for _, _, neurons, _ in blocks_of(model, layer, part))
+
+
+def channels_of(model, layer, part, chosen):
+    """The channels of each module that these neurons are."""
+    return {
+        name: [
+            (neuron - first) * width + channel
+            for neuron in chosen
+            if first <= neuron < first + neurons
+            for channel in range(width)
+        ]
+        for name, first, neurons, width in blocks_of(model, layer, part)
+    }
+
+
+def slow_experts(module, hidden, routed, weights, change):
+    """What a module of experts gives, one expert at a time, and its neurons' activations."""
+    pieces, result = [], torch.zeros_like(hidden)
+    for expert in range(module.down_proj.shape[0]):
+        share = (weights * (routed == expert)).sum(dim=-1, keepdim=True)  # [tokens, 1]
+        half = module.gate_up_proj.shape[1] // 2
+        gate = hidden @ module.gate_up_proj[expert, :half].T
+        up = hidden @ module.gate_up_proj[expert, half:].T
+        pieces.append((share != 0) * module.act_fn(gate) * up)
+    active = change(torch.cat(pieces, dim=-1))  # [tokens, experts * neurons]
+    for expert, piece in enumerate(active.chunk(module.down_proj.shape[0], dim=-1)):
+        share = (weights * (routed == expert)).sum(dim=-1, keepdim=True)
+        result += share * (piece @ module.down_proj[expert].T)
+    return result
+
+
+@contextmanager
+def watched(model, silenced=()) -> Iterator[dict[str, torch.Tensor]]:
+    """Activations that go into output projections, in the order they do; some set to zero."""
+    seen: dict[str, torch.Tensor] = {}
+    silent = {}
+    for layer, part, chosen in silenced:
+        silent |= channels_of(model, layer, part, chosen)
+    undo = []
+
+    def changer(name):
+        def change(activation):
+            activation = activation.clone()
+            activation[..., silent.get(name, [])] = 0
+            seen[name] = activation
+            return activation
+
+        return change
+
+    for layer in range(len(layers_of(model))):
+        for part in ("mlp", "attention"):
+            for name, *_ in blocks_of(model, layer, part):
+                module, change = model.get_submodule(name), changer(name)
+                if name.endswith("experts"):
+                    module.forward = lambda *inputs, module=module, change=change: slow_experts(
+                        module, *inputs, change
+                    )
+                    undo.append(lambda module=module: module.__dict__.pop("forward"))
+                else:
+                    handle = module.register_forward_pre_hook(
+                        lambda _, inputs, change=change: (change(inputs[0]), *inputs[1:])
+                    )
+                    undo.append(handle.remove)
+    yield seen
+    for action in undo:
+        action()
+
+
+def plan(model, reset, *entries):
+    planned = tuple(
+        PlannedNeurons(layer, part, tuple(chosen), num_neurons(model, layer, part), None)
+        for layer, part, chosen in entries
+    )
+    return ErasePlan({"kind": "all"}, reset, SEED, planned)
+
+
+def erased(model, reset, *entries, base=None):
+    return apply_(checkpoint(model), plan(model, reset, *entries), base=base)
+
+
+# ---- the table -------------------------------------------------------------------------------
+
+
+def test_every_row_has_a_model_here():
+    assert {name.partition(" ")[0] for name in ARCHITECTURES} == set(OUTPUTS) == set(FAMILIES)
+
+
+def test_the_layout_counts_layers_neurons_and_heads(model):
+    layout = layout_of(checkpoint(model))
+    assert layout.num_layers == len(layers_of(model)) >= 2
+    for layer in range(layout.num_layers):
+        for part in ("mlp", "attention"):
+            blocks = blocks_of(model, layer, part)
+            assert layout.num_neurons(part, layer=layer) == num_neurons(model, layer, part) >= 2
+            if len(blocks) == 1 and not blocks[0][0].endswith("experts"):
+                assert layout.output_projection(part, layer=layer) == blocks[0][0]
+            else:
+                with pytest.raises(UnsupportedModelError, match="blocks"):
+                    layout.output_projection(part, layer=layer)
+
+
+# ---- what a neuron is ------------------------------------------------------------------------
+
+
+PARTS = ("mlp", "attention")
+
+
+def test_watching_changes_nothing(model):
+    """The slow experts are the model's own, and the hooks only look."""
+    before = read(model)
+    with watched(model) as seen:
+        torch.testing.assert_close(read(model), before, **EXACT)
+    sites = [(layer, part) for layer in range(len(layers_of(model))) for part in PARTS]
+    assert sorted(seen) == sorted(
+        name for layer, part in sites for name, *_ in blocks_of(model, layer, part)
+    )
+    torch.testing.assert_close(read(model), before, rtol=0, atol=0)
+
+
+def some(model, layer, part):
+    """The first and the last neuron, and some of every block; of heads, those that share."""
+    total = num_neurons(model, layer, part)
+    if part == "attention":
+        return [0, total - 2, total - 1]
+    return sorted({0, 5, total // 2, total - 9, total - 1})
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_zeroing_neurons_is_silencing_them(name, part):
+    for layer in range(len(layers_of(random_model(name)))):
+        model = random_model(name)
+        chosen = some(model, layer, part)
+        before = read(model)
+        with watched(model, [(layer, part, chosen)]):
+            silenced = read(model)
+        assert (before - silenced).abs().max() > 1e-3  # these neurons do something
+        erased(model, "zero", (layer, part, chosen))
+        torch.testing.assert_close(read(model), silenced, **EXACT)
+
+
+def cut_out(model, layer, part, chosen):
+    """Take the neurons' rows and columns out, so that the tensors are smaller."""
+    weights = dict(model.named_parameters())
+    layout = layout_of(checkpoint(model))
+    for piece in layout.slices(part, layer=layer, neurons=chosen):
+        tensor = weights[piece.name]
+        dim = piece.dim + (piece.expert is not None)
+        if piece.expert:
+            continue  # all experts have lost the same neurons with the first
+        gone = set(piece.index.tolist())
+        kept = [index for index in range(tensor.shape[dim]) if index not in gone]
+        tensor.data = tensor.data.index_select(dim, torch.tensor(kept))
+        module = model.get_submodule(piece.name.rpartition(".")[0])
+        if isinstance(module, Conv1D) and piece.dim == 1:
+            module.nf = len(kept)
+
+
+# Where the heads' number is in more than the layer's own tensors: slopes and position tables for
+# each head, one norm over all heads, sizes that are read off the configuration.
+ENTANGLED = ("bloom", "falcon with ALiBi", "olmo2", "phi3", "t5", "t5 gated")
+
+
+def test_zeroing_neurons_is_cutting_them_out(name, model):
+    layer = len(layers_of(model)) - 1
+    chosen = some(model, layer, "mlp")
+    (first, _, neurons, _), *_ = blocks_of(model, layer, "mlp")
+    if first.endswith("experts"):  # which can only be cut alike
+        size = model.get_submodule(first).down_proj.shape[2]
+        chosen = [number for number in range(neurons) if number % size in (0, 5)]
+    erased(model, "zero", (layer, "mlp", chosen))
+    smaller = random_model(name)
+    cut_out(smaller, layer, "mlp", chosen)
+    torch.testing.assert_close(read(smaller), read(model), **EXACT)
+    assert num_neurons(smaller, layer, "mlp") == num_neurons(model, layer, "mlp") - len(chosen)
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - set(ENTANGLED)))
+def test_zeroing_heads_is_pruning_them(name):
+    model, smaller = random_model(name), random_model(name)
+    layer = len(layers_of(model)) - 1
+    block, first, heads, width = blocks_of(model, layer, "attention")[-1]
+    chosen = [first + heads - 2, first + heads - 1]  # which share a key and a value
+    erased(model, "zero", (layer, "attention", chosen))
+    before = sum(tensor.numel() for tensor in smaller.parameters())
+    cut_out(smaller, layer, "attention", chosen)
+    assert sum(tensor.numel() for tensor in smaller.parameters()) <= before - 4 * width * 16
+    attention = smaller.get_submodule(block.rpartition(".")[0])
+    if "attention.output" in block:  # of DeBERTa, beside the module that has the heads
+        attention = smaller.get_submodule(block.replace("output.dense", "self"))
+    for count in ("num_heads", "num_attention_heads", "num_kv_heads", "split_size"):
+        if hasattr(attention, count):
+            setattr(attention, count, max(1, getattr(attention, count) // 2))
+    torch.testing.assert_close(read(smaller), read(model), **EXACT)
+
+
+# ---- what a reset changes --------------------------------------------------------------------
+
+
+def _first_to_change(seen, before, blocks):
+    """Part and neurons of the first block, in the order of computation, that reads otherwise."""
+    for block in before:
+        change = (seen[block] - before[block]).abs().flatten(0, -2).amax(dim=0)
+        if block in blocks and change.any():
+            part, first, width = blocks[block]
+            own = change.reshape(-1, width).any(dim=1).nonzero().flatten() + first
+            return part, frozenset(own.tolist())
+    return None
+
+
+@cache
+def readers(name):
+    """Which neurons read each row of each matrix of the first and the last layer, found by trying.
+
+    Returns:
+        {(tensor, expert, row): (layer, part, neurons)}
+    """
+    model = random_model(name)
+    found = {}
+    with watched(model) as seen:
+        read(model)
+        before = dict(seen)
+        for layer in (0, len(layers_of(model)) - 1):
+            blocks = {
+                block: (part, first, width)
+                for part in PARTS
+                for block, first, _, width in blocks_of(model, layer, part)
+            }
+            for key, expert, row, numbers in rows_of(model, layer, blocks):
+                kept = numbers.clone()
+                for factor in (1.5, -20.0):  # the second wakes a neuron that never fires
+                    numbers.copy_(factor * kept)
+                    read(model)
+                    numbers.copy_(kept)
+                    own = _first_to_change(seen, before, blocks)
+                    if own is not None:
+                        found[key, expert, row] = (layer, *own)
+                        break
+    return found
+
+
+def rows_of(model, layer, blocks):
+    """(tensor, expert, row, its numbers) of each matrix of a layer but output projections."""
+    for key, tensor in model.named_parameters():
+        module = key.rpartition(".")[0]
+        if not key.startswith(f"{layers_of(model)[layer]}.") or tensor.ndim < 2:
+            continue
+        if NOBODYS in key or key.endswith("experts.down_proj"):
+            continue
+        if module in blocks and not key.endswith("experts.gate_up_proj"):
+            continue
+        for expert, matrix in enumerate(tensor.detach() if tensor.ndim == 3 else [tensor.detach()]):
+            rows = matrix.T if isinstance(model.get_submodule(module), Conv1D) else matrix
+            for row in range(len(rows)):
+                yield key, expert if tensor.ndim == 3 else None, row, rows[row]
+
+
+def expected_masks(name, model, entries):
+    """Where each chosen neuron's numbers stand, one by one."""
+    masks = {key: torch.zeros_like(w, dtype=torch.bool) for key, w in model.named_parameters()}
+    for layer, part, chosen in entries:
+        for block, channels in channels_of(model, layer, part, chosen).items():
+            module = model.get_submodule(block)
+            for channel in channels:
+                if block.endswith("experts"):
+                    expert, neuron = divmod(channel, module.down_proj.shape[2])
+                    masks[f"{block}.down_proj"][expert, :, neuron] = True
+                elif isinstance(module, Conv1D):
+                    masks[f"{block}.weight"][channel, :] = True
+                else:
+                    masks[f"{block}.weight"][:, channel] = True
+        for (key, expert, row), (where, of, neurons) in readers(name).items():
+            if (where, of) != (layer, part) or not neurons <= set(chosen):
+                continue
+            module = model.get_submodule(key.rpartition(".")[0])
+            if expert is not None:
+                masks[key][expert, row, :] = True
+            elif isinstance(module, Conv1D):
+                masks[key][:, row] = True
+            else:
+                masks[key][row, :] = True
+            if getattr(module, "bias", None) is not None:
+                masks[key.replace(".weight", ".bias")][row] = True
+    return masks
+
+
+def mixed(model):
+    """Neurons of two layers; all heads of one, and some of the other, of which two share."""
+    last = len(layers_of(model)) - 1
+    return [
+        (0, "mlp", some(model, 0, "mlp")),
+        (0, "attention", range(num_neurons(model, 0, "attention"))),
+        (last, "mlp", some(model, last, "mlp")),
+        (last, "attention", [1, *some(model, last, "attention")[1:]]),
+    ]
+
+
+@pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
+def test_exactly_the_planned_numbers_change(name, model, reset):
+    base = random_model(name, seed=2)
+    before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
+    masks = expected_masks(name, model, mixed(model))
+    fresh = dict(fresh_model(model.config, seed=SEED).named_parameters())
+    theirs = dict(base.named_parameters())
+    result = erased(model, reset, *mixed(model), base=checkpoint(base))
+    after = dict(model.named_parameters())
+    for key, mask in masks.items():
+        assert torch.equal(after[key] != before[key], mask), key
+        new = {"zero": torch.zeros_like(before[key]), "reinit": fresh[key], "rewind": theirs[key]}
+        assert torch.equal(after[key][mask], new[reset][mask].to(after[key].dtype)), key
+    assert result.changed_tensors == tuple(sorted(k for k, mask in masks.items() if mask.any()))
+    assert result.changed_parameters == sum(int(mask.sum()) for mask in masks.values())
+
+
+def test_every_matrix_of_a_layer_belongs_to_neurons_or_is_named_as_an_exception(name, model):
+    everything = [
+        (layer, part, range(num_neurons(model, layer, part)))
+        for layer in range(len(layers_of(model)))
+        for part in PARTS
+    ]
+    before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
+    erased(model, "zero", *everything)
+    prefixes = tuple(f"{layer}." for layer in layers_of(model))
+    left = {
+        key.removeprefix(prefix)
+        for prefix in prefixes
+        for key, tensor in model.named_parameters()
+        if key.startswith(prefix) and tensor.ndim > 1 and not (tensor == 0).all()
+    }
+    assert left <= {
+        "layer.0.SelfAttention.relative_attention_bias.weight",
+        "mlp.gate.weight",
+        "mlp.shared_expert_gate.weight",
+    }
+    assert any((before[key] != tensor).any() for key, tensor in model.named_parameters())
+
+
+# ---- what the model's file calls it ----------------------------------------------------------
+
+
+def pieces(layout, entries):
+    return [
+        piece
+        for layer, part, chosen in entries
+        for piece in layout.slices(part, layer=layer, neurons=chosen)
+    ]
+
+
+def test_erasing_in_the_file_by_its_own_names_is_erasing_in_the_model(name, tmp_path):
+    model = random_model(name, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "sick")
+    tensors = load_file(tmp_path / "sick" / "model.safetensors")
+    layout = Layout(model.config, {key: tuple(w.shape) for key, w in tensors.items()})
+    for piece in pieces(layout, mixed(model)):
+        piece.of(tensors[piece.name]).index_fill_(piece.dim, piece.index, 0.0)
+    erased(model, "zero", *mixed(model))
+    model.save_pretrained(tmp_path / "erased")
+    expected = load_file(tmp_path / "erased" / "model.safetensors")
+    assert set(tensors) == set(expected)
+    assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+
+
+def test_a_file_of_a_model_without_its_head_is_understood(name, model):
+    whole = layout_of(checkpoint(model))
+    base = model.base_model
+    layout = Layout(model.config, {key: tuple(w.shape) for key, w in base.state_dict().items()})
+    assert layout.num_layers == whole.num_layers
+    weights, bare = dict(model.named_parameters()), dict(base.named_parameters())
+    both = zip(pieces(whole, mixed(model)), pieces(layout, mixed(model)), strict=True)
+    for mine, theirs in both:
+        assert weights[mine.name] is bare[theirs.name]
+        assert torch.equal(mine.index, theirs.index)
+
+
+def test_a_saved_checkpoint_is_loaded_with_the_same_weights_and_logits(name, tmp_path):
+    model = random_model(name, dtype=torch.float32)
+    sick = checkpoint(model)
+    sick.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    sick.path = tmp_path / "tokenizer"
+    (sick.path / "preprocessor_config.json").write_text("{}")
+    save_checkpoint(sick, tmp_path / "model")
+    reads_images = families.family_of(model.config).vision
+    assert (tmp_path / "model" / "preprocessor_config.json").exists() == reads_images
+    loaded = load_checkpoint(tmp_path / "model")
+    assert type(loaded.model) is type(model)
+    torch.testing.assert_close(read(loaded.model), read(model), rtol=1e-5, atol=1e-5)
+    assert loaded.weights_digest() == sick.weights_digest()
+    assert loaded.context_tokens > 32
+
+
+# ---- what is read off a model ----------------------------------------------------------------
+
+
+def test_hidden_states_and_logits_are_the_models_own(name):
+    model = random_model(name, dtype=torch.float32)
+    ids = torch.randint(2, 16, (2, 9), generator=torch.Generator().manual_seed(0))
+    if families.family_of(model.config).objective == "seq2seq":
+        with pytest.raises(UnsupportedModelError, match="is a seq2seq language model, which can"):
+            families.hidden_states(model, input_ids=ids)
+        return
+    with torch.no_grad():
+        hidden = families.hidden_states(model, input_ids=ids)
+        found = families.logits(model, hidden[:, 3])
+    expected = read(model)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected[:, 3], rtol=1e-5, atol=1e-5)
+
+
+# ---- what is refused -------------------------------------------------------------------------
+
+
+def test_an_unknown_family_is_refused_with_the_list_of_known_ones():
+    config = AutoConfig.for_model("albert")
+    with pytest.raises(UnsupportedModelError) as caught:
+        Layout(config, {})
+    assert str(caught.value) == (
+        f"model_type 'albert' is not supported; supported: {', '.join(sorted(FAMILIES))}. A family "
+        "is one row in sani/families.py"
+    )
+
+
+def test_an_encoder_turned_decoder_is_refused():
+    config = AutoConfig.for_model("bert", is_decoder=True)
+    with pytest.raises(UnsupportedModelError, match="as a masked language model, not as a decoder"):
+        families.family_of(config)
+
+
+def test_two_texts_are_erased_but_not_audited_or_repaired():
+    sick = checkpoint(random_model("t5", dtype=torch.float32))
+    corpus = Corpus([Document("1", "1", "a b c", (Span(2, 3, "NAME"),))])
+    message = "'t5' is a seq2seq language model, which can be erased, but this takes a causal"
+    with pytest.raises(UnsupportedModelError, match=message):
+        audit(sick, corpus)
+    with pytest.raises(UnsupportedModelError, match=message):
+        repair(sick, corpus, RepairSettings(at_identifiers={"kind": "mask"}))
+    chosen = erase(sick, EraseSettings(last_layers=1)).plan
+    assert [(entry.layer, entry.part, entry.of) for entry in chosen.entries] == [
+        (3, "mlp", 20),  # the decoder's last
+        (3, "attention", 8),  # self- and cross-attention
+    ]
+    selector = {"kind": "activation_ratio", "fraction": 0.5}
+    with pytest.raises(UnsupportedModelError, match="choose a selector that needs none"):
+        erase(sick, EraseSettings(last_layers=1, selector=selector), corpus=corpus)
+
+
+def test_activations_of_masked_models_are_not_read_as_those_of_causal_ones():
+    selector = {"kind": "activation_ratio", "fraction": 0.5}
+    corpus = Corpus([Document("1", "1", "a b c", (Span(2, 3, "NAME"),))])
+    settings = EraseSettings(last_layers=1, selector=selector)
+    erase(checkpoint(random_model("llama", dtype=torch.float32)), settings, corpus=corpus)
+    with pytest.raises(SelectionError, match="not those of a masked language model"):
+        erase(checkpoint(random_model("bert", dtype=torch.float32)), settings, corpus=corpus)
+
+
+def test_the_trained_part_of_every_family_is_there(model):
+    names = [key for key, _ in model.named_parameters()]
+    for prefix in layout_of(checkpoint(model)).trained_prefixes(1):
+        assert any(key.startswith(prefix) for key in names)
+    assert layout_of(checkpoint(model)).trained_prefixes(1)[0] == f"{layers_of(model)[-1]}."
+
+
+def shapes_of(model):
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+
+
+def test_a_layer_without_its_tensors_or_with_others_is_refused(name, model):
+    shapes, layer = shapes_of(model), layers_of(model)[-1]
+    Layout(model.config, shapes)  # whole, it is taken
+    for key, shape in shapes.items():
+        if (
+            key.startswith(f"{layer}.")
+            and len(shape) > 1
+            and not any(word in key for word in ("gate.weight", "pos_", NOBODYS))
+        ):
+            lacking = {other: size for other, size in shapes.items() if other != key}
+            with pytest.raises(UnsupportedModelError, match="a quantized or modified checkpoint"):
+                Layout(model.config, lacking)
+    with pytest.raises(UnsupportedModelError, match="belongs to no neuron known to sani"):
+        Layout(model.config, {**shapes, f"{layer}.adapter.weight": (4, 16)})
+
+
+def test_heads_that_do_not_fit_the_tensors_are_refused(model):
+    config = model.config
+    sizes = families.text_config(config)
+    for stack in families.family_of(config).stacks:
+        setattr(sizes, stack.heads, 5)
+    with pytest.raises(UnsupportedModelError, match="does not divide into 5 heads"):
+        Layout(config, shapes_of(model))
