@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sani import families
-from sani.erasing.statistics import Means, Site, frozen, recorded
+from sani.erasing.statistics import Means, Site, frozen, precise, recorded
 from sani.erasing.texts import Question
 from sani.errors import SelectionError
 from sani.recipe import PARTS
@@ -68,7 +68,7 @@ def attributions(
                 hidden = families.hidden_states(
                     model, input_ids=ids.expand(steps, -1), cache=_before_last(text, rows=steps)
                 )
-                chances = families.logits(model, hidden[:, place]).float().softmax(-1)
+                chances = precise(families.logits(model, hidden[:, place])).softmax(-1)
             (slope,) = torch.autograd.grad(chances[:, question.target].sum(), path)
             attribution = activation.double() * slope.double().mean(0)
             found[site] = attribution.reshape(sizes[site], -1).sum(-1).cpu()

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from sani import families
 from sani.batches import Batch
-from sani.erasing.statistics import Means, Site, frozen
+from sani.erasing.statistics import Means, Site, frozen, precise
 from sani.errors import SelectionError
 from sani.recipe import HardConcreteSelector
 from sani.runtime import generator
@@ -109,7 +109,8 @@ def report(
 
     Closing them all raises each label's loss. That rise is divided between them by integrated
     gradients along the straight path from open masks to the learned ones, so that the shares sum
-    to it. A neuron is specific to a label if most of its rises over all labels is that label's.
+    to it. A neuron is specific to a label if more than half of its rises, in nats per token of each
+    label, is that label's.
     Takes `PATH_STEPS` passes over the documents of each label.
 
     Args:
@@ -122,7 +123,8 @@ def report(
     Returns:
         Plain data: ``layers``, a row for each site with the number closed, of how many, and how
         many of these are specific to each label; ``labels``, the rise of each label's loss in nats
-        per token; ``neurons``, each closed one with its label (or null) and that label's share.
+        per token; ``neurons``, each closed one with the label that it raises most (null if none)
+        and that label's share.
     """
     masks = {site: mask(score) for site, score in scores.items()}
     rises = {}
@@ -132,21 +134,26 @@ def report(
     layers, neurons = [], []
     for site, values in masks.items():
         closed = (values < CLOSED).nonzero().flatten().tolist()
-        of_label: dict[str, int] = {}
+        specific: dict[str, int] = {}
         for neuron in closed:
             parts = {label: max(0.0, float(found[site][neuron])) for label, found in rises.items()}
-            share, most = max((part, label) for label, part in parts.items())
+            share, label = max((part, label) for label, part in parts.items())
             share = share / sum(parts.values()) if share else 0.0
-            label: str | None = most if share > 0.5 else None
-            if label is not None:
-                of_label[label] = of_label.get(label, 0) + 1
+            if share > 0.5:
+                specific[label] = specific.get(label, 0) + 1
             neurons.append(
-                {"layer": site[0], "part": site[1], "neuron": neuron,
-                 "mask": float(values[neuron]), "label": label, "share": share}
-            )  # fmt: skip
+                {
+                    "layer": site[0],
+                    "part": site[1],
+                    "neuron": neuron,
+                    "mask": float(values[neuron]),
+                    "label": label if share else None,
+                    "share": share,
+                }
+            )
         layers.append(
             {"layer": site[0], "part": site[1], "closed": len(closed), "of": len(values),
-             "labels": of_label}
+             "specific": specific}
         )  # fmt: skip
     totals = {
         label: sum(float(values.sum()) for values in found.values())
@@ -205,7 +212,7 @@ def _objective(model: Any, batch: Batch, settings: HardConcreteSelector) -> Tens
 
 def _losses(model: Any, hidden: Tensor, batch: Batch, where: Tensor) -> Tensor:
     """Cross-entropy in nats of every token of one sort, [tokens]."""
-    scores = families.logits(model, hidden[where.to(hidden.device)]).float()
+    scores = precise(families.logits(model, hidden[where.to(hidden.device)]))
     return functional.cross_entropy(
         scores, batch.targets[where].to(scores.device), reduction="none"
     )

@@ -132,10 +132,7 @@ def fisher_diagonals(
     """
     weights = dict(model.named_parameters())
     tensors = [weights[name] for name in names]
-    sums = [
-        [torch.zeros_like(t, dtype=torch.promote_types(t.dtype, torch.float32)) for t in tensors]
-        for _ in range(2)
-    ]
+    sums = [[torch.zeros_like(precise(tensor)) for tensor in tensors] for _ in range(2)]
     counts = [0, 0]
     with torch.enable_grad():
         for ids, targets, *sorts in _rows(batches):
@@ -144,7 +141,7 @@ def fisher_diagonals(
                 if not where.any():
                     continue
                 scores = families.logits(model, hidden[where.to(model.device)])
-                loss = functional.cross_entropy(scores.float(), targets[where].to(model.device))
+                loss = functional.cross_entropy(precise(scores), targets[where].to(model.device))
                 found = torch.autograd.grad(
                     loss, tensors, retain_graph=sort == 0, materialize_grads=True
                 )
@@ -283,6 +280,11 @@ def recorded(model: Any, modules: Mapping[Site, str]) -> Iterator[dict[Site, Ten
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in its own type where that is better."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @contextmanager
