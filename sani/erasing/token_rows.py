@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sani.checkpoint import Checkpoint
@@ -20,7 +20,7 @@ class TokenRows:
         tied: Embedding and head are one tensor.
     """
 
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = field(repr=False)
     of: int
     tensors: tuple[str, ...]
     tied: bool
