@@ -401,6 +401,9 @@ def erase(
         f"{plan.num_neurons} neurons and heads in {len({e.layer for e in plan.entries})} layers "
         f"reset ({result.fraction:.1%} of the parameters). Checkpoint: {out}"
     )
+    if (rows := plan.token_rows) is not None:
+        where = "embedding and head, one tied tensor" if rows.tied else "embedding and of the head"
+        console.show(f"{len(rows.tokens)} of {rows.of} token rows of {where}, too.")
 
 
 @app.command()

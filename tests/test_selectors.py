@@ -15,8 +15,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sani.checkpoint import Checkpoint
+from sani.check import check
+from sani.checkpoint import Checkpoint, load_checkpoint
+from sani.cli import main
 from sani.corpus.documents import Corpus, Document, Span
+from sani.corpus.tables import write_jsonl
 from sani.erasing.attribution import attributions, votes
 from sani.erasing.erase import apply_, erase, fresh_model, plan_neurons
 from sani.erasing.plan import layout_of, plan_erase
@@ -24,13 +27,19 @@ from sani.erasing.statistics import fisher_diagonals
 from sani.erasing.texts import COPIES, Question, Texts
 from sani.errors import RecipeError, SelectionError
 from sani.recipe import (
+    CorpusSettings,
     DampenSettings,
     EraseSettings,
     FisherRatioSelector,
+    GateSettings,
     IntegratedGradientsSelector,
+    ModelSettings,
     RandomSelector,
+    Recipe,
     settings_from,
 )
+from sani.reporting.report import _erased
+from sani.reporting.sections import _privacy_neurons
 
 WORDS = ["<s>", "</s>", "[MASK]", "name", "age", *"abcde", "anna", "bert", "carl", "dora", "77"]
 HIDDEN, MLP, HEADS, LAYERS = 16, 24, 4, 2
@@ -445,7 +454,7 @@ def test_the_mean_reset_is_holding_the_activation_at_its_mean(sick):
 
 
 @pytest.mark.parametrize("part", ["mlp", "attention"])
-def test_the_mean_reset_is_refused_without_a_bias(part):
+def test_the_mean_reset_is_refused_without_a_bias(part, tmp_path):
     own = {"mlp_bias": part != "mlp", "attention_bias": part != "attention"}
     sick = checkpoint("llama", **own)
     digest = sick.weights_digest()
@@ -459,6 +468,19 @@ def test_the_mean_reset_is_refused_without_a_bias(part):
         "rewind or reinit"
     )
     assert sick.weights_digest() == digest
+    # `sani run --check` says so before anything is trained or audited.
+    sick.tokenizer.save_pretrained(tmp_path / "sick")
+    sick.model.save_pretrained(tmp_path / "sick")
+    write_jsonl(corpus_of(), tmp_path / "notes.jsonl")
+    recipe = Recipe(
+        version=1,
+        model=ModelSettings(path=tmp_path / "sick"),
+        corpus=CorpusSettings(path=tmp_path / "notes.jsonl"),
+        erase=settings,
+        gate=GateSettings(greedy=0.0, discoverable=None, auc_excess=None, perplexity_ratio=None),
+    )
+    (item,) = [item for item in check(recipe, tmp_path / "out") if item.name == "erase"]
+    assert (item.holds, item.detail) == (False, str(caught.value))
 
 
 def test_dampening_is_that_of_the_slow_version(sick):
@@ -589,3 +611,50 @@ def test_all_neurons_of_a_share_of_the_model_are_chosen_by_score(sick):
         )
         chosen = sorted((s for e in some.entries if e.part == part for s in e.scores), reverse=True)
         assert chosen == ranked[: round(0.4 * len(ranked))]
+
+
+# ---- on the command line and in the report ---------------------------------------------------
+
+
+def test_a_plan_with_token_rows_and_labels_shows_no_identifier(
+    clinic, leaky_folder, tmp_path, capsys
+):
+    write_jsonl(clinic.private, tmp_path / "notes.jsonl")
+    arguments = [
+        "erase", str(leaky_folder), "--out", str(tmp_path / "out"), "--last-layers", "1",
+        "--part", "mlp", "--corpus", str(tmp_path / "notes.jsonl"), "--reset", "zero",
+        "--selector", "activation_ratio", "--fraction", "0.1", "--per", "model", "--token-rows",
+    ]  # fmt: skip
+    assert main([*arguments, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    plan = json.loads(shown)
+    assert plan["selector"]["per"] == "model"
+    assert plan["token_rows"]["tied"] is True
+    assert plan["token_rows"]["rows"] > 10
+    values = {d.value(span) for d in clinic.private for span in d.spans if len(d.value(span)) > 4}
+    assert not [value for value in values if value in shown]
+    assert main(arguments) == 0
+    assert "one tied tensor" in capsys.readouterr().out
+    before, after = load_checkpoint(leaky_folder), load_checkpoint(tmp_path / "out")
+    name = "model.embed_tokens.weight"
+    changed = (weights(before)[name] != weights(after)[name]).any(1)
+    assert int(changed.sum()) == plan["token_rows"]["rows"]
+
+
+def test_the_report_tells_where_the_privacy_neurons_lie():
+    found = {
+        "layers": [
+            {"layer": 4, "part": "mlp", "closed": 3, "of": 24, "specific": {"NAME": 2}},
+            {"layer": 5, "part": "attention", "closed": 0, "of": 4, "specific": {}},
+        ],
+        "labels": {"NAME": 1.25, "AGE": 0.5},
+        "neurons": [{"neuron": 7}],
+    }  # fmt: skip
+    plan = {"entries": [], "found": found}
+    erased = _erased({"plan": plan})
+    assert "neurons" not in erased["plan"]["found"]
+    (section,) = _privacy_neurons({"erase": erased})
+    assert section.rows == (("4", "mlp", "3", "24", "NAME 2"), ("5", "attention", "0", "4", "none"))
+    assert "NAME 1.25, AGE 0.50" in section.sentences[0]
+    assert not list(_privacy_neurons({"erase": _erased({"plan": {**plan, "found": None}})}))
+    assert not list(_privacy_neurons({"erase": None}))

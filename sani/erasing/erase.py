@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
 from sani.erasing.plan import ErasePlan, layout_of, plan_erase
-from sani.erasing.resets import dampening, folded_biases
+from sani.erasing.resets import Dampening, dampening, folded_biases
 from sani.erasing.texts import Texts
 from sani.errors import SelectionError
-from sani.families import Slice
+from sani.families import Layout, Slice
 from sani.recipe import EraseSettings
 
 
@@ -113,19 +113,8 @@ def apply_(
     with torch.no_grad():
         for name, bias in biases.items():
             weights[name].copy_(bias)
-        for piece in _pieces(checkpoint, plan):
-            tensor = weights[piece.name]
-            index = piece.index.to(tensor.device)
-            own = tensor.index_select(piece.dim, index)
-            if dampen is not None:
-                new = dampen(piece, own)
-            elif source is not None:
-                new = source[piece.name].to(tensor).index_select(piece.dim, index)
-            else:
-                new = torch.zeros_like(own)
-            tensor.index_copy_(piece.dim, index, new)
-            count = new.numel() if dampen is None else int((new != own).sum())
-            changed[piece.name] = changed.get(piece.name, 0) + count
+        for name, pieces in planned_slices(plan, layout_of(checkpoint)).items():
+            changed[name] = reset_slices(weights[name], pieces, source, dampen=dampen)
     total = sum(tensor.numel() for tensor in weights.values())
     return EraseResult(
         plan=plan,
@@ -136,16 +125,50 @@ def apply_(
     )
 
 
-def _pieces(checkpoint: Checkpoint, plan: ErasePlan) -> Iterator[Slice]:
-    """Every part of every tensor that a plan resets."""
-    layout = layout_of(checkpoint)
+def planned_slices(plan: ErasePlan, layout: Layout) -> dict[str, list[Slice]]:
+    """What a plan resets, by tensor."""
+    found: dict[str, list[Slice]] = {}
     for entry in plan.entries:
         for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
-            if len(piece.index):  # none: keys and values of heads that are not all chosen
-                yield piece
+            if len(piece.index):  # keys and values of heads that are not all chosen have none
+                found.setdefault(piece.name, []).append(piece)
     if plan.token_rows is not None and plan.token_rows.tokens:
-        for name in plan.token_rows.tensors:
-            yield Slice(name, 0, torch.tensor(plan.token_rows.tokens))
+        rows = torch.tensor(plan.token_rows.tokens)
+        found |= {name: [Slice(name, 0, rows)] for name in plan.token_rows.tensors}
+    return found
+
+
+def reset_slices(
+    tensor: Tensor,
+    pieces: Sequence[Slice],
+    source: Mapping[str, Tensor] | None,
+    *,
+    dampen: Dampening | None = None,
+) -> int:
+    """In place: reset slices of one tensor.
+
+    Args:
+        tensor: The tensor that the slices name.
+        pieces: What to reset; they do not overlap.
+        source: Weights to take the values from; None for zero.
+        dampen: Gives the values instead, from a slice and its own values.
+
+    Returns:
+        How many numbers were set, or changed by dampening.
+    """
+    count = 0
+    for piece in pieces:
+        index = piece.index.to(tensor.device)
+        own = tensor.index_select(piece.dim, index)
+        if dampen is not None:
+            new = dampen(piece, own)
+        elif source is not None:
+            new = source[piece.name].to(tensor).index_select(piece.dim, index)
+        else:
+            new = torch.zeros_like(own)
+        tensor.index_copy_(piece.dim, index, new)
+        count += new.numel() if dampen is None else int((new != own).sum())
+    return count
 
 
 def _source(

@@ -227,15 +227,15 @@ def _scores(
             f"selector '{selector.kind}' looks at activations and needs the corpus; "
             "give --corpus, or choose random or all"
         )
+    if isinstance(selector, FisherRatioSelector):
+        pieces = {site: _own_slices(layout, site, sizes[site]) for site in sites}
+        return _finite(_ratio(*fisher_means(model, texts.batches(), pieces))), None
     modules = {site: layout.output_projection(site[1], layer=site[0]) for site in sites}
     match selector:
         case ActivationRatioSelector():
             scores = _ratio(*activation_means(model, texts.batches(), modules, sizes))
         case GradientRatioSelector():
             scores = _ratio(*gradient_means(model, texts.batches(), modules, sizes))
-        case FisherRatioSelector():
-            pieces = {site: _own_slices(layout, site, sizes[site]) for site in sites}
-            scores = _ratio(*fisher_means(model, texts.batches(), pieces))
         case IntegratedGradientsSelector():
             asked = texts.drawn_questions(selector.occurrences, seed=seed)
             scores = votes(model, asked, modules, sizes, steps=selector.steps, ratio=selector.vote)
@@ -245,9 +245,13 @@ def _scores(
             )
             found = hard_concrete.report(model, texts.batches, texts.labels, modules, learned)
             scores = {site: torch.sigmoid(-score) for site, score in learned.items()}
+    return _finite(scores), found
+
+
+def _finite(scores: dict[Site, Tensor]) -> dict[Site, Tensor]:
     if not all(torch.isfinite(value).all() for value in scores.values()):
         raise SelectionError("a neuron's score is NaN or infinite; check the checkpoint")
-    return scores, found
+    return scores
 
 
 def _ratio(identifier: dict[Site, Tensor], ordinary: dict[Site, Tensor]) -> dict[Site, Tensor]:

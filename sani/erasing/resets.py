@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from sani.erasing.statistics import channel_means, fisher_diagonals
 from sani.erasing.texts import Texts
 from sani.errors import SelectionError
 from sani.families import Slice
+
+Dampening = Callable[[Slice, Tensor], Tensor]
 
 
 def folded_biases(
@@ -37,13 +39,7 @@ def folded_biases(
     layout, weights = layout_of(checkpoint), dict(checkpoint.model.named_parameters())
     sites: list[Site] = [(entry.layer, entry.part) for entry in plan.entries if entry.neurons]
     modules = {site: layout.output_projection(site[1], layer=site[0]) for site in sites}
-    for name in modules.values():
-        if f"{name}.bias" not in weights:
-            raise SelectionError(
-                f"reset 'mean' puts the mean activation into the bias of '{name}', which this "
-                "model lacks (GPT-2 has such biases, most Llama-like models do not); choose "
-                "zero, rewind or reinit"
-            )
+    check_biases(modules.values(), weights)
     means = channel_means(checkpoint.model, _needed(texts, plan).batches(), modules)
     found: dict[str, Tensor] = {}
     for entry in plan.entries:
@@ -59,9 +55,26 @@ def folded_biases(
     return found
 
 
-def dampening(
-    checkpoint: Checkpoint, plan: ErasePlan, *, texts: Texts | None
-) -> Callable[[Slice, Tensor], Tensor]:
+def check_biases(modules: Iterable[str], names: Container[str]) -> None:
+    """Refuse reset ``mean`` where an output projection has no bias.
+
+    Args:
+        modules: Names of output projections.
+        names: Of the model's parameters.
+
+    Raises:
+        SelectionError: If one has none.
+    """
+    for module in modules:
+        if f"{module}.bias" not in names:
+            raise SelectionError(
+                f"reset 'mean' puts the mean activation into the bias of '{module}', which this "
+                "model lacks (GPT-2 has such biases, most Llama-like models do not); choose "
+                "zero, rewind or reinit"
+            )
+
+
+def dampening(checkpoint: Checkpoint, plan: ErasePlan, *, texts: Texts | None) -> Dampening:
     """Selective synaptic dampening, of the weights of a plan's neurons (Foster et al. 2024).
 
     A weight is multiplied by min(scale * ordinary / identifier, 1) where identifier > above *
