@@ -12,6 +12,7 @@ from typing import Any
 from sani.checkpoint import check_folder
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
+from sani.erasing.resets import check_biases
 from sani.errors import SaniError, SelectionError
 from sani.layout import Layout
 from sani.pipeline import check_base, read_documents
@@ -117,7 +118,7 @@ def _base(path: Path, base: Path) -> str:
 
 
 def _erase(recipe: Recipe) -> str:
-    layout, _ = _layout(recipe.model.path)
+    layout, shapes = _layout(recipe.model.path)
     settings = recipe.erase
     if settings is None:
         return "none"
@@ -128,7 +129,10 @@ def _erase(recipe: Recipe) -> str:
         raise SelectionError(
             f"the recipe names a layer the model lacks; it has {layout.num_layers}"
         )
-    sizes = [layout.num_neurons(part, layer=layer) for layer in layers for part in settings.parts]
+    sites = [(layer, part) for layer in layers for part in settings.parts]
+    if settings.reset == "mean":
+        check_biases((layout.output_projection(part, layer=layer) for layer, part in sites), shapes)
+    sizes = [layout.num_neurons(part, layer=layer) for layer, part in sites]
     selector = settings.selector
     fraction = 1.0 if isinstance(selector, AllSelector) else selector.fraction
     chosen = sum(round(fraction * size) for size in sizes)

@@ -331,18 +331,33 @@ def erase(
         list[int] | None, typer.Option(min=0, help="Or this layer, from 0; may be repeated.")
     ] = None,
     selector: Annotated[
-        str, typer.Option(help="all, random, activation_ratio or gradient_ratio.")
+        str,
+        typer.Option(
+            help="all, random, activation_ratio, gradient_ratio, fisher_ratio, "
+            "integrated_gradients or hard_concrete."
+        ),
     ] = "all",
     fraction: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Share of each layer's neurons.")
+        float | None, typer.Option(min=0.0, max=1.0, help="Share of the neurons.")
+    ] = None,
+    per: Annotated[
+        str | None, typer.Option(help="Of each layer, or of the whole model; layer if absent.")
     ] = None,
     part: Annotated[
         list[str] | None, typer.Option(help="mlp or attention; may be repeated; both if absent.")
     ] = None,
-    reset: Annotated[str, typer.Option(help="reinit, zero or rewind (to the base).")] = "reinit",
+    reset: Annotated[
+        str, typer.Option(help="reinit, zero, rewind (to the base), mean or dampen.")
+    ] = "reinit",
+    token_rows: Annotated[
+        bool, typer.Option("--token-rows", help="Also rows of tokens that only identifiers have.")
+    ] = False,
     base: Base = None,
     corpus: Annotated[
-        Path | None, typer.Option(help="Documents with spans, for the ratio selectors.")
+        Path | None,
+        typer.Option(
+            help="Documents with spans; only all and random with zero, reinit and rewind need none."
+        ),
     ] = None,
     framing: Framing = "auto",
     seed: Seed = 0,
@@ -360,7 +375,9 @@ def erase(
     rule: dict[str, Any] = {"kind": selector}
     if fraction is not None:
         rule["fraction"] = fraction
-    chosen: dict[str, Any] = {"selector": rule, "reset": reset}
+    if per is not None:
+        rule["per"] = per
+    chosen: dict[str, Any] = {"selector": rule, "reset": reset, "token_rows": token_rows}
     if layer:
         chosen["layers"] = layer
     if last_layers is not None or not layer:
@@ -370,22 +387,26 @@ def erase(
     settings = _settings("EraseSettings", **chosen)
     _check_new(out, model, dry_run=dry_run)
     checkpoint = load_checkpoint(model)
-    plan = plan_neurons(
-        checkpoint,
-        settings,
-        corpus=read_corpus(corpus) if corpus else None,
-        framing=framing,
-        seed=seed,
-    )
+    documents = read_corpus(corpus) if corpus else None
+    plan = plan_neurons(checkpoint, settings, corpus=documents, framing=framing, seed=seed)
     if dry_run:
         console.show_json(plan.to_json())
         return
-    result = apply_(checkpoint, plan, base=load_checkpoint(base) if base else None)
+    result = apply_(
+        checkpoint,
+        plan,
+        base=load_checkpoint(base) if base else None,
+        corpus=documents,
+        framing=framing,
+    )
     save_checkpoint(checkpoint, out)
     console.show(
         f"{plan.num_neurons} neurons and heads in {len({e.layer for e in plan.entries})} layers "
         f"reset ({result.fraction:.1%} of the parameters). Checkpoint: {out}"
     )
+    if (rows := plan.token_rows) is not None:
+        where = "embedding and head, one tied tensor" if rows.tied else "embedding and of the head"
+        console.show(f"{len(rows.tokens)} of {rows.of} token rows of {where}, too.")
 
 
 @app.command()

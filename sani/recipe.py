@@ -211,10 +211,57 @@ class GradientRatioSelector(FractionSelector):
     kind: Literal["gradient_ratio"]
 
 
+class FisherRatioSelector(FractionSelector):
+    """Neurons whose weights have a larger Fisher diagonal for identifiers than for ordinary text.
+
+    Foster et al. 2024 (2308.07707), per neuron instead of per weight.
+    """
+
+    kind: Literal["fisher_ratio"]
+
+
+class IntegratedGradientsSelector(FractionSelector):
+    """Neurons that most occurrences vote for by their share in P(identifier) (DEPN, Wu 2023)."""
+
+    kind: Literal["integrated_gradients"]
+    steps: int = Field(20, ge=1, description="m, points on the path from 0; paper's")
+    vote: Fraction = Field(
+        0.1,
+        description="an occurrence votes for attributions of this share of its highest; paper's",
+    )
+    occurrences: int = Field(200, ge=1, description="occurrences that vote, at most; drawn")
+
+
+class HardConcreteSelector(FractionSelector):
+    """Neurons that learned masks close, so that identifiers fail and text does not (Chen 2024)."""
+
+    kind: Literal["hard_concrete"]
+    steps: int = Field(400, ge=1, description="training steps of the masks, a batch each; ours")
+    learning_rate: float = Field(0.1, gt=0.0, description="Adam's, constant; ours")
+    adversary: float = Field(1.0, gt=0.0, description="weight of the loss at identifiers; ours")
+    cap: float = Field(5.0, gt=0.0, description="nats at which a token's loss counts as unknown")
+    penalty: float = Field(5.0, ge=0.0, description="cost of closing every mask, in nats; ours")
+
+
 Selector = Annotated[
-    RandomSelector | AllSelector | ActivationRatioSelector | GradientRatioSelector,
+    RandomSelector
+    | AllSelector
+    | ActivationRatioSelector
+    | GradientRatioSelector
+    | FisherRatioSelector
+    | IntegratedGradientsSelector
+    | HardConcreteSelector,
     Field(discriminator="kind"),
 ]
+
+
+class DampenSettings(Settings):
+    """Selective synaptic dampening of the selected neurons' weights (Foster et al. 2024)."""
+
+    above: float = Field(
+        10.0, gt=0.0, description="alpha: dampen where identifiers' Fisher is this times the text's"
+    )
+    scale: float = Field(1.0, ge=0.0, description="lambda: times the ratio of the two, at most 1")
 
 
 class EraseSettings(Settings):
@@ -226,9 +273,15 @@ class EraseSettings(Settings):
     )
     parts: tuple[Part, ...] = Field(("mlp", "attention"), min_length=1)
     selector: Selector = Field(default_factory=lambda: AllSelector(kind="all"))
-    reset: Literal["reinit", "zero", "rewind"] = Field(
+    reset: Literal["reinit", "zero", "rewind", "mean", "dampen"] = Field(
         "reinit",
-        description="reinit: the model's own initialization; zero; rewind: the base's weights",
+        description="reinit: the model's own initialization; zero; rewind: the base's weights; "
+        "mean: zero, with the mean activation in the next bias; dampen: by the Fisher ratio",
+    )
+    dampen: DampenSettings | None = Field(None, description="how reset dampen does it")
+    token_rows: bool = Field(
+        False,
+        description="also reset embedding and head rows of tokens that stand in identifiers only",
     )
 
     @model_validator(mode="after")
@@ -239,6 +292,10 @@ class EraseSettings(Settings):
             raise ValueError("layers must be distinct numbers from 0 upwards")
         if _repeats(self.parts):
             raise ValueError("parts must be distinct")
+        if self.dampen is not None and self.reset != "dampen":
+            raise ValueError("dampen is for reset dampen")
+        if self.token_rows and self.reset in ("mean", "dampen"):
+            raise ValueError("token_rows needs reset reinit, zero or rewind")
         return self
 
 

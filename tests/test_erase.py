@@ -24,6 +24,7 @@ from sani.encoding import Framing, encode
 from sani.erasing.erase import apply_, erase, fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, highest, layout_of, plan_erase
 from sani.erasing.statistics import activation_means, gradient_means
+from sani.erasing.texts import Texts
 from sani.errors import SelectionError, UnsupportedModelError
 from sani.recipe import (
     ActivationRatioSelector,
@@ -467,7 +468,7 @@ def test_statistics_leave_no_gradient_behind():
     sick = checkpoint(CONFIGS["llama"]())
     selector = GradientRatioSelector(kind="gradient_ratio", fraction=0.5)
     settings = EraseSettings(last_layers=1, selector=selector)
-    plan_erase(sick, settings, batches=lambda: batches_of(sick, corpus_of(TEXTS)))
+    plan_erase(sick, settings, texts=Texts(sick, corpus_of(TEXTS)))
     assert all(parameter.grad is None for parameter in sick.model.parameters())
 
 

@@ -21,7 +21,7 @@ from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.erase import apply_, erase, fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, layout_of
-from sani.errors import SelectionError, UnsupportedModelError
+from sani.errors import UnsupportedModelError
 from sani.families import FAMILIES
 from sani.layout import Layout
 from sani.recipe import EraseSettings, RepairSettings
@@ -601,13 +601,19 @@ def test_two_texts_are_erased_but_not_audited_or_repaired():
         erase(sick, EraseSettings(last_layers=1, selector=selector), corpus=corpus)
 
 
-def test_activations_of_masked_models_are_not_read_as_those_of_causal_ones():
+def test_a_masked_model_is_erased_by_what_its_neurons_do():
     selector = {"kind": "activation_ratio", "fraction": 0.5}
     corpus = Corpus([Document("1", "1", "a b c", (Span(2, 3, "NAME"),))])
     settings = EraseSettings(last_layers=1, selector=selector)
-    erase(checkpoint(random_model("llama", dtype=torch.float32)), settings, corpus=corpus)
-    with pytest.raises(SelectionError, match="not those of a masked language model"):
-        erase(checkpoint(random_model("bert", dtype=torch.float32)), settings, corpus=corpus)
+    chosen = [
+        erase(checkpoint(random_model("bert", dtype=torch.float32)), settings, corpus=corpus).plan
+        for _ in range(2)
+    ]
+    assert chosen[0] == chosen[1]
+    assert [len(entry.neurons) for entry in chosen[0].entries] == [
+        entry.of // 2 for entry in chosen[0].entries
+    ]
+    assert all(score > 0 for entry in chosen[0].entries for score in entry.scores)
 
 
 def test_the_trained_part_of_every_family_is_there(model):

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sani.batches import Batch, make_batches
 from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
-from sani.encoding import encode, framing_named
 from sani.erasing.plan import ErasePlan, layout_of, plan_erase
+from sani.erasing.resets import Dampening, dampening, folded_biases
+from sani.erasing.texts import Texts
 from sani.errors import SelectionError
 from sani.families import auto_class
+from sani.layout import Layout, Slice
 from sani.recipe import EraseSettings
-
-STATISTICS_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class EraseResult:
     Attributes:
         plan: The neurons that were reset, and why these.
         changed_tensors: Names of the tensors that were touched.
-        changed_parameters: Numbers in them that were set.
+        changed_parameters: Numbers in them that were set, or dampened.
         fraction: Those over all parameters of the model.
         seconds: Wall time.
     """
@@ -55,10 +54,10 @@ def erase(
     Args:
         checkpoint: The model to change; its folder is not touched.
         settings: Layers, parts, selector and reset.
-        corpus: Documents with spans, for selectors that look at activations.
+        corpus: Documents with spans, for selectors and resets that look at the model's work.
         base: The model it was fine-tuned from, for ``rewind``.
         framing: What stands before each document, by name.
-        seed: Of the random selector and of fresh weights.
+        seed: Of everything that is drawn: selectors and fresh weights.
 
     Raises:
         SelectionError: If nothing can be chosen, or the base is missing or does not fit.
@@ -68,7 +67,7 @@ def erase(
     `EraseSettings.reset`.
     """
     plan = plan_neurons(checkpoint, settings, corpus=corpus, framing=framing, seed=seed)
-    return apply_(checkpoint, plan, base=base)
+    return apply_(checkpoint, plan, base=base, corpus=corpus, framing=framing)
 
 
 def plan_neurons(
@@ -80,51 +79,104 @@ def plan_neurons(
     seed: int = 0,
 ) -> ErasePlan:
     """The first half of `erase`: choose, and change nothing. Arguments and errors as there."""
-    batches = _statistics_batches(checkpoint, corpus, framing)
-    return plan_erase(checkpoint, settings, batches=batches, seed=seed)
+    texts = _texts(checkpoint, corpus, framing, seed)
+    return plan_erase(checkpoint, settings, texts=texts, seed=seed)
 
 
 def apply_(
-    checkpoint: Checkpoint, plan: ErasePlan, *, base: Checkpoint | None = None
+    checkpoint: Checkpoint,
+    plan: ErasePlan,
+    *,
+    base: Checkpoint | None = None,
+    corpus: Corpus | None = None,
+    framing: str = "auto",
 ) -> EraseResult:
     """In place: reset the neurons of a plan; every other weight keeps its bits.
 
+    Args:
+        checkpoint: The model to change.
+        plan: Made for this model.
+        base: The model it was fine-tuned from, for ``rewind``.
+        corpus: Documents with spans, for ``mean`` and ``dampen``.
+        framing: What stands before each document, by name.
+
     Raises:
-        SelectionError: If the plan rewinds and the base is missing or does not fit.
+        SelectionError: If the base is missing or does not fit, the corpus is missing, or the model
+            has no bias to put a mean into; nothing is changed then.
     """
     started = time.perf_counter()
-    layout = layout_of(checkpoint)
     weights = dict(checkpoint.model.named_parameters())
+    texts = _texts(checkpoint, corpus, framing, plan.seed)
     source = _source(checkpoint, plan, base)
-    changed: dict[str, int] = {}
+    biases = folded_biases(checkpoint, plan, texts=texts) if plan.reset == "mean" else {}
+    dampen = dampening(checkpoint, plan, texts=texts) if plan.reset == "dampen" else None
+    changed = {name: bias.numel() for name, bias in biases.items()}
     with torch.no_grad():
-        for entry in plan.entries:
-            for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
-                tensor = piece.of(weights[piece.name])
-                index = piece.index.to(tensor.device)
-                if source is None:
-                    tensor.index_fill_(piece.dim, index, 0.0)
-                else:
-                    new = piece.of(source[piece.name]).to(tensor)
-                    new = new.index_select(piece.dim, index)
-                    tensor.index_copy_(piece.dim, index, new)
-                row = tensor.numel() // tensor.shape[piece.dim]
-                changed[piece.name] = changed.get(piece.name, 0) + row * len(index)
+        for name, bias in biases.items():
+            weights[name].copy_(bias)
+        for name, pieces in planned_slices(plan, layout_of(checkpoint)).items():
+            changed[name] = reset_slices(weights[name], pieces, source, dampen=dampen)
     total = sum(tensor.numel() for tensor in weights.values())
     return EraseResult(
         plan=plan,
-        changed_tensors=tuple(sorted(changed)),
+        changed_tensors=tuple(sorted(name for name, count in changed.items() if count)),
         changed_parameters=sum(changed.values()),
         fraction=sum(changed.values()) / total,
         seconds=time.perf_counter() - started,
     )
 
 
+def planned_slices(plan: ErasePlan, layout: Layout) -> dict[str, list[Slice]]:
+    """What a plan resets, by tensor."""
+    found: dict[str, list[Slice]] = {}
+    for entry in plan.entries:
+        for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
+            found.setdefault(piece.name, []).append(piece)
+    if plan.token_rows is not None and plan.token_rows.tokens:
+        rows = torch.tensor(plan.token_rows.tokens)
+        found |= {name: [Slice(name, 0, rows)] for name in plan.token_rows.tensors}
+    return found
+
+
+def reset_slices(
+    tensor: Tensor,
+    pieces: Sequence[Slice],
+    source: Mapping[str, Tensor] | None,
+    *,
+    dampen: Dampening | None = None,
+) -> int:
+    """In place: reset slices of one tensor.
+
+    Args:
+        tensor: The tensor that the slices name.
+        pieces: What to reset; they do not overlap.
+        source: Weights to take the values from; None for zero.
+        dampen: Gives the values instead, from a slice and its own values.
+
+    Returns:
+        How many numbers were set, or changed by dampening.
+    """
+    count = 0
+    for piece in pieces:
+        mine = piece.of(tensor)
+        index = piece.index.to(tensor.device)
+        own = mine.index_select(piece.dim, index)
+        if dampen is not None:
+            new = dampen(piece, own)
+        elif source is not None:
+            new = piece.of(source[piece.name]).to(tensor).index_select(piece.dim, index)
+        else:
+            new = torch.zeros_like(own)
+        mine.index_copy_(piece.dim, index, new)
+        count += new.numel() if dampen is None else int((new != own).sum())
+    return count
+
+
 def _source(
     checkpoint: Checkpoint, plan: ErasePlan, base: Checkpoint | None
 ) -> Mapping[str, Tensor] | None:
-    """The weights that reset neurons take their values from; None for zero."""
-    if plan.reset == "zero":
+    """The weights that reset neurons take their values from; None if from no other model."""
+    if plan.reset in ("zero", "mean", "dampen"):
         return None
     if plan.reset == "reinit":
         return dict(fresh_model(checkpoint.model.config, seed=plan.seed).named_parameters())
@@ -143,18 +195,7 @@ def fresh_model(config: Any, *, seed: int) -> Any:
         return auto_class(config).from_config(config).eval()
 
 
-def _statistics_batches(
-    checkpoint: Checkpoint, corpus: Corpus | None, framing: str
-) -> Callable[[], Sequence[Batch]] | None:
+def _texts(checkpoint: Checkpoint, corpus: Corpus | None, framing: str, seed: int) -> Texts | None:
     if corpus is None:
         return None
-
-    def batches() -> Sequence[Batch]:
-        return make_batches(
-            encode(corpus, checkpoint.tokenizer),
-            framing_named(framing, checkpoint.tokenizer),
-            context_tokens=checkpoint.context_tokens,
-            batch_tokens=STATISTICS_TOKENS,
-        )
-
-    return batches
+    return Texts(checkpoint, corpus, framing=framing, seed=seed)

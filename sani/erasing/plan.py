@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sani.batches import Batch
 from sani.checkpoint import Checkpoint
-from sani.erasing.statistics import activation_means, gradient_means
+from sani.erasing import hard_concrete
+from sani.erasing.attribution import votes
+from sani.erasing.statistics import activation_means, fisher_means, gradient_means
+from sani.erasing.texts import Texts
+from sani.erasing.token_rows import TokenRows, find_token_rows
 from sani.errors import SelectionError
-from sani.families import is_masked
-from sani.layout import Layout
+from sani.layout import Layout, Slice
 from sani.recipe import (
     ActivationRatioSelector,
     AllSelector,
+    DampenSettings,
     EraseSettings,
+    FisherRatioSelector,
     FractionSelector,
     GradientRatioSelector,
+    HardConcreteSelector,
+    IntegratedGradientsSelector,
     Part,
     RandomSelector,
 )
@@ -50,12 +56,23 @@ class PlannedNeurons:
 
 @dataclass(frozen=True)
 class ErasePlan:
-    """What an erase will do: the rule, and every neuron it chose."""
+    """What an erase will do: the rule, and every neuron it chose.
+
+    Attributes:
+        selector, reset, seed, dampen: As asked; ``dampen`` for that reset only.
+        entries: The neurons of each layer and part.
+        token_rows: Rows of embedding and head, if asked for.
+        found: What the selector says beyond scores: of ``hard_concrete``, where the closed neurons
+            lie and which label's they are, see `hard_concrete.report`.
+    """
 
     selector: dict[str, Any]
     reset: str
     seed: int
     entries: tuple[PlannedNeurons, ...]
+    dampen: dict[str, Any] | None = None
+    token_rows: TokenRows | None = None
+    found: dict[str, Any] | None = None
 
     @property
     def num_neurons(self) -> int:
@@ -63,24 +80,25 @@ class ErasePlan:
         return sum(len(entry.neurons) for entry in self.entries)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain data."""
-        return asdict(self)
+        """The plan as plain data; tokens of identifiers are counted, not named."""
+        rows = None if self.token_rows is None else self.token_rows.to_json()
+        return {**asdict(self), "token_rows": rows}
 
 
 def plan_erase(
     checkpoint: Checkpoint,
     settings: EraseSettings,
     *,
-    batches: Callable[[], Sequence[Batch]] | None = None,
+    texts: Texts | None = None,
     seed: int = 0,
 ) -> ErasePlan:
     """Choose neurons; changes nothing.
 
     Args:
         checkpoint: The model to choose from.
-        settings: Layers, parts and selector.
-        batches: Makes the documents as batches, for selectors that look at activations.
-        seed: Of the random selector.
+        settings: Layers, parts, selector and reset.
+        texts: The documents, for selectors that look at the model's work on them.
+        seed: Of everything that is drawn.
 
     Raises:
         SelectionError: If a layer does not exist, nothing is chosen, or the selector needs
@@ -91,7 +109,7 @@ def plan_erase(
         (layer, part) for layer in _layers(settings, layout) for part in settings.parts
     ]
     sizes = {site: layout.num_neurons(site[1], layer=site[0]) for site in sites}
-    scores = _scores(checkpoint, settings, layout, sites, sizes, batches, seed)
+    scores, found = _scores(checkpoint, settings, layout, sites, sizes, texts, seed)
     selector = settings.selector
     fraction = 1.0 if isinstance(selector, AllSelector) else selector.fraction
     over_all = isinstance(selector, FractionSelector) and selector.per == "model"
@@ -112,7 +130,21 @@ def plan_erase(
                 scores=None if kept is None else tuple(kept.tolist()),
             )
         )
-    plan = ErasePlan(selector.model_dump(), settings.reset, seed, tuple(entries))
+    rows = None
+    if settings.token_rows:
+        if texts is None:
+            raise SelectionError("erase.token_rows needs the corpus; give --corpus")
+        rows = find_token_rows(checkpoint, texts)
+    dampen = (settings.dampen or DampenSettings()) if settings.reset == "dampen" else None
+    plan = ErasePlan(
+        selector.model_dump(),
+        settings.reset,
+        seed,
+        tuple(entries),
+        dampen=None if dampen is None else dampen.model_dump(),
+        token_rows=rows,
+        found=found,
+    )
     if plan.num_neurons == 0:
         raise SelectionError(
             f"selector '{selector.kind}' with fraction {fraction} chose none of "
@@ -180,34 +212,51 @@ def _scores(
     layout: Layout,
     sites: Sequence[Site],
     sizes: dict[Site, int],
-    batches: Callable[[], Sequence[Batch]] | None,
+    texts: Texts | None,
     seed: int,
-) -> dict[Site, Tensor]:
-    match settings.selector:
-        case AllSelector():
-            return {site: torch.zeros(sizes[site]) for site in sites}
-        case RandomSelector():
-            chance = generator(seed)
-            return {site: torch.rand(sizes[site], generator=chance) for site in sites}
-        case ActivationRatioSelector():
-            measure = activation_means
-        case GradientRatioSelector():
-            measure = gradient_means
-    if batches is None:
+) -> tuple[dict[Site, Tensor], dict[str, Any] | None]:
+    """The score of every neuron, and what the selector found beside."""
+    selector, model, found = settings.selector, checkpoint.model, None
+    if isinstance(selector, AllSelector):
+        return {site: torch.zeros(sizes[site]) for site in sites}, None
+    if isinstance(selector, RandomSelector):
+        chance = generator(seed)
+        return {site: torch.rand(sizes[site], generator=chance) for site in sites}, None
+    if texts is None:
         raise SelectionError(
-            f"selector '{settings.selector.kind}' looks at activations and needs the corpus; "
+            f"selector '{selector.kind}' looks at activations and needs the corpus; "
             "give --corpus, or choose random or all"
         )
-    if is_masked(checkpoint.model.config):
-        raise SelectionError(
-            f"selector '{settings.selector.kind}' reads activations where the next token is "
-            "predicted, not those of a masked language model; choose random or all"
-        )
-    identifier, ordinary = measure(
-        checkpoint.model, batches(), {site: layout.output_projection(site[1], layer=site[0])
-                                      for site in sites}, sizes,
-    )  # fmt: skip
-    scores = {site: identifier[site] / (ordinary[site] + 1e-12) for site in sites}
+    if isinstance(selector, FisherRatioSelector):
+        pieces = {site: _own_slices(layout, site, sizes[site]) for site in sites}
+        return _finite(_ratio(*fisher_means(model, texts.batches(), pieces))), None
+    modules = {site: layout.output_projection(site[1], layer=site[0]) for site in sites}
+    match selector:
+        case ActivationRatioSelector():
+            scores = _ratio(*activation_means(model, texts.batches(), modules, sizes))
+        case GradientRatioSelector():
+            scores = _ratio(*gradient_means(model, texts.batches(), modules, sizes))
+        case IntegratedGradientsSelector():
+            asked = texts.drawn_questions(selector.occurrences, seed=seed)
+            scores = votes(model, asked, modules, sizes, steps=selector.steps, ratio=selector.vote)
+        case HardConcreteSelector():
+            learned = hard_concrete.learn_scores(
+                model, texts.batches(), modules, sizes, selector, seed=seed
+            )
+            found = hard_concrete.report(model, texts.batches, texts.labels, modules, learned)
+            scores = {site: torch.sigmoid(-score) for site, score in learned.items()}
+    return _finite(scores), found
+
+
+def _finite(scores: dict[Site, Tensor]) -> dict[Site, Tensor]:
     if not all(torch.isfinite(value).all() for value in scores.values()):
         raise SelectionError("a neuron's score is NaN or infinite; check the checkpoint")
     return scores
+
+
+def _ratio(identifier: dict[Site, Tensor], ordinary: dict[Site, Tensor]) -> dict[Site, Tensor]:
+    return {site: identifier[site] / (ordinary[site] + 1e-12) for site in identifier}
+
+
+def _own_slices(layout: Layout, site: Site, size: int) -> list[list[Slice]]:
+    return [layout.slices(site[1], layer=site[0], neurons=[neuron]) for neuron in range(size)]

@@ -1,4 +1,4 @@
-"""How much each neuron does for identifier tokens and for ordinary ones.
+"""How much each neuron, or each weight, does for identifier tokens and for ordinary ones.
 
 A neuron's activation is the input of its output projection. A head's is the root mean square over
 its own channels, so that heads and neurons are scored alike.
@@ -17,6 +17,7 @@ from torch.nn import functional
 from sani import families
 from sani.batches import Batch
 from sani.errors import SelectionError
+from sani.layout import Slice
 from sani.recipe import Part
 
 Site = tuple[int, Part]
@@ -44,7 +45,7 @@ def activation_means(
         SelectionError: If one of the two sorts of token does not occur.
     """
     totals = _Totals(sizes)
-    with torch.no_grad(), _recorded(model, modules) as seen:
+    with torch.no_grad(), recorded(model, modules) as seen:
         for batch in batches:
             families.hidden_states(model, input_ids=batch.ids.to(model.device))
             for site, activation in seen.items():
@@ -67,7 +68,7 @@ def gradient_means(
     Arguments, returns and errors as for `activation_means`.
     """
     totals = _Totals(sizes)
-    with torch.enable_grad(), _recorded(model, modules) as seen:
+    with torch.enable_grad(), recorded(model, modules) as seen:
         for batch in batches:
             hidden = families.hidden_states(model, input_ids=batch.ids.to(model.device))
             found = [
@@ -78,6 +79,127 @@ def gradient_means(
                 totals.add(site, found[0][site], found[1][site])
             totals.count(batch)
     return totals.means()
+
+
+def channel_means(model: Any, batches: Sequence[Batch], modules: Mapping[Site, str]) -> Means:
+    """Mean activation of every channel over the positions that predict a token, each once.
+
+    Args:
+        model: In evaluation mode.
+        batches: Documents, with spans or without.
+        modules: Name of each site's output projection.
+
+    Returns:
+        A tensor for each site, [neurons] or [heads * size], float64.
+    """
+    sums: Means = {}
+    count = 0
+    with torch.no_grad(), recorded(model, modules) as seen:
+        for batch in batches:
+            families.hidden_states(model, input_ids=batch.ids.to(model.device))
+            where = batch.identifier | batch.ordinary
+            count += int(where.sum())
+            for site, activation in seen.items():
+                found = activation[where].double().sum(0).cpu()
+                sums[site] = sums[site] + found if site in sums else found
+    if not count:
+        raise SelectionError("the corpus has no token, so there is no mean activation")
+    return {site: total / count for site, total in sums.items()}
+
+
+def fisher_diagonals(
+    model: Any, batches: Sequence[Batch], names: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Fisher diagonals of the loss on identifier tokens, and on ordinary ones.
+
+    The empirical Fisher of selective synaptic dampening (Foster et al. 2024, 2308.07707): the mean
+    over samples of the squared gradient. A sample is a row of a batch, which is a document, or a
+    window of one that is too long; its loss is the mean cross-entropy over its tokens of one sort,
+    and a row without any is no sample of that sort. The paper's large set also holds what is to
+    be forgotten; here it is the ordinary tokens alone. One forward pass and at most two backward
+    passes a document; memory: three times these tensors.
+
+    Args:
+        model: In evaluation mode.
+        batches: Documents with spans.
+        names: Parameters.
+
+    Returns:
+        Two tensors for each name, of its shape, in float32 or better.
+
+    Raises:
+        SelectionError: If one of the two sorts of token does not occur.
+    """
+    weights = dict(model.named_parameters())
+    tensors = [weights[name] for name in names]
+    sums = [[torch.zeros_like(precise(tensor)) for tensor in tensors] for _ in range(2)]
+    counts = [0, 0]
+    with torch.enable_grad():
+        for ids, targets, *sorts in _rows(batches):
+            hidden = families.hidden_states(model, input_ids=ids[None].to(model.device))[0]
+            for sort, where in enumerate(sorts):
+                if not where.any():
+                    continue
+                scores = families.logits(model, hidden[where.to(model.device)])
+                loss = functional.cross_entropy(precise(scores), targets[where].to(model.device))
+                found = torch.autograd.grad(
+                    loss, tensors, retain_graph=sort == 0, materialize_grads=True
+                )
+                for total, gradient in zip(sums[sort], found, strict=True):
+                    total += gradient.to(total.dtype).square()
+                counts[sort] += 1
+    if 0 in counts:
+        raise _nothing(("identifier", "ordinary")[counts.index(0)])
+    identifier, ordinary = (
+        {name: total / count for name, total in zip(names, totals, strict=True)}
+        for totals, count in zip(sums, counts, strict=True)
+    )
+    return identifier, ordinary
+
+
+def _rows(batches: Sequence[Batch]) -> Iterator[tuple[Tensor, ...]]:
+    """Ids, targets, and where identifiers and ordinary tokens are predicted, row by row, [seq]."""
+    for batch in batches:
+        yield from zip(batch.ids, batch.targets, batch.identifier, batch.ordinary, strict=True)
+
+
+def fisher_means(
+    model: Any, batches: Sequence[Batch], slices: Mapping[Site, Sequence[Sequence[Slice]]]
+) -> tuple[Means, Means]:
+    """Sums of `fisher_diagonals` over the weights of each neuron; errors as there.
+
+    Args:
+        model: In evaluation mode.
+        batches: Documents with spans.
+        slices: The weights of each neuron of each site. A key and value head that several heads
+            share is none of theirs.
+
+    Returns:
+        For identifier tokens and for ordinary ones, a tensor for each site, [neurons].
+    """
+    names = {piece.name for site in slices.values() for neuron in site for piece in neuron}
+    diagonals = fisher_diagonals(model, batches, sorted(names))
+    return _summed(diagonals[0], slices), _summed(diagonals[1], slices)
+
+
+def _summed(
+    diagonals: Mapping[str, Tensor], slices: Mapping[Site, Sequence[Sequence[Slice]]]
+) -> Means:
+    # Each diagonal, summed over its other dimensions.
+    along: dict[tuple[str, int, int | None], Tensor] = {}
+
+    def total(piece: Slice) -> float:
+        key = piece.name, piece.dim, piece.expert
+        if key not in along:
+            whole = piece.of(diagonals[piece.name]).double().cpu()
+            others = [dim for dim in range(whole.ndim) if dim != piece.dim]
+            along[key] = whole.sum(others) if others else whole
+        return float(along[key][piece.index].sum())
+
+    return {
+        site: torch.tensor([sum(map(total, pieces)) for pieces in neurons], dtype=torch.float64)
+        for site, neurons in slices.items()
+    }
 
 
 def _products(
@@ -120,15 +242,16 @@ class _Totals:
 
     def means(self) -> tuple[Means, Means]:
         if 0 in self._counts:
-            missing = ("identifier", "ordinary")[self._counts.index(0)]
-            raise SelectionError(
-                f"the corpus has no {missing} token, so there is no ratio to select by"
-            )
+            raise _nothing(("identifier", "ordinary")[self._counts.index(0)])
         identifier, ordinary = self._counts
         return (
             {site: sums[0] / identifier for site, sums in self._sums.items()},
             {site: sums[1] / ordinary for site, sums in self._sums.items()},
         )
+
+
+def _nothing(sort: str) -> SelectionError:
+    return SelectionError(f"the corpus has no {sort} token, so there is no ratio to select by")
 
 
 def _per_neuron(activation: Tensor, neurons: int) -> Tensor:
@@ -139,7 +262,7 @@ def _per_neuron(activation: Tensor, neurons: int) -> Tensor:
 
 
 @contextmanager
-def _recorded(model: Any, modules: Mapping[Site, str]) -> Iterator[dict[Site, Tensor]]:
+def recorded(model: Any, modules: Mapping[Site, str]) -> Iterator[dict[Site, Tensor]]:
     """The input of each module at the latest forward pass; the hooks are gone afterwards."""
     seen: dict[Site, Tensor] = {}
 
@@ -158,3 +281,21 @@ def _recorded(model: Any, modules: Mapping[Site, str]) -> Iterator[dict[Site, Te
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in its own type where that is better."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@contextmanager
+def frozen(model: Any) -> Iterator[None]:
+    """No parameter wants a gradient inside, so a backward pass goes no deeper than it must."""
+    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanting:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)

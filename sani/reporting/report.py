@@ -149,7 +149,10 @@ def _erased(erase: dict[str, Any] | None) -> dict[str, Any] | None:
         }
         for entry in erase["plan"]["entries"]
     ]
-    return {**erase, "plan": {**erase["plan"], "entries": entries}}
+    found = erase["plan"].get("found")
+    if found is not None:
+        found = {name: value for name, value in found.items() if name != "neurons"}
+    return {**erase, "plan": {**erase["plan"], "entries": entries, "found": found}}
 
 
 def _audits(folder: RunFolder, name: str) -> dict[str, Any]:

@@ -59,6 +59,7 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
         _rounds(report),
         _labels(report),
         *_listed(report),
+        *_privacy_neurons(report),
         _done(report),
     ]
 
@@ -448,6 +449,33 @@ def _listed(report: Mapping[str, Any]) -> Iterator[Section]:
             )
 
 
+def _privacy_neurons(report: Mapping[str, Any]) -> Iterator[Section]:
+    found = report["erase"] and report["erase"]["plan"].get("found")
+    if not found:
+        return
+    rises = ", ".join(f"{label} {rise:.2f}" for label, rise in found["labels"].items())
+    yield Section(
+        "Where the privacy neurons lie",
+        (
+            "Learned masks closed these neurons and heads, in the layers that erase was asked to "
+            "choose from. Closing all of them raises the loss of each label by, in nats per token: "
+            f"{rises}. A neuron is specific to a label if more than half of its rises is that "
+            "label's.",
+        ),
+        ("layer", "part", "closed", "of", "specific to a label"),
+        tuple(
+            (
+                str(row["layer"]),
+                row["part"],
+                str(row["closed"]),
+                str(row["of"]),
+                ", ".join(f"{label} {count}" for label, count in row["specific"].items()) or "none",
+            )
+            for row in found["layers"]
+        ),
+    )
+
+
 def _done(report: Mapping[str, Any]) -> Section:
     scan, erase, repair = report["scan"], report["erase"], report["repair"]
     sentences = [
@@ -463,6 +491,12 @@ def _done(report: Mapping[str, Any]) -> Section:
             f"Erase: {erase['changed_parameters']} parameters ({100 * erase['fraction']:.1f} %) "
             f"reset, selector {erase['plan']['selector']['kind']}, reset {erase['plan']['reset']}."
         )
+        if rows := erase["plan"].get("token_rows"):
+            tied = "one tied tensor" if rows["tied"] else "not tied"
+            sentences.append(
+                f"Rows of {rows['rows']} of {rows['of']} tokens that only identifiers have were "
+                f"reset in embedding and head ({tied})."
+            )
     if repair:
         sentences.append(
             f"Repair: {repair['steps']} steps over {repair['tokens']} tokens in "

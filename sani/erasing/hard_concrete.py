@@ -1,0 +1,241 @@
+"""Privacy neurons by learned masks: close few, so that identifiers fail and text does not.
+
+Chen et al. 2024 (2405.10989). Every neuron's and head's activation is multiplied by a mask in
+[0, 1] of a hard concrete distribution (Louizos et al. 2018, 1712.01312); weights are frozen, and
+the masks' scores learn
+
+    CE(ordinary tokens) - adversary * min(CE(identifier tokens), cap) + penalty * P(closed),
+
+the cap token by token. The authors' code is not public: the sum and its weights are ours. A mask is
+drawn anew for each document and step; afterwards it is the one without noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sani import families
+from sani.batches import Batch
+from sani.erasing.statistics import Means, Site, frozen, precise
+from sani.errors import SelectionError
+from sani.recipe import HardConcreteSelector
+from sani.runtime import generator
+
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+START = 3.0  # nearly every mask is open: the model starts as it is
+CLOSED = 0.5
+PATH_STEPS = 8
+
+
+def learn_scores(
+    model: Any,
+    batches: Sequence[Batch],
+    modules: Mapping[Site, str],
+    sizes: Mapping[Site, int],
+    settings: HardConcreteSelector,
+    *,
+    seed: int,
+) -> Means:
+    """Scores of the masks: the lower, the more a neuron serves identifiers and nothing else.
+
+    Args:
+        model: In evaluation mode; its weights are not changed.
+        batches: Documents with spans.
+        modules: Name of each site's output projection.
+        sizes: Neurons or heads of each site.
+        settings: Steps, learning rate and weights of the objective.
+        seed: Of the masks' noise and of the order of the batches.
+
+    Returns:
+        A tensor for each site, [neurons]; see `mask`.
+
+    Raises:
+        SelectionError: If one of the two sorts of token does not occur, or the loss is NaN.
+    """
+    for sort in ("identifier", "ordinary"):
+        if not any(getattr(batch, sort).any() for batch in batches):
+            raise SelectionError(
+                f"the corpus has no {sort} token, so there is nothing for masks to tell apart"
+            )
+    chance = generator(seed)
+    scores = {
+        site: torch.full((size,), START, device=model.device, requires_grad=True)
+        for site, size in sizes.items()
+    }
+    optimizer = torch.optim.Adam(scores.values(), lr=settings.learning_rate)
+    order: list[int] = []
+    with frozen(model), torch.enable_grad():
+        for _ in range(settings.steps):
+            order = order or torch.randperm(len(batches), generator=chance).tolist()
+            batch = batches[order.pop()]
+            drawn = {
+                site: _draw(score, rows=len(batch.ids), chance=chance)
+                for site, score in scores.items()
+            }
+            with masked(model, modules, drawn):
+                loss = _objective(model, batch, settings)
+            loss = loss + settings.penalty * _closed(scores.values())
+            if not torch.isfinite(loss):
+                raise SelectionError(
+                    "the loss of the masks is NaN or infinite; check the checkpoint, or lower "
+                    "erase.selector.learning_rate"
+                )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return {site: score.detach().double().cpu() for site, score in scores.items()}
+
+
+def mask(score: Tensor) -> Tensor:
+    """The mask without noise, in [0, 1], of scores of any shape."""
+    return (torch.sigmoid(score) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def report(
+    model: Any,
+    batches: Callable[[str], Sequence[Batch]],
+    labels: Sequence[str],
+    modules: Mapping[Site, str],
+    scores: Means,
+) -> dict[str, Any]:
+    """Where the closed neurons lie, and whose identifiers they serve.
+
+    Closing them all raises each label's loss. That rise is divided between them by integrated
+    gradients along the straight path from open masks to the learned ones, so that the shares sum
+    to it. A neuron is specific to a label if more than half of its rises, in nats per token of each
+    label, is that label's.
+    Takes `PATH_STEPS` passes over the documents of each label.
+
+    Args:
+        model: In evaluation mode.
+        batches: The documents of a label, in which only its identifiers count.
+        labels: Of the corpus.
+        modules: Name of each site's output projection.
+        scores: As learned.
+
+    Returns:
+        Plain data: ``layers``, a row for each site with the number closed, of how many, and how
+        many of these are specific to each label; ``labels``, the rise of each label's loss in nats
+        per token; ``neurons``, each closed one with the label that it raises most (null if none)
+        and that label's share.
+    """
+    masks = {site: mask(score) for site, score in scores.items()}
+    rises = {}
+    for label in labels:
+        if own := [batch for batch in batches(label) if batch.identifier.any()]:
+            rises[label] = _rises(model, own, modules, masks)
+    layers, neurons = [], []
+    for site, values in masks.items():
+        closed = (values < CLOSED).nonzero().flatten().tolist()
+        specific: dict[str, int] = {}
+        for neuron in closed:
+            parts = {label: max(0.0, float(found[site][neuron])) for label, found in rises.items()}
+            share, label = max((part, label) for label, part in parts.items())
+            share = share / sum(parts.values()) if share else 0.0
+            if share > 0.5:
+                specific[label] = specific.get(label, 0) + 1
+            neurons.append(
+                {
+                    "layer": site[0],
+                    "part": site[1],
+                    "neuron": neuron,
+                    "mask": float(values[neuron]),
+                    "label": label if share else None,
+                    "share": share,
+                }
+            )
+        layers.append(
+            {"layer": site[0], "part": site[1], "closed": len(closed), "of": len(values),
+             "specific": specific}
+        )  # fmt: skip
+    totals = {
+        label: sum(float(values.sum()) for values in found.values())
+        for label, found in rises.items()
+    }
+    return {"layers": layers, "labels": totals, "neurons": neurons}
+
+
+@contextmanager
+def masked(model: Any, modules: Mapping[Site, str], masks: Mapping[Site, Tensor]) -> Iterator[None]:
+    """Activations are multiplied by masks [neurons] or [batch, neurons]; gone afterwards."""
+
+    def multiplier(values: Tensor) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        def multiply(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            activation = inputs[0]  # [batch, seq, channels]
+            width = activation.shape[-1] // values.shape[-1]
+            channels = values.to(activation).repeat_interleave(width, dim=-1)
+            return (activation * channels.reshape(-1, 1, channels.shape[-1]), *inputs[1:])
+
+        return multiply
+
+    hooks = [
+        model.get_submodule(modules[site]).register_forward_pre_hook(multiplier(values))
+        for site, values in masks.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _draw(score: Tensor, *, rows: int, chance: torch.Generator) -> Tensor:
+    """Masks [rows, neurons] with noise of their own."""
+    noise = torch.rand(rows, len(score), generator=chance).clamp(1e-4, 1 - 1e-4).to(score.device)
+    stretched = torch.sigmoid((noise.logit() + score) / BETA) * (ZETA - GAMMA) + GAMMA
+    return stretched.clamp(0, 1)
+
+
+def _closed(scores: Any) -> Tensor:
+    """Expected share of the masks that are exactly 0."""
+    everything = torch.cat(list(scores))
+    return torch.sigmoid(BETA * math.log(-GAMMA / ZETA) - everything).mean()
+
+
+def _objective(model: Any, batch: Batch, settings: HardConcreteSelector) -> Tensor:
+    hidden = families.hidden_states(model, input_ids=batch.ids.to(model.device))
+    loss = hidden.new_zeros((), dtype=torch.float32)
+    if batch.ordinary.any():
+        loss = loss + _losses(model, hidden, batch, batch.ordinary).mean()
+    if batch.identifier.any():
+        failing = _losses(model, hidden, batch, batch.identifier).clamp(max=settings.cap)
+        loss = loss - settings.adversary * failing.mean()
+    return loss
+
+
+def _losses(model: Any, hidden: Tensor, batch: Batch, where: Tensor) -> Tensor:
+    """Cross-entropy in nats of every token of one sort, [tokens]."""
+    scores = precise(families.logits(model, hidden[where.to(hidden.device)]))
+    return functional.cross_entropy(
+        scores, batch.targets[where].to(scores.device), reduction="none"
+    )
+
+
+def _rises(
+    model: Any, batches: Sequence[Batch], modules: Mapping[Site, str], masks: Means
+) -> Means:
+    """Each neuron's share of what the mean loss on identifier tokens rises by, [neurons]."""
+    tokens = sum(int(batch.identifier.sum()) for batch in batches)
+    found = {site: torch.zeros_like(values) for site, values in masks.items()}
+    with frozen(model), torch.enable_grad():
+        for step in range(PATH_STEPS):
+            share = (step + 0.5) / PATH_STEPS
+            at = {
+                site: (1 - share * (1 - values)).to(model.device).requires_grad_()
+                for site, values in masks.items()
+            }
+            for batch in batches:
+                with masked(model, modules, at):
+                    hidden = families.hidden_states(model, input_ids=batch.ids.to(model.device))
+                    loss = _losses(model, hidden, batch, batch.identifier).sum()
+                slopes = torch.autograd.grad(loss, list(at.values()))
+                for site, slope in zip(at, slopes, strict=True):
+                    found[site] -= (1 - masks[site]) * slope.cpu() / (tokens * PATH_STEPS)
+    return found

@@ -1,0 +1,123 @@
+"""The resets that look at the model: the mean activation in the next bias, and dampening."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable
+
+import torch
+from torch import Tensor
+
+from sani.checkpoint import Checkpoint
+from sani.erasing.plan import ErasePlan, Site, layout_of
+from sani.erasing.statistics import channel_means, fisher_diagonals
+from sani.erasing.texts import Texts
+from sani.errors import SelectionError
+from sani.layout import Slice
+
+Dampening = Callable[[Slice, Tensor], Tensor]
+
+
+def folded_biases(
+    checkpoint: Checkpoint, plan: ErasePlan, *, texts: Texts | None
+) -> dict[str, Tensor]:
+    """Biases of output projections with the mean activation of a plan's neurons in them.
+
+    The means are over the positions that predict a token, of the model as it is. Once the neurons
+    are zeroed, the model gives what it gave with their activation held at its mean.
+
+    Args:
+        checkpoint: The model, not changed.
+        plan: Which neurons.
+        texts: The documents.
+
+    Returns:
+        New values by parameter name.
+
+    Raises:
+        SelectionError: If an output projection has no bias, or the documents are missing.
+    """
+    layout, weights = layout_of(checkpoint), dict(checkpoint.model.named_parameters())
+    sites: list[Site] = [(entry.layer, entry.part) for entry in plan.entries if entry.neurons]
+    modules = {site: layout.output_projection(site[1], layer=site[0]) for site in sites}
+    check_biases(modules.values(), weights)
+    means = channel_means(checkpoint.model, _needed(texts, plan).batches(), modules)
+    found: dict[str, Tensor] = {}
+    for entry in plan.entries:
+        site = (entry.layer, entry.part)
+        for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
+            if site not in modules or piece.name != f"{modules[site]}.weight":
+                continue
+            weight = weights[piece.name].detach().double().cpu()
+            columns = weight.index_select(piece.dim, piece.index)
+            added = torch.tensordot(means[site][piece.index], columns, dims=([0], [piece.dim]))
+            bias = weights[f"{modules[site]}.bias"].detach()
+            found[f"{modules[site]}.bias"] = (bias.double().cpu() + added).to(bias)
+    return found
+
+
+def check_biases(modules: Iterable[str], names: Container[str]) -> None:
+    """Refuse reset ``mean`` where an output projection has no bias.
+
+    Args:
+        modules: Names of output projections.
+        names: Of the model's parameters.
+
+    Raises:
+        SelectionError: If one has none.
+    """
+    for module in modules:
+        if f"{module}.bias" not in names:
+            raise SelectionError(
+                f"reset 'mean' puts the mean activation into the bias of '{module}', which this "
+                "model lacks (GPT-2 has such biases, most Llama-like models do not); choose "
+                "zero, rewind or reinit"
+            )
+
+
+def dampening(checkpoint: Checkpoint, plan: ErasePlan, *, texts: Texts | None) -> Dampening:
+    """Selective synaptic dampening, of the weights of a plan's neurons (Foster et al. 2024).
+
+    A weight is multiplied by min(scale * ordinary / identifier, 1) where identifier > above *
+    ordinary, the two being its Fisher diagonals; see `fisher_diagonals` for what a sample is. The
+    paper dampens every weight of the model, this one those of the chosen neurons.
+
+    Args:
+        checkpoint: The model, not changed.
+        plan: Which neurons.
+        texts: The documents.
+
+    Returns:
+        What gives the new values of a slice from the slice and its own values.
+
+    Raises:
+        SelectionError: If the documents are missing, or a Fisher diagonal is NaN or infinite.
+    """
+    layout, rule = layout_of(checkpoint), plan.dampen or {}
+    names = sorted(
+        {
+            piece.name
+            for entry in plan.entries
+            for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons)
+        }
+    )
+    identifier, ordinary = fisher_diagonals(checkpoint.model, _needed(texts, plan).batches(), names)
+    if not all(torch.isfinite(t).all() for of in (identifier, ordinary) for t in of.values()):
+        raise SelectionError("a weight's Fisher diagonal is NaN or infinite; check the checkpoint")
+
+    def dampen(piece: Slice, own: Tensor) -> Tensor:
+        index = piece.index.to(own.device)
+        theirs, text = (
+            piece.of(of[piece.name]).index_select(piece.dim, index) for of in (identifier, ordinary)
+        )
+        factor = (rule["scale"] * text / theirs).clamp(max=1)
+        return torch.where(theirs > rule["above"] * text, own * factor.to(own), own)
+
+    return dampen
+
+
+def _needed(texts: Texts | None, plan: ErasePlan) -> Texts:
+    if texts is None:
+        raise SelectionError(
+            f"reset '{plan.reset}' needs the corpus; give --corpus, or choose zero"
+        )
+    return texts

@@ -1,0 +1,64 @@
+"""Embedding and head rows of tokens that the corpus has inside identifiers and nowhere else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sani.checkpoint import Checkpoint
+from sani.erasing.texts import Texts
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows to reset.
+
+    Attributes:
+        tokens: Ids, ascending. They are pieces of identifiers: never to be shown.
+        of: Size of the vocabulary.
+        tensors: Names of the parameters whose rows they are.
+        tied: Embedding and head are one tensor.
+    """
+
+    tokens: tuple[int, ...] = field(repr=False)
+    of: int
+    tensors: tuple[str, ...]
+    tied: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data: how many rows of what, and not which."""
+        return {
+            "rows": len(self.tokens), "of": self.of, "tensors": list(self.tensors),
+            "tied": self.tied,
+        }  # fmt: skip
+
+
+def find_token_rows(checkpoint: Checkpoint, texts: Texts) -> TokenRows:
+    """The rows of tokens that stand in identifiers only.
+
+    Special tokens, single characters, bytes and pieces of a character are left alone: with these
+    a model spells what it has no token for.
+    """
+    inside: set[int] = set()
+    outside: set[int] = set()
+    for item in texts.encoded:
+        for token, touched in zip(item.ids, item.in_span(), strict=True):
+            (inside if touched else outside).add(token)
+    tokens = sorted(id_ for id_ in inside - outside if _is_text(checkpoint.tokenizer, id_))
+    model = checkpoint.model
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end]
+    owned = {id(tensor) for end in ends for tensor in end.parameters(recurse=False)}
+    return TokenRows(
+        tuple(tokens),
+        model.config.vocab_size,
+        tuple(name for name, tensor in model.named_parameters() if id(tensor) in owned),
+        ends[0].weight is ends[-1].weight,
+    )
+
+
+def _is_text(tokenizer: Any, id_: int) -> bool:
+    """Whether a token is two or more whole characters; blanks and ``##`` do not count."""
+    if id_ in tokenizer.all_special_ids:
+        return False
+    text = str(tokenizer.decode([id_])).strip().removeprefix("##")
+    return len(text) > 1 and "\ufffd" not in text
