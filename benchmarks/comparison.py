@@ -39,42 +39,33 @@ Row = dict[str, Any]
 
 def rows() -> Iterator[Row]:
     """Every row, the most telling first: its name, and what it does."""
+    half, objectives = {**HALF, "selector": ALL}, (("anchored", ANCHOR), ("masked", MASK))
     yield row("leaky")
     yield row("base (control)", start="base")
-    for name, objective in (("masked", MASK), ("anchored", ANCHOR)):
+    for name, objective in objectives:
         yield row(f"{name} repair alone", repair=objective)
-    for name, objective in (("masked", MASK), ("anchored", ANCHOR)):
-        yield row(
-            f"all of the last half, {name}", erase={**HALF, "selector": ALL}, repair=objective
-        )
-    yield row("all of the last half, no repair", erase={**HALF, "selector": ALL})
-    for part, share in (("the whole corpus", 1.0), ("a tenth", 0.1)):
-        yield row(f"retrained from the base, masked, {part}", start="base", repair=MASK, part=share)
-        yield row(f"anchored repair alone, {part}", repair=ANCHOR, part=share)
-        yield row(
-            f"all of the last half, anchored, {part}",
-            erase={**HALF, "selector": ALL}, repair=ANCHOR, part=share,
-        )  # fmt: skip
+        yield row(f"all of the last half, {name}", erase=half, repair=objective)
+    yield row("all of the last half, no repair", erase=half)
+    yield row("retrained from the base, masked", start="base", repair=MASK)
+    yield row("a tenth of the corpus: retrained, masked", start="base", repair=MASK, part=0.1)
+    yield row("a tenth of the corpus: anchored repair alone", repair=ANCHOR, part=0.1)
+    yield row("a tenth of the corpus: all of the last half, anchored",
+              erase=half, repair=ANCHOR, part=0.1)  # fmt: skip
     for rival in ("gradient_difference", "npo", "unlikelihood"):
         yield row(f"{rival} alone", repair={"kind": rival})
-    for selector in SELECTORS:
-        for name, objective in (("anchored", ANCHOR), ("masked", MASK)):
-            chosen = {"kind": selector, "fraction": 0.25}
-            yield row(
-                f"{selector} 0.25 of the last half, {name}",
-                erase={**HALF, "selector": chosen}, repair=objective,
-            )  # fmt: skip
-    for reset in ("zero", "rewind", "dampen", "mean"):
-        erase = {"last_layers": 3, "reset": reset, "selector": ALL}
-        yield row(f"all of the last half, {reset}, anchored", erase=erase, repair=ANCHOR)
-    for depth in (1, 2, 3, 6):
-        for fraction in (0.1, 0.5, 1.0):
-            for name, objective in (("anchored", ANCHOR), ("masked", MASK)):
-                chosen = {"kind": "random", "fraction": fraction}
-                erase = {"last_layers": depth, "selector": chosen}
-                yield row(
-                    f"random {fraction} of the last {depth}, {name}", erase=erase, repair=objective
-                )
+    for name, objective in objectives:
+        for selector in SELECTORS:
+            erase = {**HALF, "selector": {"kind": selector, "fraction": 0.25}}
+            yield row(f"{selector} 0.25 of the last half, {name}", erase=erase, repair=objective)
+    for reset in ("rewind", "zero", "dampen", "mean"):
+        yield row(f"all of the last half, {reset}, anchored",
+                  erase={**half, "reset": reset}, repair=ANCHOR)  # fmt: skip
+    for name, objective in objectives:
+        for depth in (1, 2, 3, 6):
+            for fraction in (0.1, 0.5, 1.0):
+                erase = {"last_layers": depth, "selector": {"kind": "random", "fraction": fraction}}
+                yield row(f"random {fraction} of the last {depth}, {name}",
+                          erase=erase, repair=objective)  # fmt: skip
 
 
 ALL = {"kind": "all"}
