@@ -1,6 +1,7 @@
 """Erase and repair against repair alone, random choice, the field's rivals and retraining.
 
-    python benchmarks/comparison.py [--models FOLDER ...] [--seeds 3] [--rows NAME] [--out FILE]
+    python benchmarks/comparison.py [--models FOLDER ...] [--seeds 3] [--rows NAME] [--first N]
+        [--out FILE]
     python benchmarks/comparison.py --table [--out FILE]
 
 A model folder is one that benchmarks/models.py makes: base/, leaky/, private.jsonl, held_out.jsonl.
@@ -237,7 +238,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, nargs="+", default=[])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", help="only rows whose name holds this")
+    parser.add_argument("--rows", default="", help="only rows whose name holds this")
+    parser.add_argument("--first", type=int, help="only so many of them")
     parser.add_argument("--out", type=Path, default=Path("runs/compare/rows.jsonl"))
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
@@ -245,7 +247,7 @@ def main() -> None:
         from sani.runtime import quiet_libraries
 
         quiet_libraries()
-        chosen = [row for row in rows() if (arguments.rows or "") in row["name"]]
+        chosen = [row for row in rows() if arguments.rows in row["name"]][: arguments.first]
         compare(arguments.models, chosen, seeds=range(arguments.seeds), out=arguments.out)
     print(table(read(arguments.out)))
 
