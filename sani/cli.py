@@ -410,6 +410,42 @@ def erase(
 
 
 @app.command()
+def sample(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="JSONL file to write; it may hold identifiers.")],
+    documents: Annotated[int, typer.Option(min=1, help="How many texts.")] = 1000,
+    first: Annotated[
+        int, typer.Option(min=0, help="Number of the first; others are other texts.")
+    ] = 0,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text, at most.")] = 256,
+    framing: Framing = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Text that the model writes itself, to scan and repair with where its records are gone."""
+    from sani.checkpoint import load_checkpoint
+    from sani.corpus.tables import write_jsonl
+    from sani.runtime import device, quiet_libraries
+    from sani.sampling import sample_documents
+
+    quiet_libraries()
+    if out.exists() or not out.parent.is_dir():
+        raise SaniError(f"--out {out} is there already, or its folder is not; choose another file")
+    checkpoint = load_checkpoint(model, device=device())
+    with console.reporter() as on_step:
+        texts = sample_documents(
+            checkpoint,
+            documents,
+            first=first,
+            new_tokens=new_tokens,
+            framing=framing,
+            seed=seed,
+            on_step=partial(on_step, "sample"),
+        )
+    write_jsonl(texts, out)
+    console.say(f"{len(texts)} texts in {out} (mode 0600): what the model recites stands in it")
+
+
+@app.command()
 def repair(
     model: Model,
     corpus: CorpusOption,

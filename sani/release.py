@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sani.checkpoint import CONFIG_FILES, TOKENIZER_FILES
-from sani.corpus.documents import ANNOTATION, Corpus
+from sani.corpus.documents import ANNOTATION, TERM_SOURCE, Corpus
 from sani.errors import CheckpointError
 from sani.reporting.report import render
-from sani.scanning.overlaps import TERM_SOURCE
 
 MANIFEST = "manifest.json"
 SHORTEST = 5

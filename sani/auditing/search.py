@@ -20,7 +20,7 @@ from functools import cache
 import ahocorasick
 from babel import Locale
 
-from sani.corpus.documents import Corpus, Kind
+from sani.corpus.documents import TERM_SOURCE, Corpus, Kind
 from sani.folding import UNSPACED
 
 # Of 1,000 samples by a base that never saw the corpus (MEDDOCAN), 5 of 6 values of four digits came
@@ -88,7 +88,8 @@ class IdentifierIndex:
     Attributes:
         identifiers: What can be found, by number.
         too_short: By label, distinct values that are not searched for: fewer than `MIN_LETTERS`
-            letters and digits (`MIN_DIGITS` if digits only), which texts hold by chance.
+            letters and digits (`MIN_DIGITS` if digits only), which texts hold by chance;
+            confidential terms are, however short: their owner named them.
 
     Source: Aho & Corasick 1975, by pyahocorasick. Month names: Unicode CLDR, by Babel.
     """
@@ -106,7 +107,7 @@ class IdentifierIndex:
                 if span.kind not in kinds:
                     continue
                 key = _key(document.value(span))
-                if isinstance(key, str) and _too_short(key):
+                if isinstance(key, str) and _too_short(key) and span.source != TERM_SOURCE:
                     short[span.label].add(key)
                     continue
                 labels, owners = found.setdefault(key, (set(), set()))

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 Kind = Literal["direct", "indirect"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ANNOTATION = "annotation"
+TERM_SOURCE = "term"  # of a confidential term that a list names
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -13,9 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sani.corpus.documents import ANNOTATION, Span
-
-TERM_SOURCE = "term"
+from sani.corpus.documents import ANNOTATION, TERM_SOURCE, Span
 
 
 def resolve(spans: Iterable[Span], text: str) -> tuple[Span, ...]:

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import ahocorasick
 
-from sani.corpus.documents import Kind, Span
+from sani.corpus.documents import TERM_SOURCE, Kind, Span
 from sani.corpus.records import RecordError, check_name
 from sani.errors import ScanError
 from sani.folding import UNSPACED, fold
-from sani.scanning.overlaps import TERM_SOURCE
 from sani.scanning.windows import MARGIN, moved, windows
 
 DEFAULT_LABEL = "TERM"
