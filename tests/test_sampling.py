@@ -1,4 +1,4 @@
-"""Text that a model writes itself: the same for a seed, other numbers other texts, terms counted."""
+"""Text that a model writes itself: a seed's own, other numbers other texts; short terms."""
 
 import re
 from collections import Counter
