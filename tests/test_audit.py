@@ -28,7 +28,6 @@ from transformers import (
 
 from sani import families
 from sani.auditing.audit import audit
-from sani.auditing.decoys import DecoyMaker
 from sani.auditing.figures import (
     clustered_mean,
     discoverable,
@@ -54,6 +53,7 @@ from sani.errors import AuditError, UnsupportedModelError
 from sani.families import FAMILIES
 from sani.rates import rate
 from sani.recipe import AuditSettings, SamplerSettings
+from sani.values.decoys import DecoyMaker
 
 NATS = 1e-4
 SHORT_CONTEXT = 96  # the clinic's notes have 150 to 400 tokens

@@ -14,7 +14,6 @@ from transformers import (
 
 from sani import families
 from sani.auditing.audit import audit
-from sani.auditing.decoys import DecoyMaker
 from sani.auditing.occurrences import score_occurrences
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
@@ -23,6 +22,7 @@ from sani.erasing.erase import plan_neurons
 from sani.errors import UnsupportedModelError
 from sani.recipe import AuditSettings, EraseSettings, RepairSettings
 from sani.repairing.repair import repair
+from sani.values.decoys import DecoyMaker
 
 NATS = 1e-4
 POSITIONS = 1400  # RoBERTa numbers them from behind the padding token, the last one here
