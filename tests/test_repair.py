@@ -1,103 +1,34 @@
 """Repairing: what carries loss, that it is the loss it claims, and how an interrupted one ends."""
 
 import math
-from pathlib import Path
+import resource
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from torch.nn import functional
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from sani.batches import Batch, make_batches
-from sani.checkpoint import Checkpoint
+from sani.batches import make_batches
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Encoded, Framing, encode
-from sani.erasing.erase import fresh_model
 from sani.errors import RepairError
-from sani.recipe import AnchorObjective, MaskObjective, RepairSettings
-from sani.repairing.objective import anchor_states, loss_terms
 from sani.repairing.repair import repair, train_
-
-WORDS = ["<s>", "</s>", "name", *"abcdefghijklm"]
-COMMON = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 16,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-TEXTS = [
-    "a b name c d e f",
-    "name f g",
-    "b b name e d c b a h i j k l m a b c d e f name g h",  # longer than the context
-    "d name k",
-    "l m a b c",
-]
-MASK, ANCHOR = MaskObjective(kind="mask"), AnchorObjective(kind="anchor", weight=3.0)
-
-
-def llama():
-    return LlamaConfig(**COMMON, num_key_value_heads=2)
-
-
-def gpt2():
-    """With dropout, so that the state of the random numbers matters."""
-    return GPT2Config(**COMMON, resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2)
-
-
-def checkpoint(config=None, *, seed=1) -> Checkpoint:
-    """A random model whose predictions are far from even."""
-    model = fresh_model(config or llama(), seed=seed)
-    chance = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if tensor.ndim == 2:
-                tensor.copy_(0.3 * torch.randn(tensor.shape, generator=chance))
-            elif name.endswith("bias"):
-                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=chance))
-    word_level = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<s>"))
-    word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=word_level, bos_token="<s>", eos_token="</s>"
-    )
-    return Checkpoint(model, tokenizer, Path("nowhere"))
-
-
-def corpus_of(texts=TEXTS) -> Corpus:
-    """Documents in which the word after each ``name`` is an identifier."""
-    documents = []
-    for number, text in enumerate(texts):
-        words, spans, start = text.split(), [], 0
-        for position, word in enumerate(words):
-            if position and words[position - 1] == "name":
-                spans.append(Span(start, start + len(word), "NAME"))
-            start += len(word) + 1
-        documents.append(Document(str(number), str(number), text, tuple(spans)))
-    return Corpus(documents)
-
-
-def batches_of(sick, corpus, *, batch_tokens=64):
-    return make_batches(
-        encode(corpus, sick.tokenizer),
-        Framing("bos", (0,)),
-        context_tokens=sick.context_tokens,
-        batch_tokens=batch_tokens,
-    )
-
-
-def settings_of(objective=MASK, **changes):
-    values = {"epochs": 3, "learning_rate": 1e-2, "batch_tokens": 64, **changes}
-    return RepairSettings(at_identifiers=objective, **values)
-
-
-def weights(checkpoint):
-    return {name: tensor.detach().clone() for name, tensor in checkpoint.model.named_parameters()}
-
+from tests.words import (
+    ANCHOR,
+    COMMON,
+    MASK,
+    TEXTS,
+    batches_of,
+    checkpoint,
+    corpus_of,
+    gpt2,
+    llama,
+    settings_of,
+    weights,
+)  # fmt: skip
 
 # ---- which tokens carry loss -----------------------------------------------------------------
 
@@ -177,103 +108,6 @@ def test_a_token_that_shares_a_character_with_a_span_is_an_identifiers():
     assert partial > 10
 
 
-# ---- the loss --------------------------------------------------------------------------------
-
-
-def slow_terms(model, base, batch):
-    """One token at a time, one vocabulary entry at a time, in float64."""
-    model = fresh_copy(model)
-    base = fresh_copy(base)
-    sums, counts = {"ordinary": 0.0, "anchor": 0.0}, {"ordinary": 0, "anchor": 0}
-    for row in range(len(batch.ids)):
-        for column in range(batch.ids.shape[1]):
-            before = batch.ids[row : row + 1, : column + 1]
-            if not (batch.ordinary[row, column] or batch.identifier[row, column]):
-                continue
-            with torch.no_grad():
-                mine = model(input_ids=before).logits[0, -1].tolist()
-                theirs = base(input_ids=before).logits[0, -1].tolist()
-            log_mine = [value - math.log(math.fsum(map(math.exp, mine))) for value in mine]
-            log_theirs = [value - math.log(math.fsum(map(math.exp, theirs))) for value in theirs]
-            if batch.ordinary[row, column]:
-                sums["ordinary"] -= log_mine[int(batch.targets[row, column])]
-                counts["ordinary"] += 1
-            else:
-                sums["anchor"] += math.fsum(
-                    math.exp(q) * (q - p) for p, q in zip(log_mine, log_theirs, strict=True)
-                )
-                counts["anchor"] += 1
-    return {name: sums[name] / counts[name] for name in sums if counts[name]}
-
-
-def fresh_copy(model):
-    copy = type(model)(model.config).double().eval()
-    copy.load_state_dict(model.state_dict())
-    return copy
-
-
-@pytest.mark.parametrize("config", [llama, gpt2])
-def test_the_terms_are_those_of_the_slow_version(config):
-    sick, base = checkpoint(config(), seed=1), checkpoint(config(), seed=2)
-    batches = batches_of(sick, corpus_of())
-    states = anchor_states(base.model, batches)
-    assert len(batches) > 1
-    assert any((batch.ids[:, -1] == 0).any() for batch in batches)  # with padding
-    for batch, anchor in zip(batches, states, strict=True):
-        terms = loss_terms(sick.model, batch, base=base.model, anchor=anchor)
-        slow = slow_terms(sick.model, base.model, batch)
-        assert set(terms) == set(slow) == {"ordinary", "anchor"}
-        assert slow["ordinary"] > 0.1
-        assert slow["anchor"] > 0.1
-        for name in slow:
-            assert float(terms[name].detach()) == pytest.approx(slow[name], abs=1e-5)
-        assert set(loss_terms(sick.model, batch, base=None, anchor=None)) == {"ordinary"}
-
-
-def test_a_term_without_tokens_is_left_out():
-    sick, base = checkpoint(seed=1), checkpoint(seed=2)
-    (plain,) = batches_of(sick, corpus_of(["a b c"]))
-    (state,) = anchor_states(base.model, [plain])
-    assert set(loss_terms(sick.model, plain, base=base.model, anchor=state)) == {"ordinary"}
-    whole = Batch(plain.ids, plain.targets, plain.ordinary & False, plain.ordinary)
-    (state,) = anchor_states(base.model, [whole])
-    assert set(loss_terms(sick.model, whole, base=base.model, anchor=state)) == {"anchor"}
-    assert loss_terms(sick.model, whole, base=None, anchor=None) == {}
-
-
-def test_the_anchor_is_zero_at_the_base_itself():
-    base = checkpoint(seed=2)
-    (batch,) = batches_of(base, corpus_of(TEXTS[:2]))
-    (state,) = anchor_states(base.model, [batch])
-    terms = loss_terms(checkpoint(seed=2).model, batch, base=base.model, anchor=state)
-    assert abs(float(terms["anchor"].detach())) < 1e-6
-    terms = loss_terms(checkpoint(seed=1).model, batch, base=base.model, anchor=state)
-    assert float(terms["anchor"].detach()) > 0.1
-
-
-def test_the_values_of_identifiers_carry_no_gradient():
-    sick, base = checkpoint(seed=1), checkpoint(seed=2)
-    (batch,) = batches_of(sick, corpus_of(TEXTS[:2]))
-    (state,) = anchor_states(base.model, [batch])
-
-    def found(targets):
-        changed = Batch(batch.ids, targets, batch.ordinary, batch.identifier)
-        terms = loss_terms(sick.model, changed, base=base.model, anchor=state)
-        parameters = list(sick.model.parameters())
-        gradients = torch.autograd.grad(terms["ordinary"] + terms["anchor"], parameters)
-        return [*(term.detach() for term in terms.values()), *gradients]
-
-    before = found(batch.targets)
-    other = (batch.targets + 5) % len(WORDS)
-    assert batch.identifier.any()
-    masked = found(torch.where(batch.identifier | ~batch.ordinary, other, batch.targets))
-    assert all(torch.equal(one, two) for one, two in zip(before, masked, strict=True))
-    where = batch.ordinary.nonzero()[0]  # the control: one ordinary token
-    targets = batch.targets.clone()
-    targets[tuple(where)] = other[tuple(where)]
-    assert not torch.equal(before[0], found(targets)[0])
-
-
 # ---- training --------------------------------------------------------------------------------
 
 
@@ -290,7 +124,8 @@ def test_training_is_that_of_an_explicit_loop(objective):
 
     slow = checkpoint(seed=1)
     (batch,) = batches_of(slow, corpus)
-    (state,) = anchor_states(base.model, [batch])
+    with torch.no_grad():
+        anchor = base.model(input_ids=batch.ids).logits[batch.identifier].softmax(-1)
     # Decay where Trainer decays: matrices, not norms and biases.
     decayed = [p for n, p in slow.model.named_parameters() if "norm" not in n]
     others = [p for n, p in slow.model.named_parameters() if "norm" in n]
@@ -301,7 +136,12 @@ def test_training_is_that_of_an_explicit_loop(objective):
         factor = step / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / (epochs - 2)))
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
-        terms = loss_terms(slow.model, batch, base=base.model if anchored else None, anchor=state)
+        logits = slow.model(input_ids=batch.ids).logits
+        targets = batch.targets[batch.ordinary]
+        terms = {"ordinary": functional.cross_entropy(logits[batch.ordinary], targets)}
+        if anchored:
+            p = logits[batch.identifier].log_softmax(-1)
+            terms["anchor"] = functional.kl_div(p, anchor, reduction="batchmean")
         losses.append({name: float(term.detach()) for name, term in terms.items()})
         optimizer.zero_grad()
         (terms["ordinary"] + (3.0 * terms["anchor"] if anchored else 0.0)).backward()
@@ -327,12 +167,13 @@ def test_only_the_last_layers_are_trained_where_that_is_asked(config):
     before = weights(sick)
     layers = sick.model.base_model.layers if config is llama else sick.model.base_model.h
     flows, trained = [set(), set()], set()
+
+    def record(flow, output):
+        if torch.is_grad_enabled():
+            flow.add((output[0] if isinstance(output, tuple) else output).requires_grad)
+
     for flow, layer in zip(flows, layers, strict=True):
-        layer.register_forward_hook(
-            lambda _, inputs, output, flow=flow: flow.add(
-                (output[0] if isinstance(output, tuple) else output).requires_grad
-            )
-        )
+        layer.register_forward_hook(lambda _, inputs, output, flow=flow: record(flow, output))
 
     def on_step(done, steps):
         trained.update(n for n, p in sick.model.named_parameters() if p.requires_grad)
@@ -575,34 +416,17 @@ def test_an_anchor_that_does_not_hold_is_refused(base, message):
     assert sick.weights_digest() == digest
 
 
-def diverged(step):
-    return (
-        f"the loss is not a number at step {step}: the repair diverged and nothing was written; "
-        "lower repair.learning_rate"
-    )
-
-
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("objective", [MASK, ANCHOR])
-def test_a_loss_that_is_not_a_number_is_refused(value, objective):
+def test_a_loss_that_is_not_a_number_from_the_start_is_refused(value, objective):
     sick = checkpoint()
     with torch.no_grad():
         sick.model.model.layers[0].mlp.up_proj.weight[3, 3] = value
     message = refusal(sick, corpus_of(), settings_of(objective), base=checkpoint(seed=2))
-    assert message == diverged(1)
-
-
-@pytest.mark.parametrize("config", [llama, gpt2])
-def test_a_repair_that_diverges_is_refused(config):
-    steps = []
-    message = refusal(
-        checkpoint(config()),
-        corpus_of(),
-        settings_of(learning_rate=1e6, epochs=6),
-        on_step=lambda done, _: steps.append(done),
+    assert message == (
+        "the repair diverged at step 1: the loss is not a number; nothing was written; lower "
+        "repair.learning_rate"
     )
-    assert 1 <= len(steps) < 11
-    assert message == diverged(len(steps) + 1)
 
 
 def test_weights_that_the_last_step_broke_are_refused():
@@ -610,6 +434,142 @@ def test_weights_that_the_last_step_broke_are_refused():
         learning_rate=3e38, epochs=1, warmup_fraction=0.0, weight_decay=9.0, batch_tokens=64
     )
     assert refusal(checkpoint(), corpus_of(TEXTS[:2]), settings) == (
-        "tensor 'model.embed_tokens.weight' holds NaN or infinity after the repair; lower "
+        "the repair diverged at step 1: tensor 'model.embed_tokens.weight' holds NaN or infinity; "
+        "nothing was written; lower repair.learning_rate"
+    )
+
+
+@pytest.mark.parametrize("config", [llama, gpt2])
+def test_a_repair_that_diverges_twice_is_refused(config):
+    steps = []
+    message = refusal(
+        checkpoint(config()),
+        corpus_of(),
+        settings_of(learning_rate=1e6, epochs=6),
+        on_step=lambda done, _: steps.append(done),
+    )
+    assert steps.count(1) == 2  # it began again, once
+    assert max(steps) < 11
+    assert message.startswith(f"the repair diverged at step {steps[-1] + 1}: the loss is ")
+    assert message.endswith(
+        ", also from the start at half the learning rate; nothing was written; lower "
         "repair.learning_rate"
     )
+
+
+def least_rate_that_diverges():
+    """Twice a learning rate that does not."""
+    for power in range(12):
+        rate = 0.1 * 2**power
+        if repair(checkpoint(), corpus_of(), settings_of(learning_rate=rate)).notes:
+            return rate
+    raise AssertionError("nothing diverges")
+
+
+def test_a_repair_that_diverges_once_begins_again_with_half_the_learning_rate(tmp_path):
+    rate = least_rate_that_diverges()
+    settings = settings_of(learning_rate=rate)
+    steps, sick = [], checkpoint()
+    result = repair(sick, corpus_of(), settings, seed=0, folder=tmp_path,
+                    on_step=lambda done, _: steps.append(done))  # fmt: skip
+    (note,) = result.notes
+    assert note.startswith("the repair diverged at step ")
+    assert note.endswith("so it began again with half the learning rate")
+    assert steps.count(1) == 2
+    calm = checkpoint()
+    assert repair(calm, corpus_of(), settings_of(learning_rate=rate / 2)).notes == ()
+    assert sick.weights_digest() == calm.weights_digest()
+    # Killed in the second attempt, it goes on with half the rate, and says so.
+    cut, begun = checkpoint(), []
+
+    def stop(done, _):
+        begun.append(done)
+        if done == 4 and begun.count(1) == 2:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        repair(cut, corpus_of(), settings, folder=folder, on_step=stop)
+    again, rest = checkpoint(), []
+    resumed = repair(again, corpus_of(), settings, folder=folder,
+                     on_step=lambda done, _: rest.append(done))  # fmt: skip
+    assert rest[0] == 4
+    assert resumed.notes == result.notes
+    assert again.weights_digest() == sick.weights_digest()
+
+
+# ---- memory, disk and precision --------------------------------------------------------------
+
+
+def out_of_memory(step_of, *, times):
+    """A forward pass that fails as torch does where memory ends, a number of times."""
+    left = [times]
+
+    def hook(module, inputs):
+        if torch.is_grad_enabled() and len(step_of) >= 2 and left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    return hook
+
+
+def test_where_memory_runs_out_batches_are_halved_once_and_the_result_is_the_same():
+    results = []
+    for times in (0, 1):
+        sick, steps = checkpoint(), []
+        sick.model.model.layers[1].register_forward_pre_hook(out_of_memory(steps, times=times))
+        result = repair(
+            sick,
+            corpus_of(TEXTS * 2),
+            settings_of(ANCHOR, pack=False),
+            base=checkpoint(seed=2),
+            on_step=lambda done, _, s=steps: s.append(done),
+        )
+        results.append((weights(sick), result))
+    (plain, untouched), (halved, result) = results
+    assert untouched.notes == ()
+    assert result.notes == (
+        "out of memory at step 3: from there on each batch was read in two halves",
+    )
+    assert result.steps == untouched.steps
+    for name, tensor in plain.items():
+        torch.testing.assert_close(tensor, halved[name], rtol=0, atol=2e-4)
+    for one, other in zip(untouched.curve, result.curve, strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+
+
+def test_memory_that_runs_out_again_is_an_error():
+    steps, sick = [], checkpoint()
+    sick.model.model.layers[1].register_forward_pre_hook(out_of_memory(steps, times=2))
+    message = refusal(sick, corpus_of(), settings_of(), on_step=lambda d, _: steps.append(d))
+    assert message == (
+        "out of memory at step 3, also with each batch read in halves; lower repair.batch_tokens, "
+        "or set repair.last_layers or gradient_checkpointing"
+    )
+
+
+@pytest.mark.parametrize("room", [0, 1000, 30_000])  # for nothing, weights, optimizer state
+def test_a_full_disk_is_an_error_that_says_how_to_go_on(tmp_path, room):
+    whole = checkpoint()
+    repair(whole, corpus_of(), settings_of())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    sick = checkpoint()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        message = refusal(sick, corpus_of(), settings_of(), folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert message.startswith("cannot write the state of the repair (")
+    assert message.endswith("); free space and go on with --resume")
+    again = checkpoint()
+    repair(again, corpus_of(), settings_of(), folder=tmp_path)
+    assert again.weights_digest() == whole.weights_digest()
+
+
+def test_bfloat16_is_refused_where_the_processor_has_no_units_for_it(monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    if torch.cuda.is_available():
+        pytest.skip("there is an accelerator")
+    message = refusal(checkpoint(), corpus_of(), settings_of(precision="bfloat16"))
+    assert message.startswith("repair.precision: bfloat16 is asked for and this processor has no")
