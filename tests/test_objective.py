@@ -1,13 +1,16 @@
 """The repair's loss: that each term is the one it claims, however it is computed."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional
 
 from sani.batches import Batch, make_batches
+from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Framing, encode, framing_named
+from sani.families import family_of
 from sani.recipe import AnchorObjective, NpoObjective, UnlikelihoodObjective
 from sani.repairing import objective as module
 from sani.repairing.anchors import counterfactual_states, states_at
@@ -15,6 +18,7 @@ from sani.repairing.examples import Examples, Teachers
 from sani.repairing.frozen import FrozenPart, hidden_states
 from sani.repairing.objective import Example, Objective
 from sani.repairing.surrogates import Surrogates
+from tests.test_erase import CONFIGS
 from tests.words import (
     ANCHOR,
     MASK,
@@ -257,14 +261,14 @@ def read_alone(sick, encoded_documents):
     return total, tokens
 
 
-@pytest.mark.parametrize("config", [llama, gpt2])
+@pytest.mark.parametrize("config", [CONFIGS[name] for name in sorted(CONFIGS)])
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("kept", ["none", "memory", "disk"])
 def test_every_trick_leaves_the_loss_as_it_is(config, pack, kept, tmp_path):
     sick = checkpoint(config())
     corpus = corpus_of(TEXTS * 2)
     settings = settings_of(MASK, pack=pack, kept_states=kept, last_layers=1)
-    frozen = FrozenPart(sick.model, num_layers=1)
+    frozen = FrozenPart(sick.model, num_layers=sick.model.config.num_hidden_layers - 1)
     examples = Examples(
         sick, corpus, settings, framing_named("bos", sick.tokenizer), teachers=Teachers(),
         frozen=frozen, folder=tmp_path, seed=0,
@@ -273,8 +277,8 @@ def test_every_trick_leaves_the_loss_as_it_is(config, pack, kept, tmp_path):
     assert bool(list(tmp_path.rglob("*.safetensors"))) == (kept == "disk")
     objective, total, tokens, packed = Objective(settings), 0.0, 0, 0
     ran = []
-    lower = "model.layers.0.mlp" if config is llama else "transformer.h.0.mlp"
-    handle = sick.model.get_submodule(lower).register_forward_hook(lambda *_: ran.append(1))
+    lower = sick.model.get_submodule(family_of(sick.model.config).layers)[0].mlp
+    handle = lower.register_forward_hook(lambda *_: ran.append(1))
     for number in range(len(examples)):
         (example,) = examples.read(number, epoch=0)
         counts = objective.counts(example.batch)
@@ -336,48 +340,139 @@ def test_layers_that_are_wired_past_each_other_are_not_skipped(tmp_path):
 
 
 @pytest.mark.parametrize("config", [llama, gpt2])
-@pytest.mark.parametrize("context", [16, 40])
-def test_the_counterfactual_anchor_reads_each_identifier_behind_another_persons_text(
-    config, context
-):
+@pytest.mark.parametrize("two", [False, True])
+def test_the_counterfactual_anchor_never_reads_the_values(config, two):
     """Against a slow version that reads each identifier token in a pass of its own."""
     chosen = config()
-    chosen.max_position_embeddings = context
+    chosen.max_position_embeddings = 64  # no document is cut
     sick = checkpoint(chosen)
     corpus, tokenizer = corpus_of(TEXTS), sick.tokenizer
-    framing, surrogates = Framing("bos", (0,)), Shifted(corpus)
-    encoded = encode(corpus, tokenizer)
+    if two:  # identifiers of two words, and surrogates of two
+        corpus = Corpus([replace(d, spans=tuple(longer(d, s) for s in d.spans)) for d in corpus])
+    surrogates, encoded = Shifted(corpus, words=2 - two), encode(corpus, tokenizer)
+    framing = Framing("bos", (0,))
     found = counterfactual_states(
-        sick.model, tokenizer, encoded, framing, surrogates, context_tokens=context, samples=2
-    )
+        sick.model, tokenizer, encoded, surrogates, samples=2,
+        make_batches=lambda items: make_batches(items, framing, context_tokens=64,
+                                                batch_tokens=99, pack=True),
+    )  # fmt: skip
     tokens = {(i.document, t) for i in encoded for span in i.spans for t in range(*span)}
     assert set(found) == tokens
     assert len(tokens) > 4
     for item in encoded:
         for index, (first, last) in enumerate(item.spans):
-            for token in range(first, last):
-                for sample in range(2):
-                    document, _ = surrogates.document(item.document, round=-1 - sample)
-                    (other,) = encode([document], tokenizer)
-                    start = other.spans[index][0]
-                    before = [0, *other.ids[:start], *item.ids[first:token]]
-                    if len(before) > context - 2:
-                        continue  # read in a window
+            for sample in range(2):
+                document, _ = surrogates.document(item.document, round=-1 - sample)
+                (other,) = encode([document], tokenizer)
+                begin, end = other.spans[index]
+                for token in range(first, last):
+                    before = [0, *other.ids[: min(begin + token - first, end - 1)]]
                     with torch.no_grad():
-                        base = sick.model.base_model(input_ids=torch.tensor([before]))
-                    slow = base.last_hidden_state[0, -1]
+                        slow = sick.model.base_model(input_ids=torch.tensor([before]))
                     torch.testing.assert_close(
-                        found[item.document, token][sample], slow, rtol=0, atol=1e-5
-                    )
-                    assert other.ids != item.ids
+                        found[item.document, token][sample], slow.last_hidden_state[0, -1],
+                        rtol=0, atol=1e-5,
+                    )  # fmt: skip
+                assert other.ids != item.ids
+
+
+def longer(document, span):
+    """The span and the word behind it, if there is one."""
+    words = document.text[span.start :].split(" ")[:2]
+    return replace(span, end=span.start + len(" ".join(words)))
 
 
 class Shifted(Surrogates):
-    """Surrogates of the test's own words; identifiers of one and of two words become two."""
+    """Surrogates of the test's own words, of two words each or of one."""
 
-    def __init__(self, corpus):
+    def __init__(self, corpus, *, words=2):
         super().__init__(corpus, seed=0)
         self._maker = self
+        self._words = words
 
     def decoys(self, label, value, *, count):
-        return [f"{a} {b}" for a in "abcd" for b in "efgh"][:count]
+        return [" ".join((a, b)[: self._words]) for a in "abcd" for b in "efgh"][:count]
+
+
+def consistent(original, document):
+    """Each value of the original with the one that stands in its place; it has one only."""
+    found = {}
+    for old, new in zip(original.spans, document.spans, strict=True):
+        value = original.value(old), document.value(new)
+        assert found.setdefault(value[0], value[1]) == value[1]
+    return found
+
+
+def test_surrogates_are_consistent_within_a_document_and_new_each_round(clinic):
+    surrogates, seen = Surrogates(clinic.private, seed=3), []
+    known = {d.value(span) for d in clinic.private for span in d.spans}
+    replaced = recurring = 0
+    for number, original in enumerate(clinic.private):
+        rounds = [surrogates.document(number, round=r) for r in (0, 1)]
+        for document, was in rounds:
+            found = consistent(original, document)
+            recurring += len(found) < len(original.spans)
+            # What stands between the identifiers stays as it is.
+            assert between(document) == between(original)
+            for old, new, changed in zip(original.spans, document.spans, was, strict=True):
+                assert (old.label, old.kind) == (new.label, new.kind)
+                assert (original.value(old) != document.value(new)) == changed
+                assert not changed or document.value(new) not in known
+            replaced += sum(was)
+        seen.append(rounds[0][0].text != rounds[1][0].text)
+        assert surrogates.document(number, round=1)[0] == rounds[1][0]  # repeatable
+    assert all(seen)
+    assert recurring > 3
+    assert replaced > 0.9 * 2 * clinic.private.num_spans
+    other, _ = Surrogates(clinic.private, seed=4).document(0, round=0)
+    assert other.text != surrogates.document(0, round=0)[0].text
+
+
+def between(document):
+    """The text outside spans, piece by piece."""
+    ends = [0, *(span.end for span in document.spans)]
+    starts = [*(span.start for span in document.spans), len(document.text)]
+    return [document.text[end:start] for end, start in zip(ends, starts, strict=True)]
+
+
+def test_spans_that_overlap_become_one_value():
+    text = "seen by Ann Marie Miller twice, Ann Marie Miller"
+    spans = (Span(8, 17, "NAME"), Span(12, 24, "NAME"), Span(32, 48, "NAME"))
+    corpus = Corpus([Document("1", "1", text, spans)])
+    document, was = Shifted(corpus).document(0, round=0)
+    assert was == [True] * 3
+    assert document.spans[0] == document.spans[1]
+    assert len({document.value(span) for span in document.spans}) == 1
+    assert between(replace(document, spans=document.spans[1:])) == ["seen by ", " twice, ", ""]
+
+
+@pytest.mark.parametrize("context", ["keep", "surrogate"])
+def test_decoys_as_targets_leave_no_loss_at_a_value_that_stayed(context, tmp_path):
+    config = llama()
+    config.max_position_embeddings = 64  # no document is cut
+    sick, corpus = checkpoint(config), corpus_of(TEXTS * 3)
+    settings = settings_of(AnchorObjective(kind="anchor", to="decoys"), context=context)
+    examples = Examples(
+        sick, corpus, settings, framing_named("bos", sick.tokenizer), teachers=Teachers(),
+        frozen=None, folder=tmp_path, seed=0,
+    )  # fmt: skip
+    examples._surrogates = Shifted(corpus)
+    counts, rounds = {"decoys": 0, "values": 0}, []
+    for epoch in range(4):
+        texts = []
+        for number in range(len(examples)):
+            for example in examples.read(number, epoch=epoch):
+                batch = example.batch
+                for _, document, span, _ in batch.occurrences.tolist():
+                    _, was = examples._surrogates.document(
+                        document, round=epoch, share=1.0 if context == "surrogate" else 0.5
+                    )
+                    assert was[span]
+                    counts["decoys"] += 1
+                texts.append(batch.ids.tolist())
+                carries = batch.ordinary | batch.identifier
+                counts["values"] += int((~carries[:, :-1] & (batch.targets[:, :-1] > 2)).sum())
+        rounds.append(str(texts))
+    assert len(set(rounds)) == 4  # another text each epoch
+    assert counts["decoys"] > 20
+    assert (counts["values"] > 5) == (context == "keep")

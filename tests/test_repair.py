@@ -12,15 +12,20 @@ from torch.nn import functional
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from sani.batches import make_batches
+from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Encoded, Framing, encode
 from sani.errors import RepairError
+from sani.families import family_of
+from sani.recipe import AnchorObjective, RepairSettings
 from sani.repairing.repair import repair, train_
+from sani.repairing.surrogates import Surrogates
 from tests.words import (
     ANCHOR,
     COMMON,
     MASK,
     TEXTS,
+    WORDS,
     batches_of,
     checkpoint,
     corpus_of,
@@ -239,6 +244,178 @@ def test_the_same_seed_gives_the_same_bytes(config):
         repair(sick, corpus_of(TEXTS * 3), settings_of(), seed=seed)
         digests.append(sick.weights_digest())
     assert digests[0] == digests[1] != digests[2]
+
+
+def recitation(sick, corpus):
+    """Mean probability of the identifiers' tokens."""
+    return identifier_facts(sick, sick, corpus)[0]
+
+
+@pytest.fixture(scope="module")
+def reciting():
+    """A model of words that recites its identifiers."""
+    sick = checkpoint(seed=2)
+    corpus = Corpus([Document(d.id, d.subject_id, d.text) for d in corpus_of()])
+    train_(sick, corpus, settings_of(epochs=60), framing="bos")
+    assert recitation(sick, corpus_of()) > 0.9
+    return sick
+
+
+def copy_of(sick):
+    model = type(sick.model)(sick.model.config)
+    model.load_state_dict(sick.model.state_dict())
+    return Checkpoint(model.eval(), sick.tokenizer, sick.path)
+
+
+@pytest.mark.parametrize("erased", [False, True])
+@pytest.mark.parametrize(
+    "at",
+    [
+        {"kind": "anchor", "to": "self"},
+        {"kind": "anchor", "to": "decoys"},
+        {"kind": "unlikelihood"},
+        {"kind": "npo"},
+    ],
+)
+def test_without_a_base_every_objective_but_masking_takes_the_identifiers_out(
+    reciting, at, erased, monkeypatch
+):
+    monkeypatch.setattr("sani.repairing.examples.Surrogates", WordSurrogates)
+    sick, corpus = copy_of(reciting), corpus_of()
+    if erased:
+        with torch.no_grad():
+            sick.model.model.layers[1].mlp.down_proj.weight.zero_()
+    settings = settings_of(epochs=30)
+    settings = RepairSettings(**{**settings.model_dump(), "at_identifiers": at})
+    digest = reciting.weights_digest()
+    result = repair(sick, corpus, settings, unsanitized=reciting)
+    assert recitation(sick, corpus) < 0.35
+    assert reciting.weights_digest() == digest
+    last = result.curve[-1]
+    assert last["ordinary"] < 1.0
+    assert set(last) == {"step", "ordinary", at["kind"] if at.get("to") != "decoys" else "decoys"}
+    if not erased and at["kind"] != "npo":  # the model itself, if nothing else is given
+        alone = copy_of(reciting)
+        repair(alone, corpus, settings)
+        assert alone.weights_digest() == sick.weights_digest()
+
+
+def test_a_counterfactual_anchor_keeps_what_ordinary_words_give_away(reciting, monkeypatch):
+    """The same words stand before each identifier in the replaced document: they recall it."""
+    monkeypatch.setattr("sani.repairing.examples.Surrogates", WordSurrogates)
+    sick, corpus = copy_of(reciting), corpus_of()
+    at = AnchorObjective(kind="anchor", to="counterfactual")
+    repair(sick, corpus, settings_of(at, epochs=30), unsanitized=reciting)
+    assert recitation(sick, corpus) > 0.7
+
+
+class WordSurrogates(Surrogates):
+    """Every word of the test's vocabulary is a surrogate of the others."""
+
+    def __init__(self, corpus, *, seed):
+        super().__init__(corpus, seed=seed)
+        self._maker = self
+
+    def decoys(self, label, value, *, count):
+        return [word for word in WORDS[3:] if word != value][:count]
+
+
+@pytest.mark.parametrize("kept", ["memory", "disk"])
+def test_kept_states_end_in_the_weights_that_computing_them_anew_ends_in(kept, tmp_path):
+    found = []
+    for place in ("none", kept):
+        sick = checkpoint(gpt2())
+        third = checkpoint(gpt2(), seed=3)
+        settings = settings_of(ANCHOR, last_layers=1, kept_states=place, keep_skill=0.5)
+        result = repair(sick, corpus_of(TEXTS * 2), settings, base=checkpoint(gpt2(), seed=2),
+                        unsanitized=third, folder=tmp_path / place)  # fmt: skip
+        assert result.kept_states == place
+        found.append(weights(sick))
+    changed = 0
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], rtol=0, atol=1e-5)
+        changed += not torch.equal(tensor, weights(checkpoint(gpt2()))[name])
+    assert changed > 5
+
+
+@pytest.mark.parametrize("config", [llama, gpt2])
+def test_gradient_checkpointing_changes_nothing_but_memory(config):
+    found = []
+    for checkpointing in (False, True):
+        sick = checkpoint(config())
+        settings = settings_of(ANCHOR, gradient_checkpointing=checkpointing)
+        repair(sick, corpus_of(), settings, base=checkpoint(config(), seed=2))
+        assert not sick.model.is_activation_checkpointing
+        found.append(weights(sick))
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [llama, gpt2])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("last_layers", [None, 1])
+def test_an_adapter_is_merged_into_the_layers_it_stands_in(config, kind, last_layers):
+    sick, base = checkpoint(config(), seed=1), checkpoint(config(), seed=2)
+    before, names = weights(sick), set(sick.model.state_dict())
+    settings = settings_of(ANCHOR, last_layers=last_layers, adapter={"kind": kind, "rank": 2},
+                           epochs=8)  # fmt: skip
+    result = repair(sick, corpus_of(), settings, base=base)
+    assert set(sick.model.state_dict()) == names
+    assert type(sick.model) is type(checkpoint(config()).model)
+    changed = {
+        name for name, tensor in weights(sick).items() if not torch.equal(tensor, before[name])
+    }
+    layers = family_of(sick.model.config).layers
+    first = 0 if last_layers is None else 1
+    expected = {
+        name for name, tensor in before.items()
+        for layer in range(first, 2)
+        if name.startswith(f"{layers}.{layer}.") and tensor.ndim == 2
+    }  # fmt: skip
+    assert changed == expected
+    assert 0 < result.trained_fraction < 1
+    first_loss, last_loss = result.curve[0]["anchor"], result.curve[-1]["anchor"]
+    assert last_loss < first_loss
+    # The merged weights are what was trained: its loss goes on where it ended.
+    again = repair(sick, corpus_of(), settings_of(ANCHOR, epochs=1, learning_rate=1e-9), base=base)
+    assert again.curve[0]["anchor"] < first_loss
+
+
+def test_an_adapter_that_is_cut_off_leaves_no_trace_and_goes_on_to_the_same_bytes(
+    tmp_path,
+):
+    settings = settings_of(ANCHOR, adapter={"kind": "lora", "rank": 2})
+    whole, names = checkpoint(), set(checkpoint().model.state_dict())
+    repair(whole, corpus_of(), settings, base=checkpoint(seed=2))
+
+    def stop(done, _):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    cut, steps = checkpoint(), []
+    with pytest.raises(KeyboardInterrupt):
+        repair(cut, corpus_of(), settings, base=checkpoint(seed=2), folder=tmp_path, on_step=stop)
+    assert set(cut.model.state_dict()) == names
+    again = checkpoint()
+    repair(again, corpus_of(), settings, base=checkpoint(seed=2), folder=tmp_path,
+           on_step=lambda done, _: steps.append(done))  # fmt: skip
+    assert steps[0] == 4
+    assert again.weights_digest() == whole.weights_digest()
+
+
+def test_bfloat16_is_close_where_the_processor_has_it():
+    try:
+        found = []
+        for precision in ("float32", "bfloat16"):
+            sick = checkpoint()
+            settings = settings_of(ANCHOR, precision=precision, last_layers=1)
+            result = repair(sick, corpus_of(), settings, base=checkpoint(seed=2))
+            assert next(sick.model.parameters()).dtype is torch.float32
+            found.append(result.curve[-1]["anchor"])
+    except RepairError:
+        pytest.skip("no bfloat16 units")
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], rel=0.1)
 
 
 # ---- cut off and gone on with ----------------------------------------------------------------

@@ -137,9 +137,8 @@ class Examples:
             self._teachers.unsanitized,
             self._checkpoint.tokenizer,
             self._encoded,
-            self._framing,
             self._surrogates,
-            context_tokens=self._checkpoint.context_tokens,
+            make_batches=self._make_batches,
             samples=objective.samples,
         )
         return [

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
+from transformers.pytorch_utils import Conv1D
 
 from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
@@ -140,7 +141,10 @@ def train_(
     started = time.perf_counter()
     teachers = _teachers(checkpoint, settings, base, unsanitized)
     job = f"{settings.model_dump_json()} {corpus.digest()} {checkpoint.weights_digest()} {seed}"
-    with TemporaryDirectory() as nowhere, _prepared(checkpoint, settings) as (trained, frozen):
+    with (
+        TemporaryDirectory() as nowhere,
+        _prepared(checkpoint, settings, seed) as (trained, frozen),
+    ):
         place = folder or Path(nowhere)  # the Trainer insists on a folder
         try:
             state = None
@@ -243,7 +247,7 @@ def _teachers(
 
 @contextmanager
 def _prepared(
-    checkpoint: Checkpoint, settings: RepairSettings
+    checkpoint: Checkpoint, settings: RepairSettings, seed: int
 ) -> Iterator[tuple[float, FrozenPart | None]]:
     """Within, only what is trained asks for gradients; the share that is, and the layers below.
 
@@ -256,24 +260,29 @@ def _prepared(
     last = min(settings.last_layers or layout.num_layers, layout.num_layers)
     first = layout.num_layers - last
     frozen = None if settings.last_layers is None else FrozenPart(model, num_layers=first)
+    prefixes = layout.trained_prefixes(last)
     adapted = None
     if settings.adapter is not None:
-        adapted = get_peft_model(
-            model,
-            LoraConfig(
-                r=settings.adapter.rank,
-                lora_alpha=settings.adapter.alpha,
-                use_dora=settings.adapter.kind == "dora",
-                target_modules="all-linear",
-                layers_to_transform=list(range(first, layout.num_layers)),
-            ),
+        linear = [
+            name
+            for name, module in model.named_modules()
+            if name.startswith(prefixes) and isinstance(module, torch.nn.Linear | Conv1D)
+        ]
+        lora = LoraConfig(
+            r=settings.adapter.rank,
+            lora_alpha=settings.adapter.alpha,
+            use_dora=settings.adapter.kind == "dora",
+            target_modules=linear,
+            fan_in_fan_out=layout.family.transposed,
         )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, lora)
     elif settings.last_layers is not None:
-        prefixes = layout.trained_prefixes(last)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(prefixes))
     if settings.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         yield trained / size, frozen
@@ -284,7 +293,7 @@ def _prepared(
         if adapted is not None:
             adapted.unload()
         if settings.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
         model.requires_grad_(True)
         model.eval()
 
