@@ -37,6 +37,7 @@ from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.encoding import encode, framing_named
 from sani.erasing.erase import erase
+from sani.families import Layout
 from sani.recipe import (
     AllSelector,
     AuditSettings,
@@ -46,9 +47,9 @@ from sani.recipe import (
     load_recipe,
 )
 from sani.repairing.examples import Examples, Teachers
-from sani.repairing.frozen import FrozenPart, hidden_states
+from sani.repairing.frozen import hidden_states
 from sani.repairing.objective import Objective
-from sani.repairing.repair import repair
+from sani.repairing.repair import frozen_part, repair
 from sani.runtime import deterministic, quiet_libraries
 
 FINE_TUNING_EPOCHS = 42  # of benchmarks/models.py
@@ -169,7 +170,8 @@ def loss_difference(folder: Path, *, limit: int) -> float:
     corpus = read_corpus(folder / "private.jsonl", limit=limit)
     model = checkpoint.model
     settings = LAST_THIRD.model_copy(update={"pack": True, "kept_states": "memory"})
-    frozen = FrozenPart(model, num_layers=model.config.num_hidden_layers - 2)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    frozen = frozen_part(model, Layout(model.config, shapes), last_layers=2)
     examples = Examples(
         checkpoint, corpus, settings, framing_named("bos", checkpoint.tokenizer),
         teachers=Teachers(), frozen=frozen, folder=folder, seed=0,

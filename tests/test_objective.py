@@ -10,13 +10,14 @@ from torch.nn import functional
 from sani.batches import Batch, make_batches
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Framing, encode, framing_named
-from sani.families import family_of
+from sani.families import Layout, family_of
 from sani.recipe import AnchorObjective, NpoObjective, UnlikelihoodObjective
 from sani.repairing import objective as module
 from sani.repairing.anchors import counterfactual_states, states_at
 from sani.repairing.examples import Examples, Teachers
-from sani.repairing.frozen import FrozenPart, hidden_states
+from sani.repairing.frozen import hidden_states
 from sani.repairing.objective import Example, Objective
+from sani.repairing.repair import frozen_part
 from sani.repairing.surrogates import Surrogates
 from tests.test_erase import CONFIGS
 from tests.words import (
@@ -261,6 +262,12 @@ def read_alone(sick, encoded_documents):
     return total, tokens
 
 
+def below_the_last(sick):
+    """The layers that are not trained where the last one is."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in sick.model.state_dict().items()}
+    return frozen_part(sick.model, Layout(sick.model.config, shapes), last_layers=1)
+
+
 @pytest.mark.parametrize("config", [CONFIGS[name] for name in sorted(CONFIGS)])
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("kept", ["none", "memory", "disk"])
@@ -268,7 +275,7 @@ def test_every_trick_leaves_the_loss_as_it_is(config, pack, kept, tmp_path):
     sick = checkpoint(config())
     corpus = corpus_of(TEXTS * 2)
     settings = settings_of(MASK, pack=pack, kept_states=kept, last_layers=1)
-    frozen = FrozenPart(sick.model, num_layers=sick.model.config.num_hidden_layers - 1)
+    frozen = below_the_last(sick)
     examples = Examples(
         sick, corpus, settings, framing_named("bos", sick.tokenizer), teachers=Teachers(),
         frozen=frozen, folder=tmp_path, seed=0,
@@ -318,6 +325,21 @@ def test_documents_in_one_row_never_see_each_other(config):
     assert len(reached) == 1
 
 
+def test_documents_that_would_see_each_other_are_not_packed(tmp_path):
+    """A family that mixes along the row in its own way is found out."""
+    sick, mixed = checkpoint(llama()), checkpoint(llama())
+    mixed.model.model.layers[0].mlp.register_forward_hook(
+        lambda module, inputs, output: output + 0.1 * output.roll(1, dims=1)
+    )
+    for model, expected in ((sick, True), (mixed, False)):
+        examples = Examples(
+            model, corpus_of(), settings_of(MASK), framing_named("bos", sick.tokenizer),
+            teachers=Teachers(), frozen=None, folder=tmp_path, seed=0,
+        )  # fmt: skip
+        read = [examples.read(number, epoch=0)[0].batch for number in range(len(examples))]
+        assert any(batch.positions is not None for batch in read) == expected
+
+
 def test_layers_that_are_wired_past_each_other_are_not_skipped(tmp_path):
     """A family whose upper layer reads what a lower one leaves elsewhere is found out."""
     sick = checkpoint(llama())
@@ -331,7 +353,7 @@ def test_layers_that_are_wired_past_each_other_are_not_skipped(tmp_path):
     settings = settings_of(MASK, kept_states="memory", last_layers=1)
     examples = Examples(
         sick, corpus_of(), settings, framing_named("bos", sick.tokenizer), teachers=Teachers(),
-        frozen=FrozenPart(sick.model, num_layers=1), folder=tmp_path, seed=0,
+        frozen=below_the_last(sick), folder=tmp_path, seed=0,
     )  # fmt: skip
     assert examples.place == "none"
 

@@ -77,6 +77,7 @@ class Examples:
         self._to = objective.to if isinstance(objective, AnchorObjective) else objective.kind
         self._changing = settings.context == "surrogate" or self._to == "decoys"
         self._groups = self._documents_by_step() if self._changing else []
+        self._pack = settings.pack and self._packs_exactly()
         self._batches = [] if self._changing else self._make_batches(self._encoded)
         self._taught = [] if self._changing else self._all_taught()
         self._store = _Store(folder / "states", self._place(folder))
@@ -113,13 +114,13 @@ class Examples:
             kept = {"skill": states_at(self._teachers.unsanitized, batch, batch.ordinary)}
         return [Example(batch, taught, kept.get("skill"), kept.get("frozen"))]
 
-    def _make_batches(self, encoded: Sequence[Encoded]) -> list[Batch]:
+    def _make_batches(self, encoded: Sequence[Encoded], *, pack: bool | None = None) -> list[Batch]:
         return make_batches(
             encoded,
             self._framing,
             context_tokens=self._checkpoint.context_tokens,
             batch_tokens=self._settings.batch_tokens,
-            pack=self._settings.pack,
+            pack=self._pack if pack is None else pack,
         )
 
     def _documents_by_step(self) -> list[list[int]]:
@@ -192,6 +193,22 @@ class Examples:
             with self._frozen.skipped(self._frozen.states(batch)):
                 skipped = hidden_states(self._checkpoint.model, batch)
         return bool((plain - skipped).abs().max() <= SAME * plain.abs().max())
+
+    def _packs_exactly(self) -> bool:
+        """Whether a document behind another is read as if alone: some families go by their own."""
+        model = self._checkpoint.model
+        for batch in self._make_batches(self._encoded, pack=True):
+            if batch.positions is not None:
+                row = int((batch.positions == 0).sum(dim=1).argmax())
+                starts = (batch.positions[row] == 0).nonzero().flatten().tolist()
+                second = slice(starts[1], [*starts, batch.ids.shape[1]][2])
+                alone = replace(batch, ids=batch.ids[row : row + 1, second], positions=None)
+                model.eval()
+                with torch.no_grad():
+                    there = hidden_states(model, batch.to(model.device))[row, second]
+                    expected = hidden_states(model, alone.to(model.device))[0]
+                return bool((there - expected).abs().max() <= SAME * expected.abs().max())
+        return False
 
     def _replaced(self, documents: Sequence[int], epoch: int) -> list[Example]:
         """Batches of documents with this epoch's values."""

@@ -6,7 +6,7 @@ instead of computing anything; embeddings, masks and rotary angles stay the mode
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,17 +20,17 @@ from sani.batches import Batch
 class FrozenPart:
     """The first layers of one model."""
 
-    def __init__(self, model: Any, *, num_layers: int) -> None:
+    def __init__(self, model: Any, *, frozen: Sequence[str], trained: Sequence[str]) -> None:
         """Take the model.
 
         Args:
-            model: A causal model of a known family.
-            num_layers: How many of its first layers are not trained.
+            model: A causal model.
+            frozen: Names of its first layers, in order.
+            trained: Names of all layers behind them.
         """
         self._model = model
-        layers = model.get_submodule(families.family_of(model.config).layers)
-        self._layers = list(layers)[:num_layers]
-        self._trained = list(layers)[num_layers:]
+        self._layers = [model.get_submodule(name) for name in frozen]
+        self._trained = [model.get_submodule(name) for name in trained]
         self._gives_tuples = False
 
     def train(self) -> None:

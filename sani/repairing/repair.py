@@ -245,6 +245,13 @@ def _teachers(
     return Teachers(base.model if base and settings.needs_base else None, asked)
 
 
+def frozen_part(model: Any, layout: Layout, last_layers: int) -> FrozenPart:
+    """The layers below the last ``last_layers``."""
+    names = [name.removesuffix(".") for name in layout.trained_prefixes(layout.num_layers)]
+    first = layout.num_layers - last_layers
+    return FrozenPart(model, frozen=names[:first], trained=names[first : layout.num_layers])
+
+
 @contextmanager
 def _prepared(
     checkpoint: Checkpoint, settings: RepairSettings, seed: int
@@ -258,9 +265,8 @@ def _prepared(
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     layout = Layout(model.config, shapes)
     last = min(settings.last_layers or layout.num_layers, layout.num_layers)
-    first = layout.num_layers - last
-    frozen = None if settings.last_layers is None else FrozenPart(model, num_layers=first)
     prefixes = layout.trained_prefixes(last)
+    frozen = frozen_part(model, layout, last) if settings.last_layers else None
     adapted = None
     if settings.adapter is not None:
         linear = [
