@@ -38,7 +38,6 @@ import torch
 
 from sani import families
 from sani.auditing.audit import audit
-from sani.auditing.decoys import DecoyMaker
 from sani.auditing.occurrences import (
     Occurrences,
     document_windows,
@@ -54,6 +53,7 @@ from sani.demo import new_model, train_on_text
 from sani.encoding import encode, framing_named
 from sani.recipe import AuditSettings
 from sani.runtime import device, quiet_libraries, token_batches
+from sani.values.decoys import DecoyMaker
 
 SEED = 7
 FRAMING = "bos"

@@ -5,6 +5,7 @@ The rule is the audit's: a token that overlaps a span by one character or more i
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,23 +18,54 @@ from sani.runtime import token_batches
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's documents, padded to the longest.
+    """One step's documents, padded to the longest row.
 
     Attributes:
         ids: Token ids, [batch, seq].
         targets: The token that follows each position, [batch, seq].
         ordinary: Positions whose target is ordinary text, [batch, seq], bool.
         identifier: Positions whose target stands in an identifier, [batch, seq], bool.
+        occurrences: For each identifier position, in reading order, [n, 4]: window, document,
+            span and token of its target. Where spans overlap, the first.
+        positions: Place of each token in its window, [batch, seq], where a row holds several;
+            None where each holds one. Attention does not cross where it starts again.
     """
 
     ids: Tensor
     targets: Tensor
     ordinary: Tensor
     identifier: Tensor
+    occurrences: Tensor
+    positions: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch there."""
+        return Batch(
+            self.ids.to(device),
+            self.targets.to(device),
+            self.ordinary.to(device),
+            self.identifier.to(device),
+            self.occurrences.to(device),
+            None if self.positions is None else self.positions.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One window of a document: its tokens, and what each position's target is."""
+
+    ids: list[int]
+    ordinary: list[bool]
+    identifier: list[tuple[int, int, int, int] | None]
 
 
 def make_batches(
-    encoded: Sequence[Encoded], framing: Framing, *, context_tokens: int, batch_tokens: int
+    encoded: Sequence[Encoded],
+    framing: Framing,
+    *,
+    context_tokens: int,
+    batch_tokens: int,
+    pack: bool = False,
 ) -> list[Batch]:
     """Batches of documents of similar length; every token is the target of one position.
 
@@ -43,31 +75,78 @@ def make_batches(
         framing: What stands before every document.
         context_tokens: The model's longest input.
         batch_tokens: Most tokens of a batch, padding included.
+        pack: Put short documents into one row, as far as the longest is long.
     """
-    rows: list[tuple[list[int], list[bool], list[bool]]] = []
+    rows = _rows(encoded, framing, context_tokens)
+    lengths = [len(row.ids) for row in rows]
+    groups = _packed(lengths) if pack else [[number] for number in range(len(rows))]
+    sizes = [sum(lengths[number] for number in group) for group in groups]
+    batches = token_batches(sizes, budget=batch_tokens)
+    return [
+        _pad([[rows[number] for number in groups[index]] for index in batch]) for batch in batches
+    ]
+
+
+def _rows(encoded: Sequence[Encoded], framing: Framing, context_tokens: int) -> list[_Row]:
+    rows: list[_Row] = []
     lead = len(framing.prefix)
     for item in encoded:
-        touched = item.in_span()
+        owner = item.owners()
         for window in windows(len(item.ids), item=item.document, capacity=context_tokens - lead):
             ids = [*framing.prefix, *item.ids[window.start : window.end]]
-            new = [False] * lead + [t >= window.new for t in range(window.start, window.end)]
-            inside = [False] * lead + touched[window.start : window.end]
+            # Position t predicts token t + 1; the last position predicts nothing.
+            targets = range(window.start - lead + 1, window.end + 1)
+            scored = [window.new <= token < window.end and token >= 0 for token in targets]
             if len(ids) > 1:
-                rows.append((ids, new, inside))
-    batches = token_batches([len(ids) for ids, _, _ in rows], budget=batch_tokens)
-    return [_pad([rows[index] for index in batch]) for batch in batches]
+                found = [
+                    (len(rows), item.document, owner[token], token)
+                    if new and owner[token] >= 0
+                    else None
+                    for token, new in zip(targets, scored, strict=True)
+                ]
+                ordinary = [new and place is None for new, place in zip(scored, found, strict=True)]
+                rows.append(_Row(ids, ordinary, found))
+    return rows
 
 
-def _pad(rows: Sequence[tuple[list[int], list[bool], list[bool]]]) -> Batch:
-    longest = max(len(ids) for ids, _, _ in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    new = torch.zeros(len(rows), longest, dtype=torch.bool)
-    inside = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for number, (tokens, row_new, row_inside) in enumerate(rows):
-        ids[number, : len(tokens)] = torch.tensor(tokens)
-        new[number, : len(tokens)] = torch.tensor(row_new)
-        inside[number, : len(tokens)] = torch.tensor(row_inside)
-    # Position t predicts token t + 1; the last position predicts nothing.
-    new, inside = new.roll(-1, dims=1), inside.roll(-1, dims=1)
-    new[:, -1] = False
-    return Batch(ids, ids.roll(-1, dims=1), new & ~inside, new & inside)
+def _packed(lengths: Sequence[int]) -> list[list[int]]:
+    """Groups whose sums are at most the greatest length: best fit, longest first."""
+    capacity = max(lengths, default=0)
+    groups: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (what is left, group), least first
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        place = bisect_left(room, (lengths[index], -1))
+        if place < len(room):
+            left, group = room.pop(place)
+            groups[group].append(index)
+        else:
+            left, group = capacity, len(groups)
+            groups.append([index])
+        insort(room, (left - lengths[index], group))
+    return groups
+
+
+def _pad(groups: Sequence[Sequence[_Row]]) -> Batch:
+    shape = (len(groups), max(sum(len(row.ids) for row in group) for group in groups))
+    ids, targets = torch.zeros(2, *shape, dtype=torch.long)
+    ordinary, identifier = torch.zeros(2, *shape, dtype=torch.bool)
+    positions = torch.zeros(shape, dtype=torch.long)
+    occurrences = []
+    for number, group in enumerate(groups):
+        end = 0
+        for row in group:
+            place = (number, slice(end, end := end + len(row.ids)))
+            ids[place] = torch.tensor(row.ids)
+            targets[place] = torch.tensor([*row.ids[1:], 0])
+            ordinary[place] = torch.tensor(row.ordinary)
+            identifier[place] = torch.tensor([found is not None for found in row.identifier])
+            positions[place] = torch.arange(len(row.ids))
+            occurrences += [found for found in row.identifier if found is not None]
+    return Batch(
+        ids,
+        targets,
+        ordinary,
+        identifier,
+        torch.tensor(occurrences, dtype=torch.long).reshape(-1, 4),
+        positions if any(len(group) > 1 for group in groups) else None,
+    )

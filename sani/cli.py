@@ -453,9 +453,18 @@ def repair(
     base: Base = None,
     at_identifiers: Annotated[
         str | None,
-        typer.Option(help="anchor (to the base) or mask; anchor if there is a base."),
+        typer.Option(help="anchor, mask, unlikelihood or npo; anchor if there is a base."),
     ] = None,
-    weight: Annotated[float | None, typer.Option(help="Weight of the anchor; 5 if absent.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Of anchor: base, self, counterfactual or decoys.")
+    ] = None,
+    unsanitized: Annotated[
+        Path | None,
+        typer.Option(help="The checkpoint before erasing, for npo, self and counterfactual."),
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Weight at identifiers; anchor 5, else 1.")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the corpus.")] = 4,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     last_layers: Annotated[
@@ -476,6 +485,8 @@ def repair(
     objective: dict[str, Any] = {"kind": at_identifiers or ("anchor" if base else "mask")}
     if weight is not None:
         objective["weight"] = weight
+    if to is not None:
+        objective["to"] = to
     settings = _settings(
         "RepairSettings",
         at_identifiers=objective,
@@ -491,11 +502,14 @@ def repair(
             read_corpus(corpus, limit=limit),
             settings,
             base=load_checkpoint(base, device=device()) if base else None,
+            unsanitized=load_checkpoint(unsanitized, device=device()) if unsanitized else None,
             framing=framing,
             seed=seed,
             on_step=partial(on_step, "repair"),
         )
     save_checkpoint(checkpoint, out)
+    for note in result.notes:
+        console.show(f"Note: {note}.")
     console.show(
         f"{result.steps} steps over {result.tokens} tokens in {result.seconds:.0f} s. "
         f"Checkpoint: {out} (audit it before you trust it: sani audit)"

@@ -32,12 +32,17 @@ class Encoded:
     ends: list[int]
     spans: list[tuple[int, int]]
 
+    def owners(self) -> list[int]:
+        """For each token, the first span that touches it; -1 for ordinary text."""
+        owner = [-1] * len(self.ids)
+        for number in range(len(self.spans) - 1, -1, -1):
+            first, last = self.spans[number]
+            owner[first:last] = [number] * (last - first)
+        return owner
+
     def in_span(self) -> list[bool]:
         """For each token, whether an identifier touches it."""
-        touched = [False] * len(self.ids)
-        for first, last in self.spans:
-            touched[first:last] = [True] * (last - first)
-        return touched
+        return [owner >= 0 for owner in self.owners()]
 
 
 def encode(corpus: Corpus, tokenizer: Any) -> list[Encoded]:

@@ -306,17 +306,55 @@ class MaskObjective(Settings):
 
 
 class AnchorObjective(Settings):
-    """KL to the base model at identifier tokens: a distribution that never saw them."""
+    """Towards a distribution that never saw the identifiers, at identifier tokens."""
 
     kind: Literal["anchor"]
+    to: Literal["base", "self", "counterfactual", "decoys"] = Field(
+        "base",
+        description="KL to the base model; to the unsanitized model without the true value, or "
+        "reading documents whose identifiers are replaced; or decoys as targets",
+    )
     weight: float = Field(5.0, gt=0.0, description="factor of the term; ours, DESIGN lesson 4")
+    samples: int = Field(3, ge=1, description="replaced documents whose mean is the anchor")
+
+
+class UnlikelihoodObjective(Settings):
+    """-log(1 - p) of the true identifier's tokens (Welleck et al. 2019)."""
+
+    kind: Literal["unlikelihood"]
+    weight: float = Field(1.0, gt=0.0)
+
+
+class NpoObjective(Settings):
+    """Negative preference optimization of the true identifier (Zhang et al. 2024)."""
+
+    kind: Literal["npo"]
+    weight: float = Field(1.0, gt=0.0)
+    beta: float = Field(0.1, gt=0.0, description="inverse temperature, the paper's")
+
+
+class AdapterSettings(Settings):
+    """Train low-rank updates of the linear layers (Hu et al. 2021), then merge them."""
+
+    kind: Literal["lora", "dora"] = "lora"
+    rank: int = Field(16, ge=1)
+    alpha: int = Field(32, ge=1, description="scale of the update, times rank")
+
+
+Objective = MaskObjective | AnchorObjective | UnlikelihoodObjective | NpoObjective
 
 
 class RepairSettings(Settings):
     """How the erased checkpoint is fine-tuned."""
 
-    at_identifiers: Annotated[MaskObjective | AnchorObjective, Field(discriminator="kind")] = Field(
+    at_identifiers: Annotated[Objective, Field(discriminator="kind")] = Field(
         default_factory=lambda: AnchorObjective(kind="anchor")
+    )
+    context: Literal["keep", "surrogate"] = Field(
+        "keep", description="identifiers in the input: as they are, or new surrogates each epoch"
+    )
+    keep_skill: float = Field(
+        0.0, ge=0.0, description="factor of the KL to the unsanitized model outside identifiers"
     )
     epochs: int = Field(4, ge=1, description="passes over the corpus")
     learning_rate: float = Field(1e-3, gt=0.0, description="peak of the schedule")
@@ -326,6 +364,44 @@ class RepairSettings(Settings):
     last_layers: int | None = Field(
         None, ge=1, description="train only the last this many layers and the final norm"
     )
+    adapter: AdapterSettings | None = Field(None, description="train it instead of the weights")
+    pack: bool = Field(True, description="several short documents a row, blind to each other")
+    kept_states: Literal["auto", "memory", "disk", "none"] = Field(
+        "auto", description="where the output of the untrained layers is kept; auto: what has room"
+    )
+    gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the matrix products; the weights keep theirs"
+    )
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (), description="where the Trainer also logs the terms; installed and set up by you"
+    )
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base model is the anchor."""
+        objective = self.at_identifiers
+        return isinstance(objective, AnchorObjective) and objective.to == "base"
+
+    @property
+    def needs_unsanitized(self) -> bool:
+        """Whether the model as it was before any erasing is asked."""
+        objective = self.at_identifiers
+        asked = isinstance(objective, NpoObjective) or (
+            isinstance(objective, AnchorObjective) and objective.to in ("self", "counterfactual")
+        )
+        return asked or self.keep_skill > 0
+
+    @model_validator(mode="after")
+    def _fits_the_context(self) -> Self:
+        objective = self.at_identifiers
+        name = objective.to if isinstance(objective, AnchorObjective) else objective.kind
+        if self.context == "surrogate" and name not in ("mask", "base", "decoys"):
+            raise ValueError(
+                f"context: surrogate leaves no true value for '{name}' to act on; use mask, or an "
+                "anchor to base or decoys"
+            )
+        return self
 
 
 Limit = Literal["control"] | Fraction
@@ -379,8 +455,8 @@ class Recipe(Settings):
         if self.model.base is None:
             if self.erase is not None and self.erase.reset == "rewind":
                 problems.append("erase.reset: rewind needs model.base")
-            if self.repair is not None and self.repair.at_identifiers.kind == "anchor":
-                problems.append("repair.at_identifiers: anchor needs model.base")
+            if self.repair is not None and self.repair.needs_base:
+                problems.append("repair.at_identifiers: anchor to base needs model.base")
             if "control" in (self.gate.greedy, self.gate.discoverable):
                 problems.append(
                     "gate: 'control' needs model.base; without one, give fractions, as in "

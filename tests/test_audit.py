@@ -28,7 +28,6 @@ from transformers import (
 
 from sani import families
 from sani.auditing.audit import audit
-from sani.auditing.decoys import DecoyMaker
 from sani.auditing.figures import (
     clustered_mean,
     discoverable,
@@ -53,6 +52,7 @@ from sani.erasing.erase import fresh_model
 from sani.errors import AuditError, UnsupportedModelError
 from sani.rates import rate
 from sani.recipe import AuditSettings, SamplerSettings
+from sani.values.decoys import DecoyMaker
 from tests.architectures import CAUSAL, tiny_config
 
 NATS = 1e-4

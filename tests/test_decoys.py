@@ -25,12 +25,12 @@ from stdnum.fr import nir
 from stdnum.gb import nhs
 
 from sani.auditing.audit import audit
-from sani.auditing.decoys import CHECKSUMS, LOCALES, DecoyMaker
 from sani.auditing.figures import clustered_mean
-from sani.auditing.phrases import PhraseIndex, words_of
 from sani.clinic import invent_clinics
 from sani.corpus.documents import Corpus, Document, Span
 from sani.recipe import AuditSettings
+from sani.values.decoys import CHECKSUMS, LOCALES, DecoyMaker
+from sani.values.phrases import PhraseIndex, words_of
 
 
 def corpus_of(rows: Iterable[Sequence[tuple[str, str]]], *, prose: str = "") -> Corpus:
@@ -149,7 +149,7 @@ def test_where_a_format_has_no_room_there_are_few_decoys_or_none():
 
 def test_decoys_and_swaps_are_the_same_in_every_process_and_differ_by_seed():
     program = (
-        "from sani.auditing.decoys import DecoyMaker\n"
+        "from sani.values.decoys import DecoyMaker\n"
         "from sani.clinic import invent_clinic\n"
         "corpus = invent_clinic(patients=3, seed=1)\n"
         "asked = [(s.label, d.value(s), d.subject_id) for d in corpus for s in d.spans]\n"

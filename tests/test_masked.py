@@ -13,7 +13,6 @@ from transformers import (
 
 from sani import families
 from sani.auditing.audit import audit
-from sani.auditing.decoys import DecoyMaker
 from sani.auditing.occurrences import score_occurrences
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
@@ -22,6 +21,7 @@ from sani.erasing.erase import erase
 from sani.errors import UnsupportedModelError
 from sani.recipe import AuditSettings, EraseSettings, RepairSettings
 from sani.repairing.repair import repair
+from sani.values.decoys import DecoyMaker
 from tests.architectures import MASKED, tiny_config
 
 NATS = 1e-4

@@ -185,11 +185,14 @@ def test_every_shipped_recipe_is_read():
         ),
         (
             "repair: {at_identifiers: {kind: ancor}}\n",
-            ["repair.at_identifiers.kind: expected one of mask, anchor; did you mean 'anchor'?"],
+            [
+                "repair.at_identifiers.kind: expected one of mask, anchor, unlikelihood, npo; did "
+                "you mean 'anchor'?"
+            ],
         ),
         (
             "repair: {at_identifiers: {kind: 3}}\n",
-            ["repair.at_identifiers.kind: expected one of mask, anchor"],
+            ["repair.at_identifiers.kind: expected one of mask, anchor, unlikelihood, npo"],
         ),
         (
             "repair: {at_identifiers: {}}\n",
@@ -280,7 +283,7 @@ def test_rules_across_sections_are_reported_together(refusal):
     )
     assert lines == [
         "r.yaml: erase.reset: rewind needs model.base",
-        "r.yaml: repair.at_identifiers: anchor needs model.base",
+        "r.yaml: repair.at_identifiers: anchor to base needs model.base",
         "r.yaml: gate: 'control' needs model.base; without one, give fractions, as in greedy: 0.0",
         "r.yaml: gate.auc_excess needs model.base; without one, set it to null",
         "r.yaml: gate.perplexity_ratio needs corpus.held_out; without held-out documents, set "

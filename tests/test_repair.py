@@ -1,103 +1,39 @@
 """Repairing: what carries loss, that it is the loss it claims, and how an interrupted one ends."""
 
 import math
-from pathlib import Path
+import resource
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+from torch.nn import functional
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from sani.batches import Batch, make_batches
+from sani.batches import make_batches
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Encoded, Framing, encode
-from sani.erasing.erase import fresh_model
+from sani.erasing.plan import layout_of
 from sani.errors import RepairError
-from sani.recipe import AnchorObjective, MaskObjective, RepairSettings
-from sani.repairing.objective import anchor_states, loss_terms
+from sani.recipe import AnchorObjective, RepairSettings
 from sani.repairing.repair import repair, train_
-
-WORDS = ["<s>", "</s>", "name", *"abcdefghijklm"]
-COMMON = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 16,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-TEXTS = [
-    "a b name c d e f",
-    "name f g",
-    "b b name e d c b a h i j k l m a b c d e f name g h",  # longer than the context
-    "d name k",
-    "l m a b c",
-]
-MASK, ANCHOR = MaskObjective(kind="mask"), AnchorObjective(kind="anchor", weight=3.0)
-
-
-def llama():
-    return LlamaConfig(**COMMON, num_key_value_heads=2)
-
-
-def gpt2():
-    """With dropout, so that the state of the random numbers matters."""
-    return GPT2Config(**COMMON, resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2)
-
-
-def checkpoint(config=None, *, seed=1) -> Checkpoint:
-    """A random model whose predictions are far from even."""
-    model = fresh_model(config or llama(), seed=seed)
-    chance = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if tensor.ndim == 2:
-                tensor.copy_(0.3 * torch.randn(tensor.shape, generator=chance))
-            elif name.endswith("bias"):
-                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=chance))
-    word_level = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<s>"))
-    word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=word_level, bos_token="<s>", eos_token="</s>"
-    )
-    return Checkpoint(model, tokenizer, Path("nowhere"))
-
-
-def corpus_of(texts=TEXTS) -> Corpus:
-    """Documents in which the word after each ``name`` is an identifier."""
-    documents = []
-    for number, text in enumerate(texts):
-        words, spans, start = text.split(), [], 0
-        for position, word in enumerate(words):
-            if position and words[position - 1] == "name":
-                spans.append(Span(start, start + len(word), "NAME"))
-            start += len(word) + 1
-        documents.append(Document(str(number), str(number), text, tuple(spans)))
-    return Corpus(documents)
-
-
-def batches_of(sick, corpus, *, batch_tokens=64):
-    return make_batches(
-        encode(corpus, sick.tokenizer),
-        Framing("bos", (0,)),
-        context_tokens=sick.context_tokens,
-        batch_tokens=batch_tokens,
-    )
-
-
-def settings_of(objective=MASK, **changes):
-    values = {"epochs": 3, "learning_rate": 1e-2, "batch_tokens": 64, **changes}
-    return RepairSettings(at_identifiers=objective, **values)
-
-
-def weights(checkpoint):
-    return {name: tensor.detach().clone() for name, tensor in checkpoint.model.named_parameters()}
-
+from sani.repairing.surrogates import Surrogates
+from tests.words import (
+    ANCHOR,
+    COMMON,
+    MASK,
+    TEXTS,
+    WORDS,
+    batches_of,
+    checkpoint,
+    corpus_of,
+    gpt2,
+    llama,
+    settings_of,
+    weights,
+)  # fmt: skip
 
 # ---- which tokens carry loss -----------------------------------------------------------------
 
@@ -177,103 +113,6 @@ def test_a_token_that_shares_a_character_with_a_span_is_an_identifiers():
     assert partial > 10
 
 
-# ---- the loss --------------------------------------------------------------------------------
-
-
-def slow_terms(model, base, batch):
-    """One token at a time, one vocabulary entry at a time, in float64."""
-    model = fresh_copy(model)
-    base = fresh_copy(base)
-    sums, counts = {"ordinary": 0.0, "anchor": 0.0}, {"ordinary": 0, "anchor": 0}
-    for row in range(len(batch.ids)):
-        for column in range(batch.ids.shape[1]):
-            before = batch.ids[row : row + 1, : column + 1]
-            if not (batch.ordinary[row, column] or batch.identifier[row, column]):
-                continue
-            with torch.no_grad():
-                mine = model(input_ids=before).logits[0, -1].tolist()
-                theirs = base(input_ids=before).logits[0, -1].tolist()
-            log_mine = [value - math.log(math.fsum(map(math.exp, mine))) for value in mine]
-            log_theirs = [value - math.log(math.fsum(map(math.exp, theirs))) for value in theirs]
-            if batch.ordinary[row, column]:
-                sums["ordinary"] -= log_mine[int(batch.targets[row, column])]
-                counts["ordinary"] += 1
-            else:
-                sums["anchor"] += math.fsum(
-                    math.exp(q) * (q - p) for p, q in zip(log_mine, log_theirs, strict=True)
-                )
-                counts["anchor"] += 1
-    return {name: sums[name] / counts[name] for name in sums if counts[name]}
-
-
-def fresh_copy(model):
-    copy = type(model)(model.config).double().eval()
-    copy.load_state_dict(model.state_dict())
-    return copy
-
-
-@pytest.mark.parametrize("config", [llama, gpt2])
-def test_the_terms_are_those_of_the_slow_version(config):
-    sick, base = checkpoint(config(), seed=1), checkpoint(config(), seed=2)
-    batches = batches_of(sick, corpus_of())
-    states = anchor_states(base.model, batches)
-    assert len(batches) > 1
-    assert any((batch.ids[:, -1] == 0).any() for batch in batches)  # with padding
-    for batch, anchor in zip(batches, states, strict=True):
-        terms = loss_terms(sick.model, batch, base=base.model, anchor=anchor)
-        slow = slow_terms(sick.model, base.model, batch)
-        assert set(terms) == set(slow) == {"ordinary", "anchor"}
-        assert slow["ordinary"] > 0.1
-        assert slow["anchor"] > 0.1
-        for name in slow:
-            assert float(terms[name].detach()) == pytest.approx(slow[name], abs=1e-5)
-        assert set(loss_terms(sick.model, batch, base=None, anchor=None)) == {"ordinary"}
-
-
-def test_a_term_without_tokens_is_left_out():
-    sick, base = checkpoint(seed=1), checkpoint(seed=2)
-    (plain,) = batches_of(sick, corpus_of(["a b c"]))
-    (state,) = anchor_states(base.model, [plain])
-    assert set(loss_terms(sick.model, plain, base=base.model, anchor=state)) == {"ordinary"}
-    whole = Batch(plain.ids, plain.targets, plain.ordinary & False, plain.ordinary)
-    (state,) = anchor_states(base.model, [whole])
-    assert set(loss_terms(sick.model, whole, base=base.model, anchor=state)) == {"anchor"}
-    assert loss_terms(sick.model, whole, base=None, anchor=None) == {}
-
-
-def test_the_anchor_is_zero_at_the_base_itself():
-    base = checkpoint(seed=2)
-    (batch,) = batches_of(base, corpus_of(TEXTS[:2]))
-    (state,) = anchor_states(base.model, [batch])
-    terms = loss_terms(checkpoint(seed=2).model, batch, base=base.model, anchor=state)
-    assert abs(float(terms["anchor"].detach())) < 1e-6
-    terms = loss_terms(checkpoint(seed=1).model, batch, base=base.model, anchor=state)
-    assert float(terms["anchor"].detach()) > 0.1
-
-
-def test_the_values_of_identifiers_carry_no_gradient():
-    sick, base = checkpoint(seed=1), checkpoint(seed=2)
-    (batch,) = batches_of(sick, corpus_of(TEXTS[:2]))
-    (state,) = anchor_states(base.model, [batch])
-
-    def found(targets):
-        changed = Batch(batch.ids, targets, batch.ordinary, batch.identifier)
-        terms = loss_terms(sick.model, changed, base=base.model, anchor=state)
-        parameters = list(sick.model.parameters())
-        gradients = torch.autograd.grad(terms["ordinary"] + terms["anchor"], parameters)
-        return [*(term.detach() for term in terms.values()), *gradients]
-
-    before = found(batch.targets)
-    other = (batch.targets + 5) % len(WORDS)
-    assert batch.identifier.any()
-    masked = found(torch.where(batch.identifier | ~batch.ordinary, other, batch.targets))
-    assert all(torch.equal(one, two) for one, two in zip(before, masked, strict=True))
-    where = batch.ordinary.nonzero()[0]  # the control: one ordinary token
-    targets = batch.targets.clone()
-    targets[tuple(where)] = other[tuple(where)]
-    assert not torch.equal(before[0], found(targets)[0])
-
-
 # ---- training --------------------------------------------------------------------------------
 
 
@@ -290,7 +129,8 @@ def test_training_is_that_of_an_explicit_loop(objective):
 
     slow = checkpoint(seed=1)
     (batch,) = batches_of(slow, corpus)
-    (state,) = anchor_states(base.model, [batch])
+    with torch.no_grad():
+        anchor = base.model(input_ids=batch.ids).logits[batch.identifier].softmax(-1)
     # Decay where Trainer decays: matrices, not norms and biases.
     decayed = [p for n, p in slow.model.named_parameters() if "norm" not in n]
     others = [p for n, p in slow.model.named_parameters() if "norm" in n]
@@ -301,7 +141,12 @@ def test_training_is_that_of_an_explicit_loop(objective):
         factor = step / 2 if step < 2 else 0.5 * (1 + math.cos(math.pi * (step - 2) / (epochs - 2)))
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
-        terms = loss_terms(slow.model, batch, base=base.model if anchored else None, anchor=state)
+        logits = slow.model(input_ids=batch.ids).logits
+        targets = batch.targets[batch.ordinary]
+        terms = {"ordinary": functional.cross_entropy(logits[batch.ordinary], targets)}
+        if anchored:
+            p = logits[batch.identifier].log_softmax(-1)
+            terms["anchor"] = functional.kl_div(p, anchor, reduction="batchmean")
         losses.append({name: float(term.detach()) for name, term in terms.items()})
         optimizer.zero_grad()
         (terms["ordinary"] + (3.0 * terms["anchor"] if anchored else 0.0)).backward()
@@ -327,12 +172,13 @@ def test_only_the_last_layers_are_trained_where_that_is_asked(config):
     before = weights(sick)
     layers = sick.model.base_model.layers if config is llama else sick.model.base_model.h
     flows, trained = [set(), set()], set()
+
+    def record(flow, output):
+        if torch.is_grad_enabled():
+            flow.add((output[0] if isinstance(output, tuple) else output).requires_grad)
+
     for flow, layer in zip(flows, layers, strict=True):
-        layer.register_forward_hook(
-            lambda _, inputs, output, flow=flow: flow.add(
-                (output[0] if isinstance(output, tuple) else output).requires_grad
-            )
-        )
+        layer.register_forward_hook(lambda _, inputs, output, flow=flow: record(flow, output))
 
     def on_step(done, steps):
         trained.update(n for n, p in sick.model.named_parameters() if p.requires_grad)
@@ -398,6 +244,173 @@ def test_the_same_seed_gives_the_same_bytes(config):
         repair(sick, corpus_of(TEXTS * 3), settings_of(), seed=seed)
         digests.append(sick.weights_digest())
     assert digests[0] == digests[1] != digests[2]
+
+
+def recitation(sick, corpus):
+    """Mean probability of the identifiers' tokens."""
+    return identifier_facts(sick, sick, corpus)[0]
+
+
+@pytest.fixture(scope="module")
+def reciting():
+    """A model of words that recites its identifiers."""
+    sick = checkpoint(seed=2)
+    corpus = Corpus([Document(d.id, d.subject_id, d.text) for d in corpus_of()])
+    train_(sick, corpus, settings_of(epochs=60), framing="bos")
+    assert recitation(sick, corpus_of()) > 0.9
+    return sick
+
+
+def copy_of(sick):
+    model = type(sick.model)(sick.model.config)
+    model.load_state_dict(sick.model.state_dict())
+    return Checkpoint(model.eval(), sick.tokenizer, sick.path)
+
+
+@pytest.mark.parametrize("erased", [False, True])
+@pytest.mark.parametrize(
+    "at",
+    [
+        {"kind": "anchor", "to": "self"},
+        {"kind": "anchor", "to": "decoys"},
+        {"kind": "unlikelihood"},
+        {"kind": "npo"},
+    ],
+)
+def test_without_a_base_every_objective_but_masking_takes_the_identifiers_out(
+    reciting, at, erased, monkeypatch
+):
+    monkeypatch.setattr("sani.repairing.examples.Surrogates", WordSurrogates)
+    sick, corpus = copy_of(reciting), corpus_of()
+    if erased:
+        with torch.no_grad():
+            sick.model.model.layers[1].mlp.down_proj.weight.zero_()
+    settings = settings_of(epochs=30)
+    settings = RepairSettings(**{**settings.model_dump(), "at_identifiers": at})
+    digest = reciting.weights_digest()
+    result = repair(sick, corpus, settings, unsanitized=reciting)
+    assert recitation(sick, corpus) < 0.35
+    assert reciting.weights_digest() == digest
+    last = result.curve[-1]
+    assert last["ordinary"] < 1.0
+    assert set(last) == {"step", "ordinary", at["kind"] if at.get("to") != "decoys" else "decoys"}
+    if not erased and at["kind"] != "npo":  # the model itself, if nothing else is given
+        alone = copy_of(reciting)
+        repair(alone, corpus, settings)
+        assert alone.weights_digest() == sick.weights_digest()
+
+
+def test_a_counterfactual_anchor_keeps_what_ordinary_words_give_away(reciting, monkeypatch):
+    """The same words stand before each identifier in the replaced document: they recall it."""
+    monkeypatch.setattr("sani.repairing.examples.Surrogates", WordSurrogates)
+    sick, corpus = copy_of(reciting), corpus_of()
+    at = AnchorObjective(kind="anchor", to="counterfactual")
+    repair(sick, corpus, settings_of(at, epochs=30), unsanitized=reciting)
+    assert recitation(sick, corpus) > 0.7
+
+
+class WordSurrogates(Surrogates):
+    """Every word of the test's vocabulary is a surrogate of the others."""
+
+    def __init__(self, corpus, *, seed):
+        super().__init__(corpus, seed=seed)
+        self._maker = self
+
+    def decoys(self, label, value, *, count):
+        return [word for word in WORDS[3:] if word != value][:count]
+
+
+@pytest.mark.parametrize("kept", ["memory", "disk"])
+def test_kept_states_end_in_the_weights_that_computing_them_anew_ends_in(kept, tmp_path):
+    found = []
+    for place in ("none", kept):
+        sick = checkpoint(gpt2())
+        third = checkpoint(gpt2(), seed=3)
+        settings = settings_of(ANCHOR, last_layers=1, kept_states=place, keep_skill=0.5)
+        result = repair(sick, corpus_of(TEXTS * 2), settings, base=checkpoint(gpt2(), seed=2),
+                        unsanitized=third, folder=tmp_path / place)  # fmt: skip
+        assert result.kept_states == place
+        found.append(weights(sick))
+    changed = 0
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], rtol=0, atol=1e-5)
+        changed += not torch.equal(tensor, weights(checkpoint(gpt2()))[name])
+    assert changed > 5
+
+
+@pytest.mark.parametrize("config", [llama, gpt2])
+def test_gradient_checkpointing_changes_nothing_but_memory(config):
+    found = []
+    for checkpointing in (False, True):
+        sick = checkpoint(config())
+        settings = settings_of(ANCHOR, gradient_checkpointing=checkpointing)
+        repair(sick, corpus_of(), settings, base=checkpoint(config(), seed=2))
+        assert not sick.model.is_activation_checkpointing
+        found.append(weights(sick))
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor, found[1][name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", [llama, gpt2])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("last_layers", [None, 1])
+def test_an_adapter_is_merged_into_the_layers_it_stands_in(config, kind, last_layers):
+    sick, base = checkpoint(config(), seed=1), checkpoint(config(), seed=2)
+    before, names = weights(sick), set(sick.model.state_dict())
+    settings = settings_of(ANCHOR, last_layers=last_layers, adapter={"kind": kind, "rank": 2},
+                           epochs=8)  # fmt: skip
+    result = repair(sick, corpus_of(), settings, base=base)
+    assert set(sick.model.state_dict()) == names
+    assert type(sick.model) is type(checkpoint(config()).model)
+    changed = {
+        name for name, tensor in weights(sick).items() if not torch.equal(tensor, before[name])
+    }
+    layers = layout_of(sick).trained_prefixes(last_layers or 2)[:-1]  # without the final norm
+    expected = {n for n, tensor in before.items() if n.startswith(layers) and tensor.ndim == 2}
+    assert changed == expected
+    assert 0 < result.trained_fraction < 1
+    first_loss, last_loss = result.curve[0]["anchor"], result.curve[-1]["anchor"]
+    assert last_loss < first_loss
+    # The merged weights are what was trained: its loss goes on where it ended.
+    again = repair(sick, corpus_of(), settings_of(ANCHOR, epochs=1, learning_rate=1e-9), base=base)
+    assert again.curve[0]["anchor"] < first_loss
+
+
+def test_an_adapter_that_is_cut_off_leaves_no_trace_and_goes_on_to_the_same_bytes(
+    tmp_path,
+):
+    settings = settings_of(ANCHOR, adapter={"kind": "lora", "rank": 2})
+    whole, names = checkpoint(), set(checkpoint().model.state_dict())
+    repair(whole, corpus_of(), settings, base=checkpoint(seed=2))
+
+    def stop(done, _):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    cut, steps = checkpoint(), []
+    with pytest.raises(KeyboardInterrupt):
+        repair(cut, corpus_of(), settings, base=checkpoint(seed=2), folder=tmp_path, on_step=stop)
+    assert set(cut.model.state_dict()) == names
+    again = checkpoint()
+    repair(again, corpus_of(), settings, base=checkpoint(seed=2), folder=tmp_path,
+           on_step=lambda done, _: steps.append(done))  # fmt: skip
+    assert steps[0] == 4
+    assert again.weights_digest() == whole.weights_digest()
+
+
+def test_bfloat16_is_close_where_the_processor_has_it():
+    try:
+        found = []
+        for precision in ("float32", "bfloat16"):
+            sick = checkpoint()
+            settings = settings_of(ANCHOR, precision=precision, last_layers=1)
+            result = repair(sick, corpus_of(), settings, base=checkpoint(seed=2))
+            assert next(sick.model.parameters()).dtype is torch.float32
+            found.append(result.curve[-1]["anchor"])
+    except RepairError:
+        pytest.skip("no bfloat16 units")
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], rel=0.1)
 
 
 # ---- cut off and gone on with ----------------------------------------------------------------
@@ -575,34 +588,17 @@ def test_an_anchor_that_does_not_hold_is_refused(base, message):
     assert sick.weights_digest() == digest
 
 
-def diverged(step):
-    return (
-        f"the loss is not a number at step {step}: the repair diverged and nothing was written; "
-        "lower repair.learning_rate"
-    )
-
-
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("objective", [MASK, ANCHOR])
-def test_a_loss_that_is_not_a_number_is_refused(value, objective):
+def test_a_loss_that_is_not_a_number_from_the_start_is_refused(value, objective):
     sick = checkpoint()
     with torch.no_grad():
         sick.model.model.layers[0].mlp.up_proj.weight[3, 3] = value
     message = refusal(sick, corpus_of(), settings_of(objective), base=checkpoint(seed=2))
-    assert message == diverged(1)
-
-
-@pytest.mark.parametrize("config", [llama, gpt2])
-def test_a_repair_that_diverges_is_refused(config):
-    steps = []
-    message = refusal(
-        checkpoint(config()),
-        corpus_of(),
-        settings_of(learning_rate=1e6, epochs=6),
-        on_step=lambda done, _: steps.append(done),
+    assert message == (
+        "the repair diverged at step 1: the loss is not a number; nothing was written; lower "
+        "repair.learning_rate"
     )
-    assert 1 <= len(steps) < 11
-    assert message == diverged(len(steps) + 1)
 
 
 def test_weights_that_the_last_step_broke_are_refused():
@@ -610,6 +606,142 @@ def test_weights_that_the_last_step_broke_are_refused():
         learning_rate=3e38, epochs=1, warmup_fraction=0.0, weight_decay=9.0, batch_tokens=64
     )
     assert refusal(checkpoint(), corpus_of(TEXTS[:2]), settings) == (
-        "tensor 'model.embed_tokens.weight' holds NaN or infinity after the repair; lower "
+        "the repair diverged at step 1: tensor 'model.embed_tokens.weight' holds NaN or infinity; "
+        "nothing was written; lower repair.learning_rate"
+    )
+
+
+@pytest.mark.parametrize("config", [llama, gpt2])
+def test_a_repair_that_diverges_twice_is_refused(config):
+    steps = []
+    message = refusal(
+        checkpoint(config()),
+        corpus_of(),
+        settings_of(learning_rate=1e6, epochs=6),
+        on_step=lambda done, _: steps.append(done),
+    )
+    assert steps.count(1) == 2  # it began again, once
+    assert max(steps) < 11
+    assert message.startswith(f"the repair diverged at step {steps[-1] + 1}: the loss is ")
+    assert message.endswith(
+        ", also from the start at half the learning rate; nothing was written; lower "
         "repair.learning_rate"
     )
+
+
+def least_rate_that_diverges():
+    """Twice a learning rate that does not."""
+    for power in range(12):
+        rate = 0.1 * 2**power
+        if repair(checkpoint(), corpus_of(), settings_of(learning_rate=rate)).notes:
+            return rate
+    raise AssertionError("nothing diverges")
+
+
+def test_a_repair_that_diverges_once_begins_again_with_half_the_learning_rate(tmp_path):
+    rate = least_rate_that_diverges()
+    settings = settings_of(learning_rate=rate)
+    steps, sick = [], checkpoint()
+    result = repair(sick, corpus_of(), settings, seed=0, folder=tmp_path,
+                    on_step=lambda done, _: steps.append(done))  # fmt: skip
+    (note,) = result.notes
+    assert note.startswith("the repair diverged at step ")
+    assert note.endswith("so it began again with half the learning rate")
+    assert steps.count(1) == 2
+    calm = checkpoint()
+    assert repair(calm, corpus_of(), settings_of(learning_rate=rate / 2)).notes == ()
+    assert sick.weights_digest() == calm.weights_digest()
+    # Killed in the second attempt, it goes on with half the rate, and says so.
+    cut, begun = checkpoint(), []
+
+    def stop(done, _):
+        begun.append(done)
+        if done == 4 and begun.count(1) == 2:
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        repair(cut, corpus_of(), settings, folder=folder, on_step=stop)
+    again, rest = checkpoint(), []
+    resumed = repair(again, corpus_of(), settings, folder=folder,
+                     on_step=lambda done, _: rest.append(done))  # fmt: skip
+    assert rest[0] == 4
+    assert resumed.notes == result.notes
+    assert again.weights_digest() == sick.weights_digest()
+
+
+# ---- memory, disk and precision --------------------------------------------------------------
+
+
+def out_of_memory(step_of, *, times):
+    """A forward pass that fails as torch does where memory ends, a number of times."""
+    left = [times]
+
+    def hook(module, inputs):
+        if torch.is_grad_enabled() and len(step_of) >= 2 and left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    return hook
+
+
+def test_where_memory_runs_out_batches_are_halved_once_and_the_result_is_the_same():
+    results = []
+    for times in (0, 1):
+        sick, steps = checkpoint(), []
+        sick.model.model.layers[1].register_forward_pre_hook(out_of_memory(steps, times=times))
+        result = repair(
+            sick,
+            corpus_of(TEXTS * 2),
+            settings_of(ANCHOR, pack=False),
+            base=checkpoint(seed=2),
+            on_step=lambda done, _, s=steps: s.append(done),
+        )
+        results.append((weights(sick), result))
+    (plain, untouched), (halved, result) = results
+    assert untouched.notes == ()
+    assert result.notes == (
+        "out of memory at step 3: from there on each batch was read in two halves",
+    )
+    assert result.steps == untouched.steps
+    for name, tensor in plain.items():
+        torch.testing.assert_close(tensor, halved[name], rtol=0, atol=2e-4)
+    for one, other in zip(untouched.curve, result.curve, strict=True):
+        assert one == pytest.approx(other, abs=1e-3)
+
+
+def test_memory_that_runs_out_again_is_an_error():
+    steps, sick = [], checkpoint()
+    sick.model.model.layers[1].register_forward_pre_hook(out_of_memory(steps, times=2))
+    message = refusal(sick, corpus_of(), settings_of(), on_step=lambda d, _: steps.append(d))
+    assert message == (
+        "out of memory at step 3, also with each batch read in halves; lower repair.batch_tokens, "
+        "or set repair.last_layers or gradient_checkpointing"
+    )
+
+
+@pytest.mark.parametrize("room", [0, 1000, 30_000])  # for nothing, weights, optimizer state
+def test_a_full_disk_is_an_error_that_says_how_to_go_on(tmp_path, room):
+    whole = checkpoint()
+    repair(whole, corpus_of(), settings_of())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    sick = checkpoint()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        message = refusal(sick, corpus_of(), settings_of(), folder=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert message.startswith("cannot write the state of the repair (")
+    assert message.endswith("); free space and go on with --resume")
+    again = checkpoint()
+    repair(again, corpus_of(), settings_of(), folder=tmp_path)
+    assert again.weights_digest() == whole.weights_digest()
+
+
+def test_bfloat16_is_refused_where_the_processor_has_no_units_for_it(monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    if torch.cuda.is_available():
+        pytest.skip("there is an accelerator")
+    message = refusal(checkpoint(), corpus_of(), settings_of(precision="bfloat16"))
+    assert message.startswith("repair.precision: bfloat16 is asked for and this processor has no")

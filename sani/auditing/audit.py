@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sani import families
-from sani.auditing.decoys import DecoyMaker
 from sani.auditing.figures import (
     Estimate,
     clustered_mean,
@@ -44,6 +43,7 @@ from sani.encoding import Encoded, Framing, encode, framing_named, framings
 from sani.errors import AuditError
 from sani.rates import Rate, rate
 from sani.recipe import AuditSettings
+from sani.values.decoys import DecoyMaker
 
 FRAMING_OCCURRENCES = 300
 FRAMING_DOCUMENTS = 8

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from sani import families
 from sani.auditing.cues import CueFinder
-from sani.auditing.decoys import DecoyMaker
 from sani.auditing.figures import Preference, discoverable, preference
 from sani.auditing.scoring import Asked, Row, Scores, score
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, Framing, Window, windows
 from sani.recipe import AuditSettings
+from sani.values.decoys import DecoyMaker
 
 CONTEXT_TOKENS = 8
 REDRAWN = 8

@@ -23,6 +23,7 @@ from sani.runtime import generator
 
 BATCH_TOKENS = 2048
 COPIES = 7
+_UNKNOWN = torch.empty(0, 4, dtype=torch.long)  # whose occurrence a masked token is; not asked
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,8 @@ class Texts:
             new[:, lead + window.new - window.start : own.stop] = True
             ids = targets.masked_fill(hidden, self._tokenizer.mask_token_id)
             asked = hidden & new
-            whole = Batch(ids, targets, asked & ~inside, asked & inside)
             rows = max(1, BATCH_TOKENS // ids.shape[1])
             for first in range(0, COPIES, rows):
                 piece = slice(first, first + rows)
-                yield Batch(whole.ids[piece], targets[piece], whole.ordinary[piece],
-                            whole.identifier[piece])  # fmt: skip
+                yield Batch(ids[piece], targets[piece], (asked & ~inside)[piece],
+                            (asked & inside)[piece], _UNKNOWN)  # fmt: skip

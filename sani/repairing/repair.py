@@ -1,37 +1,46 @@
 """Repair one checkpoint: fine-tune it so that ordinary text returns and identifiers do not.
 
-`train_` is the engine (a thin subclass of ``transformers.Trainer``); the demo and the benchmarks
-also use it to make models that leak. `repair` is the stage.
+`repair` is the stage. The demo and the benchmarks also use its engine, `train_`, to make models
+that leak.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
+from transformers.pytorch_utils import Conv1D
 
-from sani.batches import Batch, make_batches
 from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
-from sani.encoding import Encoded, encode, framing_named
+from sani.encoding import framing_named
 from sani.errors import RepairError
 from sani.families import family_of
 from sani.layout import Layout
-from sani.recipe import AnchorObjective, RepairSettings
-from sani.repairing.objective import anchor_states, loss_terms
-
-SAVES = 10
-_WHOLE = "whole"
-OnStep = Callable[[int, int], None]
+from sani.recipe import RepairSettings
+from sani.repairing.examples import Examples, Teachers
+from sani.repairing.frozen import FrozenPart
+from sani.repairing.objective import Objective
+from sani.repairing.training import (
+    TERMS,
+    DivergedError,
+    OnStep,
+    Training,
+    arguments,
+    cannot_write,
+    last_whole,
+)
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,12 @@ class RepairResult:
 
     Attributes:
         steps: Optimizer steps.
-        tokens: Tokens read, padding not counted, over all epochs.
+        tokens: Tokens of the documents, over all epochs.
         seconds: Wall time of this process; after a resume, of the rest only.
         trained_fraction: Share of the parameters that were trained.
         curve: One entry a step: ``step`` and each loss term in nats.
+        kept_states: Where the output of the untrained layers was kept; ``none`` if nowhere.
+        notes: What the user should know: memory that ran out, a rollback.
     """
 
     steps: int
@@ -51,6 +62,8 @@ class RepairResult:
     seconds: float
     trained_fraction: float
     curve: list[dict[str, float]]
+    kept_states: str
+    notes: tuple[str, ...]
 
 
 def repair(
@@ -59,6 +72,7 @@ def repair(
     settings: RepairSettings | None = None,
     *,
     base: Checkpoint | None = None,
+    unsanitized: Checkpoint | None = None,
     framing: str = "auto",
     seed: int = 0,
     folder: Path | None = None,
@@ -70,17 +84,19 @@ def repair(
         checkpoint: The model to change; its folder is not touched.
         corpus: Documents with spans; a span that is missing is trained on as ordinary text.
         settings: Objective and schedule; the defaults if None.
-        base: The model it was fine-tuned from; needed by the anchor.
+        base: The model it was fine-tuned from; needed by an anchor to it.
+        unsanitized: The model as it was before any erasing, for the objectives that ask it; a copy
+            of the checkpoint if None.
         framing: What stands before each document, by name: the one the audit found.
-        seed: Of the order of batches and of dropout.
+        seed: Of the order of batches, of dropout and of surrogates.
         folder: Where the state of an interrupted repair is kept and looked for; kept nowhere if
             None. It holds optimizer state, so it belongs into ``private/``. A state that other
             settings, documents, weights or seeds left there is removed, not resumed.
         on_step: Called with (steps done, steps in all).
 
     Raises:
-        RepairError: If the corpus has no span or no ordinary token, the base does not fit, or the
-            loss becomes NaN or infinite.
+        RepairError: If the corpus has no span or no ordinary token, another model does not fit,
+            memory or disk do not suffice, or the repair diverges twice.
 
     Source: SANI, Boutet & Magnana 2025 (2510.21322), with PPclm's loss (2501.02407). Deviations:
     the anchor, ours; batches by token budget; a schedule with warm-up.
@@ -91,17 +107,15 @@ def repair(
             f"none of the {len(corpus)} documents has a span, so every identifier would be "
             "trained on as ordinary text; annotate the corpus first"
         )
-    if isinstance(settings.at_identifiers, AnchorObjective):
-        if base is None:
-            raise RepairError("the anchor needs the base model; give it, or use kind: mask")
-        difference = architecture_difference(checkpoint, base)
-        if difference:
-            raise RepairError(f"the base does not fit the checkpoint: {difference}")
-    else:
-        base = None
+    if settings.needs_base and base is None:
+        raise RepairError("the anchor needs the base model; give it, or use kind: mask")
+    for name, other in (("base", base), ("unsanitized checkpoint", unsanitized)):
+        difference = other and architecture_difference(checkpoint, other)
+        if difference and (name != "base" or settings.needs_base):
+            raise RepairError(f"the {name} does not fit the checkpoint: {difference}")
     return train_(
-        checkpoint, corpus, settings, base=base, framing=framing, seed=seed, folder=folder,
-        on_step=on_step,
+        checkpoint, corpus, settings, base=base, unsanitized=unsanitized, framing=framing,
+        seed=seed, folder=folder, on_step=on_step,
     )  # fmt: skip
 
 
@@ -111,6 +125,7 @@ def train_(
     settings: RepairSettings,
     *,
     base: Checkpoint | None = None,
+    unsanitized: Checkpoint | None = None,
     framing: str = "auto",
     seed: int = 0,
     folder: Path | None = None,
@@ -118,213 +133,179 @@ def train_(
 ) -> RepairResult:
     """In place: train on the corpus; without spans this is plain fine-tuning.
 
+    A repair that diverges goes back to the weights it began with, the last that are known to be
+    good, and tries once more with half the learning rate.
+
     Arguments and errors as for `repair`.
     """
     family_of(checkpoint.model.config, "causal")
     started = time.perf_counter()
-    encoded = encode(corpus, checkpoint.tokenizer)
-    batches = make_batches(
-        encoded,
-        framing_named(framing, checkpoint.tokenizer),
-        context_tokens=checkpoint.context_tokens,
-        batch_tokens=settings.batch_tokens,
-    )
-    if not any(bool(batch.ordinary.any()) for batch in batches):
-        raise RepairError("no token stands outside a span: there is nothing to train on")
-    model = checkpoint.model
-    trained = _freeze(checkpoint, settings.last_layers)
-    states = anchor_states(base.model, batches) if base else None
-    state = None
-    if folder is not None:
-        job = f"{settings.model_dump_json()} {corpus.digest()} {checkpoint.weights_digest()} {seed}"
-        state = _last_whole(folder, job=hashlib.sha256(job.encode()).hexdigest())
-    with TemporaryDirectory() as nowhere:  # the Trainer insists on a folder
-        arguments = _arguments(settings, len(batches), folder, nowhere, seed)
-        trainer = _Trainer(model, arguments, batches, settings, base, states, on_step)
+    teachers = _teachers(checkpoint, settings, base, unsanitized)
+    job = f"{settings.model_dump_json()} {corpus.digest()} {checkpoint.weights_digest()} {seed}"
+    with (
+        TemporaryDirectory() as nowhere,
+        _prepared(checkpoint, settings, seed) as (trained, frozen),
+    ):
+        place = folder or Path(nowhere)  # the Trainer insists on a folder
         try:
-            trainer.train(resume_from_checkpoint=state)
-        except OSError as error:
-            raise RepairError(
-                f"cannot write the state of the repair ({error.strerror or 'disk full?'}); free "
-                "space and go on with --resume"
-            ) from None
-        finally:
-            model.requires_grad_(True)
-            model.eval()
-    _check_finite(model)
+            state = None
+            if folder is not None:
+                state = last_whole(folder, job=hashlib.sha256(job.encode()).hexdigest())
+            examples = Examples(
+                checkpoint, corpus, settings, framing_named(framing, checkpoint.tokenizer),
+                teachers=teachers, frozen=frozen, folder=place, seed=seed,
+            )  # fmt: skip
+            if not examples.has_ordinary_tokens:
+                raise RepairError("no token stands outside a span: there is nothing to train on")
+            training = _train(
+                checkpoint.model, examples, settings, teachers, frozen, place,
+                resume=state, save=folder is not None, seed=seed, on_step=on_step,
+            )  # fmt: skip
+        except (OSError, SafetensorError) as error:
+            raise cannot_write(error) from None
     return RepairResult(
-        steps=trainer.state.global_step,
-        tokens=settings.epochs * _num_tokens(encoded),
+        steps=training.state.global_step,
+        tokens=settings.epochs * examples.num_tokens,
         seconds=time.perf_counter() - started,
         trained_fraction=trained,
         curve=[
-            {name: float(value) for name, value in entry.items() if name in ("step", *_TERMS)}
-            for entry in trainer.state.log_history
-            if "ordinary" in entry or "anchor" in entry
+            {name: float(value) for name, value in entry.items() if name in ("step", *TERMS)}
+            for entry in training.state.log_history
+            if any(name in entry for name in TERMS)
         ],
+        kept_states=examples.place,
+        notes=tuple(training.notes),
     )
 
 
-_TERMS = ("ordinary", "anchor")
-
-
-def _arguments(
-    settings: RepairSettings, num_batches: int, folder: Path | None, nowhere: str, seed: int
-) -> TrainingArguments:
-    steps = num_batches * settings.epochs
-    return TrainingArguments(
-        output_dir=str(folder or nowhere),
-        per_device_train_batch_size=1,
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=int(steps * settings.warmup_fraction),
-        weight_decay=settings.weight_decay,
-        save_strategy="steps" if folder else "no",
-        save_steps=max(1, steps // SAVES),
-        save_total_limit=2,
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=[],
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        use_cpu=not torch.cuda.is_available(),
-        seed=seed,
-        data_seed=seed,
-    )
-
-
-class _Trainer(Trainer):
-    """Trainer whose items are whole batches and whose loss is ours."""
-
-    def __init__(
-        self,
-        model: Any,
-        arguments: TrainingArguments,
-        batches: list[Batch],
-        settings: RepairSettings,
-        base: Checkpoint | None,
-        states: list[Tensor] | None,
-        on_step: OnStep | None,
-    ) -> None:
-        super().__init__(
-            model=model,
-            args=arguments,
-            train_dataset=list(enumerate(batches)),
-            data_collator=lambda items: {"number": items[0][0], "batch": items[0][1]},
-            callbacks=[_Progress(on_step)],
-        )
-        from transformers import PrinterCallback
-
-        self.remove_callback(PrinterCallback)
-        self.model_accepts_loss_kwargs = False
-        self._objective = settings.at_identifiers
-        self._base = base
-        self._states = states
-        self._terms: dict[str, float] = {}
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """The weighted sum of the terms; their values go into the log."""
-        batch = _to(inputs["batch"], model.device)
-        terms = loss_terms(
-            model,
-            batch,
-            base=self._base.model if self._base else None,
-            anchor=self._states[inputs["number"]] if self._states else None,
-        )
-        weight = self._objective.weight if isinstance(self._objective, AnchorObjective) else 0.0
-        loss = sum((weight if name == "anchor" else 1.0) * value for name, value in terms.items())
-        if not isinstance(loss, Tensor):  # a batch without any token that carries loss
-            self._terms = {}
-            return sum(p.sum() for p in model.parameters() if p.requires_grad) * 0.0
-        if not torch.isfinite(loss):
-            raise RepairError(
-                f"the loss is not a number at step {self.state.global_step + 1}: the repair "
-                "diverged and nothing was written; lower repair.learning_rate"
+def _train(
+    model: Any,
+    examples: Examples,
+    settings: RepairSettings,
+    teachers: Teachers,
+    frozen: FrozenPart | None,
+    folder: Path,
+    *,
+    resume: str | None,
+    save: bool,
+    seed: int,
+    on_step: OnStep | None,
+) -> Training:
+    """Train, once more from the start with half the learning rate if it diverges."""
+    begin = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    objective = Objective(settings, base=teachers.base, unsanitized=teachers.unsanitized)
+    halved = folder / "halved"  # an earlier process had to
+    notes: list[str] = []
+    if resume and halved.exists():
+        notes.append(halved.read_text(encoding="utf-8"))
+    elif resume is None:
+        halved.unlink(missing_ok=True)
+    while True:
+        rate = settings.learning_rate / (2 if notes else 1)
+        asked = settings.model_copy(update={"learning_rate": rate})
+        told = arguments(asked, len(examples), folder, save=save, seed=seed)
+        training = Training(model, told, examples, objective, frozen, on_step)
+        try:
+            training.train(resume_from_checkpoint=resume)
+            _check_finite(model, training.state.global_step)
+        except DivergedError as error:
+            again = ", also from the start at half the learning rate" if notes else ""
+            if notes or error.step == 1:
+                raise RepairError(
+                    f"the repair diverged at step {error.step}: {error}{again}; nothing was "
+                    "written; lower repair.learning_rate"
+                ) from None
+            notes.append(
+                f"the repair diverged at step {error.step} ({error}), so it began again with half "
+                "the learning rate"
             )
-        self._terms = {name: float(value.detach()) for name, value in terms.items()}
-        return loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the terms beside what the Trainer logs."""
-        super().log({**logs, **(self._terms if "loss" in logs else {})}, start_time)
-
-
-class _Progress(TrainerCallback):
-    """Tells the caller of each step, and marks saved states as whole."""
-
-    def __init__(self, on_step: OnStep | None) -> None:
-        self._on_step = on_step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Report progress."""
-        if self._on_step is not None:
-            self._on_step(state.global_step, state.max_steps)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A state without this mark was cut off while it was written."""
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
-
-
-def _last_whole(folder: Path, *, job: str) -> str | None:
-    """The newest saved state of this job that was written to its end; all others are removed.
-
-    Args:
-        folder: Where states are saved.
-        job: Digest of the settings, the documents, the weights to start from and the seed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / "job"
-    if not mark.exists() or mark.read_text(encoding="utf-8") != job:
-        for state in folder.glob("checkpoint-*"):
-            shutil.rmtree(state)
-        mark.write_text(job, encoding="utf-8")
-    found = []
-    for state in folder.glob("checkpoint-*"):
-        if (state / _WHOLE).exists():
-            found.append(state)
         else:
-            shutil.rmtree(state)
-    newest = max(found, key=lambda state: int(state.name.rsplit("-", 1)[1]), default=None)
-    return str(newest) if newest else None
+            training.notes[:0] = notes
+            return training
+        resume = None
+        for saved in folder.glob("checkpoint-*"):
+            shutil.rmtree(saved)
+        halved.write_text(notes[0], encoding="utf-8")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in begin:
+                    parameter.copy_(begin[name])
 
 
-def _freeze(checkpoint: Checkpoint, last_layers: int | None) -> float:
-    """Leave only the last layers and the final norm trainable; the share that is."""
+def _teachers(
+    checkpoint: Checkpoint,
+    settings: RepairSettings,
+    base: Checkpoint | None,
+    unsanitized: Checkpoint | None,
+) -> Teachers:
+    """The models that the settings need; a copy of the checkpoint where none was given."""
+    asked: Any = None
+    if settings.needs_unsanitized:
+        asked = unsanitized.model if unsanitized else copy.deepcopy(checkpoint.model)
+        asked.eval()
+    return Teachers(base.model if base and settings.needs_base else None, asked)
+
+
+def frozen_part(model: Any, layout: Layout, last_layers: int) -> FrozenPart:
+    """The layers below the last ``last_layers``."""
+    names = [name.removesuffix(".") for name in layout.trained_prefixes(layout.num_layers)]
+    first = layout.num_layers - last_layers
+    return FrozenPart(model, frozen=names[:first], trained=names[first : layout.num_layers])
+
+
+@contextmanager
+def _prepared(
+    checkpoint: Checkpoint, settings: RepairSettings, seed: int
+) -> Iterator[tuple[float, FrozenPart | None]]:
+    """Within, only what is trained asks for gradients; the share that is, and the layers below.
+
+    Afterwards adapters are merged and everything is as it was.
+    """
     model = checkpoint.model
-    if last_layers is not None:
-        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        prefixes = Layout(model.config, shapes).trained_prefixes(last_layers)
+    size = sum(p.numel() for p in model.parameters())
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    layout = Layout(model.config, shapes)
+    last = min(settings.last_layers or layout.num_layers, layout.num_layers)
+    prefixes = layout.trained_prefixes(last)
+    frozen = frozen_part(model, layout, last) if settings.last_layers else None
+    adapted = None
+    if settings.adapter is not None:
+        linear = [
+            name
+            for name, module in model.named_modules()
+            if name.startswith(prefixes) and isinstance(module, torch.nn.Linear | Conv1D)
+        ]
+        lora = LoraConfig(
+            r=settings.adapter.rank,
+            lora_alpha=settings.adapter.alpha,
+            use_dora=settings.adapter.kind == "dora",
+            target_modules=linear,
+            fan_in_fan_out=layout.family.transposed,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, lora)
+    elif settings.last_layers is not None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(prefixes))
-    sizes = [(int(p.numel()), bool(p.requires_grad)) for p in model.parameters()]
-    return sum(size for size, trained in sizes if trained) / sum(size for size, _ in sizes)
+    if settings.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    try:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        yield trained / size, frozen
+        if adapted is not None:
+            adapted.merge_and_unload()
+            adapted = None
+    finally:
+        if adapted is not None:
+            adapted.unload()
+        if settings.gradient_checkpointing:
+            model.activation_checkpointing_disable()
+        model.requires_grad_(True)
+        model.eval()
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return Batch(
-        batch.ids.to(device),
-        batch.targets.to(device),
-        batch.ordinary.to(device),
-        batch.identifier.to(device),
-    )
-
-
-def _num_tokens(encoded: Sequence[Encoded]) -> int:
-    return sum(len(item.ids) for item in encoded)
-
-
-def _check_finite(model: Any) -> None:
+def _check_finite(model: Any, step: int) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise RepairError(
-                f"tensor '{name}' holds NaN or infinity after the repair; lower "
-                "repair.learning_rate"
-            )
+            raise DivergedError(step, f"tensor '{name}' holds NaN or infinity")

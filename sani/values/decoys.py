@@ -27,9 +27,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from importlib import import_module
 
-from sani.auditing.dates import DateFormats, WrittenDate, month_first
-from sani.auditing.phrases import PhraseIndex, words_of
 from sani.corpus.documents import Corpus
+from sani.values.dates import DateFormats, WrittenDate, month_first
+from sani.values.phrases import PhraseIndex, words_of
 
 ATTEMPTS = 100
 SWAP_ATTEMPTS = 64  # for each swap asked for
