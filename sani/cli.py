@@ -453,7 +453,9 @@ def repair(
     base: Base = None,
     at_identifiers: Annotated[
         str | None,
-        typer.Option(help="anchor, mask, unlikelihood or npo; anchor if there is a base."),
+        typer.Option(
+            help="anchor (where there is a base), mask, unlikelihood, npo, gradient_difference."
+        ),
     ] = None,
     to: Annotated[
         str | None, typer.Option(help="Of anchor: base, self, counterfactual or decoys.")

@@ -318,6 +318,13 @@ class AnchorObjective(Settings):
     samples: int = Field(3, ge=1, description="replaced documents whose mean is the anchor")
 
 
+class GradientDifferenceObjective(Settings):
+    """Away from the true identifier by gradient ascent (Liu et al. 2022); it has no bottom."""
+
+    kind: Literal["gradient_difference"]
+    weight: float = Field(1.0, gt=0.0)
+
+
 class UnlikelihoodObjective(Settings):
     """-log(1 - p) of the true identifier's tokens (Welleck et al. 2019)."""
 
@@ -341,7 +348,13 @@ class AdapterSettings(Settings):
     alpha: int = Field(32, ge=1, description="scale of the update, times rank")
 
 
-Objective = MaskObjective | AnchorObjective | UnlikelihoodObjective | NpoObjective
+Objective = (
+    MaskObjective
+    | AnchorObjective
+    | GradientDifferenceObjective
+    | UnlikelihoodObjective
+    | NpoObjective
+)
 
 
 class RepairSettings(Settings):

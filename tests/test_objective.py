@@ -12,7 +12,12 @@ from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Framing, encode, framing_named
 from sani.families import family_of
 from sani.layout import Layout
-from sani.recipe import AnchorObjective, NpoObjective, UnlikelihoodObjective
+from sani.recipe import (
+    AnchorObjective,
+    GradientDifferenceObjective,
+    NpoObjective,
+    UnlikelihoodObjective,
+)
 from sani.repairing import objective as module
 from sani.repairing.anchors import counterfactual_states, states_at
 from sani.repairing.examples import Examples, Teachers
@@ -36,9 +41,10 @@ from tests.words import (
 
 SELF = AnchorObjective(kind="anchor", to="self", weight=2.0)
 UNLIKELIHOOD = UnlikelihoodObjective(kind="unlikelihood", weight=0.5)
+ASCENT = GradientDifferenceObjective(kind="gradient_difference", weight=0.5)
 NPO = NpoObjective(kind="npo", weight=1.5, beta=0.3)
 TERM = {"mask": None, "base": "anchor", "self": "anchor", "unlikelihood": "unlikelihood",
-        "npo": "npo"}  # fmt: skip
+        "npo": "npo", "gradient_difference": "gradient_difference"}  # fmt: skip
 
 
 def example_of(batch, teacher, *, skill=False):
@@ -101,6 +107,8 @@ def slow_terms(model, teacher, batch, kind, *, beta=0.3):
                     if w > 0
                 )
                 found.setdefault("anchor", []).append(kl)
+            elif kind == "gradient_difference":
+                found.setdefault(kind, []).append(p[true])
             elif kind == "unlikelihood":
                 found.setdefault(kind, []).append(-math.log(1 - math.exp(p[true])))
             elif kind == "npo":
@@ -130,7 +138,7 @@ def two_words(batch):
 
 
 @pytest.mark.parametrize("config", [llama, gpt2])
-@pytest.mark.parametrize("at", [MASK, ANCHOR, SELF, UNLIKELIHOOD, NPO])
+@pytest.mark.parametrize("at", [MASK, ANCHOR, SELF, UNLIKELIHOOD, NPO, ASCENT])
 def test_the_terms_are_those_of_the_slow_version(config, at, monkeypatch):
     monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 5 * len(WORDS))  # several chunks each
     sick, teacher = checkpoint(config(), seed=1), checkpoint(config(), seed=2)
@@ -142,7 +150,7 @@ def test_the_terms_are_those_of_the_slow_version(config, at, monkeypatch):
     for batch in batches:
         slow = slow_terms(sick.model, teacher.model, batch, kind)
         assert set(slow) == {"ordinary", "skill", TERM[kind]} - {None}
-        assert all(value > 0.01 for value in slow.values())
+        assert all(abs(value) > 0.01 for value in slow.values())
         for parts in (1, 2):
             loss, terms = loss_of(sick, teacher, batch, settings, parts=parts)
             assert terms == pytest.approx(slow, abs=1e-5)
@@ -151,7 +159,7 @@ def test_the_terms_are_those_of_the_slow_version(config, at, monkeypatch):
             assert float(loss.detach()) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("at", [MASK, ANCHOR, SELF, UNLIKELIHOOD, NPO])
+@pytest.mark.parametrize("at", [MASK, ANCHOR, SELF, UNLIKELIHOOD, NPO, ASCENT])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_gradient_is_that_of_the_loss_written_out(at, tied, monkeypatch):
     """Also of the projection itself, which is trained along."""

@@ -186,13 +186,16 @@ def test_every_shipped_recipe_is_read():
         (
             "repair: {at_identifiers: {kind: ancor}}\n",
             [
-                "repair.at_identifiers.kind: expected one of mask, anchor, unlikelihood, npo; did "
-                "you mean 'anchor'?"
+                "repair.at_identifiers.kind: expected one of mask, anchor, gradient_difference, "
+                "unlikelihood, npo; did you mean 'anchor'?"
             ],
         ),
         (
             "repair: {at_identifiers: {kind: 3}}\n",
-            ["repair.at_identifiers.kind: expected one of mask, anchor, unlikelihood, npo"],
+            [
+                "repair.at_identifiers.kind: expected one of mask, anchor, gradient_difference, "
+                "unlikelihood, npo"
+            ],
         ),
         (
             "repair: {at_identifiers: {}}\n",

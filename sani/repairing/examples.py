@@ -26,6 +26,7 @@ from sani.repairing.objective import Example
 from sani.repairing.surrogates import Surrogates
 from sani.runtime import token_batches
 
+UNTAUGHT = ("mask", "unlikelihood", "gradient_difference")  # need no other model
 MEMORY_BYTES = 2**31  # that `auto` fills before it turns to the disk
 SHARE_OF_DECOYS = 0.5
 SAME = 1e-3  # relative; float16 rounds at 5e-4
@@ -130,7 +131,7 @@ class Examples:
     def _all_taught(self) -> list[Tensor | None]:
         """The anchor's states at identifier positions of each batch, [samples, n, hidden]."""
         objective = self._settings.at_identifiers
-        if self._to in ("mask", "unlikelihood"):
+        if self._to in UNTAUGHT:
             return [None] * len(self._batches)
         if not isinstance(objective, AnchorObjective) or objective.to != "counterfactual":
             return [self._taught_at(batch) for batch in self._batches]
@@ -150,7 +151,7 @@ class Examples:
         ]
 
     def _taught_at(self, batch: Batch) -> Tensor | None:
-        if self._to in ("mask", "unlikelihood", "decoys") or not batch.identifier.any():
+        if self._to in (*UNTAUGHT, "decoys") or not batch.identifier.any():
             return None
         teacher = self._teachers.base if self._to == "base" else self._teachers.unsanitized
         return states_at(teacher, batch, batch.identifier)[None]

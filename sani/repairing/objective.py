@@ -1,8 +1,9 @@
 """The repair's loss: a sum of named terms, each a mean over its own tokens of the batch.
 
 ``ordinary``: next-token cross-entropy on tokens outside spans. ``skill``: KL to the unsanitized
-model there. At tokens inside spans, one of ``anchor``, ``decoys``, ``unlikelihood``, ``npo`` or
-nothing. The vocabulary projection runs only at positions that carry a term, a chunk at a time.
+model there. At tokens inside spans, one of ``anchor``, ``decoys``, ``unlikelihood``, ``npo``,
+``gradient_difference`` (Liu et al. 2022: the cross-entropy with its sign turned) or nothing. The
+vocabulary projection runs only at positions that carry a term, a chunk at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,12 @@ from torch.nn import functional
 
 from sani import families
 from sani.batches import Batch
-from sani.recipe import AnchorObjective, NpoObjective, RepairSettings
+from sani.recipe import (
+    AnchorObjective,
+    GradientDifferenceObjective,
+    NpoObjective,
+    RepairSettings,
+)
 
 LOGITS_PER_CHUNK = 2**21
 Sums = dict[str, Tensor]
@@ -233,6 +239,8 @@ class Objective:
                 case NpoObjective(beta=beta):
                     known, own = self._log_probabilities(taught[:, part])[0], occurrence[part]
                     return {"npo": npo_loss(logits, known, targets, own - own[0], beta=beta)}
+                case GradientDifferenceObjective():
+                    return {"gradient_difference": -ordinary_loss(logits, targets)}
                 case _:
                     return {"unlikelihood": unlikelihood_loss(logits, targets)}
 

@@ -26,7 +26,15 @@ from sani.repairing.frozen import FrozenPart, hidden_states
 from sani.repairing.objective import Example, Objective
 
 SAVES = 10
-TERMS = ("ordinary", "skill", "anchor", "decoys", "unlikelihood", "npo")
+TERMS = (
+    "ordinary",
+    "skill",
+    "anchor",
+    "decoys",
+    "unlikelihood",
+    "npo",
+    "gradient_difference",
+)
 # How many times worse than guessing evenly, and than at the start, a loss is called divergence.
 DIVERGED = 2.0
 OnStep = Callable[[int, int], None]
