@@ -23,6 +23,7 @@ from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Framing, encode
 from sani.erasing.erase import apply_, erase, fresh_model
+from sani.erasing.fresh import FreshWeights
 from sani.erasing.plan import ErasePlan, PlannedNeurons, highest, layout_of, plan_erase
 from sani.erasing.statistics import activation_means, gradient_means
 from sani.errors import SelectionError, UnsupportedModelError
@@ -278,7 +279,7 @@ MIXED = (
 def test_exactly_the_planned_numbers_change(sick, family, reset):
     base = checkpoint(CONFIGS[family](), seed=2)
     before, theirs = weights(sick), weights(base)
-    fresh = dict(fresh_model(sick.model.config, seed=3).named_parameters())
+    fresh = FreshWeights(sick.model.config, seed=3)
     masks = expected_masks(sick, MIXED)
     result = apply_(sick, plan(reset, *MIXED), base=base)
     after = weights(sick)

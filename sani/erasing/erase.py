@@ -14,8 +14,10 @@ from sani.batches import Batch, make_batches
 from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
 from sani.encoding import encode, framing_named
-from sani.erasing.plan import ErasePlan, layout_of, plan_erase
+from sani.erasing.fresh import FreshWeights
+from sani.erasing.plan import ErasePlan, check_plan, layout_of, plan_erase
 from sani.errors import SelectionError
+from sani.families import Layout, Slice
 from sani.recipe import EraseSettings
 
 STATISTICS_TOKENS = 2048
@@ -39,6 +41,15 @@ class EraseResult:
     fraction: float
     seconds: float
 
+    @classmethod
+    def of(
+        cls, plan: ErasePlan, changed: Mapping[str, int], parameters: int, started: float
+    ) -> EraseResult:
+        """From the numbers set in each tensor, and all of the model's."""
+        numbers = sum(changed.values())
+        seconds = time.perf_counter() - started
+        return cls(plan, tuple(sorted(changed)), numbers, numbers / parameters, seconds)
+
 
 def erase(
     checkpoint: Checkpoint,
@@ -55,7 +66,7 @@ def erase(
         checkpoint: The model to change; its folder is not touched.
         settings: Layers, parts, selector and reset.
         corpus: Documents with spans, for selectors that look at activations.
-        base: The model it was fine-tuned from, for ``rewind``.
+        base: The model it was fine-tuned from, for ``rewind`` and the selector ``drift``.
         framing: What stands before each document, by name.
         seed: Of the random selector and of fresh weights.
 
@@ -66,7 +77,7 @@ def erase(
     the paper does not say which matrices nor what value; ours are in `sani.families` and
     `EraseSettings.reset`.
     """
-    plan = plan_neurons(checkpoint, settings, corpus=corpus, framing=framing, seed=seed)
+    plan = plan_neurons(checkpoint, settings, corpus=corpus, base=base, framing=framing, seed=seed)
     return apply_(checkpoint, plan, base=base)
 
 
@@ -75,12 +86,13 @@ def plan_neurons(
     settings: EraseSettings,
     *,
     corpus: Corpus | None = None,
+    base: Checkpoint | None = None,
     framing: str = "auto",
     seed: int = 0,
 ) -> ErasePlan:
     """The first half of `erase`: choose, and change nothing. Arguments and errors as there."""
     batches = _statistics_batches(checkpoint, corpus, framing)
-    return plan_erase(checkpoint, settings, batches=batches, seed=seed)
+    return plan_erase(checkpoint, settings, batches=batches, base=base, seed=seed)
 
 
 def apply_(
@@ -89,35 +101,57 @@ def apply_(
     """In place: reset the neurons of a plan; every other weight keeps its bits.
 
     Raises:
-        SelectionError: If the plan rewinds and the base is missing or does not fit.
+        SelectionError: If the plan is of another architecture, or rewinds and the base is missing
+            or does not fit.
     """
     started = time.perf_counter()
     layout = layout_of(checkpoint)
+    check_plan(plan, layout)
     weights = dict(checkpoint.model.named_parameters())
     source = _source(checkpoint, plan, base)
     changed: dict[str, int] = {}
     with torch.no_grad():
-        for entry in plan.entries:
-            for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
-                if not len(piece.index):  # keys and values of heads that are not all chosen
-                    continue
-                tensor = weights[piece.name]
-                index = piece.index.to(tensor.device)
-                if source is None:
-                    tensor.index_fill_(piece.dim, index, 0.0)
-                else:
-                    new = source[piece.name].to(tensor).index_select(piece.dim, index)
-                    tensor.index_copy_(piece.dim, index, new)
-                row = tensor.numel() // tensor.shape[piece.dim]
-                changed[piece.name] = changed.get(piece.name, 0) + row * len(index)
-    total = sum(tensor.numel() for tensor in weights.values())
-    return EraseResult(
-        plan=plan,
-        changed_tensors=tuple(sorted(changed)),
-        changed_parameters=sum(changed.values()),
-        fraction=sum(changed.values()) / total,
-        seconds=time.perf_counter() - started,
+        for name, pieces in planned_slices(plan, layout).items():
+            changed[name] = reset_slices(weights[name], pieces, source)
+    return EraseResult.of(
+        plan, changed, sum(tensor.numel() for tensor in weights.values()), started
     )
+
+
+def planned_slices(plan: ErasePlan, layout: Layout) -> dict[str, list[Slice]]:
+    """What a plan resets, by tensor."""
+    found: dict[str, list[Slice]] = {}
+    for entry in plan.entries:
+        for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
+            if len(piece.index):  # keys and values of heads that are not all chosen have none
+                found.setdefault(piece.name, []).append(piece)
+    return found
+
+
+def reset_slices(
+    tensor: Tensor, pieces: Sequence[Slice], source: Mapping[str, Tensor] | None
+) -> int:
+    """In place: reset slices of one tensor, in memory or read from a file.
+
+    Args:
+        tensor: The tensor that the slices name.
+        pieces: What to reset; they do not overlap.
+        source: Weights to take the values from; None for zero.
+
+    Returns:
+        How many numbers were set.
+    """
+    new = None if source is None else source[pieces[0].name]
+    count = 0
+    for piece in pieces:
+        index = piece.index.to(tensor.device)
+        if new is None:
+            tensor.index_fill_(piece.dim, index, 0.0)
+        else:
+            values = new.index_select(piece.dim, piece.index.to(new.device))
+            tensor.index_copy_(piece.dim, index, values.to(tensor))
+        count += tensor.numel() // tensor.shape[piece.dim] * len(index)
+    return count
 
 
 def _source(
@@ -127,7 +161,7 @@ def _source(
     if plan.reset == "zero":
         return None
     if plan.reset == "reinit":
-        return dict(fresh_model(checkpoint.model.config, seed=plan.seed).named_parameters())
+        return FreshWeights(checkpoint.model.config, seed=plan.seed)
     if base is None:
         raise SelectionError("reset 'rewind' needs the base model; give it, or use reinit")
     difference = architecture_difference(checkpoint, base)
