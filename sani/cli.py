@@ -328,16 +328,27 @@ def erase(
         list[int] | None, typer.Option(min=0, help="Or this layer, from 0; may be repeated.")
     ] = None,
     selector: Annotated[
-        str, typer.Option(help="all, random, activation_ratio or gradient_ratio.")
-    ] = "all",
+        str | None,
+        typer.Option(
+            help="all, random, magnitude, drift, activation_ratio or gradient_ratio; all if absent."
+        ),
+    ] = None,
     fraction: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Share of each layer's neurons.")
     ] = None,
     part: Annotated[
         list[str] | None, typer.Option(help="mlp or attention; may be repeated; both if absent.")
     ] = None,
-    reset: Annotated[str, typer.Option(help="reinit, zero or rewind (to the base).")] = "reinit",
+    reset: Annotated[
+        str | None,
+        typer.Option(
+            help="reinit, zero or rewind (to the base); reinit if absent, rewind in an adapter."
+        ),
+    ] = None,
     base: Base = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge an adapter into its base, then erase.")
+    ] = False,
     corpus: Annotated[
         Path | None, typer.Option(help="Documents with spans, for the ratio selectors.")
     ] = None,
@@ -346,18 +357,31 @@ def erase(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan as JSON and write nothing.")
     ] = False,
+    kept_plan: Annotated[
+        Path | None, typer.Option("--plan", help="Carry out this plan, as --dry-run printed it.")
+    ] = None,
 ) -> None:
-    """Stage one: reset selected neurons and write the erased checkpoint."""
-    from sani.checkpoint import load_checkpoint, save_checkpoint
+    """Stage one: reset selected neurons and write the erased checkpoint, or the erased adapter."""
+    from sani.checkpoint import is_adapter
     from sani.corpus.readers import read_corpus
-    from sani.erasing.erase import apply_, plan_neurons
+    from sani.erasing.folder import apply_folder, plan_folder
+    from sani.erasing.plan import read_plan
     from sani.runtime import quiet_libraries
 
     quiet_libraries()
-    rule: dict[str, Any] = {"kind": selector}
+    given = (last_layers, layer, selector, fraction, part, reset, corpus)
+    if kept_plan is not None and any(value is not None for value in given):
+        raise SaniError("--plan says already what is chosen; give no other choice beside it")
+    if merge and not is_adapter(model):
+        raise SaniError(f"--merge is for an adapter, and {model} is none; leave it out")
+    rule: dict[str, Any] = {"kind": selector or "all"}
     if fraction is not None:
         rule["fraction"] = fraction
-    chosen: dict[str, Any] = {"selector": rule, "reset": reset}
+    inside = is_adapter(model) and not merge
+    chosen: dict[str, Any] = {
+        "selector": rule,
+        "reset": reset or ("rewind" if inside else "reinit"),
+    }
     if layer:
         chosen["layers"] = layer
     if last_layers is not None or not layer:
@@ -366,22 +390,26 @@ def erase(
         chosen["parts"] = part
     settings = _settings("EraseSettings", **chosen)
     _check_new(out, model, dry_run=dry_run)
-    checkpoint = load_checkpoint(model)
-    plan = plan_neurons(
-        checkpoint,
-        settings,
-        corpus=read_corpus(corpus) if corpus else None,
-        framing=framing,
-        seed=seed,
+    plan = (
+        read_plan(kept_plan)
+        if kept_plan is not None
+        else plan_folder(
+            model,
+            settings,
+            corpus=read_corpus(corpus) if corpus else None,
+            base=base,
+            framing=framing,
+            seed=seed,
+        )
     )
     if dry_run:
         console.show_json(plan.to_json())
         return
-    result = apply_(checkpoint, plan, base=load_checkpoint(base) if base else None)
-    save_checkpoint(checkpoint, out)
+    result = apply_folder(model, out, plan, base=base, merge=merge)
     console.show(
         f"{plan.num_neurons} neurons and heads in {len({e.layer for e in plan.entries})} layers "
-        f"reset ({result.fraction:.1%} of the parameters). Checkpoint: {out}"
+        f"reset ({result.fraction:.1%} of the parameters). "
+        f"{'Adapter' if inside else 'Checkpoint'}: {out}"
     )
 
 
@@ -424,7 +452,7 @@ def repair(
         last_layers=last_layers,
     )
     _check_new(out, model, dry_run=False)
-    checkpoint = load_checkpoint(model, device=device())
+    checkpoint = load_checkpoint(model, base=base, device=device())
     with console.reporter() as on_step:
         result = run_repair(
             checkpoint,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -119,8 +119,11 @@ def check_plan(plan: ErasePlan, layout: Layout) -> None:
     """Refuse a plan that is not of this architecture.
 
     Raises:
-        SelectionError: If it is not, or names a layer or neuron that is not there.
+        SelectionError: If it is not, or names a reset, layer or neuron that is not there.
     """
+    resets = get_args(EraseSettings.model_fields["reset"].annotation)
+    if plan.reset not in resets:
+        raise SelectionError(f"the plan's reset is unknown, expected one of {', '.join(resets)}")
     if plan.architecture not in (None, architecture_digest(layout)):
         raise SelectionError("the plan was made for a model of another architecture; plan again")
     for entry in plan.entries:

@@ -1,0 +1,281 @@
+"""Erase in files: copy each shard, then patch the copy's chosen rows and columns.
+
+No model is built. One tensor at a time is read from where the header says it lies, reset by the
+code that resets tensors in memory, and written back; so memory is that of the largest tensor, time
+that of a copy, and whatever is not chosen keeps its bits and its type.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sani.checkpoint import (
+    TOKENIZER_FILES,
+    copy_files,
+    copy_large,
+    staged,
+    weight_files,
+)
+from sani.erasing.erase import EraseResult, planned_slices, reset_slices
+from sani.erasing.fresh import FreshWeights, skeleton
+from sani.erasing.plan import ErasePlan, check_plan
+from sani.errors import CheckpointError, SelectionError
+from sani.families import Layout, Slice
+
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+OLD_BUFFER = "rotary_emb.inv_freq"  # in older files; the model makes it itself
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies: its file, type, shape, and the first byte in the file."""
+
+    file: Path
+    type: str
+    shape: tuple[int, ...]
+    start: int
+
+
+class StoredWeights(Mapping[str, Tensor]):
+    """Tensors of safetensors files, each read from disk when asked for and held by nobody."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Read the headers.
+
+        Raises:
+            CheckpointError: If a file is broken, or a tensor stands in two of them.
+        """
+        self.files = tuple(files)
+        self._places: dict[str, _Place] = {}
+        for file in self.files:
+            for name, place in _header(file).items():
+                if name in self._places:
+                    raise CheckpointError(f"{file}: tensor '{name}' also stands in another shard")
+                self._places[name] = place
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self._places[name]
+        with place.file.open("rb") as file:
+            return _read(file, name, place)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by name."""
+        return {name: place.shape for name, place in self._places.items()}
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all tensors."""
+        return sum(math.prod(place.shape) for place in self._places.values())
+
+    def index(self) -> dict[str, Any]:
+        """What ``model.safetensors.index.json`` says: which file holds which tensor."""
+        size = sum(math.prod(p.shape) * TYPES[p.type].itemsize for p in self._places.values())
+        files = {name: place.file.name for name, place in sorted(self._places.items())}
+        return {"metadata": {"total_size": size}, "weight_map": files}
+
+    def copy_patched(
+        self,
+        folder: Path,
+        pieces: Mapping[str, Sequence[Slice]],
+        source: Mapping[str, Tensor] | None,
+    ) -> dict[str, int]:
+        """Copy all files into a folder, and reset slices in the copies.
+
+        Args:
+            folder: Where the copies go.
+            pieces: What to reset, by tensor; files that hold none of these are copied as they are.
+            source: Weights to take the values from; None for zero.
+
+        Returns:
+            How many numbers were set in each tensor.
+        """
+        changed: dict[str, int] = {}
+        for path in self.files:
+            copy_large(path, folder / path.name)
+            mine = [name for name in pieces if self._places[name].file == path]
+            with (folder / path.name).open("r+b") as file:
+                for name in mine:
+                    place = self._places[name]
+                    tensor = _read(file, name, place)
+                    changed[name] = reset_slices(tensor, pieces[name], source)
+                    file.seek(place.start)
+                    file.write(_bytes(tensor))
+        return changed
+
+
+class StoredModel:
+    """A model folder that is read where it lies: configuration, names, shapes, and weights."""
+
+    def __init__(self, path: Path) -> None:
+        """Read configuration and headers of a folder that `check_folder` passed.
+
+        Raises:
+            CheckpointError: If it cannot be read.
+        """
+        from transformers import AutoConfig
+
+        self.path = path
+        self.weights = StoredWeights(weight_files(path))
+        try:
+            self.config: Any = AutoConfig.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"model folder {path}: config.json cannot be read ({type(error).__name__})"
+            ) from None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where the neurons stand."""
+        return Layout(self.config, self.weights.shapes)
+
+    @cached_property
+    def _skeleton(self) -> Any:
+        return skeleton(self.config)
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the parameters that the model has once it is loaded."""
+        named = self._skeleton.named_parameters()
+        return {name: tuple(tensor.shape) for name, tensor in named}
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """Whether the files hold the model's parameters, all of them, under their own names.
+
+        Transformers renames, stacks or converts some families' tensors when it loads a model.
+        """
+        state = self._skeleton.state_dict()
+        known = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        shapes = self.weights.shapes
+        stored = {name: shapes[name] for name in shapes if not name.endswith(OLD_BUFFER)}
+        return self.parameters.items() <= stored.items() <= known.items()
+
+    def difference(self, base: StoredModel) -> str | None:
+        """None if the base has the same parameters, heads and vocabulary; else what differs."""
+        shapes, others = self.parameters, base.parameters
+        names = sorted(n for n in shapes | others if shapes.get(n) != others.get(n))
+        if names:
+            return f"they differ in {names[0]}"
+        if self.layout.num_heads != base.layout.num_heads:
+            return "they differ in num_attention_heads"
+        if _vocabulary(self.path) != _vocabulary(base.path):
+            return "their tokenizers have different vocabularies"
+        return None
+
+
+def erase_stored(
+    model: StoredModel, out: Path, plan: ErasePlan, *, base: StoredModel | None = None
+) -> EraseResult:
+    """Write a model folder with the neurons of a plan reset; the model's own is not touched.
+
+    Args:
+        model: What to erase from.
+        out: The new folder; written whole or not at all.
+        plan: Which neurons, with reset ``zero``, ``reinit`` or ``rewind``.
+        base: The model it was fine-tuned from, for ``rewind``.
+
+    Raises:
+        SelectionError: If the plan does not fit the model, or the base is missing or does not fit.
+        CheckpointError: If a tensor's type is none that can be reset, or the place cannot be
+            written.
+    """
+    started = time.perf_counter()
+    check_plan(plan, model.layout)
+    source = _source(model, plan, base)
+    with torch.no_grad(), staged(out) as staging:
+        changed = model.weights.copy_patched(staging, planned_slices(plan, model.layout), source)
+        copy_files(model.path, staging, TOKENIZER_FILES)
+        _write_configuration(model, staging)
+    return EraseResult.of(plan, changed, model.weights.num_parameters, started)
+
+
+def _source(
+    model: StoredModel, plan: ErasePlan, base: StoredModel | None
+) -> Mapping[str, Tensor] | None:
+    if plan.reset == "zero":
+        return None
+    if plan.reset == "reinit":
+        return FreshWeights(model.config, seed=plan.seed)
+    if base is None:
+        raise SelectionError("reset 'rewind' needs the base model; give it, or use reinit")
+    difference = model.difference(base)
+    if difference:
+        raise SelectionError(f"reset 'rewind': the base does not fit the checkpoint: {difference}")
+    return base.weights
+
+
+def _write_configuration(model: StoredModel, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    model.config.save_pretrained(folder)
+    if (model.path / "generation_config.json").is_file():
+        GenerationConfig.from_pretrained(model.path, local_files_only=True).save_pretrained(folder)
+    if len(model.weights.files) > 1:
+        text = json.dumps(model.weights.index(), indent=2)
+        (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _header(file: Path) -> dict[str, _Place]:
+    """Where each tensor of a file lies; safetensors has checked it before it is believed."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+        with file.open("rb") as content:
+            size = int.from_bytes(content.read(8), "little")
+            header = json.loads(content.read(size))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({type(error).__name__}); copy the whole checkpoint"
+        ) from None
+    header.pop("__metadata__", None)
+    return {
+        name: _Place(file, row["dtype"], tuple(row["shape"]), 8 + size + row["data_offsets"][0])
+        for name, row in header.items()
+    }
+
+
+def _read(file: BufferedIOBase, name: str, place: _Place) -> Tensor:
+    if place.type not in TYPES:
+        raise CheckpointError(
+            f"{place.file}: tensor '{name}' is of type {place.type}, expected one of "
+            f"{', '.join(TYPES)}; give the checkpoint it was quantized from"
+        )
+    tensor = torch.empty(place.shape, dtype=TYPES[place.type])
+    file.seek(place.start)
+    if file.readinto(_bytes(tensor)) != tensor.nbytes:
+        raise CheckpointError(f"{place.file}: it ends before tensor '{name}'; copy it again")
+    return tensor
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    from tokenizers import Tokenizer
+
+    vocabulary: dict[str, int] = Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab()
+    return vocabulary
