@@ -40,6 +40,8 @@ def neuron_norms(
     owners: dict[tuple[str, int], list[int]] = {}
     for neuron in range(size):
         for piece in layout.slices(part, layer=layer, neurons=[neuron]):
+            if not len(piece.index):  # keys and values that other heads read too
+                continue
             rows.setdefault((piece.name, piece.dim), []).append(piece.index)
             owners.setdefault((piece.name, piece.dim), []).extend([neuron] * len(piece.index))
     squares = torch.zeros(size, dtype=torch.float64)

@@ -42,12 +42,13 @@ OLD_BUFFER = "rotary_emb.inv_freq"  # in older files; the model makes it itself
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies: its file, type, shape, and the first byte in the file."""
+    """Where a tensor lies: its file, type, shape, and the bytes in the file."""
 
     file: Path
     type: str
     shape: tuple[int, ...]
     start: int
+    end: int
 
 
 class StoredWeights(Mapping[str, Tensor]):
@@ -90,7 +91,7 @@ class StoredWeights(Mapping[str, Tensor]):
 
     def index(self) -> dict[str, Any]:
         """What ``model.safetensors.index.json`` says: which file holds which tensor."""
-        size = sum(math.prod(p.shape) * TYPES[p.type].itemsize for p in self._places.values())
+        size = sum(place.end - place.start for place in self._places.values())
         files = {name: place.file.name for name, place in sorted(self._places.items())}
         return {"metadata": {"total_size": size}, "weight_map": files}
 
@@ -252,7 +253,12 @@ def _header(file: Path) -> dict[str, _Place]:
         ) from None
     header.pop("__metadata__", None)
     return {
-        name: _Place(file, row["dtype"], tuple(row["shape"]), 8 + size + row["data_offsets"][0])
+        name: _Place(
+            file,
+            row["dtype"],
+            tuple(row["shape"]),
+            *(8 + size + offset for offset in row["data_offsets"]),
+        )
         for name, row in header.items()
     }
 
@@ -275,7 +281,8 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _vocabulary(path: Path) -> dict[str, int]:
-    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
 
-    vocabulary: dict[str, int] = Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab()
+    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
     return vocabulary
