@@ -291,7 +291,7 @@ def _merged(path: Path, base: Checkpoint, device: torch.device | None) -> Checkp
         taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         given = load_file(path / "adapter_model.safetensors")
         whole = taken.keys() == given.keys() and all(
-            torch.equal(taken[name].cpu().float(), given[name].float()) for name in given
+            _same(taken[name].cpu(), given[name]) for name in given
         )
         model = adapted.merge_and_unload()
     except Exception as error:
@@ -307,6 +307,10 @@ def _merged(path: Path, base: Checkpoint, device: torch.device | None) -> Checkp
     _check_loaded(model, tokenizer, path)
     place = path if own else base.path
     return Checkpoint(model.to(device or torch.device("cpu")).eval(), tokenizer, place)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one.double(), other.double(), rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def _check_loaded(model: Any, tokenizer: Any, path: Path) -> None:

@@ -21,7 +21,6 @@ from sani.erasing.fresh import FreshWeights
 from sani.erasing.plan import ErasePlan, PlannedNeurons, plan_erase, read_plan
 from sani.erasing.shards import StoredModel
 from sani.errors import CheckpointError, SelectionError
-from sani.families import FAMILIES
 from sani.recipe import DriftSelector, EraseSettings, MagnitudeSelector, RandomSelector
 from tests.test_checkpoint import small_files
 from tests.test_erase import (
@@ -68,7 +67,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {name: value for file in shards(folder) for name, value in load_file(file).items()}
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=sorted(CONFIGS))
 def family(request):
     return request.param
 

@@ -12,7 +12,7 @@ from sani.corpus.documents import Corpus
 from sani.erasing.adapters import erase_adapter
 from sani.erasing.erase import EraseResult, apply_, plan_neurons
 from sani.erasing.plan import ErasePlan, needs_activations, plan_by_weights
-from sani.erasing.shards import StoredModel, erase_stored
+from sani.erasing.shards import RESETS, StoredModel, erase_stored
 from sani.errors import SelectionError
 from sani.recipe import EraseSettings
 
@@ -79,7 +79,7 @@ def apply_folder(
     if is_adapter(path) and not merge and base is not None:
         return erase_adapter(path, out, plan, base=StoredModel(base))
     rewinds = base is not None and plan.reset == "rewind"
-    stored = _stored(path, base, compares=rewinds)
+    stored = _stored(path, base, compares=rewinds) if plan.reset in RESETS else None
     if stored is not None:
         return erase_stored(stored[0], out, plan, base=stored[1])
     checkpoint = load_checkpoint(path, base=base)

@@ -30,13 +30,14 @@ from sani.checkpoint import (
 )
 from sani.erasing.erase import EraseResult, planned_slices, reset_slices
 from sani.erasing.fresh import FreshWeights, skeleton
-from sani.erasing.plan import ErasePlan, check_plan
+from sani.erasing.plan import ErasePlan, architecture_digest, check_plan
 from sani.errors import CheckpointError, SelectionError
 from sani.families import Layout, Slice
 
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
+RESETS = ("zero", "reinit", "rewind")  # those that need no activations
 OLD_BUFFER = "rotary_emb.inv_freq"  # in older files; the model makes it itself
 
 
@@ -180,7 +181,7 @@ class StoredModel:
         names = sorted(n for n in shapes | others if shapes.get(n) != others.get(n))
         if names:
             return f"they differ in {names[0]}"
-        if self.layout.num_heads != base.layout.num_heads:
+        if architecture_digest(self.layout) != architecture_digest(base.layout):
             return "they differ in num_attention_heads"
         if _vocabulary(self.path) != _vocabulary(base.path):
             return "their tokenizers have different vocabularies"
@@ -199,7 +200,8 @@ def erase_stored(
         base: The model it was fine-tuned from, for ``rewind``.
 
     Raises:
-        SelectionError: If the plan does not fit the model, or the base is missing or does not fit.
+        SelectionError: If the plan does not fit the model, has another reset, or the base is
+            missing or does not fit.
         CheckpointError: If a tensor's type is none that can be reset, or the place cannot be
             written.
     """
@@ -220,6 +222,8 @@ def _source(
         return None
     if plan.reset == "reinit":
         return FreshWeights(model.config, seed=plan.seed)
+    if plan.reset != "rewind":
+        raise SelectionError(f"reset '{plan.reset}' cannot be done in files, only {RESETS}")
     if base is None:
         raise SelectionError("reset 'rewind' needs the base model; give it, or use reinit")
     difference = model.difference(base)
