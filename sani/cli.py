@@ -363,7 +363,6 @@ def erase(
 ) -> None:
     """Stage one: reset selected neurons and write the erased checkpoint, or the erased adapter."""
     from sani.checkpoint import is_adapter
-    from sani.corpus.readers import read_corpus
     from sani.erasing.folder import apply_folder, plan_folder
     from sani.erasing.plan import read_plan
     from sani.runtime import quiet_libraries
@@ -377,6 +376,11 @@ def erase(
     rule: dict[str, Any] = {"kind": selector or "all"}
     if fraction is not None:
         rule["fraction"] = fraction
+    documents = None
+    if corpus is not None:
+        from sani.corpus.readers import read_corpus
+
+        documents = read_corpus(corpus)
     inside = is_adapter(model) and not merge
     chosen: dict[str, Any] = {
         "selector": rule,
@@ -396,7 +400,7 @@ def erase(
         else plan_folder(
             model,
             settings,
-            corpus=read_corpus(corpus) if corpus else None,
+            corpus=documents,
             base=base,
             framing=framing,
             seed=seed,

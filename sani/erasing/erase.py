@@ -147,6 +147,8 @@ def reset_slices(
         index = piece.index.to(tensor.device)
         if new is None:
             tensor.index_fill_(piece.dim, index, 0.0)
+        elif len(index) == tensor.shape[piece.dim]:
+            tensor.copy_(new)
         else:
             values = new.index_select(piece.dim, piece.index.to(new.device))
             tensor.index_copy_(piece.dim, index, values.to(tensor))

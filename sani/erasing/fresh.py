@@ -56,11 +56,12 @@ class FreshWeights(Mapping[str, Tensor]):
         owners[-1]._parameters[leaf] = drawn
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(_seed_of(self._seed, name))
-            if hasattr(owners[-1], "reset_parameters"):  # what a constructor does
-                owners[-1].reset_parameters()
             self._initialize(owners)
+            if drawn.sum().isnan() and hasattr(owners[-1], "reset_parameters"):
+                owners[-1].reset_parameters()  # left as its constructor makes it
+                self._initialize(owners)
         owners[-1]._parameters[leaf] = held
-        if drawn.isnan().any():
+        if drawn.sum().isnan():
             raise UnsupportedModelError(
                 f"tensor '{name}': its architecture does not say how it is initialized, so it "
                 "cannot be reset to fresh weights; use reset zero or rewind"

@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedIOBase
@@ -104,6 +105,8 @@ class StoredWeights(Mapping[str, Tensor]):
     ) -> dict[str, int]:
         """Copy all files into a folder, and reset slices in the copies.
 
+        While one copy is patched the next is made.
+
         Args:
             folder: Where the copies go.
             pieces: What to reset, by tensor; files that hold none of these are copied as they are.
@@ -113,16 +116,20 @@ class StoredWeights(Mapping[str, Tensor]):
             How many numbers were set in each tensor.
         """
         changed: dict[str, int] = {}
-        for path in self.files:
-            copy_large(path, folder / path.name)
-            mine = [name for name in pieces if self._places[name].file == path]
-            with (folder / path.name).open("r+b") as file:
-                for name in mine:
-                    place = self._places[name]
-                    tensor = _read(file, name, place)
-                    changed[name] = reset_slices(tensor, pieces[name], source)
-                    file.seek(place.start)
-                    file.write(_bytes(tensor))
+        copier = ThreadPoolExecutor(max_workers=1)
+        try:
+            copies = {p: copier.submit(copy_large, p, folder / p.name) for p in self.files}
+            for path, copy in copies.items():
+                copy.result()
+                with (folder / path.name).open("r+b") as file:
+                    for name in (n for n in pieces if self._places[n].file == path):
+                        place = self._places[name]
+                        tensor = _read(file, name, place)
+                        changed[name] = reset_slices(tensor, pieces[name], source)
+                        file.seek(place.start)
+                        file.write(_bytes(tensor))
+        finally:
+            copier.shutdown(cancel_futures=True)
         return changed
 
 
