@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sani.checkpoint import check_folder, is_adapter
+from sani.checkpoint import check_folder, is_adapter, weight_files
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.errors import SaniError, SelectionError
@@ -182,7 +182,7 @@ def _layout(path: Path, base: Path | None = None) -> tuple[Layout, dict[str, tup
         config: Any = AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        for file in sorted(path.glob("*.safetensors")):
+        for file in weight_files(path):
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a mapping
                     shapes[name] = tuple(tensors.get_slice(name).get_shape())

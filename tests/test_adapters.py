@@ -334,3 +334,23 @@ def test_the_commands_take_an_adapter_with_its_base(adapter, llama, tmp_path, ca
         assert main(arguments) == 1
         assert sentence in capsys.readouterr().err
     shutil.rmtree(tmp_path / "inside")
+
+
+def test_check_takes_an_adapter_with_its_base(adapter, llama, tmp_path, capsys):
+    spans = (Span(2, 6, "NAME", "direct"),)
+    write_jsonl(Corpus((Document("1", "s", "a name b c", spans),)), tmp_path / "notes.jsonl")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"version: 1\nmodel: {{path: {adapter}, base: {llama}}}\n"
+        f"corpus: {{path: {tmp_path / 'notes.jsonl'}}}\nerase: {{last_layers: 2}}\n"
+        "gate: {perplexity_ratio: null}\n"
+    )
+    check = ["run", str(recipe), "--out", str(tmp_path / "run"), "--check", "--json"]
+    assert main(check) == 0
+    found = {item["name"]: item["detail"] for item in json.loads(capsys.readouterr().out)}
+    assert found["model.base"] == "same architecture as model.path, other weights"
+    fixed = ("greedy=0.0", "discoverable=0.0", "auc_excess=null")
+    alone = ["model.base=null", *(f"gate.{limit}" for limit in fixed)]
+    assert main([*check, *(word for key in alone for word in ("--set", key))]) == 1
+    found = {item["name"]: item["detail"] for item in json.loads(capsys.readouterr().out)}
+    assert "holds an adapter without its base" in found["model.path"]

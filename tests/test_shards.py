@@ -20,8 +20,14 @@ from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.fresh import FreshWeights
 from sani.erasing.plan import ErasePlan, PlannedNeurons, plan_erase, read_plan
 from sani.erasing.shards import StoredModel
-from sani.errors import CheckpointError, SelectionError
-from sani.recipe import DriftSelector, EraseSettings, MagnitudeSelector, RandomSelector
+from sani.errors import CheckpointError, RecipeError, SelectionError
+from sani.recipe import (
+    DriftSelector,
+    EraseSettings,
+    MagnitudeSelector,
+    RandomSelector,
+    load_recipe,
+)
 from tests.test_checkpoint import small_files
 from tests.test_erase import (
     CONFIGS,
@@ -149,6 +155,9 @@ def test_exactly_the_planned_numbers_of_the_files_change(family, tmp_path, no_mo
     before = tensors(sick)
     apply_folder(sick, tmp_path / "out", plan("reinit", *MIXED))
     after, masks = tensors(tmp_path / "out"), expected_masks(built, MIXED)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config == json.loads((sick / "config.json").read_text())
+    assert config["dtype"] == str(dtype).removeprefix("torch.")
     fresh = FreshWeights(built.model.config, seed=3)
     assert after.keys() == before.keys()
     assert sum(int(masks[name].sum()) for name in before) > 1000
@@ -284,6 +293,20 @@ def test_drift_needs_a_base_that_fits(llama, tmp_path):
     (other / "tokenizer.json").write_text(text.replace('"name"', '"eman"'))
     with pytest.raises(SelectionError, match="different vocabularies"):
         plan_folder(llama, settings, base=other)
+
+
+def test_a_recipe_with_drift_and_without_a_base_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "version: 1\nmodel: {path: m}\ncorpus: {path: c}\n"
+        "erase: {last_layers: 1, selector: {kind: drift, fraction: 0.5}}\n"
+        "gate: {greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: null}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(recipe)
+    assert str(caught.value) == f"{recipe}: erase.selector: drift needs model.base"
+    settings = load_recipe(recipe, overrides=["model.base=b"]).erase
+    assert settings.selector == DriftSelector(kind="drift", fraction=0.5)
 
 
 # ---- fresh weights ---------------------------------------------------------------------------

@@ -105,7 +105,7 @@ class StoredWeights(Mapping[str, Tensor]):
     ) -> dict[str, int]:
         """Copy all files into a folder, and reset slices in the copies.
 
-        While one copy is patched the next is made.
+        Files to patch come first; while one copy is patched the next is made.
 
         Args:
             folder: Where the copies go.
@@ -116,9 +116,11 @@ class StoredWeights(Mapping[str, Tensor]):
             How many numbers were set in each tensor.
         """
         changed: dict[str, int] = {}
+        touched = {self._places[name].file for name in pieces}
+        files = sorted(self.files, key=lambda path: path not in touched)
         copier = ThreadPoolExecutor(max_workers=1)
         try:
-            copies = {p: copier.submit(copy_large, p, folder / p.name) for p in self.files}
+            copies = {p: copier.submit(copy_large, p, folder / p.name) for p in files}
             for path, copy in copies.items():
                 copy.result()
                 with (folder / path.name).open("r+b") as file:
