@@ -14,7 +14,7 @@ from sani.batches import Batch, make_batches
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Encoded, Framing, encode
-from sani.erasing.erase import fresh_model
+from sani.erasing.fresh import fresh_model
 from sani.errors import RepairError
 from sani.recipe import AnchorObjective, MaskObjective, RepairSettings
 from sani.repairing.objective import anchor_states, loss_terms
