@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sani.checkpoint import check_folder
+from sani.checkpoint import check_folder, is_adapter, weight_files
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.erasing.resets import check_biases
 from sani.errors import SaniError, SelectionError
 from sani.layout import Layout
 from sani.pipeline import check_base, read_documents
-from sani.recipe import AllSelector, Recipe
+from sani.recipe import AllSelector, ModelSettings, Recipe
 from sani.scanning.detection import asked_of, load_detector
 from sani.scanning.inventory import scan
 
@@ -42,7 +42,7 @@ def check(recipe: Recipe, out: Path) -> list[CheckItem]:
     """
     items = [
         _look("corpus", lambda: _corpus(recipe)),
-        _look("model.path", lambda: _model(recipe.model.path)),
+        _look("model.path", lambda: _model(recipe.model)),
     ]
     if recipe.model.base is not None:
         base = recipe.model.base
@@ -83,10 +83,13 @@ def _detectors(recipe: Recipe, corpus: Corpus, held_out: Corpus | None) -> str:
     return f"{len(corpus)} documents{held}, {corpus.num_spans} occurrences before the scan"
 
 
-def _model(path: Path) -> str:
+def _model(model: ModelSettings) -> str:
     from transformers import AutoTokenizer
 
-    layout, shapes = _layout(path)
+    layout, shapes = _layout(model.path, model.base)
+    path = model.path
+    if model.base is not None and not (path / "tokenizer.json").is_file():
+        path = model.base  # that of an adapter
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
@@ -104,7 +107,7 @@ def _model(path: Path) -> str:
 
 def _base(path: Path, base: Path) -> str:
     _, base_shapes = _layout(base)
-    _, shapes = _layout(path)
+    _, shapes = _layout(path, base)
     if shapes != base_shapes:
         differing = sorted(
             name for name in shapes | base_shapes if shapes.get(name) != base_shapes.get(name)
@@ -118,7 +121,7 @@ def _base(path: Path, base: Path) -> str:
 
 
 def _erase(recipe: Recipe) -> str:
-    layout, shapes = _layout(recipe.model.path)
+    layout, shapes = _layout(recipe.model.path, recipe.model.base)
     settings = recipe.erase
     if settings is None:
         return "none"
@@ -142,7 +145,7 @@ def _erase(recipe: Recipe) -> str:
 
 
 def _disk(recipe: Recipe, out: Path) -> str:
-    _, shapes = _layout(recipe.model.path)
+    _, shapes = _layout(recipe.model.path, recipe.model.base)
     needed = DISK_COPIES * 4 * _parameters(shapes)
     place = out.absolute()
     while not place.exists():
@@ -154,7 +157,7 @@ def _disk(recipe: Recipe, out: Path) -> str:
 
 
 def _memory(recipe: Recipe) -> str:
-    _, shapes = _layout(recipe.model.path)
+    _, shapes = _layout(recipe.model.path, recipe.model.base)
     needed = TRAINING_COPIES * 4 * _parameters(shapes)
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return _enough("in memory, activations not counted", needed, available)
@@ -167,18 +170,23 @@ def _enough(where: str, needed: int, there: int) -> str:
     return text
 
 
-def _layout(path: Path) -> tuple[Layout, dict[str, tuple[int, ...]]]:
-    """A checkpoint's layout from its configuration and its files' headers; loads no weight."""
+def _layout(path: Path, base: Path | None = None) -> tuple[Layout, dict[str, tuple[int, ...]]]:
+    """A checkpoint's layout from its configuration and its files' headers; loads no weight.
+
+    An adapter's is its base's.
+    """
     from safetensors import SafetensorError, safe_open
     from transformers import AutoConfig
 
-    path = check_folder(path)
+    path = check_folder(path, base=base)
+    if base is not None and is_adapter(path):
+        path = base
     shapes: dict[str, tuple[int, ...]] = {}
     try:
         config: Any = AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        for file in sorted(path.glob("*.safetensors")):
+        for file in weight_files(path):
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a mapping
                     shapes[name] = tuple(tensors.get_slice(name).get_shape())

@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ ENDLESS_POSITIONS = 2048
 # Parts of a pretrained masked model that no prediction of a token passes through.
 UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
 CONFIG_FILES = ("config.json", "generation_config.json")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass
@@ -76,8 +78,18 @@ class Checkpoint:
         return min(positions, int(sliding or 2**62))
 
 
-def check_folder(path: Path | str) -> Path:
+def is_adapter(path: Path | str) -> bool:
+    """Whether the folder holds an adapter (PEFT) and no model of its own."""
+    path = Path(path)
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
+
+
+def check_folder(path: Path | str, *, base: Path | str | None = None) -> Path:
     """The folder, if it looks like a checkpoint that sani reads; loads nothing.
+
+    Args:
+        path: The folder.
+        base: Of the model that it is an adapter on, if it is one.
 
     Raises:
         CheckpointError: If it is missing, a hub name, a quantized or pickled checkpoint, or an
@@ -97,22 +109,20 @@ def check_folder(path: Path | str) -> Path:
             f"model folder {path} holds an adapter beside a model; merge it "
             "(peft: merge_and_unload), or remove the adapter's files if it is merged already"
         )
-    if "config.json" not in names:
-        if "adapter_config.json" in names:
-            raise CheckpointError(
-                f"model folder {path} holds an adapter without its base; merge it first "
-                "(peft: merge_and_unload), then give the merged folder"
-            )
-        raise CheckpointError(f"model folder {path} has no config.json; is it a checkpoint folder?")
-    if not names & {"model.safetensors", "model.safetensors.index.json"}:
-        found = (
-            "pickled weights (.bin), which sani never loads"
-            if any(name.endswith((".bin", ".pt", ".pth")) for name in names)
-            else "no weights"
-        )
+    if is_adapter(path):
+        return _check_adapter(path, names, base)
+    if any(name.endswith(".gguf") for name in names) and not _has_safetensors(names):
         raise CheckpointError(
-            f"model folder {path}: expected model.safetensors, found {found}; save it with "
-            "save_pretrained(..., safe_serialization=True)"
+            f"model folder {path} holds GGUF files, whose weights are quantized; give the folder "
+            "with safetensors that they were converted from"
+        )
+    if "config.json" not in names:
+        raise CheckpointError(f"model folder {path} has no config.json; is it a checkpoint folder?")
+    _check_config(path, names)
+    if not names & {"model.safetensors", "model.safetensors.index.json"}:
+        raise CheckpointError(
+            f"model folder {path}: expected model.safetensors, found {_pickled_or_none(names)}; "
+            "save it with save_pretrained(..., safe_serialization=True)"
         )
     if "tokenizer.json" not in names:
         raise CheckpointError(
@@ -120,20 +130,95 @@ def check_folder(path: Path | str) -> Path:
             "can tell where a token stands in the text: save one with AutoTokenizer(...)"
             ".save_pretrained"
         )
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise CheckpointError(f"model folder {path}: config.json is not valid JSON") from None
-    if isinstance(config, dict) and config.get("quantization_config"):
-        raise CheckpointError(
-            f"model folder {path} is quantized; neurons of quantized weights cannot be reset: "
-            "give the checkpoint it was quantized from"
-        )
     return path
 
 
-def load_checkpoint(path: Path | str, *, device: torch.device | None = None) -> Checkpoint:
+def _check_adapter(path: Path, names: set[str], base: Path | str | None) -> Path:
+    if "adapter_model.safetensors" not in names:
+        raise CheckpointError(
+            f"model folder {path}: expected adapter_model.safetensors, found "
+            f"{_pickled_or_none(names)}; save it with peft's save_pretrained(..., "
+            "safe_serialization=True)"
+        )
+    if base is None:
+        named = _json(path, "adapter_config.json").get("base_model_name_or_path")
+        there = isinstance(named, str) and Path(named).is_dir()
+        hint = f" (its configuration names {named})" if there else ""
+        raise CheckpointError(
+            f"model folder {path} holds an adapter without its base; give the base too{hint}, or "
+            "merge it first (peft: merge_and_unload) and give the merged folder"
+        )
+    check_folder(base)
+    return path
+
+
+def _check_config(path: Path, names: set[str]) -> None:
+    """Refuse weights that are codes of numbers: no neuron of them can be reset or compared."""
+    quantization = _json(path, "config.json").get("quantization_config")
+    aside = names & {"quantize_config.json", "quant_config.json"}  # of early GPTQ and AWQ
+    if not quantization and not aside:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    way = ", or its dequantize() saved" if method == "bitsandbytes" else ""
+    known = {"bitsandbytes": "bitsandbytes", "gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8"}
+    how = f" ({known[method]})" if method in known else ""
+    raise CheckpointError(
+        f"model folder {path} is quantized{how}; neurons of quantized weights cannot be reset: "
+        f"give the checkpoint it was quantized from{way}"
+    )
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        data = json.loads((path / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise CheckpointError(f"model folder {path}: {name} is not valid JSON") from None
+    return data if isinstance(data, dict) else {}
+
+
+def _has_safetensors(names: set[str]) -> bool:
+    return any(name.endswith(".safetensors") for name in names)
+
+
+def _pickled_or_none(names: set[str]) -> str:
+    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
+        return "pickled weights (.bin), which sani never loads"
+    return "no weights"
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files that a checked folder's weights are in, in name order.
+
+    Raises:
+        CheckpointError: If its index is broken or names files that are not there.
+    """
+    for name in ("adapter_model.safetensors", "model.safetensors"):
+        if (path / name).is_file():
+            return [path / name]
+    places = _json(path, "model.safetensors.index.json").get("weight_map")
+    names = sorted(set(places.values())) if isinstance(places, dict) else []
+    for name in names:
+        if Path(name).name != name or not (path / name).is_file():
+            raise CheckpointError(
+                f"model folder {path}: model.safetensors.index.json names {name}, which is not "
+                "there; copy the whole checkpoint"
+            )
+    if not names:
+        raise CheckpointError(f"model folder {path}: model.safetensors.index.json names no file")
+    return [path / name for name in names]
+
+
+def load_checkpoint(
+    path: Path | str, *, base: Path | str | None = None, device: torch.device | None = None
+) -> Checkpoint:
     """Load a language model and its fast tokenizer, in float32, as its family's objective asks.
+
+    An adapter is merged into its base; its own tokenizer goes before the base's.
+
+    Args:
+        path: The folder.
+        base: Of the model that it is an adapter on; without meaning if it is none.
+        device: Where to put it; the CPU if absent.
 
     Raises:
         UnsupportedModelError: If the family is not one of `sani.families`.
@@ -142,7 +227,9 @@ def load_checkpoint(path: Path | str, *, device: torch.device | None = None) -> 
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    path = check_folder(path)
+    path = check_folder(path, base=base)
+    if base is not None and is_adapter(path):
+        return _merged(path, load_checkpoint(base), device)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         family = family_of(config)
@@ -188,6 +275,46 @@ def load_checkpoint(path: Path | str, *, device: torch.device | None = None) -> 
     return Checkpoint(model.to(device or torch.device("cpu")).eval(), tokenizer, path)
 
 
+def _merged(path: Path, base: Checkpoint, device: torch.device | None) -> Checkpoint:
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer
+
+    own = (path / "tokenizer.json").is_file()
+    try:
+        tokenizer = (
+            AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            if own
+            else base.tokenizer
+        )
+        adapted = PeftModel.from_pretrained(base.model, path)
+        # peft leaves at zero what it does not find, and leaves out what it has no place for: that
+        # would be an audit of the base.
+        taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        given = load_file(path / "adapter_model.safetensors")
+        whole = taken.keys() == given.keys() and all(
+            _same(taken[name].cpu(), given[name]) for name in given
+        )
+        model = adapted.merge_and_unload()
+    except Exception as error:
+        raise CheckpointError(
+            f"model folder {path}: the adapter cannot be merged ({type(error).__name__}); is it "
+            f"one on {base.path}, and of a kind that peft can merge?"
+        ) from error
+    if not whole:
+        raise CheckpointError(
+            f"model folder {path}: the adapter's tensors are not those that its configuration "
+            f"adds to {base.path}; is it an adapter on this base, and whole?"
+        )
+    _check_loaded(model, tokenizer, path)
+    place = path if own else base.path
+    return Checkpoint(model.to(device or torch.device("cpu")).eval(), tokenizer, place)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.allclose(one.double(), other.double(), rtol=0.0, atol=0.0, equal_nan=True)
+
+
 def _check_loaded(model: Any, tokenizer: Any, path: Path) -> None:
     if not tokenizer.is_fast:
         raise CheckpointError(f"model folder {path}: the tokenizer is not a fast one")
@@ -202,17 +329,19 @@ def _check_loaded(model: Any, tokenizer: Any, path: Path) -> None:
             raise CheckpointError(f"model folder {path}: tensor '{name}' holds NaN or infinity")
 
 
-def folder_digest(path: Path | str, *, weights_only: bool) -> str:
+def folder_digest(path: Path | str, *, weights_only: bool, base: Path | str | None = None) -> str:
     """SHA-256 over a checkpoint folder's weight files, and its configuration and tokenizer files.
 
     Args:
         path: The folder.
         weights_only: Leave out configuration and tokenizer.
+        base: Of the model that it is an adapter on, if it is one.
     """
-    path = check_folder(path)
+    path = check_folder(path, base=base)
     names = [file.name for file in path.glob("*.safetensors")]
     if not weights_only:
-        names += [name for name in (*TOKENIZER_FILES, *CONFIG_FILES) if (path / name).is_file()]
+        others = (*TOKENIZER_FILES, *CONFIG_FILES, ADAPTER_FILES[0])
+        names += [name for name in others if (path / name).is_file()]
     state = hashlib.sha256()
     for name in sorted(names):
         with (path / name).open("rb") as content:
@@ -251,18 +380,26 @@ def save_checkpoint(
     Raises:
         CheckpointError: If the place cannot be written.
     """
+    with staged(folder) as staging:
+        checkpoint.model.save_pretrained(staging, safe_serialization=True)
+        copy_files(checkpoint.path, staging, files_beside(checkpoint.model.config))
+        if finish is not None:
+            finish(staging)
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which then stands at ``folder``: whole or not at all.
+
+    Raises:
+        CheckpointError: If the place cannot be written.
+    """
     folder = Path(folder)
     staging = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        checkpoint.model.save_pretrained(staging, safe_serialization=True)
-        vision = family_of(checkpoint.model.config).vision
-        for name in (*TOKENIZER_FILES, *(PROCESSOR_FILES if vision else ())):
-            if (checkpoint.path / name).is_file():
-                shutil.copyfile(checkpoint.path / name, staging / name)
-        if finish is not None:
-            finish(staging)
+        yield staging
         for file in staging.iterdir():
             _flush(file)
         replace_folder(staging, folder)
@@ -272,8 +409,37 @@ def save_checkpoint(
             f"cannot write {folder} ({reason}); nothing was left half-written: free space or "
             "choose another --out"
         ) from None
-    finally:  # whatever `finish` raised, or an interrupt
+    finally:  # whatever was raised in between, or an interrupt
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def files_beside(config: Any) -> tuple[str, ...]:
+    """Names of the files that go with the weights of such a model."""
+    return (*TOKENIZER_FILES, *PROCESSOR_FILES) if family_of(config).vision else TOKENIZER_FILES
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy those of these files that a folder has."""
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def copy_large(source: Path, target: Path) -> None:
+    """Copy a file inside the kernel; where the file system can, the copy is a reflink.
+
+    Never a hard link: to write to the copy leaves the source as it is.
+    """
+    try:
+        with source.open("rb") as reader, target.open("wb") as writer:
+            left = os.fstat(reader.fileno()).st_size
+            while left > 0:
+                copied = os.copy_file_range(reader.fileno(), writer.fileno(), left)
+                if copied == 0:
+                    raise OSError
+                left -= copied
+    except (OSError, AttributeError):  # another file system, or a system without the call
+        shutil.copyfile(source, target)
 
 
 def replace_folder(new: Path, place: Path) -> None:

@@ -331,12 +331,12 @@ def erase(
         list[int] | None, typer.Option(min=0, help="Or this layer, from 0; may be repeated.")
     ] = None,
     selector: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="all, random, activation_ratio, gradient_ratio, fisher_ratio, "
-            "integrated_gradients or hard_concrete."
+            help="all, random, magnitude, drift, activation_ratio, gradient_ratio, fisher_ratio, "
+            "integrated_gradients or hard_concrete; all if absent."
         ),
-    ] = "all",
+    ] = None,
     fraction: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Share of the neurons.")
     ] = None,
@@ -347,16 +347,23 @@ def erase(
         list[str] | None, typer.Option(help="mlp or attention; may be repeated; both if absent.")
     ] = None,
     reset: Annotated[
-        str, typer.Option(help="reinit, zero, rewind (to the base), mean or dampen.")
-    ] = "reinit",
+        str | None,
+        typer.Option(
+            help="reinit, zero, rewind (to the base), mean or dampen; reinit if absent, rewind in "
+            "an adapter."
+        ),
+    ] = None,
     token_rows: Annotated[
         bool, typer.Option("--token-rows", help="Also rows of tokens that only identifiers have.")
     ] = False,
     base: Base = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge an adapter into its base, then erase.")
+    ] = False,
     corpus: Annotated[
         Path | None,
         typer.Option(
-            help="Documents with spans; only all and random with zero, reinit and rewind need none."
+            help="Documents with spans, for selectors, resets and --token-rows that look at them."
         ),
     ] = None,
     framing: Framing = "auto",
@@ -364,20 +371,38 @@ def erase(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan as JSON and write nothing.")
     ] = False,
+    kept_plan: Annotated[
+        Path | None, typer.Option("--plan", help="Carry out this plan, as --dry-run printed it.")
+    ] = None,
 ) -> None:
-    """Stage one: reset selected neurons and write the erased checkpoint."""
-    from sani.checkpoint import load_checkpoint, save_checkpoint
-    from sani.corpus.readers import read_corpus
-    from sani.erasing.erase import apply_, plan_neurons
+    """Stage one: reset selected neurons and write the erased checkpoint, or the erased adapter."""
+    from sani.checkpoint import is_adapter
+    from sani.erasing.folder import apply_folder, plan_folder
+    from sani.erasing.plan import read_plan
     from sani.runtime import quiet_libraries
 
     quiet_libraries()
-    rule: dict[str, Any] = {"kind": selector}
+    given = (last_layers, layer, selector, fraction, per, part, reset, token_rows or None)
+    if kept_plan is not None and any(value is not None for value in given):
+        raise SaniError("--plan says already what is chosen; give no other choice beside it")
+    if merge and not is_adapter(model):
+        raise SaniError(f"--merge is for an adapter, and {model} is none; leave it out")
+    rule: dict[str, Any] = {"kind": selector or "all"}
     if fraction is not None:
         rule["fraction"] = fraction
     if per is not None:
         rule["per"] = per
-    chosen: dict[str, Any] = {"selector": rule, "reset": reset, "token_rows": token_rows}
+    documents = None
+    if corpus is not None:
+        from sani.corpus.readers import read_corpus
+
+        documents = read_corpus(corpus)
+    inside = is_adapter(model) and not merge
+    chosen: dict[str, Any] = {
+        "selector": rule,
+        "reset": reset or ("rewind" if inside else "reinit"),
+        "token_rows": token_rows,
+    }
     if layer:
         chosen["layers"] = layer
     if last_layers is not None or not layer:
@@ -386,23 +411,28 @@ def erase(
         chosen["parts"] = part
     settings = _settings("EraseSettings", **chosen)
     _check_new(out, model, dry_run=dry_run)
-    checkpoint = load_checkpoint(model)
-    documents = read_corpus(corpus) if corpus else None
-    plan = plan_neurons(checkpoint, settings, corpus=documents, framing=framing, seed=seed)
+    plan = (
+        read_plan(kept_plan)
+        if kept_plan is not None
+        else plan_folder(
+            model,
+            settings,
+            corpus=documents,
+            base=base,
+            framing=framing,
+            seed=seed,
+        )
+    )
     if dry_run:
         console.show_json(plan.to_json())
         return
-    result = apply_(
-        checkpoint,
-        plan,
-        base=load_checkpoint(base) if base else None,
-        corpus=documents,
-        framing=framing,
+    result = apply_folder(
+        model, out, plan, base=base, merge=merge, corpus=documents, framing=framing
     )
-    save_checkpoint(checkpoint, out)
     console.show(
         f"{plan.num_neurons} neurons and heads in {len({e.layer for e in plan.entries})} layers "
-        f"reset ({result.fraction:.1%} of the parameters). Checkpoint: {out}"
+        f"reset ({result.fraction:.1%} of the parameters). "
+        f"{'Adapter' if inside else 'Checkpoint'}: {out}"
     )
     if (rows := plan.token_rows) is not None:
         where = "embedding and head, one tied tensor" if rows.tied else "embedding and of the head"
@@ -497,7 +527,7 @@ def repair(
         last_layers=last_layers,
     )
     _check_new(out, model, dry_run=False)
-    checkpoint = load_checkpoint(model, device=device())
+    checkpoint = load_checkpoint(model, base=base, device=device())
     with console.reporter() as on_step:
         result = run_repair(
             checkpoint,

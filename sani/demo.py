@@ -17,7 +17,7 @@ from sani.checkpoint import Checkpoint, save_checkpoint
 from sani.clinic import invent_clinics
 from sani.corpus.documents import Corpus, Document
 from sani.corpus.tables import write_jsonl
-from sani.erasing.erase import fresh_model
+from sani.erasing.fresh import fresh_model
 from sani.recipe import MaskObjective, RepairSettings
 from sani.repairing.repair import RepairResult, train_
 

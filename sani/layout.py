@@ -14,7 +14,7 @@ what needs no activations needs no model either.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, takewhile
 from typing import Any
@@ -115,22 +115,44 @@ class Layout:
         for block in self._blocks[layer, part]:
             own = [index for index in range(block.size) if first + index in chosen]
             first += block.size
-            width = self._matrix(layer, block.row.output)[1] // block.size
-            if isinstance(block.row, Mlp):
-                rows = _mlp_rows(block.row, own, block.size)
-            else:
-                rows = self._head_rows(layer, block.row, own, block.size)
-            for name, numbers in rows.items():
-                found += self._slices(layer, name, 0, _expand(numbers, width), block.expert)
-            columns = _expand(own, width)
-            found += self._slices(layer, block.row.output, 1, columns, block.expert)
-        return [piece for piece in found if len(piece.index)]
+            found += self._block_slices(layer, block, own)
+        return found
+
+    def owned(self, part: Part, *, layer: int) -> Iterator[tuple[Slice, Tensor]]:
+        """What `slices` gives for each neuron of a layer by itself, all in one pass.
+
+        Yields:
+            A slice, and the neuron that each of its indices belongs to, [n].
+        """
+        first = 0
+        for block in self._blocks[layer, part]:
+            if isinstance(block.row, Mlp):  # rows of a tensor that stacks two inputs start again
+                for piece in self._block_slices(layer, block, list(range(block.size))):
+                    yield piece, first + piece.index % block.size
+            else:  # rows that heads share are none of one head's
+                for head in range(block.size):
+                    for piece in self._block_slices(layer, block, [head]):
+                        yield piece, torch.full_like(piece.index, first + head)
+            first += block.size
 
     def trained_prefixes(self, last_layers: int) -> tuple[str, ...]:
         """Name prefixes of the last ``last_layers`` layers and of the final norm."""
         norm = self.family.stacks[-1].norm
         layers = self._layers[max(0, self.num_layers - last_layers) :]
         return (*layers, f"{norm}.") if norm else tuple(layers)
+
+    def _block_slices(self, layer: int, block: _Block, own: list[int]) -> list[Slice]:
+        """`slices` of some neurons of one block, counted from its first."""
+        width = self._matrix(layer, block.row.output)[1] // block.size
+        if isinstance(block.row, Mlp):
+            rows = _mlp_rows(block.row, own, block.size)
+        else:
+            rows = self._head_rows(layer, block.row, own, block.size)
+        found: list[Slice] = []
+        for name, numbers in rows.items():
+            found += self._slices(layer, name, 0, _expand(numbers, width), block.expert)
+        found += self._slices(layer, block.row.output, 1, _expand(own, width), block.expert)
+        return [piece for piece in found if len(piece.index)]
 
     def _head_rows(
         self, layer: int, row: Attention, heads: list[int], num_heads: int

@@ -195,7 +195,7 @@ def audit_models(
     pretraining: dict[str, AuditResult] = {}
     framing = None
     for name, folder in models.items():
-        checkpoint = load_checkpoint(folder, device=runtime.device())
+        checkpoint = load_checkpoint(folder, base=models.get("base"), device=runtime.device())
         found[name] = audit(
             checkpoint,
             documents.corpus,
@@ -290,8 +290,10 @@ class _Job:
 
     def unsanitized(self) -> Checkpoint:
         """The checkpoint as it came."""
-        check_texts(self._recipe.model.path, self._corpus)
-        return load_checkpoint(self._recipe.model.path, device=runtime.device())
+        model = self._recipe.model
+        checkpoint = load_checkpoint(model.path, base=model.base, device=runtime.device())
+        check_texts(checkpoint.path, self._corpus)
+        return checkpoint
 
     def latest(self) -> Checkpoint:
         """The checkpoint as the last finished stage left it."""
@@ -354,7 +356,9 @@ class _Job:
             checkpoint,
             settings,
             corpus=self._corpus,
-            base=self.base if settings.reset == "rewind" else None,
+            base=self.base
+            if settings.reset == "rewind" or settings.selector.kind == "drift"
+            else None,
             framing=self._framing(),
             seed=self._recipe.seed,
         )
@@ -405,7 +409,7 @@ def _inputs(recipe: Recipe, documents: Documents) -> dict[str, str]:
     model = recipe.model
     inputs = {
         "corpus": documents.corpus.digest(),
-        "model.path": folder_digest(model.path, weights_only=False),
+        "model.path": folder_digest(model.path, weights_only=False, base=model.base),
     }
     for name in ("held_out", "pretraining"):
         if (found := getattr(documents, name)) is not None:
@@ -436,5 +440,6 @@ def check_base(path: Path, base: Path) -> None:
     Raises:
         RecipeError: If they are: then it would be no control.
     """
-    if folder_digest(path, weights_only=True) == folder_digest(base, weights_only=True):
+    weights = folder_digest(path, weights_only=True, base=base)
+    if weights == folder_digest(base, weights_only=True):
         raise RecipeError(f"model.base: {NO_CONTROL}")

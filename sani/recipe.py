@@ -199,6 +199,24 @@ class AllSelector(Settings):
     kind: Literal["all"]
 
 
+class MagnitudeSelector(FractionSelector):
+    """Neurons with the largest weights: the L2 norm over all slices of a neuron.
+
+    Not the smallest, which pruning takes because it wants to change nothing.
+    """
+
+    kind: Literal["magnitude"]
+
+
+class DriftSelector(FractionSelector):
+    """Neurons that fine-tuning moved farthest: the L2 norm of their difference to the base's.
+
+    What the checkpoint learned since the base must stand in these differences.
+    """
+
+    kind: Literal["drift"]
+
+
 class ActivationRatioSelector(FractionSelector):
     """Neurons that fire more on identifier tokens than on ordinary ones."""
 
@@ -246,6 +264,8 @@ class HardConcreteSelector(FractionSelector):
 Selector = Annotated[
     RandomSelector
     | AllSelector
+    | MagnitudeSelector
+    | DriftSelector
     | ActivationRatioSelector
     | GradientRatioSelector
     | FisherRatioSelector
@@ -468,6 +488,8 @@ class Recipe(Settings):
         if self.model.base is None:
             if self.erase is not None and self.erase.reset == "rewind":
                 problems.append("erase.reset: rewind needs model.base")
+            if self.erase is not None and self.erase.selector.kind == "drift":
+                problems.append("erase.selector: drift needs model.base")
             if self.repair is not None and self.repair.needs_base:
                 problems.append("repair.at_identifiers: anchor to base needs model.base")
             if "control" in (self.gate.greedy, self.gate.discoverable):

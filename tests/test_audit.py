@@ -48,7 +48,7 @@ from sani.encoding import (
     overlapping,
     windows,
 )
-from sani.erasing.erase import fresh_model
+from sani.erasing.fresh import fresh_model
 from sani.errors import AuditError, UnsupportedModelError
 from sani.rates import rate
 from sani.recipe import AuditSettings, SamplerSettings

@@ -33,7 +33,7 @@ from sani.checkpoint import (
     save_checkpoint,
     write_text,
 )
-from sani.erasing.erase import fresh_model
+from sani.erasing.fresh import fresh_model
 from sani.errors import CheckpointError
 from tests.architectures import tiny_config
 
@@ -444,8 +444,8 @@ NORM = "model.norm.weight"
         (remove("config.json"), " has no config.json; is it a checkpoint folder?"),
         (
             both(remove("config.json"), write("adapter_config.json", "{}")),
-            " holds an adapter without its base; merge it first (peft: merge_and_unload), then "
-            "give the merged folder",
+            ": expected adapter_model.safetensors, found no weights; save it with peft's "
+            "save_pretrained(..., safe_serialization=True)",
         ),
         (
             write("adapter_config.json", "{}"),
@@ -466,8 +466,8 @@ NORM = "model.norm.weight"
         (write("config.json", '{"model_type": '), ": config.json is not valid JSON"),
         (
             edit_config(quantization_config={"quant_method": "gptq", "bits": 4}),
-            " is quantized; neurons of quantized weights cannot be reset: give the checkpoint it "
-            "was quantized from",
+            " is quantized (GPTQ); neurons of quantized weights cannot be reset: give the "
+            "checkpoint it was quantized from",
         ),
         (edit_config(model_type="nothing"), f" cannot be loaded (ValueError); {WHOLE}"),
         (

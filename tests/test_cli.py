@@ -50,8 +50,8 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
         (["erase", "{model}", "--out", "{model}"],
          "error: --out {model} is the model itself; sani never overwrites its input"),
         (["erase", "{model}", "--out", "{out}", "--selector", "best"],
-         "error: options: selector.kind: expected one of random, all, activation_ratio, "
-         "gradient_ratio, fisher_ratio, integrated_gradients, hard_concrete"),
+         "error: options: selector.kind: expected one of random, all, magnitude, drift, "
+         "activation_ratio, gradient_ratio, fisher_ratio, integrated_gradients, hard_concrete"),
         (["erase", "{model}", "--out", "{out}", "--selector", "random"],
          "error: options: selector.fraction: missing"),
         (["erase", "{model}", "--out", "{out}", "--last-layers", "9"],

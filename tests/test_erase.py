@@ -21,7 +21,8 @@ from sani.batches import make_batches
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Framing, encode
-from sani.erasing.erase import apply_, erase, fresh_model
+from sani.erasing.erase import apply_, erase
+from sani.erasing.fresh import fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, highest, layout_of, plan_erase
 from sani.erasing.statistics import activation_means, gradient_means
 from sani.erasing.texts import Texts

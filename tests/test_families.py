@@ -19,7 +19,8 @@ from sani import families
 from sani.auditing.audit import audit
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
-from sani.erasing.erase import apply_, erase, fresh_model
+from sani.erasing.erase import apply_, erase
+from sani.erasing.fresh import FreshWeights, fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, layout_of
 from sani.errors import UnsupportedModelError
 from sani.families import FAMILIES
@@ -458,7 +459,7 @@ def test_exactly_the_planned_numbers_change(name, model, reset):
     base = random_model(name, seed=2)
     before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
     masks = expected_masks(name, model, mixed(model))
-    fresh = dict(fresh_model(model.config, seed=SEED).named_parameters())
+    fresh = FreshWeights(model.config, seed=SEED)
     theirs = dict(base.named_parameters())
     result = erased(model, reset, *mixed(model), base=checkpoint(base))
     after = dict(model.named_parameters())
@@ -544,6 +545,25 @@ def test_a_saved_checkpoint_is_loaded_with_the_same_weights_and_logits(name, tmp
     torch.testing.assert_close(read(loaded.model), read(model), rtol=1e-5, atol=1e-5)
     assert loaded.weights_digest() == sick.weights_digest()
     assert loaded.context_tokens > 32
+
+
+def test_what_each_neuron_owns_is_its_slices_by_itself(name, model):
+    layout = layout_of(checkpoint(model))
+    for layer in range(layout.num_layers):
+        for part in PARTS:
+            slow = [
+                (neuron, piece.name, piece.dim, piece.expert, index)
+                for neuron in range(layout.num_neurons(part, layer=layer))
+                for piece in layout.slices(part, layer=layer, neurons=[neuron])
+                for index in piece.index.tolist()
+            ]
+            fast = [
+                (neuron, piece.name, piece.dim, piece.expert, index)
+                for piece, owners in layout.owned(part, layer=layer)
+                for neuron, index in zip(owners.tolist(), piece.index.tolist(), strict=True)
+            ]
+            assert len(slow) > layout.num_neurons(part, layer=layer)
+            assert sorted(fast, key=str) == sorted(slow, key=str)
 
 
 # ---- what is read off a model ----------------------------------------------------------------

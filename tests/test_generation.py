@@ -31,7 +31,7 @@ from sani.auditing.search import IdentifierIndex
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Framing, encode, framing_named
-from sani.erasing.erase import fresh_model
+from sani.erasing.fresh import fresh_model
 from sani.errors import AuditError, RecipeError
 from sani.recipe import GenerationSettings, SamplerSettings, settings_from
 from tests.architectures import CAUSAL, tiny_config

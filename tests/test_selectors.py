@@ -21,7 +21,8 @@ from sani.cli import main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
 from sani.erasing.attribution import attributions, votes
-from sani.erasing.erase import apply_, erase, fresh_model, plan_neurons
+from sani.erasing.erase import apply_, erase, plan_neurons
+from sani.erasing.fresh import fresh_model
 from sani.erasing.plan import layout_of, plan_erase
 from sani.erasing.statistics import fisher_diagonals
 from sani.erasing.texts import COPIES, Question, Texts

@@ -10,7 +10,7 @@ from sani.batches import make_batches
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Framing, encode
-from sani.erasing.erase import fresh_model
+from sani.erasing.fresh import fresh_model
 from sani.recipe import AnchorObjective, MaskObjective, RepairSettings
 
 WORDS = ["<s>", "</s>", "name", *"abcdefghijklm"]

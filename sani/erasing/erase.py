@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
-from sani.erasing.plan import ErasePlan, layout_of, plan_erase
+from sani.erasing.fresh import FreshWeights
+from sani.erasing.plan import ErasePlan, check_plan, layout_of, plan_erase
 from sani.erasing.resets import Dampening, dampening, folded_biases
 from sani.erasing.texts import Texts
 from sani.errors import SelectionError
-from sani.families import auto_class
 from sani.layout import Layout, Slice
 from sani.recipe import EraseSettings
 
@@ -39,6 +38,20 @@ class EraseResult:
     fraction: float
     seconds: float
 
+    @classmethod
+    def of(
+        cls, plan: ErasePlan, changed: Mapping[str, int], parameters: int, started: float
+    ) -> EraseResult:
+        """From the numbers set in each tensor, and all of the model's."""
+        numbers = sum(changed.values())
+        return cls(
+            plan=plan,
+            changed_tensors=tuple(sorted(name for name, count in changed.items() if count)),
+            changed_parameters=numbers,
+            fraction=numbers / parameters,
+            seconds=time.perf_counter() - started,
+        )
+
 
 def erase(
     checkpoint: Checkpoint,
@@ -55,7 +68,7 @@ def erase(
         checkpoint: The model to change; its folder is not touched.
         settings: Layers, parts, selector and reset.
         corpus: Documents with spans, for selectors and resets that look at the model's work.
-        base: The model it was fine-tuned from, for ``rewind``.
+        base: The model it was fine-tuned from, for ``rewind`` and the selector ``drift``.
         framing: What stands before each document, by name.
         seed: Of everything that is drawn: selectors and fresh weights.
 
@@ -66,7 +79,7 @@ def erase(
     the paper does not say which matrices nor what value; ours are in `sani.layout` and
     `EraseSettings.reset`.
     """
-    plan = plan_neurons(checkpoint, settings, corpus=corpus, framing=framing, seed=seed)
+    plan = plan_neurons(checkpoint, settings, corpus=corpus, base=base, framing=framing, seed=seed)
     return apply_(checkpoint, plan, base=base, corpus=corpus, framing=framing)
 
 
@@ -75,12 +88,13 @@ def plan_neurons(
     settings: EraseSettings,
     *,
     corpus: Corpus | None = None,
+    base: Checkpoint | None = None,
     framing: str = "auto",
     seed: int = 0,
 ) -> ErasePlan:
     """The first half of `erase`: choose, and change nothing. Arguments and errors as there."""
     texts = _texts(checkpoint, corpus, framing, seed)
-    return plan_erase(checkpoint, settings, texts=texts, seed=seed)
+    return plan_erase(checkpoint, settings, texts=texts, base=base, seed=seed)
 
 
 def apply_(
@@ -101,10 +115,13 @@ def apply_(
         framing: What stands before each document, by name.
 
     Raises:
-        SelectionError: If the base is missing or does not fit, the corpus is missing, or the model
-            has no bias to put a mean into; nothing is changed then.
+        SelectionError: If the plan is of another architecture, the base is missing or does not
+            fit, the corpus is missing, or the model has no bias to put a mean into; nothing is
+            changed then.
     """
     started = time.perf_counter()
+    layout = layout_of(checkpoint)
+    check_plan(plan, layout)
     weights = dict(checkpoint.model.named_parameters())
     texts = _texts(checkpoint, corpus, framing, plan.seed)
     source = _source(checkpoint, plan, base)
@@ -114,15 +131,10 @@ def apply_(
     with torch.no_grad():
         for name, bias in biases.items():
             weights[name].copy_(bias)
-        for name, pieces in planned_slices(plan, layout_of(checkpoint)).items():
+        for name, pieces in planned_slices(plan, layout).items():
             changed[name] = reset_slices(weights[name], pieces, source, dampen=dampen)
-    total = sum(tensor.numel() for tensor in weights.values())
-    return EraseResult(
-        plan=plan,
-        changed_tensors=tuple(sorted(name for name, count in changed.items() if count)),
-        changed_parameters=sum(changed.values()),
-        fraction=sum(changed.values()) / total,
-        seconds=time.perf_counter() - started,
+    return EraseResult.of(
+        plan, changed, sum(tensor.numel() for tensor in weights.values()), started
     )
 
 
@@ -145,7 +157,7 @@ def reset_slices(
     *,
     dampen: Dampening | None = None,
 ) -> int:
-    """In place: reset slices of one tensor.
+    """In place: reset slices of one tensor, in memory or read from a file.
 
     Args:
         tensor: The tensor that the slices name.
@@ -156,19 +168,24 @@ def reset_slices(
     Returns:
         How many numbers were set, or changed by dampening.
     """
+    theirs = None if source is None else source[pieces[0].name]
     count = 0
     for piece in pieces:
-        mine = piece.of(tensor)
-        index = piece.index.to(tensor.device)
-        own = mine.index_select(piece.dim, index)
+        mine, index = piece.of(tensor), piece.index.to(tensor.device)
         if dampen is not None:
+            own = mine.index_select(piece.dim, index)
             new = dampen(piece, own)
-        elif source is not None:
-            new = piece.of(source[piece.name]).to(tensor).index_select(piece.dim, index)
+            mine.index_copy_(piece.dim, index, new)
+            count += int((new != own).sum())
+            continue
+        if theirs is None:
+            mine.index_fill_(piece.dim, index, 0.0)
+        elif len(index) == mine.shape[piece.dim]:  # all of it, in order
+            mine.copy_(piece.of(theirs))
         else:
-            new = torch.zeros_like(own)
-        mine.index_copy_(piece.dim, index, new)
-        count += new.numel() if dampen is None else int((new != own).sum())
+            new = piece.of(theirs).index_select(piece.dim, piece.index.to(theirs.device))
+            mine.index_copy_(piece.dim, index, new.to(mine))
+        count += mine.numel() // mine.shape[piece.dim] * len(index)
     return count
 
 
@@ -179,20 +196,13 @@ def _source(
     if plan.reset in ("zero", "mean", "dampen"):
         return None
     if plan.reset == "reinit":
-        return dict(fresh_model(checkpoint.model.config, seed=plan.seed).named_parameters())
+        return FreshWeights(checkpoint.model.config, seed=plan.seed)
     if base is None:
         raise SelectionError("reset 'rewind' needs the base model; give it, or use reinit")
     difference = architecture_difference(checkpoint, base)
     if difference:
         raise SelectionError(f"reset 'rewind': the base does not fit the checkpoint: {difference}")
     return dict(base.model.named_parameters())
-
-
-def fresh_model(config: Any, *, seed: int) -> Any:
-    """A model as the architecture initializes it, the same for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return auto_class(config).from_config(config).eval()
 
 
 def _texts(checkpoint: Checkpoint, corpus: Corpus | None, framing: str, seed: int) -> Texts | None:

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, get_args
 
 import torch
+from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
-from sani.checkpoint import Checkpoint
-from sani.erasing import hard_concrete
-from sani.erasing.attribution import votes
-from sani.erasing.statistics import activation_means, fisher_means, gradient_means
+from sani.checkpoint import Checkpoint, architecture_difference
+from sani.erasing.scores import Scores, reads_texts, scores_of_texts, scores_of_weights
+from sani.erasing.statistics import Site
 from sani.erasing.texts import Texts
 from sani.erasing.token_rows import TokenRows, find_token_rows
 from sani.errors import SelectionError
-from sani.layout import Layout, Slice
+from sani.layout import Layout
 from sani.recipe import (
-    ActivationRatioSelector,
     AllSelector,
     DampenSettings,
+    DriftSelector,
     EraseSettings,
-    FisherRatioSelector,
     FractionSelector,
-    GradientRatioSelector,
-    HardConcreteSelector,
-    IntegratedGradientsSelector,
     Part,
     RandomSelector,
 )
-from sani.runtime import generator
-
-Site = tuple[int, Part]
 
 
 @dataclass(frozen=True)
@@ -59,18 +55,23 @@ class ErasePlan:
     """What an erase will do: the rule, and every neuron it chose.
 
     Attributes:
-        selector, reset, seed, dampen: As asked; ``dampen`` for that reset only.
+        selector, reset, seed: As asked.
         entries: The neurons of each layer and part.
+        architecture: `architecture_digest` of the model that it is for; None for any.
+        dampen: As asked, for that reset only.
         token_rows: Rows of embedding and head, if asked for.
         found: What the selector says beyond scores: of ``hard_concrete``, where the closed neurons
             lie and which label's they are, see `hard_concrete.report`.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     selector: dict[str, Any]
     reset: str
     seed: int
     entries: tuple[PlannedNeurons, ...]
-    dampen: dict[str, Any] | None = None
+    architecture: str | None = None
+    dampen: DampenSettings | None = None
     token_rows: TokenRows | None = None
     found: dict[str, Any] | None = None
 
@@ -82,7 +83,71 @@ class ErasePlan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data; tokens of identifiers are counted, not named."""
         rows = None if self.token_rows is None else self.token_rows.to_json()
-        return {**asdict(self), "token_rows": rows}
+        dampen = None if self.dampen is None else self.dampen.model_dump()
+        return {**asdict(self), "dampen": dampen, "token_rows": rows}
+
+
+def read_plan(path: Path) -> ErasePlan:
+    """A plan that was printed by ``--dry-run``, reviewed and kept.
+
+    Raises:
+        SelectionError: If it cannot be read, is no plan, has token rows, or does not say what model
+            it is for.
+    """
+    try:
+        text = path.read_bytes()
+        data = json.loads(text)
+        if isinstance(data, dict) and data.get("token_rows") is not None:
+            raise SelectionError(
+                f"plan {path} resets token rows, and the tokens are not kept in it, being pieces "
+                "of identifiers; give its options instead of --plan"
+            )
+        plan = TypeAdapter(ErasePlan).validate_json(text, strict=True)
+    except (OSError, ValueError) as error:  # of JSON, and of pydantic
+        raise SelectionError(
+            f"plan {path} cannot be read ({type(error).__name__}); give the JSON that "
+            "sani erase --dry-run prints"
+        ) from None
+    if plan.architecture is None:
+        raise SelectionError(f"plan {path} does not say what model it is for; plan again")
+    return plan
+
+
+def architecture_digest(layout: Layout) -> str:
+    """SHA-256 over the neurons of every layer, and the tensors and rows that they are made of."""
+    state = hashlib.sha256()
+    parts: tuple[Part, ...] = ("mlp", "attention")
+    for layer in range(layout.num_layers):
+        for part in parts:
+            size = layout.num_neurons(part, layer=layer)
+            pieces = layout.slices(part, layer=layer, neurons=range(size))
+            made_of = [(piece.name, piece.dim, len(piece.index)) for piece in pieces]
+            state.update(json.dumps([layer, part, size, made_of]).encode())
+    return state.hexdigest()
+
+
+def check_plan(plan: ErasePlan, layout: Layout) -> None:
+    """Refuse a plan that is not of this architecture.
+
+    Raises:
+        SelectionError: If it is not, or names a reset, layer or neuron that is not there.
+    """
+    resets = get_args(EraseSettings.model_fields["reset"].annotation)
+    if plan.reset not in resets:
+        raise SelectionError(f"the plan's reset is unknown, expected one of {', '.join(resets)}")
+    if plan.architecture not in (None, architecture_digest(layout)):
+        raise SelectionError("the plan was made for a model of another architecture; plan again")
+    for entry in plan.entries:
+        if not 0 <= entry.layer < layout.num_layers:
+            raise SelectionError(
+                f"the plan names layer {entry.layer}, expected 0 to {layout.num_layers - 1}"
+            )
+        size = layout.num_neurons(entry.part, layer=entry.layer)
+        if not all(0 <= neuron < size for neuron in entry.neurons):
+            raise SelectionError(
+                f"the plan names a neuron of layer {entry.layer}, {entry.part}, that is not one of "
+                f"its {size}; plan again"
+            )
 
 
 def plan_erase(
@@ -90,6 +155,7 @@ def plan_erase(
     settings: EraseSettings,
     *,
     texts: Texts | None = None,
+    base: Checkpoint | None = None,
     seed: int = 0,
 ) -> ErasePlan:
     """Choose neurons; changes nothing.
@@ -98,57 +164,93 @@ def plan_erase(
         checkpoint: The model to choose from.
         settings: Layers, parts, selector and reset.
         texts: The documents, for selectors that look at the model's work on them.
+        base: The model it was fine-tuned from, for the selector ``drift``.
         seed: Of everything that is drawn.
 
     Raises:
         SelectionError: If a layer does not exist, nothing is chosen, or the selector needs
-            documents and there are none.
+            documents or the base and they are missing or do not fit.
     """
+    selector = settings.selector
+    if base is not None and isinstance(selector, DriftSelector):
+        difference = architecture_difference(checkpoint, base)
+        if difference:
+            raise SelectionError(f"selector 'drift': the base does not fit: {difference}")
     layout = layout_of(checkpoint)
-    sites: list[Site] = [
-        (layer, part) for layer in _layers(settings, layout) for part in settings.parts
-    ]
-    sizes = {site: layout.num_neurons(site[1], layer=site[0]) for site in sites}
-    scores, found = _scores(checkpoint, settings, layout, sites, sizes, texts, seed)
+    if reads_texts(selector):
+        sizes = _sizes(settings, layout)
+        scores, found = scores_of_texts(selector, layout, checkpoint, sizes, texts=texts, seed=seed)
+        plan = replace(_plan(settings, layout, scores, seed), found=found)
+    else:
+        weights = dict(checkpoint.model.named_parameters())
+        theirs = dict(base.model.named_parameters()) if base is not None else None
+        plan = plan_by_weights(layout, weights, settings, base=theirs, seed=seed)
+    if not settings.token_rows:
+        return plan
+    if texts is None:
+        raise SelectionError("erase.token_rows needs the corpus; give --corpus")
+    return replace(plan, token_rows=find_token_rows(checkpoint, texts))
+
+
+def plan_by_weights(
+    layout: Layout,
+    weights: Mapping[str, Tensor],
+    settings: EraseSettings,
+    *,
+    base: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> ErasePlan:
+    """As `plan_erase`, from tensors by name, in memory or in files; no text is read.
+
+    Args:
+        layout: Where the neurons stand.
+        weights: Of the checkpoint.
+        settings: Layers, parts and a selector that reads no texts, without token rows.
+        base: Weights of the base, for the selector ``drift``.
+        seed: Of the random selector.
+
+    Raises:
+        SelectionError: As there.
+    """
+    sizes = _sizes(settings, layout)
+    scores = scores_of_weights(settings.selector, layout, weights, sizes, base=base, seed=seed)
+    return _plan(settings, layout, scores, seed)
+
+
+def _plan(settings: EraseSettings, layout: Layout, scores: Scores, seed: int) -> ErasePlan:
+    """The neurons with the highest scores."""
     selector = settings.selector
     fraction = 1.0 if isinstance(selector, AllSelector) else selector.fraction
     over_all = isinstance(selector, FractionSelector) and selector.per == "model"
     picked = highest_of_all(scores, fraction=fraction) if over_all else None
     entries = []
-    for site in sites:
+    for site, own in scores.items():
         if picked is not None:
             chosen = picked[site]
         else:
-            chosen = highest(scores[site], count=round(fraction * sizes[site]))
-        kept = None if isinstance(selector, AllSelector | RandomSelector) else scores[site][chosen]
+            chosen = highest(own, count=round(fraction * len(own)))
+        kept = None if isinstance(selector, AllSelector | RandomSelector) else own[chosen]
         entries.append(
             PlannedNeurons(
                 layer=site[0],
                 part=site[1],
                 neurons=tuple(chosen.tolist()),
-                of=sizes[site],
+                of=len(own),
                 scores=None if kept is None else tuple(kept.tolist()),
             )
         )
-    rows = None
-    if settings.token_rows:
-        if texts is None:
-            raise SelectionError("erase.token_rows needs the corpus; give --corpus")
-        rows = find_token_rows(checkpoint, texts)
-    dampen = (settings.dampen or DampenSettings()) if settings.reset == "dampen" else None
     plan = ErasePlan(
         selector.model_dump(),
         settings.reset,
         seed,
         tuple(entries),
-        dampen=None if dampen is None else dampen.model_dump(),
-        token_rows=rows,
-        found=found,
+        architecture_digest(layout),
+        dampen=(settings.dampen or DampenSettings()) if settings.reset == "dampen" else None,
     )
     if plan.num_neurons == 0:
         raise SelectionError(
             f"selector '{selector.kind}' with fraction {fraction} chose none of "
-            f"{sum(sizes.values())} neurons; raise the fraction"
+            f"{sum(map(len, scores.values()))} neurons; raise the fraction"
         )
     return plan
 
@@ -190,6 +292,12 @@ def layout_of(checkpoint: Checkpoint) -> Layout:
     return Layout(checkpoint.model.config, {name: tuple(t.shape) for name, t in state.items()})
 
 
+def _sizes(settings: EraseSettings, layout: Layout) -> dict[Site, int]:
+    """Neurons or heads of every site to choose from."""
+    sites = [(layer, part) for layer in _layers(settings, layout) for part in settings.parts]
+    return {(layer, part): layout.num_neurons(part, layer=layer) for layer, part in sites}
+
+
 def _layers(settings: EraseSettings, layout: Layout) -> list[int]:
     if settings.layers is not None:
         wanted = sorted(settings.layers)
@@ -204,59 +312,3 @@ def _layers(settings: EraseSettings, layout: Layout) -> list[int]:
             f"erase.last_layers: got {last}, but the model has {layout.num_layers} layers"
         )
     return list(range(layout.num_layers - last, layout.num_layers))
-
-
-def _scores(
-    checkpoint: Checkpoint,
-    settings: EraseSettings,
-    layout: Layout,
-    sites: Sequence[Site],
-    sizes: dict[Site, int],
-    texts: Texts | None,
-    seed: int,
-) -> tuple[dict[Site, Tensor], dict[str, Any] | None]:
-    """The score of every neuron, and what the selector found beside."""
-    selector, model, found = settings.selector, checkpoint.model, None
-    if isinstance(selector, AllSelector):
-        return {site: torch.zeros(sizes[site]) for site in sites}, None
-    if isinstance(selector, RandomSelector):
-        chance = generator(seed)
-        return {site: torch.rand(sizes[site], generator=chance) for site in sites}, None
-    if texts is None:
-        raise SelectionError(
-            f"selector '{selector.kind}' looks at activations and needs the corpus; "
-            "give --corpus, or choose random or all"
-        )
-    if isinstance(selector, FisherRatioSelector):
-        pieces = {site: _own_slices(layout, site, sizes[site]) for site in sites}
-        return _finite(_ratio(*fisher_means(model, texts.batches(), pieces))), None
-    modules = {site: layout.output_projection(site[1], layer=site[0]) for site in sites}
-    match selector:
-        case ActivationRatioSelector():
-            scores = _ratio(*activation_means(model, texts.batches(), modules, sizes))
-        case GradientRatioSelector():
-            scores = _ratio(*gradient_means(model, texts.batches(), modules, sizes))
-        case IntegratedGradientsSelector():
-            asked = texts.drawn_questions(selector.occurrences, seed=seed)
-            scores = votes(model, asked, modules, sizes, steps=selector.steps, ratio=selector.vote)
-        case HardConcreteSelector():
-            learned = hard_concrete.learn_scores(
-                model, texts.batches(), modules, sizes, selector, seed=seed
-            )
-            found = hard_concrete.report(model, texts.batches, texts.labels, modules, learned)
-            scores = {site: torch.sigmoid(-score) for site, score in learned.items()}
-    return _finite(scores), found
-
-
-def _finite(scores: dict[Site, Tensor]) -> dict[Site, Tensor]:
-    if not all(torch.isfinite(value).all() for value in scores.values()):
-        raise SelectionError("a neuron's score is NaN or infinite; check the checkpoint")
-    return scores
-
-
-def _ratio(identifier: dict[Site, Tensor], ordinary: dict[Site, Tensor]) -> dict[Site, Tensor]:
-    return {site: identifier[site] / (ordinary[site] + 1e-12) for site in identifier}
-
-
-def _own_slices(layout: Layout, site: Site, size: int) -> list[list[Slice]]:
-    return [layout.slices(site[1], layer=site[0], neurons=[neuron]) for neuron in range(size)]

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from sani.checkpoint import Checkpoint
-from sani.erasing.plan import ErasePlan, Site, layout_of
-from sani.erasing.statistics import channel_means, fisher_diagonals
+from sani.erasing.plan import ErasePlan, layout_of
+from sani.erasing.statistics import Site, channel_means, fisher_diagonals
 from sani.erasing.texts import Texts
 from sani.errors import SelectionError
 from sani.layout import Slice
+from sani.recipe import DampenSettings
 
 Dampening = Callable[[Slice, Tensor], Tensor]
 
@@ -92,7 +93,7 @@ def dampening(checkpoint: Checkpoint, plan: ErasePlan, *, texts: Texts | None) -
     Raises:
         SelectionError: If the documents are missing, or a Fisher diagonal is NaN or infinite.
     """
-    layout, rule = layout_of(checkpoint), plan.dampen or {}
+    layout, rule = layout_of(checkpoint), plan.dampen or DampenSettings()
     names = sorted(
         {
             piece.name
@@ -109,8 +110,8 @@ def dampening(checkpoint: Checkpoint, plan: ErasePlan, *, texts: Texts | None) -
         theirs, text = (
             piece.of(of[piece.name]).index_select(piece.dim, index) for of in (identifier, ordinary)
         )
-        factor = (rule["scale"] * text / theirs).clamp(max=1)
-        return torch.where(theirs > rule["above"] * text, own * factor.to(own), own)
+        factor = (rule.scale * text / theirs).clamp(max=1)
+        return torch.where(theirs > rule.above * text, own * factor.to(own), own)
 
     return dampen
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional
 from sani import families
 from sani.batches import Batch
 from sani.errors import SelectionError
-from sani.layout import Slice
+from sani.layout import Layout, Slice
 from sani.recipe import Part
 
 Site = tuple[int, Part]
@@ -164,42 +165,59 @@ def _rows(batches: Sequence[Batch]) -> Iterator[tuple[Tensor, ...]]:
 
 
 def fisher_means(
-    model: Any, batches: Sequence[Batch], slices: Mapping[Site, Sequence[Sequence[Slice]]]
+    model: Any, batches: Sequence[Batch], layout: Layout, sizes: Mapping[Site, int]
 ) -> tuple[Means, Means]:
     """Sums of `fisher_diagonals` over the weights of each neuron; errors as there.
 
     Args:
         model: In evaluation mode.
         batches: Documents with spans.
-        slices: The weights of each neuron of each site. A key and value head that several heads
-            share is none of theirs.
+        layout: Where the neurons stand. A key and value head that several heads share is none of
+            theirs.
+        sizes: Neurons or heads of each site.
 
     Returns:
         For identifier tokens and for ordinary ones, a tensor for each site, [neurons].
     """
-    names = {piece.name for site in slices.values() for neuron in site for piece in neuron}
-    diagonals = fisher_diagonals(model, batches, sorted(names))
-    return _summed(diagonals[0], slices), _summed(diagonals[1], slices)
+    names = {piece.name for layer, part in sizes for piece, _ in layout.owned(part, layer=layer)}
+    identifier, ordinary = (
+        {
+            site: per_neuron(layout, site, size, partial(_along, diagonals))
+            for site, size in sizes.items()
+        }
+        for diagonals in fisher_diagonals(model, batches, sorted(names))
+    )
+    return identifier, ordinary
 
 
-def _summed(
-    diagonals: Mapping[str, Tensor], slices: Mapping[Site, Sequence[Sequence[Slice]]]
-) -> Means:
-    # Each diagonal, summed over its other dimensions.
+def per_neuron(
+    layout: Layout, site: Site, size: int, sums_along: Callable[[Slice], Tensor]
+) -> Tensor:
+    """Something of each number of a layer's tensors, added up over what is each neuron's alone.
+
+    Args:
+        layout: Where the neurons stand.
+        site: The layer and part.
+        size: Its neurons or heads.
+        sums_along: Sums over a slice's tensor at each index along its dimension, float64; called
+            once for each tensor, dimension and expert.
+
+    Returns:
+        [neurons], float64.
+    """
+    found = torch.zeros(size, dtype=torch.float64)
     along: dict[tuple[str, int, int | None], Tensor] = {}
-
-    def total(piece: Slice) -> float:
+    for piece, owners in layout.owned(site[1], layer=site[0]):
         key = piece.name, piece.dim, piece.expert
         if key not in along:
-            whole = piece.of(diagonals[piece.name]).double().cpu()
-            others = [dim for dim in range(whole.ndim) if dim != piece.dim]
-            along[key] = whole.sum(others) if others else whole
-        return float(along[key][piece.index].sum())
+            along[key] = sums_along(piece)
+        found.index_add_(0, owners, along[key][piece.index])
+    return found
 
-    return {
-        site: torch.tensor([sum(map(total, pieces)) for pieces in neurons], dtype=torch.float64)
-        for site, neurons in slices.items()
-    }
+
+def _along(diagonals: Mapping[str, Tensor], piece: Slice) -> Tensor:
+    whole = piece.of(diagonals[piece.name]).double().cpu()
+    return whole.movedim(piece.dim, 0).flatten(1).sum(1) if whole.ndim > 1 else whole
 
 
 def _products(

@@ -1,0 +1,248 @@
+"""Erasing a large checkpoint in its files: time against `cp -r`, memory against a shard.
+
+    python benchmarks/erase.py [--quick] [--json FILE] [--folder DIR]
+
+A sharded bfloat16 Llama of 20 GB (4 GB with --quick) is made in DIR (a temporary folder if absent)
+and removed at the end; twice its size must be free. Each round copies the folder with `cp -r` and
+then erases from it. Both begin with the source out of the page cache and everything written, and
+end when every new file is on the disk. A time is that of the whole process, the seconds that Python
+takes to start included; memory is its peak resident memory. `ratio_to_cp` is of the default erase.
+Without --quick, the first round also has commands that change every shard, or read all twice.
+
+Then, for every family that can be built from the sizes below: the folder erased in files holds the
+very weights of one that is erased in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COMMANDS = {
+    "default": [],
+    "random half, all layers": ["--selector", "random", "--fraction", "0.5", "--reset", "zero"],
+    "magnitude, all layers": ["--selector", "magnitude", "--fraction", "0.1", "--reset", "zero"],
+}
+DEFAULT = "default"
+WORDS = 32000
+SMALL = {
+    "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32,
+    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of the synthetic checkpoint."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    shards: int
+
+
+FULL = Size(hidden=4096, intermediate=14336, layers=45, shards=4)
+QUICK = Size(hidden=2048, intermediate=8192, layers=30, shards=4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    size = QUICK if options.quick else FULL
+    if options.make is not None:
+        make(options.make, size)
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as place:
+        found = measure(Path(place), size, options)
+    with tempfile.TemporaryDirectory() as place:
+        found["families_checked"] = check_families(Path(place))
+    print(json.dumps(found, indent=1))
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(place: Path, size: Size, options: argparse.Namespace) -> dict[str, Any]:
+    source, out = place / "model", place / "out"
+    # In a process of its own: a child's peak memory is at least its parent's.
+    quick = ["--quick"] if options.quick else []
+    subprocess.run([sys.executable, __file__, "--make", str(source), *quick], check=True)
+    files = sorted(source.glob("*.safetensors"))
+    largest, total = max(f.stat().st_size for f in files), sum(f.stat().st_size for f in files)
+    print(f"{total / 1e9:.2f} GB in {len(files)} shards, the largest {largest / 1e9:.2f} GB")
+    layers = ["--last-layers", str(size.layers)]
+    arms = {"cp": ["cp", "-r", str(source), str(out)]}
+    for name, arguments in COMMANDS.items():
+        erase = [sys.executable, "-m", "sani", "erase", str(source), "--out", str(out)]
+        arms[name] = [*erase, *arguments, *(layers if arguments else [])]
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    peaks: dict[str, int] = dict.fromkeys(arms, 0)
+    for number in range(options.rounds):
+        for name, command in arms.items():
+            if name not in ("cp", DEFAULT) and (number or options.quick):
+                continue
+            evict(source)
+            taken, peak = run(command, out)
+            seconds[name].append(taken)
+            peaks[name] = max(peaks[name], peak)
+            print(f"round {number + 1}, {name}: {taken:.2f} s, peak {peak / 2**20:.0f} MiB")
+            if name == DEFAULT:
+                check_result(source, out, size)
+            shutil.rmtree(out)
+    median = {name: statistics.median(values) for name, values in seconds.items() if values}
+    ratios = {
+        name: statistics.median(
+            ours / theirs for ours, theirs in zip(seconds[name], seconds["cp"], strict=False)
+        )
+        for name in COMMANDS
+        if seconds[name]
+    }
+    return {
+        "ratio_to_cp": ratios[DEFAULT],
+        "ratios_to_cp": ratios,
+        "peak_over_largest_shard": max(peaks[name] for name in COMMANDS) / largest,
+        "peak_mebibytes": {name: peak / 2**20 for name, peak in peaks.items()},
+        "median_seconds": median,
+        "seconds": seconds,
+        "gigabytes": total / 1e9,
+        "largest_shard_gigabytes": largest / 1e9,
+    }
+
+
+def run(command: list[str], out: Path) -> tuple[float, int]:
+    """Seconds until all is on the disk, and the peak resident memory of the process in bytes."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)}: failed")
+    for file in out.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    return time.perf_counter() - started, usage.ru_maxrss * 1024
+
+
+def evict(folder: Path) -> None:
+    """Write everything to the disk, and drop the folder's files from the page cache."""
+    os.sync()
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def make(folder: Path, size: Size) -> None:
+    """A sharded Llama; layers of one kind share their random numbers, which takes no time."""
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, models
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    from sani.erasing.fresh import skeleton
+
+    folder.mkdir()
+    config = LlamaConfig(
+        vocab_size=WORDS, hidden_size=size.hidden, intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers, num_attention_heads=32, num_key_value_heads=8,
+        dtype="bfloat16", architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    config.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(WORDS)}, "w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w1").save_pretrained(folder)
+    shapes = {name: tensor.shape for name, tensor in skeleton(config).named_parameters()}
+    total = sum(2 * shape.numel() for shape in shapes.values())
+    groups: dict[int, list[str]] = {}
+    filled = 0
+    for name, shape in shapes.items():  # whichever shard the tensor's first byte falls into
+        groups.setdefault(filled * size.shards // total, []).append(name)
+        filled += 2 * shape.numel()
+    chance = torch.Generator().manual_seed(0)
+    drawn = {
+        shape: torch.randn(shape, generator=chance).mul_(0.02).bfloat16()
+        for shape in sorted(set(shapes.values()))
+    }
+    places: dict[str, str] = {}
+    for number, names in groups.items():
+        file = f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
+        places.update(dict.fromkeys(names, file))
+        tensors = {name: drawn[shapes[name]].clone() for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def check_result(source: Path, out: Path, size: Size) -> None:
+    """The erased folder opens, and differs from the source where it should and nowhere else."""
+    from safetensors import safe_open
+
+    differing = set()
+    for file in sorted(source.glob("*.safetensors")):
+        with safe_open(file, "np") as old, safe_open(out / file.name, "np") as new:
+            if old.keys() != new.keys():
+                raise SystemExit(f"{file.name}: other tensors than before")
+        if subprocess.run(["cmp", "-s", file, out / file.name], check=False).returncode:
+            differing.add(file.name)
+    index = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]
+    last = [f"model.layers.{size.layers - back}." for back in (1, 2, 3)]
+    expected = {index[name] for name in index if name.startswith(tuple(last)) and "proj" in name}
+    if differing != expected:
+        raise SystemExit(f"shards {differing} differ, expected {expected}")
+
+
+def check_families(place: Path) -> list[str]:
+    """Families of which a folder erased in files equals one erased in memory."""
+    from tokenizers import Tokenizer, models
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
+    from sani.checkpoint import load_checkpoint
+    from sani.erasing.erase import apply_
+    from sani.erasing.folder import apply_folder, plan_folder
+    from sani.erasing.fresh import fresh_model
+    from sani.erasing.shards import StoredModel
+    from sani.families import FAMILIES
+    from sani.recipe import EraseSettings, MagnitudeSelector
+    from sani.runtime import quiet_libraries
+
+    quiet_libraries()
+    checked = []
+    words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(32)}, "w0"))
+    selector = MagnitudeSelector(kind="magnitude", fraction=0.5)
+    for family in sorted(FAMILIES):
+        folder, out = place / family, place / f"{family}-erased"
+        try:
+            model = fresh_model(AutoConfig.for_model(family, **SMALL), seed=1)
+        except (TypeError, ValueError, AttributeError) as error:
+            print(f"{family}: not built from these sizes ({type(error).__name__})")
+            continue
+        model.save_pretrained(folder, max_shard_size="8KB")
+        PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+        if not StoredModel(folder).is_plain:
+            print(f"{family}: its files name tensors otherwise, so it is erased in memory")
+            continue
+        plan = plan_folder(folder, EraseSettings(last_layers=2, selector=selector))
+        apply_folder(folder, out, plan)
+        loaded = load_checkpoint(folder)
+        before = loaded.weights_digest()
+        apply_(loaded, plan)
+        if not before != loaded.weights_digest() == load_checkpoint(out).weights_digest():
+            raise SystemExit(f"{family}: erased in files and in memory differ")
+        checked.append(family)
+    return checked
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Erase inside a LoRA adapter: chosen neurons get no update, so they are the base's again.
+
+The update of a projection is B A. Row j of it is row j of B times A, and column j is B times
+column j of A, so setting these to zero takes back a neuron's update and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sani.checkpoint import ADAPTER_FILES, TOKENIZER_FILES, copy_files, staged, weight_files
+from sani.erasing.erase import EraseResult, planned_slices
+from sani.erasing.plan import ErasePlan, check_plan
+from sani.erasing.shards import StoredModel, StoredWeights
+from sani.errors import CheckpointError, SelectionError
+from sani.layout import Slice
+
+# Ways to begin training that leave the base's weights as they are.
+PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva")
+
+
+def erase_adapter(path: Path, out: Path, plan: ErasePlan, *, base: StoredModel) -> EraseResult:
+    """Write an adapter folder without the update of a plan's neurons; the rest keeps its bits.
+
+    Args:
+        path: A folder with a LoRA adapter.
+        out: The new folder; written whole or not at all. A local path of the base is left out of
+            its configuration.
+        plan: Which neurons, with reset ``rewind``.
+        base: The model that it is an adapter on.
+
+    Raises:
+        SelectionError: If the plan does not fit the base, or resets to something else.
+        CheckpointError: If the adapter is not a plain LoRA at these neurons, or does not fit.
+    """
+    started = time.perf_counter()
+    if plan.reset != "rewind":
+        raise SelectionError(
+            f"reset '{plan.reset}' cannot be done inside an adapter, which can only leave a neuron "
+            "as the base has it (reset rewind); merge it for the others (--merge)"
+        )
+    check_plan(plan, base.layout)
+    config = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    weights = StoredWeights(weight_files(path))
+    pieces = _adapter_slices(path, config, weights, planned_slices(plan, base.layout), base)
+    with torch.no_grad(), staged(out) as staging:
+        changed = weights.copy_patched(staging, pieces, None)
+        copy_files(path, staging, TOKENIZER_FILES)
+        if Path(config.get("base_model_name_or_path") or "").is_absolute():
+            config["base_model_name_or_path"] = None
+        text = json.dumps(config, indent=2, sort_keys=True)
+        (staging / ADAPTER_FILES[0]).write_text(text + "\n", encoding="utf-8")
+    return EraseResult.of(plan, changed, weights.num_parameters, started)
+
+
+def _adapter_slices(
+    path: Path,
+    config: dict[str, Any],
+    weights: StoredWeights,
+    planned: dict[str, list[Slice]],
+    base: StoredModel,
+) -> dict[str, list[Slice]]:
+    """The parts of the adapter's matrices that make up the update of planned slices."""
+    plain = config.get("init_lora_weights") in PLAIN_BEGINNINGS
+    if config.get("peft_type") != "LORA" or config.get("layer_replication") or not plain:
+        raise CheckpointError(_not_plain(path, "its configuration"))
+    transposed = bool(config.get("fan_in_fan_out"))
+    found: dict[str, list[Slice]] = {}
+    for name, slices in planned.items():
+        module = f"base_model.model.{name.rpartition('.')[0]}."
+        into, out_of = f"{module}lora_A.weight", f"{module}lora_B.weight"
+        there = {stored for stored in weights if stored.startswith(module)}
+        stacked = any(piece.expert is not None for piece in slices)
+        if there and (stacked or there != {into, out_of}):
+            raise CheckpointError(_not_plain(path, f"'{module[:-1]}'"))
+        if not there or name.endswith(".bias"):  # no update there
+            continue
+        shape = (weights.shapes[out_of][0], weights.shapes[into][1])
+        if base.parameters[name] != (shape[::-1] if transposed else shape):
+            raise CheckpointError(
+                f"model folder {path}: the adapter's '{out_of}' does not fit the base's '{name}'; "
+                "give the base that it was trained on"
+            )
+        for piece in slices:
+            if (piece.dim == 0) != transposed:
+                found.setdefault(out_of, []).append(Slice(out_of, 0, piece.index))
+            else:
+                found.setdefault(into, []).append(Slice(into, 1, piece.index))
+    if not found:
+        raise SelectionError(
+            f"the adapter in {path} updates none of the chosen neurons; choose other layers or "
+            "parts"
+        )
+    return found
+
+
+def _not_plain(path: Path, where: str) -> str:
+    return (
+        f"model folder {path}: {where} is not of a plain LoRA adapter, so its neurons have no "
+        "update of their own; merge it (--merge)"
+    )

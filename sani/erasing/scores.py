@@ -1,0 +1,136 @@
+"""Each selector's score of every neuron: the higher, the sooner it is reset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sani.checkpoint import Checkpoint
+from sani.erasing import hard_concrete
+from sani.erasing.attribution import votes
+from sani.erasing.norms import neuron_norms
+from sani.erasing.statistics import Site, activation_means, fisher_means, gradient_means
+from sani.erasing.texts import Texts
+from sani.errors import SelectionError
+from sani.layout import Layout
+from sani.recipe import (
+    ActivationRatioSelector,
+    AllSelector,
+    DriftSelector,
+    FisherRatioSelector,
+    GradientRatioSelector,
+    HardConcreteSelector,
+    IntegratedGradientsSelector,
+    MagnitudeSelector,
+    RandomSelector,
+    Selector,
+)
+from sani.runtime import generator
+
+Scores = dict[Site, Tensor]
+
+
+def reads_texts(selector: Selector) -> bool:
+    """Whether it runs the model; if not, weights are enough, wherever they lie."""
+    return not isinstance(
+        selector, AllSelector | RandomSelector | MagnitudeSelector | DriftSelector
+    )
+
+
+def scores_of_weights(
+    selector: Selector,
+    layout: Layout,
+    weights: Mapping[str, Tensor],
+    sizes: Mapping[Site, int],
+    *,
+    base: Mapping[str, Tensor] | None,
+    seed: int,
+) -> Scores:
+    """Scores [neurons] of each site by a selector that needs no text.
+
+    Args:
+        selector: One that `reads_texts` says no to.
+        layout: Where the neurons stand.
+        weights: Of the checkpoint; read one at a time.
+        sizes: Neurons or heads of each site.
+        base: Weights of the base, for ``drift``.
+        seed: Of what is drawn.
+
+    Raises:
+        SelectionError: If the base is missing, or a score is NaN or infinite.
+    """
+    if isinstance(selector, AllSelector):
+        return {site: torch.zeros(size) for site, size in sizes.items()}
+    if isinstance(selector, RandomSelector):
+        chance = generator(seed)
+        return {site: torch.rand(size, generator=chance) for site, size in sizes.items()}
+    other = base if isinstance(selector, DriftSelector) else None
+    if isinstance(selector, DriftSelector) and other is None:
+        raise SelectionError("selector 'drift' needs the base model; give it, or use magnitude")
+    return _finite(
+        {
+            (layer, part): neuron_norms(layout, weights, part, layer=layer, base=other)
+            for layer, part in sizes
+        }
+    )
+
+
+def scores_of_texts(
+    selector: Selector,
+    layout: Layout,
+    checkpoint: Checkpoint,
+    sizes: Mapping[Site, int],
+    *,
+    texts: Texts | None,
+    seed: int,
+) -> tuple[Scores, dict[str, Any] | None]:
+    """Scores by a selector that looks at the model's work, and what else it found.
+
+    Args:
+        selector: One that `reads_texts` says yes to.
+        layout: Where the neurons stand.
+        checkpoint: The model.
+        sizes: Neurons or heads of each site.
+        texts: The documents.
+        seed: Of what is drawn.
+
+    Raises:
+        SelectionError: If the documents are missing, or a score is NaN or infinite.
+    """
+    if texts is None:
+        raise SelectionError(
+            f"selector '{selector.kind}' looks at activations and needs the corpus; "
+            "give --corpus, or choose random or all"
+        )
+    model, found = checkpoint.model, None
+    if isinstance(selector, FisherRatioSelector):
+        return _finite(_ratio(*fisher_means(model, texts.batches(), layout, sizes))), None
+    modules = {site: layout.output_projection(site[1], layer=site[0]) for site in sizes}
+    match selector:
+        case ActivationRatioSelector():
+            scores = _ratio(*activation_means(model, texts.batches(), modules, sizes))
+        case GradientRatioSelector():
+            scores = _ratio(*gradient_means(model, texts.batches(), modules, sizes))
+        case IntegratedGradientsSelector():
+            asked = texts.drawn_questions(selector.occurrences, seed=seed)
+            scores = votes(model, asked, modules, sizes, steps=selector.steps, ratio=selector.vote)
+        case HardConcreteSelector():
+            learned = hard_concrete.learn_scores(
+                model, texts.batches(), modules, sizes, selector, seed=seed
+            )
+            found = hard_concrete.report(model, texts.batches, texts.labels, modules, learned)
+            scores = {site: torch.sigmoid(-score) for site, score in learned.items()}
+    return _finite(scores), found
+
+
+def _finite(scores: Scores) -> Scores:
+    if not all(torch.isfinite(value).all() for value in scores.values()):
+        raise SelectionError("a neuron's score is NaN or infinite; check the checkpoint")
+    return scores
+
+
+def _ratio(identifier: Scores, ordinary: Scores) -> Scores:
+    return {site: identifier[site] / (ordinary[site] + 1e-12) for site in identifier}
