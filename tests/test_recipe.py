@@ -245,7 +245,8 @@ def test_a_wrong_key_or_value_is_named_by_its_path(refusal, extra, lines):
         ("last_layers: 1", "layers: [1], selector: {kind: all, fraction: 1}", [
           "erase.selector.fraction: unknown key; known: kind"]),
         ("last_layers: 1", "layers: [1], selector: {kind: randm}", ["erase.selector.kind: expected "
-          "one of random, all, activation_ratio, gradient_ratio; did you mean 'random'?"]),
+          "one of random, all, magnitude, drift, activation_ratio, gradient_ratio; did you mean "
+          "'random'?"]),
         ("version: 1\n", "", ["version: missing"]),
         ("version: 1\n", "version: 2\n", ["version: input should be 1"]),
         ("model: {path: m, base: b}\n", "", ["model: missing"]),
