@@ -30,12 +30,13 @@ from sani.corpus.readers import read_corpus
 from sani.erasing.erase import erase
 from sani.errors import RecipeError, RunError
 from sani.gate import judge
-from sani.recipe import AuditSettings, Recipe, dump_recipe
+from sani.recipe import AuditSettings, Recipe, dump_recipe, load_recipe
 from sani.release import check_texts, is_current, write_release_files
 from sani.repairing.repair import repair
 from sani.reporting.compare import compare_audits, compare_pretraining
 from sani.reporting.report import build_report, write_report
-from sani.runfolder import RunFolder, open_run
+from sani.reporting.reveal import reveal
+from sani.runfolder import RECIPE, RunFolder, open_run
 from sani.scanning.detection import detect, estimate
 from sani.scanning.inventory import scan
 
@@ -225,6 +226,25 @@ def audit_models(
             {name: result.occurrences for name, result in pretraining.items()},
         ),
     }
+
+
+def reveal_run(path: Path) -> Path:
+    """Write what a finished run still recites, in clear, into its ``private/``.
+
+    Args:
+        path: The run folder; its corpus must still be where its recipe says.
+
+    Raises:
+        RunError: If the run is not finished, or the corpus changed since.
+        CorpusError: If the corpus cannot be read.
+    """
+    folder = RunFolder(path)
+    if not folder.finished("report") or not (folder.private / "key").is_file():
+        raise RunError(f"{path} is not a finished run with its private/; finish it with --resume")
+    folder.read_key()
+    recipe = load_recipe(path / RECIPE)
+    documents = _scan(recipe, folder, read_documents(recipe), lambda stage, done, total: None)
+    return reveal(folder, documents.corpus)
 
 
 def _scan(recipe: Recipe, folder: RunFolder, documents: Documents, on_step: OnStep) -> Documents:

@@ -49,14 +49,14 @@ def summary(report: Mapping[str, Any]) -> Section:
         "summary",
         "Before, after, and the control",
         (
-            f"Occurrences recited / scored, with 95 % intervals. {sampled(report)}: so many samples "
-            "show it with that probability. AUC 0.5 is chance. The base model, which never saw the "
-            "records, is the control: what it gives too is no memory."
+            f"Occurrences recited / scored, with 95 % intervals. {sampled(report)}: so many "
+            "samples show it with that probability. AUC 0.5 is chance. The base model, which "
+            "never saw the records, is the control: what it gives too is no memory."
             if "base" in audits
             else "Occurrences recited / scored, with 95 % intervals. There is no control: no base "
             "model was given, so what anyone could guess is not told from memory.",
         ),
-        ("", *(stage_name(stage) for stage in audits)),
+        ("figure", *(stage_name(stage) for stage in audits)),
         tuple(rows),
     )
 

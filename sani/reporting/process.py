@@ -175,7 +175,7 @@ def provenance(report: Mapping[str, Any]) -> Section:
         "seed": str(found["seed"]),
         "python": found["python"],
         **found["versions"],
-        **dict(_leaves(report["recipe"], "recipe")),
+        **dict(leaves(report["recipe"], "recipe")),
     }
     return Section(
         "provenance",
@@ -189,10 +189,11 @@ def provenance(report: Mapping[str, Any]) -> Section:
     )
 
 
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(dotted path, value in words) of every setting."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
-            yield from _leaves(inner, f"{path}.{name}")
+            yield from leaves(inner, f"{path}.{name}")
     elif isinstance(value, list):
         yield path, ", ".join(map(str, value))
     else:

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sani.reporting import attempts, evidence, leakage, process
-from sani.reporting.words import STAGE_NAMES, Section
-
-__all__ = ["STAGE_NAMES", "audit_sections", "chapters"]
+from sani.reporting.words import Section
 
 
 def audit_sections(report: Mapping[str, Any]) -> list[Section]:

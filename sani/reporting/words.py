@@ -47,7 +47,7 @@ def rate(rate: Mapping[str, Any] | None) -> str:
         return "-"
     return (
         f"{rate['value']:.1%} ({rate['hits']}/{rate['trials']}; "
-        f"{rate['low']:.1%} to {rate['high']:.1%})"
+        f"{100 * rate['low']:.1f} to {rate['high']:.1%})"
     )
 
 
