@@ -44,7 +44,7 @@ def model_card(report: Mapping[str, Any]) -> str:
     )
     text = f"---\n{data.to_yaml()}\n---\n\n{render(report, 'card.md.jinja')}"
     read = ModelCard(text)
-    if vars(read.data) != vars(data):
+    if read.data.to_yaml() != data.to_yaml():
         raise ValueError("huggingface_hub reads another card than was written")
     return str(read)
 
@@ -62,17 +62,16 @@ def _results(report: Mapping[str, Any]) -> Iterator[EvalResult]:
             found = after["figures"].get(kind, {}).get(figure)
             if not found or found["value"] is None:
                 continue
-            control = base["figures"][kind][figure]["value"] if base else None
+            control = base["figures"][kind][figure] if base else {"value": None}
+            args = {"low_95": found["low"], "high_95": found["high"], "control": control["value"]}
             yield EvalResult(
                 **corpus,
                 metric_type=f"{figure}_{kind}",
                 metric_name=f"{name}, {kind} identifiers",
-                metric_value=round(found["value"], 6),
+                metric_value=_rounded(found["value"]),
                 metric_args={
                     "trials": found["trials"],
-                    "low_95": found["low"],
-                    "high_95": found["high"],
-                    "control": control,
+                    **{k: _rounded(v) for k, v in args.items()},
                 },
             )
     if after["utility"]:
@@ -82,8 +81,12 @@ def _results(report: Mapping[str, Any]) -> Iterator[EvalResult]:
             dataset_name="held-out documents (private)",
             metric_type="perplexity",
             metric_name="perplexity outside identifiers",
-            metric_value=round(after["utility"]["perplexity"], 4),
+            metric_value=_rounded(after["utility"]["perplexity"]),
         )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
 
 
 def read_source_card(model: Path, base: Path | None) -> dict[str, Any]:
