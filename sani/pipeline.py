@@ -348,6 +348,7 @@ class _Job:
         settings = self._recipe.audit
         if corpus is not self._corpus:
             settings = settings.model_copy(update={"generation": None})
+        meter = runtime.EnergyMeter()
         result = audit(
             audited,
             corpus,
@@ -362,14 +363,14 @@ class _Job:
         if result.generation is not None:
             self._folder.save_arrays(f"{stage}-generation", result.generation.one_by_one)
         data = {**result.to_json(), "weights_digest": audited.weights_digest()}
-        self._folder.save(stage, data)
+        self._folder.save(stage, {**data, "energy_joules": meter.joules()})
 
     def erase(self) -> None:
         """Reset the selected neurons."""
         settings = self._recipe.erase
         if settings is None or self._folder.finished("erase"):
             return
-        checkpoint = self.latest()
+        checkpoint, meter = self.latest(), runtime.EnergyMeter()
         result = erase(
             checkpoint,
             settings,
@@ -378,14 +379,15 @@ class _Job:
             framing=self._framing(),
             seed=self._recipe.seed,
         )
-        self._keep("erase", checkpoint, {**asdict(result), "plan": result.plan.to_json()})
+        data = {**asdict(result), "plan": result.plan.to_json()}
+        self._keep("erase", checkpoint, {**data, "energy_joules": meter.joules()})
 
     def repair(self) -> None:
         """Fine-tune with the identifiers out of the loss; an interrupted repair goes on."""
         settings = self._recipe.repair
         if settings is None or self._folder.finished("repair"):
             return
-        checkpoint = self.latest()
+        checkpoint, meter = self.latest(), runtime.EnergyMeter()
         trainer = self._folder.private / "trainer"
         result = repair(
             checkpoint,
@@ -397,7 +399,8 @@ class _Job:
             folder=trainer,
             on_step=self._progress("repair"),
         )
-        self._keep("repair", checkpoint, asdict(result))
+        data = {**asdict(result), "energy_joules": meter.joules()}
+        self._keep("repair", checkpoint, data)
         shutil.rmtree(trainer, ignore_errors=True)
 
     def _keep(self, stage: str, checkpoint: Checkpoint, result: dict[str, Any]) -> None:

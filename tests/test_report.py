@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from sani.auditing.audit import AuditResult, Utility, _counts, _figures
@@ -25,10 +26,12 @@ from sani.gate import judge
 from sani.recipe import Recipe, dump_recipe
 from sani.reporting.card import model_card, read_source_card
 from sani.reporting.page import render
+from sani.reporting.process import cost
 from sani.reporting.report import build_report, junit, write_report
 from sani.reporting.schema import PLACE, SCHEMA_VERSION, json_schema
 from sani.reporting.spread import BINS, against_control, by_subject
 from sani.runfolder import RunFolder, open_run
+from sani.runtime import EnergyMeter
 from sani.scanning.inventory import scan
 
 HOSTILE = "<script>alert(1)</script>"
@@ -396,6 +399,48 @@ def test_the_erase_map_and_the_curve_are_the_means_of_what_they_stand_for(done: 
     assert len(curve) <= 200
     assert curve[0]["step"] == 2.0  # the mean of steps 1 to 3
     assert curve[0]["ordinary"] == pytest.approx((3 / 1 + 3 / 2 + 3 / 3) / 3)
+
+
+# What it cost.
+
+
+def counter(folder: Path, microjoules: int, most: int = 10**12) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "energy_uj").write_text(f"{microjoules}\n")
+    (folder / "max_energy_range_uj").write_text(f"{most}\n")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's own counter moves")
+def test_energy_is_the_difference_of_counters_also_when_one_starts_again(tmp_path: Path) -> None:
+    counter(tmp_path / "intel-rapl:0", 5_000_000)
+    counter(tmp_path / "intel-rapl:1", 999_999_000_000)
+    counter(tmp_path / "intel-rapl:0:0", 1)  # a part of the first, not to be counted twice
+    meter = EnergyMeter(tmp_path)
+    counter(tmp_path / "intel-rapl:0", 8_000_000)
+    counter(tmp_path / "intel-rapl:1", 1_000_000)
+    counter(tmp_path / "intel-rapl:0:0", 2_000_000)
+    assert meter.joules() == pytest.approx(3.0 + 2.0)
+
+
+def test_energy_is_unknown_rather_than_guessed(tmp_path: Path) -> None:
+    assert EnergyMeter(tmp_path).joules() is None
+    counter(tmp_path / "intel-rapl:0", 5, most=1)  # starts again within a microsecond
+    meter = EnergyMeter(tmp_path)
+    time.sleep(0.01)
+    assert meter.joules() is None
+    (tmp_path / "intel-rapl:0" / "energy_uj").unlink()
+    assert EnergyMeter(tmp_path).joules() is None
+
+
+def test_energy_is_summed_and_an_unknown_part_makes_the_sum_unknown(done: Done) -> None:
+    report = json.loads(json.dumps(done[2]))
+    assert cost(report).rows[-1][-1] == "unknown"
+    for stage in (*report["audits"].values(), report["erase"], report["repair"]):
+        stage["energy_joules"] = 3600.0
+    assert cost(report).rows[-1][-1] == "6 Wh"
+    report["repair"]["energy_joules"] = None
+    assert cost(report).rows[-1][-1] == "unknown"
+    assert float(cost(report).rows[-1][1]) == 4 * 2.0 + 0.5 + 1.0
 
 
 # The model card.

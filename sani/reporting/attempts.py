@@ -51,7 +51,11 @@ def membership(report: Mapping[str, Any]) -> Iterator[Section]:
                         *(rate(tpr) for tpr in attack["tpr"].values()),
                     )
                 )
-    if rows:
+    if not rows:
+        yield Section(
+            "membership", "Membership", ("Not tested: no held-out documents were given.",)
+        )
+    else:
         yield Section(
             "membership",
             "Membership",
@@ -108,6 +112,11 @@ def generation(report: Mapping[str, Any]) -> Iterator[Section]:
         told = ", ".join(f"{point['value']:.0f} in {point['samples']}" for point in points)
         curves.append(f"Saturation, {stage_name(stage)}: distinct identifiers expected: {told}.")
     if not rows:
+        yield Section(
+            "generation",
+            "Recited when left to write",
+            ("Not tested: the recipe asks for no samples (audit.generation).",),
+        )
         return
     short = sum(last["too_short"].values())
     yield Section(

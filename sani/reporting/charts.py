@@ -160,7 +160,7 @@ def _labels(report: Mapping[str, Any]) -> Figure | None:
             label=stage_name(stage), clip_on=False, zorder=3,
         )  # fmt: skip
     axes.set_yticks(range(len(shown)), [_short(label) for label in shown])
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.grid(axis="y", color=COLOURS["faint"], alpha=0.3)
     axes.set_xlabel("extractable in the recipe's number of samples, %")
@@ -208,7 +208,7 @@ def _picture(report: Mapping[str, Any]) -> Figure | None:
                 dots = [cell for cell in part["cells"] if _size(cell[2]) == least]
                 axes.scatter(
                     [x + 0.5 for x, _, _ in dots], [y + 0.5 for _, y, _ in dots],
-                    s=size, color=COLOURS[stage], linewidths=0, label=_or_more(least),
+                    s=size, color=COLOURS[stage], linewidths=0,
                 )  # fmt: skip
             axes.set_title(f"{kind}, {stage_name(stage)}", loc="left")
             axes.set_xticks(places, [f"{tick:.0f}" for tick in ticks])
@@ -219,6 +219,8 @@ def _picture(report: Mapping[str, Any]) -> Figure | None:
         row[0].set_ylabel("log-probability, nats")
     for axes in panels[-1]:
         axes.set_xlabel(f"under {stage_name(found['against'])}")
+    for least, size in DOT_SIZES.items():
+        panels[0][0].scatter([], [], s=size, color=COLOURS["ink"], label=_or_more(least))
     _legend(figure, panels[0][0])
     return figure
 

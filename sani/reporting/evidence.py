@@ -27,8 +27,8 @@ VERDICTS = {
 
 
 def summary(report: Mapping[str, Any]) -> Section:
-    """The figures that decide, a checkpoint a column."""
-    audits = report["audits"]
+    """The figures that decide: control, before and after, a column each."""
+    audits = {stage: audit for stage, audit in report["audits"].items() if stage != "erased"}
     rows: list[Cells] = []
     for kind in KIND_NAMES:
         if kind not in audits["after"]["figures"]:
@@ -158,7 +158,13 @@ def edpb(report: Mapping[str, Any]) -> Section:
             ),
             (
                 "methodological choices that reduce identifiability (design)",
-                "What was erased; How the repair went; Before, after, and the control",
+                "; ".join(
+                    [
+                        *(["What was erased"] if report["erase"] else []),
+                        *(["How the repair went"] if report["repair"] else []),
+                        "Before, after, and the control",
+                    ]
+                ),
                 "how the fine-tuning before it was done",
             ),
             (
