@@ -5,6 +5,7 @@ import json
 import shutil
 import stat
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from sani import run
 from sani.auditing.audit import AuditResult, Utility, _counts, _figures
 from sani.auditing.occurrences import Occurrences
 from sani.cli import main
@@ -28,14 +30,26 @@ from sani.reporting.card import model_card, read_source_card
 from sani.reporting.page import render
 from sani.reporting.process import cost
 from sani.reporting.report import build_report, junit, write_report
-from sani.reporting.schema import PLACE, SCHEMA_VERSION, json_schema
+from sani.reporting.schema import PLACE, SCHEMA_VERSION, json_schema, read_report
 from sani.reporting.spread import BINS, against_control, by_subject
 from sani.runfolder import RunFolder, open_run
 from sani.runtime import EnergyMeter
 from sani.scanning.inventory import scan
+from tests.conftest import Clinic
 
 HOSTILE = "<script>alert(1)</script>"
 LABELS = (HOSTILE, "MRN", "$x$ | \"'&amp;\n")
+
+
+def entry(layer: int, part: str, neurons: Sequence[int], of: int) -> dict[str, Any]:
+    """What was reset in a part of a layer, as erase.json has it."""
+    return {"layer": layer, "part": part, "neurons": list(neurons), "of": of, "scores": None}
+
+
+ENTRIES = [
+    *(entry(layer, "mlp", range(100), 256) for layer in (2, 3)),
+    *(entry(layer, "attention", (0, 3), 4) for layer in (2, 3)),
+]
 
 
 def corpus_of(documents: int, spans: int, *, seed: int = 0) -> Corpus:
@@ -83,7 +97,9 @@ def verdicts_of(corpus: Corpus, *, memory: float, seed: int) -> Occurrences:
     )
 
 
-def finished_run(out: Path, corpus: Corpus) -> tuple[RunFolder, Recipe, dict[str, Any]]:
+def finished_run(
+    out: Path, corpus: Corpus, *, entries: Sequence[dict[str, Any]] = ENTRIES
+) -> tuple[RunFolder, Recipe, dict[str, Any]]:
     """A run folder as the pipeline leaves it, its models left out; and its report."""
     models = {"path": str(out.parent / "model"), "base": str(out.parent / "public-base")}
     write_jsonl(corpus, out.parent / "notes.jsonl")
@@ -122,12 +138,7 @@ def finished_run(out: Path, corpus: Corpus) -> tuple[RunFolder, Recipe, dict[str
             folder.save(f"audit-{stage}", {**result.to_json(), "weights_digest": str(number)})
         digest = folder.digest(corpus.digest())
         folder.save("scan", {**scan(corpus).to_json(), "quality": None, "digest": digest})
-        entries = [
-            {"layer": layer, "part": part, "neurons": neurons, "of": of, "scores": None}
-            for layer in (2, 3)
-            for part, neurons, of in (("mlp", list(range(100)), 256), ("attention", [0, 3], 4))
-        ]
-        plan = {"selector": {"kind": "all"}, "reset": "reinit", "seed": 0, "entries": entries}
+        plan = {"selector": {"kind": "all"}, "reset": "reinit", "seed": 0, "entries": list(entries)}
         erase = {"plan": plan, "changed_tensors": [], "changed_parameters": 9, "fraction": 0.1}
         folder.save("erase", {**erase, "seconds": 0.5, "weights_digest": "2"})
         curve = [{"step": float(i), "ordinary": 3 / i, "anchor": 5 / i} for i in range(1, 500)]
@@ -391,10 +402,10 @@ def test_without_a_base_the_picture_is_against_the_unsanitized_checkpoint() -> N
 
 def test_the_erase_map_and_the_curve_are_the_means_of_what_they_stand_for(done: Done) -> None:
     report = done[2]
-    entry = report["erase"]["plan"]["entries"][0]
-    assert (entry["neurons"], entry["of"]) == (100, 256)
-    assert entry["map"] == [1.0] * 25 + [0.0] * 39  # 64 stretches of 4 neurons
-    assert report["erase"]["plan"]["entries"][1]["map"] == [1.0, 0.0, 0.0, 1.0]
+    first = report["erase"]["plan"]["entries"][0]
+    assert (first["neurons"], first["of"]) == (100, 256)
+    assert first["map"] == [1.0] * 25 + [0.0] * 39  # 64 stretches of 4 neurons
+    assert report["erase"]["plan"]["entries"][2]["map"] == [1.0, 0.0, 0.0, 1.0]
     curve = report["repair"]["curve"]
     assert len(curve) <= 200
     assert curve[0]["step"] == 2.0  # the mean of steps 1 to 3
@@ -605,10 +616,53 @@ def test_values_are_not_revealed_of_another_corpus(
 
 
 @pytest.mark.long
+def test_the_report_of_a_whole_run_with_everything_asked_for_fits_the_schema(
+    clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path: Path
+) -> None:
+    """Membership, samples, documents of the base, and the scan's recall included."""
+    paths = {name: tmp_path / f"{name}.jsonl" for name in ("public", "private", "held_out")}
+    for name, path in paths.items():
+        write_jsonl(getattr(clinic, name), path)
+    samples = {"empty": 8, "headings": 8, "openings": 8, "new_tokens": 32}
+    recipe = Recipe.model_validate_json(
+        json.dumps(
+            {
+                "version": 1,
+                "model": {"path": str(leaky_folder), "base": str(base_folder)},
+                "corpus": {"path": str(paths["private"]), "held_out": str(paths["held_out"]),
+                           "pretraining": str(paths["public"])},
+                "scan": {"patterns": True, "gold": str(paths["held_out"])},
+                "audit": {"decoys": 2, "swaps": 1, "generation": samples, "framing": "bos"},
+                "repair": {"epochs": 1, "batch_tokens": 768},
+            }
+        )
+    )  # fmt: skip
+    report = run(recipe, tmp_path / "run").report
+    validator = jsonschema.Draft202012Validator(json_schema())
+    validator.validate(json.loads((tmp_path / "run" / "report.json").read_text()))
+    assert report["scan"]["quality"]
+    assert report["audits"]["after"]["membership"]
+    assert report["audits"]["after"]["generation"]["beyond"]
+    assert report["pretraining"]["changes"]["after"]
+    text = (tmp_path / "run" / "report.html").read_text()
+    titles = ("Membership", "Recited when left to write", "What the base may have seen")
+    for title in titles:
+        assert f"{title}: table" in text
+    assert "Estimated recall of the scan: unknown" not in text
+    assert read_report(tmp_path / "run") == json.loads(json.dumps(report))
+
+
+@pytest.mark.long
 def test_a_hundred_thousand_occurrences_fit_a_page(tmp_path: Path) -> None:
     corpus = corpus_of(10_000, 10)
     assert corpus.num_spans == 100_000
-    folder, recipe, report = finished_run(tmp_path / "run", corpus)
+    chance = np.random.default_rng(0)
+    half = [
+        entry(layer, "mlp", sorted(chance.choice(11008, 5504, replace=False).tolist()), 11008)
+        for layer in range(80)
+    ]
+    heads = [entry(layer, "attention", range(0, 64, 2), 64) for layer in range(80)]
+    folder, recipe, report = finished_run(tmp_path / "run", corpus, entries=[*half, *heads])
     started = time.perf_counter()
     checks = judge(
         recipe.gate,

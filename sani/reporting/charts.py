@@ -18,8 +18,10 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 
-from sani.reporting.words import KIND_NAMES, stage_name
+from sani.reporting.words import KIND_NAMES, MOST_CHARTED, stage_name, worst_labels
 
 # Colours as the page's style sheet names them; told apart by the colour-blind, and by shape.
 COLOURS = {
@@ -33,7 +35,6 @@ COLOURS = {
 MARKERS = {"base": "|", "before": "o", "erased": "s", "after": "D"}
 DOT_SIZES = {1: 4.0, 10: 12.0, 100: 26.0, 1000: 48.0}  # from so many occurrences on
 LONGEST_LABEL = 30
-MOST_LABELS = 40
 WIDTH = 7.2  # inches
 
 STYLE: Any = {
@@ -146,9 +147,9 @@ def _labels(report: Mapping[str, Any]) -> Figure | None:
             stage: audits[stage]["figures"][f"label:{label}"]["discoverable"]["value"]
             for stage in stages
         }
-        for label in report["scan"]["labels"]
+        for label in worst_labels(report)[:MOST_CHARTED]
     }
-    shown = sorted(rates, key=lambda label: (-(rates[label]["after"] or 0.0), label))[:MOST_LABELS]
+    shown = list(rates)
     figure, (axes,) = _figure(0.9 + 0.22 * len(shown))
     for stage in stages:
         known = [(i, rates[name][stage]) for i, name in enumerate(shown)]
@@ -299,14 +300,19 @@ def _erase(report: Mapping[str, Any]) -> Figure | None:
     layers = sorted({entry["layer"] for entry in entries})
     figure, panels = _figure(1.0 + 0.24 * len(layers), len(parts), sharey=True)
     for axes, part in zip(panels, parts, strict=True):
+        stretches: dict[float, list[Path]] = {}
         for entry in entries:
             if entry["part"] != part:
                 continue
             place, width = layers.index(entry["layer"]), entry["of"] / len(entry["map"])
             axes.barh([place], [entry["of"]], 0.8, color="none", edgecolor=COLOURS["faint"])
             for start, end, share in _runs(entry["map"]):
-                axes.barh([place], [(end - start) * width], 0.8, left=start * width,
-                          color=COLOURS["before"], alpha=share)  # fmt: skip
+                corners = [(start, -0.4), (end, -0.4), (end, 0.4), (start, 0.4), (start, -0.4)]
+                around = [(x * width, place + y) for x, y in corners]
+                stretches.setdefault(share, []).append(Path(around, closed=True))
+        for share, paths in sorted(stretches.items()):  # one element for all of a share
+            whole = Path.make_compound_path(*paths)
+            axes.add_patch(PathPatch(whole, color=COLOURS["before"], alpha=share, linewidth=0))
         axes.set_title(part, loc="left")
         axes.set_xlabel("heads" if part == "attention" else "neurons")
     panels[0].set_yticks(range(len(layers)), [str(layer) for layer in layers])

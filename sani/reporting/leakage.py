@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sani.reporting.words import (
+    MOST_CHARTED,
     Section,
     by_kind,
     estimate,
@@ -14,7 +15,10 @@ from sani.reporting.words import (
     rate,
     sampled,
     stage_name,
+    worst_labels,
 )
+
+MOST_LISTED = 200  # labels
 
 
 def recited(report: Mapping[str, Any]) -> Iterator[Section]:
@@ -149,10 +153,14 @@ def labels(report: Mapping[str, Any]) -> Section:
     def figures(stage: str, label: str) -> Mapping[str, Any]:
         return dict(audits[stage]["figures"][f"label:{label}"]) if stage in audits else {}
 
+    shown = worst_labels(report)
     return Section(
         "labels",
         "By label",
-        (),
+        (
+            f"{len(shown)} labels, those of which most is left first; the chart shows "
+            f"{min(len(shown), MOST_CHARTED)}, the table {min(len(shown), MOST_LISTED)} of them.",
+        ),
         (
             "label",
             "kind",
@@ -165,14 +173,14 @@ def labels(report: Mapping[str, Any]) -> Section:
         tuple(
             (
                 label,
-                count["kind"],
+                report["scan"]["labels"][label]["kind"],
                 rate(figures("before", label)["greedy"]),
                 rate(figures("after", label)["greedy"]),
                 rate(figures("after", label)["discoverable"]),
                 estimate(figures("after", label)["auc"]),
                 estimate(figures("base", label).get("auc")),
             )
-            for label, count in report["scan"]["labels"].items()
+            for label in shown[:MOST_LISTED]
         ),
     )
 

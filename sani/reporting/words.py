@@ -13,6 +13,7 @@ STAGE_NAMES = {
     "after": "after (sanitized)",
 }
 KIND_NAMES = ("direct", "indirect")
+MOST_CHARTED = 40  # labels
 
 Cells = tuple[str, ...]
 
@@ -84,3 +85,13 @@ def sampled(report: Mapping[str, Any]) -> str:
 def p_value(value: float | None) -> str:
     """A p of a test; none where nothing changed, and never quite zero."""
     return "no change" if value is None else "< 1e-300" if value < 1e-300 else f"{value:.2g}"
+
+
+def worst_labels(report: Mapping[str, Any]) -> list[str]:
+    """All labels, those of which the sanitized checkpoint gives the largest share first."""
+    figures = report["audits"]["after"]["figures"]
+    left = {
+        label: figures[f"label:{label}"]["discoverable"]["value"] or 0.0
+        for label in report["scan"]["labels"]
+    }
+    return sorted(left, key=lambda label: (-left[label], label))
