@@ -209,6 +209,15 @@ def test_the_page_is_one_file_that_asks_for_nothing(done: Done) -> None:
     assert "url(" not in text.replace("url(#", "")
 
 
+def test_no_place_on_this_machine_is_told(done: Done) -> None:
+    folder, _, report = done
+    place = str(folder.path.parent)
+    assert place in (folder.path / "recipe.resolved.yaml").read_text()
+    for name in ("report.html", "report.md", "report.json", "junit.xml"):
+        assert place not in (folder.path / name).read_text()
+    assert report["recipe"]["model"] == {"path": "(a path)", "base": "(a path)"}
+
+
 def test_a_hostile_label_stays_text_in_every_format(done: Done) -> None:
     folder, _, report = done
     assert HOSTILE in report["scan"]["labels"]

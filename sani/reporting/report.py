@@ -84,7 +84,7 @@ def build_report(
         "picture": against_control(verdicts, corpus),
         "erase": _erased(folder.load("erase")),
         "repair": _repaired(folder.load("repair")),
-        "audit_settings": recipe.audit.model_dump(mode="json"),
+        "audit_settings": _without_paths(recipe.audit.model_dump()),
         "gate_settings": recipe.gate.model_dump(mode="json"),
         "not_asked": [name for name, limit in recipe.gate.model_dump().items() if limit is None],
         "corpus_limit": recipe.corpus.limit,
@@ -184,7 +184,8 @@ def _without_paths(value: Any) -> Any:
         return {name: _without_paths(inner) for name, inner in value.items()}
     if isinstance(value, tuple):
         return [_without_paths(inner) for inner in value]
-    return "(a path)" if isinstance(value, Path) else value
+    place = isinstance(value, Path) or (isinstance(value, str) and "/" in value)
+    return "(a path)" if place else value
 
 
 def _audits(folder: RunFolder, name: str) -> dict[str, Any]:
