@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
 from sani.errors import CheckpointError, UnsupportedModelError
@@ -456,6 +458,15 @@ def replace_folder(new: Path, place: Path) -> None:
         raise
     _flush(place.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The metadata of a checkpoint folder's model card; empty without a card that can be read."""
+    try:
+        text = (path / "README.md").read_text(encoding="utf-8")
+        return dict(vars(ModelCard(text, ignore_metadata_errors=True).data))
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return {}
 
 
 def write_text(path: Path, text: str) -> None:

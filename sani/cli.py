@@ -104,31 +104,13 @@ def _check(settings: Any, out: Path, *, as_json: bool) -> int:
 
 def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
     from sani.pipeline import run as run_recipe
-    from sani.reporting.sections import STAGE_NAMES
 
     with console.reporter() as on_step:
         result = run_recipe(settings, out, resume=resume, on_step=on_step)
-    report = result.report
     if as_json:
-        console.show_json(report)
+        console.show_json(result.report)
     else:
-        console.show_audits(report["audits"], STAGE_NAMES)
-        console.show_checks(report["gate"]["checks"])
-        inventory = report["scan"]
-        console.show(
-            f"{inventory['documents']} documents, {inventory['documents_without_spans']} without "
-            f"any span; {inventory['unmarked']} places look forgotten (see sani scan). "
-            f"{report['changes']['beyond_control']} occurrences are extractable from the sanitized "
-            "checkpoint and not from the base."
-        )
-        if inventory["quality"]:
-            recall = inventory["quality"]["recall"]
-            console.show(
-                f"Estimated recall of the scan: {recall['value']:.1%} ({recall['hits']} of "
-                f"{recall['trials']} direct gold identifiers found whole)."
-            )
-        holds = "holds" if result.gate_holds else "DOES NOT HOLD"
-        console.show(f"The gate {holds}. Report: {out / 'report.html'}")
+        _show_report(result.report, out)
         console.show(f"Checkpoint: {out / 'sanitized'}" + _warning(result.gate_holds))
     return 0 if result.gate_holds else GATE_FAILED
 
@@ -275,7 +257,8 @@ def audit(
     """Measure what a checkpoint recites of a corpus, beside the base as control."""
     from sani.corpus.readers import read_corpus
     from sani.pipeline import Documents, audit_models, read_others
-    from sani.reporting.sections import STAGE_NAMES, audit_sections
+    from sani.reporting.sections import audit_sections
+    from sani.reporting.words import STAGE_NAMES
 
     asked: dict[str, Any] = {"decoys": decoys, "swaps": swaps, "framing": framing}
     if samples or prompts:
@@ -546,6 +529,81 @@ def repair(
         f"{result.steps} steps over {result.tokens} tokens in {result.seconds:.0f} s. "
         f"Checkpoint: {out} (audit it before you trust it: sani audit)"
     )
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folder; two of them with --compare.")],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show two runs side by side; writes nothing.")
+    ] = False,
+    reveal: Annotated[
+        bool,
+        typer.Option(
+            "--reveal",
+            help="Also write what is still extractable in clear, for the owner of the records: "
+            "private/revealed.jsonl, mode 0600.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Render a finished run's report again; exit code 3 if its gate does not hold."""
+    if len(runs) != 1 + compare or (compare and reveal):
+        raise typer.BadParameter("give one run folder, or two with --compare (without --reveal)")
+    if compare:
+        raise typer.Exit(_compare_runs(runs[0], runs[1], as_json=as_json))
+    from sani.reporting.report import write_report
+    from sani.reporting.schema import read_report
+
+    folder = runs[0]
+    found = read_report(folder)
+    write_report(folder, found)
+    console.show_json(found) if as_json else _show_report(found, folder)
+    if reveal:
+        from sani.pipeline import reveal_run
+        from sani.runtime import quiet_libraries
+
+        quiet_libraries()
+        console.say(f"{reveal_run(folder)} holds identifiers in the clear (mode 0600)")
+    raise typer.Exit(0 if found["gate"]["holds"] else GATE_FAILED)
+
+
+def _compare_runs(first: Path, second: Path, *, as_json: bool) -> int:
+    from dataclasses import asdict
+
+    from sani.reporting.side_by_side import side_by_side
+
+    sections = side_by_side(first, second)
+    if as_json:
+        console.show_json([asdict(section) for section in sections])
+    else:
+        for section in sections:
+            console.show_section(section)
+    return 0
+
+
+def _show_report(report: dict[str, Any], folder: Path) -> None:
+    """The compact table, the gate, and where the rest stands."""
+    from sani.reporting.evidence import summary, untested
+
+    console.show_section(summary(report))
+    console.show_checks(report["gate"]["checks"])
+    inventory = report["scan"]
+    console.show(
+        f"{inventory['documents']} documents, {inventory['documents_without_spans']} without "
+        f"any span; {inventory['unmarked']} places look forgotten (see sani scan). "
+        f"{report['changes']['beyond_control']} occurrences are extractable from the sanitized "
+        "checkpoint and not from the base."
+    )
+    if inventory["quality"]:
+        recall = inventory["quality"]["recall"]
+        console.show(
+            f"Estimated recall of the scan: {recall['value']:.1%} ({recall['hits']} of "
+            f"{recall['trials']} direct gold identifiers found whole)."
+        )
+    console.show(f"Not tested: {'; '.join(untested(report))}.")
+    holds = "holds" if report["gate"]["holds"] else "DOES NOT HOLD"
+    console.show(f"The gate {holds}. Report: {folder / 'report.html'}")
 
 
 @app.command()

@@ -30,12 +30,13 @@ from sani.corpus.readers import read_corpus
 from sani.erasing.erase import erase
 from sani.errors import RecipeError, RunError
 from sani.gate import judge
-from sani.recipe import AuditSettings, Recipe, dump_recipe
+from sani.recipe import AuditSettings, Recipe, dump_recipe, load_recipe
 from sani.release import check_texts, is_current, write_release_files
 from sani.repairing.repair import repair
 from sani.reporting.compare import compare_audits, compare_pretraining
 from sani.reporting.report import build_report, write_report
-from sani.runfolder import RunFolder, open_run
+from sani.reporting.reveal import reveal
+from sani.runfolder import RECIPE, RunFolder, open_run
 from sani.scanning.detection import detect, estimate
 from sani.scanning.inventory import scan
 
@@ -227,6 +228,25 @@ def audit_models(
     }
 
 
+def reveal_run(path: Path) -> Path:
+    """Write what a finished run still recites, in clear, into its ``private/``.
+
+    Args:
+        path: The run folder; its corpus must still be where its recipe says.
+
+    Raises:
+        RunError: If the run is not finished, or the corpus changed since.
+        CorpusError: If the corpus cannot be read.
+    """
+    folder = RunFolder(path)
+    if not folder.finished("report") or not (folder.private / "key").is_file():
+        raise RunError(f"{path} is not a finished run with its private/; finish it with --resume")
+    folder.read_key()
+    recipe = load_recipe(path / RECIPE)
+    documents = _scan(recipe, folder, read_documents(recipe), lambda stage, done, total: None)
+    return reveal(folder, documents.corpus)
+
+
 def _scan(recipe: Recipe, folder: RunFolder, documents: Documents, on_step: OnStep) -> Documents:
     """The documents with what the scan finds; its findings are kept in the private part.
 
@@ -330,6 +350,7 @@ class _Job:
         settings = self._recipe.audit
         if corpus is not self._corpus:
             settings = settings.model_copy(update={"generation": None})
+        meter = runtime.EnergyMeter()
         result = audit(
             audited,
             corpus,
@@ -344,14 +365,14 @@ class _Job:
         if result.generation is not None:
             self._folder.save_arrays(f"{stage}-generation", result.generation.one_by_one)
         data = {**result.to_json(), "weights_digest": audited.weights_digest()}
-        self._folder.save(stage, data)
+        self._folder.save(stage, {**data, "energy_joules": meter.joules()})
 
     def erase(self) -> None:
         """Reset the selected neurons."""
         settings = self._recipe.erase
         if settings is None or self._folder.finished("erase"):
             return
-        checkpoint = self.latest()
+        checkpoint, meter = self.latest(), runtime.EnergyMeter()
         result = erase(
             checkpoint,
             settings,
@@ -362,14 +383,15 @@ class _Job:
             framing=self._framing(),
             seed=self._recipe.seed,
         )
-        self._keep("erase", checkpoint, {**asdict(result), "plan": result.plan.to_json()})
+        data = {**asdict(result), "plan": result.plan.to_json()}
+        self._keep("erase", checkpoint, {**data, "energy_joules": meter.joules()})
 
     def repair(self) -> None:
         """Fine-tune with the identifiers out of the loss; an interrupted repair goes on."""
         settings = self._recipe.repair
         if settings is None or self._folder.finished("repair"):
             return
-        checkpoint = self.latest()
+        checkpoint, meter = self.latest(), runtime.EnergyMeter()
         trainer = self._folder.private / "trainer"
         result = repair(
             checkpoint,
@@ -382,7 +404,8 @@ class _Job:
             folder=trainer,
             on_step=self._progress("repair"),
         )
-        self._keep("repair", checkpoint, asdict(result))
+        data = {**asdict(result), "energy_joules": meter.joules()}
+        self._keep("repair", checkpoint, data)
         shutil.rmtree(trainer, ignore_errors=True)
 
     def _keep(self, stage: str, checkpoint: Checkpoint, result: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from sani.checkpoint import CONFIG_FILES, TOKENIZER_FILES
 from sani.corpus.documents import ANNOTATION, TERM_SOURCE, Corpus
 from sani.errors import CheckpointError
-from sani.reporting.report import render
+from sani.reporting.card import model_card
 
 MANIFEST = "manifest.json"
 SHORTEST = 5
@@ -106,7 +106,7 @@ def write_release_files(
     Raises:
         CheckpointError: If an identifier stands in one of the folder's text files.
     """
-    (folder / "README.md").write_text(render(report, "card.md.jinja"), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(report), encoding="utf-8")
     manifest = {
         "schema_version": 1,
         "gate": report["gate"],

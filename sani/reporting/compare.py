@@ -53,7 +53,7 @@ def compare(before: Occurrences, after: Occurrences) -> Change:
     ):
         raise ValueError("the audits are of different occurrences")
     both = before.scored & after.scored
-    was, now = _extracted(before), _extracted(after)
+    was, now = extracted(before), extracted(after)
     return Change(cured=both & was & ~now, kept=both & was & now, new=both & ~was & now)
 
 
@@ -81,17 +81,17 @@ def onion(rounds: Sequence[Occurrences]) -> list[dict[str, Any]]:
         ``first_seen``, newly extractable occurrences that no earlier round gave.
     """
     found = []
-    ever = _extracted(rounds[0])
+    ever = extracted(rounds[0])
     for earlier, later in pairwise(rounds):
         change = compare(earlier, later)
         found.append({**change.to_json(), "first_seen": int((change.new & ~ever).sum())})
-        ever = ever | _extracted(later)
+        ever = ever | extracted(later)
     return found
 
 
 def beyond_control(after: Occurrences, control: Occurrences) -> Bools:
     """Which occurrences the sanitized model gives and the base does not, [n]."""
-    return after.scored & _extracted(after) & ~_extracted(control)
+    return after.scored & extracted(after) & ~extracted(control)
 
 
 def compare_audits(
@@ -151,5 +151,6 @@ def compare_pretraining(
     return {"audits": dict(audits), "changes": changes}
 
 
-def _extracted(audit: Occurrences) -> Bools:
+def extracted(audit: Occurrences) -> Bools:
+    """Which occurrences are greedily recited or (n, p)-discoverable, [n]."""
     return np.asarray(audit.greedy | audit.discoverable)

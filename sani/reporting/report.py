@@ -1,18 +1,20 @@
-"""The report of a run: result files in, JSON, Markdown, HTML and JUnit out. Never reads a model."""
+"""The report of a run: result files in, JSON, Markdown, HTML and JUnit out. Never reads a model.
+
+`build_report` counts and never renders; everything else is a function of what it returns, so that
+``report.json`` alone gives the same page again.
+"""
 
 from __future__ import annotations
 
-import html
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sani.auditing.generation import Hits
 from sani.auditing.membership import DocumentScores
@@ -22,17 +24,22 @@ from sani.checkpoint import write_text
 from sani.corpus.documents import Corpus
 from sani.gate import Check
 from sani.recipe import Recipe
+from sani.reporting.card import read_source_card
 from sani.reporting.compare import (
     beyond_control,
     compare,
     compare_audits,
     compare_pretraining,
 )
-from sani.reporting.sections import STAGE_NAMES, limits, number, sections, versions
+from sani.reporting.page import render
+from sani.reporting.schema import SCHEMA_VERSION
+from sani.reporting.spread import against_control, by_subject
+from sani.reporting.words import STAGE_NAMES, number
 from sani.runfolder import RunFolder
 
-SCHEMA_VERSION = 2
 MOST_LISTED = 50
+MOST_STEPS = 200
+MAP_BINS = 64
 _Arrays = TypeVar("_Arrays")
 
 NOT_TESTED = (
@@ -48,7 +55,11 @@ NOT_SAMPLED = "what the model recites when it is left to write (audit.generation
 def build_report(
     folder: RunFolder, recipe: Recipe, corpus: Corpus, checks: Sequence[Check]
 ) -> dict[str, Any]:
-    """Everything a run found, as ``report.json`` holds it; no identifier, no document id."""
+    """Everything a run found, as ``report.json`` holds it; no identifier, no document id.
+
+    Its shape is `sani.reporting.schema.Report`.
+    """
+    verdicts = _arrays(folder, "audit-{}", Occurrences)
     return {
         "schema_version": SCHEMA_VERSION,
         "gate": {
@@ -58,7 +69,7 @@ def build_report(
         "scan": folder.load("scan"),
         **compare_audits(
             _audits(folder, "audit"),
-            _arrays(folder, "audit-{}", Occurrences),
+            verdicts,
             _arrays(folder, "audit-{}-documents", DocumentScores),
             _arrays(folder, "audit-{}-generation", Hits),
             _searched(recipe, corpus),
@@ -68,13 +79,17 @@ def build_report(
         "pretraining": compare_pretraining(
             _audits(folder, "pretraining"), _arrays(folder, "pretraining-{}", Occurrences)
         ),
-        "changes": _changes(folder, corpus),
+        "changes": _changes(folder, corpus, verdicts),
+        "subjects": by_subject(verdicts, corpus, folder.digest),
+        "picture": against_control(verdicts, corpus),
         "erase": _erased(folder.load("erase")),
-        "repair": folder.load("repair"),
-        "audit_settings": recipe.audit.model_dump(mode="json"),
+        "repair": _repaired(folder.load("repair")),
+        "audit_settings": _without_paths(recipe.audit.model_dump()),
         "gate_settings": recipe.gate.model_dump(mode="json"),
         "not_asked": [name for name, limit in recipe.gate.model_dump().items() if limit is None],
         "corpus_limit": recipe.corpus.limit,
+        "recipe": _without_paths(recipe.model_dump()),
+        "source_card": read_source_card(recipe.model.path, recipe.model.base),
         "not_tested": [*NOT_TESTED, *([] if recipe.audit.generation else [NOT_SAMPLED])],
         "provenance": {
             "seed": recipe.seed,
@@ -98,23 +113,6 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
     write_text(folder / "junit.xml", junit(report))
 
 
-def render(report: dict[str, Any], template: str) -> str:
-    """A report as text, by one of the templates beside this module."""
-    environment = Environment(
-        loader=PackageLoader("sani.reporting"),
-        autoescape=lambda name: name is not None and ".html" in name,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = _cell
-    return environment.get_template(template).render(
-        report=report,
-        sections=[limits(report), *sections(report)],
-        versions=versions(report["provenance"]),
-    )
-
-
 def junit(report: dict[str, Any]) -> str:
     """One test case for each limit of the gate."""
     checks = report["gate"]["checks"]
@@ -130,35 +128,77 @@ def junit(report: dict[str, Any]) -> str:
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _cell(text: str) -> str:
-    """A label inside a Markdown table: nothing in it ends the cell or starts a tag."""
-    escaped = html.escape(text, quote=False)
-    return escaped.replace("|", "&#124;").replace("\n", " ").replace("\r", " ")
-
-
 def _erased(erase: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The erase, with numbers of neurons in place of their lists, which ``erase.json`` has."""
+    """The erase, with shares of stretches of neurons; ``erase.json`` has the neurons."""
     if erase is None:
         return None
+    plan = erase["plan"]
     entries = [
         {
             "layer": entry["layer"],
             "part": entry["part"],
             "neurons": len(entry["neurons"]),
             "of": entry["of"],
+            "map": _map(entry["neurons"], entry["of"]),
         }
-        for entry in erase["plan"]["entries"]
+        for entry in plan["entries"]
     ]
-    found = erase["plan"].get("found")
+    found = plan.get("found")
     if found is not None:
         found = {name: value for name, value in found.items() if name != "neurons"}
-    return {**erase, "plan": {**erase["plan"], "entries": entries, "found": found}}
+    return {
+        "plan": {
+            **{name: plan[name] for name in ("selector", "reset", "seed")},
+            "entries": entries,
+            "token_rows": plan.get("token_rows"),
+            "found": found,
+        },
+        **{name: erase[name] for name in ("changed_parameters", "fraction", "seconds")},
+        "energy_joules": erase.get("energy_joules"),
+    }
+
+
+def _map(neurons: Sequence[int], of: int) -> list[float]:
+    """Share of each stretch of neighbouring neurons that was reset, at most `MAP_BINS` of them."""
+    bins = min(MAP_BINS, of)
+    whole = np.bincount(np.arange(of) * bins // of, minlength=bins)
+    hit = np.bincount(np.asarray(neurons, dtype=np.int64) * bins // of, minlength=bins)
+    return [round(float(share), 3) for share in hit / whole]
+
+
+def _repaired(repair: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The repair, with means over neighbouring steps where there are more than `MOST_STEPS`."""
+    if repair is None:
+        return None
+    curve = repair["curve"]
+    width = max(1, -(-len(curve) // MOST_STEPS))
+    groups = [curve[start : start + width] for start in range(0, len(curve), width)]
+    return {
+        **{name: repair[name] for name in ("steps", "tokens", "seconds", "trained_fraction")},
+        "energy_joules": repair.get("energy_joules"),
+        "curve": [
+            {name: sum(entry[name] for entry in group) / len(group) for name in group[0]}
+            for group in groups
+        ],
+    }
+
+
+def _without_paths(value: Any) -> Any:
+    """Settings without places on a disk, whose names may tell who or where."""
+    if isinstance(value, Mapping):
+        return {name: _without_paths(inner) for name, inner in value.items()}
+    if isinstance(value, tuple):
+        return [_without_paths(inner) for inner in value]
+    place = isinstance(value, Path) or (isinstance(value, str) and "/" in value)
+    return "(a path)" if place else value
 
 
 def _audits(folder: RunFolder, name: str) -> dict[str, Any]:
     """The audits of one kind by stage."""
     return {
-        stage: data for stage in STAGE_NAMES if (data := folder.load(f"{name}-{stage}")) is not None
+        stage: {"energy_joules": None, **data}
+        for stage in STAGE_NAMES
+        if (data := folder.load(f"{name}-{stage}")) is not None
     }
 
 
@@ -177,9 +217,10 @@ def _arrays(folder: RunFolder, name: str, kind: type[_Arrays]) -> dict[str, _Arr
     }
 
 
-def _changes(folder: RunFolder, corpus: Corpus) -> dict[str, Any]:
+def _changes(
+    folder: RunFolder, corpus: Corpus, verdicts: Mapping[str, Occurrences]
+) -> dict[str, Any]:
     """Before against after, with what is still or newly extractable named by digest."""
-    verdicts = _arrays(folder, "audit-{}", Occurrences)
     after = verdicts["after"]
     change = compare(verdicts["before"], after)
     beyond = np.zeros_like(change.kept)

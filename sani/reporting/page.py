@@ -1,0 +1,42 @@
+"""A report as a page: sections and charts into the templates beside this module."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sani.reporting import attempts, evidence, process
+from sani.reporting.charts import draw
+from sani.reporting.sections import chapters
+
+
+def render(report: Mapping[str, Any], template: str) -> str:
+    """A report as text, by one of the templates; HTML escapes whatever it is given."""
+    environment = Environment(
+        loader=PackageLoader("sani.reporting"),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = _cell
+    return environment.get_template(template).render(
+        report=report,
+        verdict=evidence.VERDICTS[report["gate"]["holds"]],
+        summary=evidence.summary(report),
+        untested=evidence.untested(report),
+        limits=process.limits(report),
+        onion=attempts.rounds(report),
+        versions=process.versions(report),
+        chapters=chapters(report) if template == "report.html.jinja" else {},
+        charts=draw(report) if template == "report.html.jinja" else {},
+    )
+
+
+def _cell(text: str) -> str:
+    """A label inside a Markdown table: nothing in it ends the cell or starts a tag."""
+    escaped = html.escape(text, quote=False)
+    return escaped.replace("|", "&#124;").replace("\n", " ").replace("\r", " ")

@@ -1,0 +1,264 @@
+"""Sections on what was done: utility, scan, erase, repair, what it cost, where it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sani.reporting.words import Cells, Section, number, rate, stage_name
+
+
+def utility(report: Mapping[str, Any]) -> Section:
+    """What each checkpoint is good for."""
+    rows = [
+        (
+            stage_name(stage),
+            f"{audit['utility']['perplexity']:.3f}",
+            f"{audit['utility']['accuracy']:.3f}",
+            str(audit["utility"]["tokens"]),
+        )
+        for stage, audit in report["audits"].items()
+        if audit["utility"]
+    ]
+    return Section(
+        "utility",
+        "Utility, on held-out documents outside identifiers",
+        () if rows else ("Not measured: no held-out documents were given.",),
+        ("checkpoint", "perplexity", "next-token accuracy", "tokens"),
+        tuple(rows),
+    )
+
+
+def scan(report: Mapping[str, Any]) -> Section:
+    """What the corpus marks, and what is known of what it does not."""
+    found, quality = report["scan"], report["scan"]["quality"]
+    sources = ", ".join(f"{source} {count}" for source, count in found["sources"].items())
+    return Section(
+        "scan",
+        "What was looked for",
+        (
+            f"{found['documents']} documents of {found['subjects']} subjects, "
+            f"{found['occurrences']} occurrences of identifiers; "
+            f"{found['documents_without_spans']} documents mark none, and at {found['unmarked']} "
+            "places a marked direct identifier of the same subject stands unmarked. "
+            f"Found by: {sources}.",
+            _scan_quality(quality),
+        ),
+        ("label", "gold", "recall", "precision", "covered", "missed") if quality else (),
+        tuple(
+            (
+                label,
+                str(scores["strict"]["gold"]),
+                _share(scores["strict"]["recall"]),
+                _share(scores["strict"]["precision"]),
+                _share(scores["covered"]["recall"]),
+                str(quality["missed"].get(label, 0)),
+            )
+            for label, scores in quality["labels"].items()
+        )
+        if quality
+        else (),
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _scan_quality(quality: Mapping[str, Any] | None) -> str:
+    if quality is None:
+        return (
+            "Estimated recall of the scan: unknown (no gold sample was given). What it missed was "
+            "trained on as ordinary text."
+        )
+    return (
+        f"Estimated recall of the scan: {rate(quality['recall'])} of the direct identifiers in "
+        f"{quality['documents']} gold documents were found whole, "
+        f"{quality['missed_per_document']:.2f} missed a document; "
+        f"{quality['recall_char_direct']:.1%} of their characters."
+    )
+
+
+def changes(report: Mapping[str, Any]) -> Iterator[Section]:
+    """What was erased and how the repair went."""
+    erase, repair = report["erase"], report["repair"]
+    if erase:
+        plan = erase["plan"]
+        yield Section(
+            "erase",
+            "What was erased",
+            (
+                f"{erase['changed_parameters']} parameters ({100 * erase['fraction']:.1f} %) "
+                f"reset, selector {plan['selector']['kind']}, reset {plan['reset']}, seed "
+                f"{plan['seed']}. erase.json names every neuron.",
+                *_token_rows(plan["token_rows"]),
+            ),
+            ("layer", "part", "neurons or heads reset", "of", "share"),
+            tuple(
+                (
+                    str(entry["layer"]),
+                    entry["part"],
+                    str(entry["neurons"]),
+                    str(entry["of"]),
+                    f"{entry['neurons'] / entry['of']:.1%}",
+                )
+                for entry in plan["entries"]
+            ),
+        )
+        if plan["found"]:
+            yield _privacy_neurons(plan["found"])
+    if repair:
+        curve = repair["curve"]
+        terms = [name for name in curve[0] if name != "step"] if curve else []
+        shown = curve[:: max(1, -(-len(curve) // 12))]
+        if curve and curve[-1] is not shown[-1]:
+            shown = [*shown, curve[-1]]
+        yield Section(
+            "repair",
+            "How the repair went",
+            (
+                f"{repair['steps']} steps over {repair['tokens']} tokens in "
+                f"{repair['seconds']:.0f} s; {100 * repair['trained_fraction']:.1f} % of the "
+                "parameters were trained. Loss in nats; repair.json has every step.",
+            ),
+            ("step", *terms),
+            tuple(
+                (f"{entry['step']:.0f}", *(number(entry[term]) for term in terms))
+                for entry in shown
+            ),
+        )
+
+
+def _token_rows(rows: Mapping[str, Any] | None) -> Iterator[str]:
+    if rows:
+        tied = "one tied tensor" if rows["tied"] else "not tied"
+        yield (
+            f"Rows of {rows['rows']} of {rows['of']} tokens that only identifiers have were reset "
+            f"in embedding and head ({tied})."
+        )
+
+
+def _privacy_neurons(found: Mapping[str, Any]) -> Section:
+    rises = ", ".join(f"{label} {rise:.2f}" for label, rise in found["labels"].items())
+    return Section(
+        "privacy-neurons",
+        "Where the privacy neurons lie",
+        (
+            "Learned masks closed these neurons and heads, in the layers that erase was asked to "
+            "choose from. Closing all of them raises the loss of each label by, in nats per token: "
+            f"{rises}. A neuron is specific to a label if more than half of its rises is that "
+            "label's.",
+        ),
+        ("layer", "part", "closed", "of", "specific to a label"),
+        tuple(
+            (
+                str(row["layer"]),
+                row["part"],
+                str(row["closed"]),
+                str(row["of"]),
+                ", ".join(f"{label} {count}" for label, count in row["specific"].items()) or "none",
+            )
+            for row in found["layers"]
+        ),
+    )
+
+
+def cost(report: Mapping[str, Any]) -> Section:
+    """Seconds, tokens and energy of each stage; reading and writing files is not counted."""
+    stages: dict[str, Mapping[str, Any]] = {
+        **{f"audit, {stage_name(stage)}": a for stage, a in report["audits"].items()},
+        **{name: report[name] for name in ("erase", "repair") if report[name]},
+    }
+    energies = [stage["energy_joules"] for stage in stages.values()]
+    rows: list[Cells] = [
+        (name, f"{stage['seconds']:.1f}", str(stage.get("tokens") or "-"), _energy(energy))
+        for (name, stage), energy in zip(stages.items(), energies, strict=True)
+    ]
+    known = [energy for energy in energies if energy is not None]
+    seconds = sum(stage["seconds"] for stage in stages.values())
+    whole = sum(known) if len(known) == len(energies) else None
+    rows.append(("all stages", f"{seconds:.1f}", "-", _energy(whole)))
+    return Section(
+        "cost",
+        "What it cost",
+        (
+            "Wall time of each stage and tokens of the corpus it read, over all epochs. "
+            + (
+                "Energy is what the machine's own meters say of the whole machine meanwhile."
+                if known
+                else "Energy: unknown; this machine does not tell."
+            ),
+        ),
+        ("stage", "seconds", "tokens", "energy"),
+        tuple(rows),
+    )
+
+
+def _energy(joules: float | None) -> str:
+    return "unknown" if joules is None else f"{joules / 3600:.3g} Wh"
+
+
+def provenance(report: Mapping[str, Any]) -> Section:
+    """What to compare another run with."""
+    found = report["provenance"]
+    weights = {
+        f"weights, {stage_name(stage)} (SHA-256)": audit["weights_digest"]
+        for stage, audit in report["audits"].items()
+    }
+    rows = {
+        "recipe (digest keyed to this run)": found["recipe_digest"],
+        "corpus (digest keyed to this run)": found["corpus_digest"],
+        **weights,
+        "seed": str(found["seed"]),
+        "python": found["python"],
+        **found["versions"],
+        **dict(leaves(report["recipe"], "recipe")),
+    }
+    return Section(
+        "provenance",
+        "Where it came from",
+        (
+            "Same recipe, data, seed and machine: same weights. Paths are left out here; "
+            "recipe.resolved.yaml in the run folder has them.",
+        ),
+        ("what", "value"),
+        tuple(rows.items()),
+    )
+
+
+def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(dotted path, value in words) of every setting."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from leaves(inner, f"{path}.{name}")
+    elif isinstance(value, list):
+        yield path, ", ".join(map(str, value))
+    else:
+        yield path, "none" if value is None else str(value)
+
+
+def limits(report: Mapping[str, Any]) -> Section:
+    """The gate, limit by limit."""
+    return Section(
+        "limits",
+        "Limits of the gate",
+        (),
+        ("limit", "measured", "allowed", "holds", "why"),
+        tuple(
+            (
+                check["name"],
+                number(check["measured"]),
+                ("at least " if check["at_least"] else "at most ") + number(check["limit"]),
+                "yes" if check["holds"] else "NO",
+                check["why"],
+            )
+            for check in report["gate"]["checks"]
+        ),
+    )
+
+
+def versions(report: Mapping[str, Any]) -> str:
+    """Versions and seed in one line."""
+    provenance = report["provenance"]
+    found = [f"{name} {number}" for name, number in provenance["versions"].items()]
+    return f"Versions: {', '.join(found)}; seed {provenance['seed']}."

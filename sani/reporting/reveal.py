@@ -1,0 +1,81 @@
+"""Clear values for the owner of the records, inside ``private/`` and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sani.auditing.occurrences import Occurrences
+from sani.corpus.documents import Corpus
+from sani.errors import RunError
+from sani.reporting.compare import beyond_control, compare
+from sani.runfolder import RunFolder
+
+FILE = "revealed.jsonl"
+
+
+def reveal(folder: RunFolder, corpus: Corpus) -> Path:
+    """Write every occurrence that can still be extracted, with its value, mode 0600.
+
+    Args:
+        folder: A finished run.
+        corpus: The documents that it audited.
+
+    Returns:
+        The file: a line an occurrence, with the digests by which the report names it and its
+        subject.
+
+    Raises:
+        RunError: If the run is not finished or the file cannot be written.
+    """
+    verdicts = {
+        stage: folder.load_arrays(f"audit-{stage}", Occurrences)
+        for stage in ("before", "after", "base")
+    }
+    before, after, base = verdicts["before"], verdicts["after"], verdicts["base"]
+    if before is None or after is None:
+        raise RunError(f"{folder.path} is not a finished run; finish it with --resume")
+    change = compare(before, after)
+    beyond = beyond_control(after, base) if base else np.zeros_like(change.kept)
+    rows = [
+        {
+            **_clear(folder, corpus, int(after.document[index]), int(after.span[index])),
+            "greedy": bool(after.greedy[index]),
+            "newly_extractable": bool(change.new[index]),
+            "not_from_the_base": bool(beyond[index]) if base else None,
+        }
+        for index in np.flatnonzero(change.kept | change.new | beyond)
+    ]
+    place = folder.private / FILE
+    partial = place.with_name(f".{FILE}.partial")
+    try:
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        os.replace(partial, place)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder.private} ({error.strerror}); free space") from None
+    return place
+
+
+def _clear(folder: RunFolder, corpus: Corpus, number: int, span_number: int) -> dict[str, Any]:
+    document = corpus[number]
+    span = document.spans[span_number]
+    value = document.value(span)
+    return {
+        "document": number,
+        "id": document.id,
+        "subject_id": document.subject_id,
+        "subject": folder.digest(f"subject\x00{document.subject_id}"),
+        "label": span.label,
+        "kind": span.kind,
+        "digest": folder.digest(f"{span.label}\x00{value}"),
+        "start": span.start,
+        "end": span.end,
+        "value": value,
+    }

@@ -1,0 +1,323 @@
+"""The shape of ``report.json``: every field, its type, and nothing else.
+
+``report.schema.json`` beside this module is written from it (``python -m sani.reporting.schema``).
+The version goes up when a field is renamed, removed or means something else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sani.auditing.audit import Figures, Utility
+from sani.auditing.generation import Beyond, Recited
+from sani.auditing.membership import Membership
+from sani.checkpoint import write_text
+from sani.corpus.documents import Kind
+from sani.errors import RunError
+from sani.gate import Check
+from sani.rates import Rate
+from sani.recipe import AuditSettings, GateSettings
+from sani.scanning.inventory import LabelCount
+
+SCHEMA_VERSION = 3
+PLACE = Path(__file__).with_name("report.schema.json")
+Stage = Literal["base", "before", "erased", "after"]
+Counts = dict[str, int]
+
+
+class Part(BaseModel):
+    """Base of all parts: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Gate(Part):
+    """The verdict, and each limit."""
+
+    holds: bool
+    checks: list[Check]
+
+
+class Tally(Part):
+    """Entities or characters compared with gold ones."""
+
+    gold: int
+    found: int
+    gold_found: int
+    found_gold: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+class Quality(Part):
+    """How good the scan is, estimated on gold documents."""
+
+    documents: int
+    recall: Rate
+    recall_char_direct: float | None
+    precision_char: float | None
+    recall_char: float | None
+    missed_per_document: float | None
+    missed: Counts
+    labels: dict[str, dict[Literal["strict", "overlapping", "characters", "covered"], Tally]]
+
+
+class Scan(Part):
+    """What the corpus marks."""
+
+    documents: int
+    subjects: int
+    occurrences: int
+    documents_without_spans: int
+    unmarked: int
+    sources: Counts
+    labels: dict[str, LabelCount]
+    quality: Quality | None
+    digest: str
+
+
+class Generation(Part):
+    """What sampling brought up."""
+
+    framing: str
+    searched: int
+    too_short: Counts
+    new_tokens: int
+    seconds: float
+    recited: dict[str, Recited]
+    beyond: Beyond | None = None
+
+
+class Audit(Part):
+    """What one checkpoint recites; `sani.auditing.audit.AuditResult` says what each field means."""
+
+    framing: str
+    framings_tried: dict[str, Rate]
+    figures: dict[str, Figures]
+    jointly: dict[str, Figures] | None
+    unscored: Counts
+    without_decoys: int
+    utility: Utility | None
+    membership: Membership | None
+    tokens: int
+    seconds: float
+    energy_joules: float | None
+    generation: Generation | None
+    weights_digest: str
+
+
+class Change(Part):
+    """What became of occurrences between two checkpoints, with the paired test's p."""
+
+    cured: int
+    kept: int
+    new: int
+    p_value: float | None
+
+
+class Round(Change):
+    """One stage; `sani.reporting.compare.onion`."""
+
+    source: Stage = Field(alias="from")
+    to: Stage
+    first_seen: int
+
+
+class Pretraining(Part):
+    """Audits of documents that only the base may have seen."""
+
+    audits: dict[Stage, Audit]
+    changes: dict[Stage, Change]
+
+
+class Named(Part):
+    """An occurrence, by the digest of its value."""
+
+    document: int
+    label: str
+    kind: Kind
+    digest: str
+
+
+class Changes(Change):
+    """Before against after, occurrence by occurrence."""
+
+    beyond_control: int
+    beyond_control_listed: list[Named]
+    kept_listed: list[Named]
+    new_listed: list[Named]
+
+
+class Subject(Part):
+    """One subject, by digest."""
+
+    digest: str
+    occurrences: int
+    extractable: dict[Stage, int]
+    auc: float | None
+
+
+class SubjectsOfKind(Part):
+    """Subjects in each class, by stage, and the worst ten."""
+
+    distribution: dict[Stage, list[int]]
+    worst: list[Subject]
+
+
+class Subjects(Part):
+    """`sani.reporting.spread.by_subject`."""
+
+    classes: list[str]
+    kinds: dict[Kind, SubjectsOfKind]
+
+
+class Cells(Part):
+    """Binned log-probabilities: column, row, occurrences."""
+
+    occurrences: int
+    median: float | None
+    median_against: float | None
+    above: int
+    below: int
+    cells: list[tuple[int, int, int]]
+
+
+class Picture(Part):
+    """`sani.reporting.spread.against_control`."""
+
+    against: Stage
+    low: float
+    bins: int
+    kinds: dict[Kind, dict[Stage, Cells]]
+
+
+class Entry(Part):
+    """What was reset in one part of one layer; ``map`` has the share of each stretch of it."""
+
+    layer: int
+    part: str
+    neurons: int
+    of: int
+    map: list[float]
+
+
+class Plan(Part):
+    """The rule of the erase and what it chose."""
+
+    selector: dict[str, Any]
+    reset: str
+    seed: int
+    entries: list[Entry]
+    token_rows: dict[str, Any] | None
+    found: dict[str, Any] | None
+
+
+class Erase(Part):
+    """The first stage."""
+
+    plan: Plan
+    changed_parameters: int
+    fraction: float
+    seconds: float
+    energy_joules: float | None
+
+
+class Repair(Part):
+    """The second stage; losses of the curve in nats."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    trained_fraction: float
+    energy_joules: float | None
+    curve: list[dict[str, float]]
+
+
+class SourceCard(Part):
+    """What the cards of the checkpoint and of its base say of themselves."""
+
+    base_model: str | None
+    license: str | None
+    license_name: str | None
+    license_link: str | None
+    language: list[str]
+
+
+class Provenance(Part):
+    """Seed, versions, digests keyed to the run."""
+
+    seed: int
+    python: str
+    versions: dict[str, str]
+    recipe_digest: str
+    corpus_digest: str
+
+
+class Report(Part):
+    """``report.json``."""
+
+    schema_version: Literal[3]
+    gate: Gate
+    scan: Scan
+    audits: dict[Stage, Audit]
+    rounds: list[Round]
+    pretraining: Pretraining
+    changes: Changes
+    subjects: Subjects
+    picture: Picture
+    erase: Erase | None
+    repair: Repair | None
+    audit_settings: AuditSettings
+    gate_settings: GateSettings
+    not_asked: list[str]
+    corpus_limit: int | None
+    recipe: dict[str, Any]
+    source_card: SourceCard
+    not_tested: list[str]
+    provenance: Provenance
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of ``report.json``."""
+    schema = Report.model_json_schema(by_alias=True, mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a finished run.
+
+    Raises:
+        RunError: If there is none, or it is not of this version's shape.
+    """
+    place = folder / "report.json"
+    try:
+        text = place.read_text(encoding="utf-8")
+        data: dict[str, Any] = json.loads(text)
+        version = data.get("schema_version")
+    except FileNotFoundError:
+        raise RunError(f"{folder} holds no report.json; finish the run with --resume") from None
+    except (OSError, ValueError, AttributeError):
+        raise RunError(f"{place} cannot be read as JSON; make it again with --resume") from None
+    if version != SCHEMA_VERSION:
+        raise RunError(
+            f"{place} has schema_version {version!r:.20}, this sani reads {SCHEMA_VERSION}; make "
+            "it again with sani run --resume"
+        )
+    try:
+        Report.model_validate_json(text)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
+        raise RunError(
+            f"{place}: {error.error_count()} fields do not fit the schema, the first is {where}; "
+            "make it again with sani run --resume"
+        ) from None
+    return data
+
+
+if __name__ == "__main__":
+    write_text(PLACE, json.dumps(json_schema(), indent=1) + "\n")
