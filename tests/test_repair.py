@@ -200,6 +200,18 @@ def test_only_the_last_layers_are_trained_where_that_is_asked(config):
     assert not sick.model.training
 
 
+@pytest.mark.parametrize("config", [llama, gpt2])
+def test_asking_for_all_layers_or_more_trains_all_layers(config):
+    for last_layers in (2, 9):
+        sick, before = checkpoint(config()), weights(checkpoint(config()))
+        result = repair(sick, corpus_of(), settings_of(last_layers=last_layers))
+        after = weights(sick)
+        still = {name for name in before if torch.equal(before[name], after[name])}
+        embeddings = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
+        assert still == {name for name in before if name.endswith(embeddings)}
+        assert result.kept_states == "none"
+
+
 def identifier_facts(sick, base, corpus):
     """Mean probability of the identifiers, and KL to the base there."""
     probability, divergence, tokens = 0.0, 0.0, 0
@@ -566,6 +578,9 @@ def test_a_corpus_of_nothing_but_spans_is_refused():
     message = "no token stands outside a span: there is nothing to train on"
     assert refusal(sick, full, settings_of()) == message
     assert refusal(sick, full, settings_of(ANCHOR), base=checkpoint(seed=2)) == message
+    assert refusal(sick, full, settings_of(last_layers=1)) == message
+    decoys = AnchorObjective(kind="anchor", to="decoys")
+    assert refusal(sick, full, settings_of(decoys)) == message
     assert sick.weights_digest() == digest
 
 

@@ -93,7 +93,9 @@ class Examples:
     @property
     def has_ordinary_tokens(self) -> bool:
         """Whether there is anything to train on."""
-        return any(False in item.in_span() for item in self._encoded)
+        if self._changing:
+            return any(False in item.in_span() for item in self._encoded)
+        return any(bool(batch.ordinary.any()) for batch in self._batches)
 
     @property
     def num_tokens(self) -> int:
@@ -170,7 +172,7 @@ class Examples:
         """Where states are kept: what was asked for, or what has room."""
         asked = self._settings.kept_states
         skill = self._settings.keep_skill > 0
-        if self._changing or asked == "none" or not (self._frozen or skill):
+        if not self._batches or asked == "none" or not (self._frozen or skill):
             return "none"
         if self._frozen is not None and not self._skips_exactly(self._batches[-1]):
             return "none"

@@ -267,7 +267,7 @@ def _prepared(
     layout = Layout(model.config, shapes)
     last = min(settings.last_layers or layout.num_layers, layout.num_layers)
     prefixes = layout.trained_prefixes(last)
-    frozen = frozen_part(model, layout, last) if settings.last_layers else None
+    frozen = frozen_part(model, layout, last) if last < layout.num_layers else None
     adapted = None
     if settings.adapter is not None:
         linear = [
