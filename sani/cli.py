@@ -107,6 +107,7 @@ def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
 
     with console.reporter() as on_step:
         result = run_recipe(settings, out, resume=resume, on_step=on_step)
+    _say_left_behind(settings.model.path)
     report = result.report
     if as_json:
         console.show_json(report)
@@ -130,6 +131,14 @@ def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
         console.show(f"The gate {holds}. Report: {out / 'report.html'}")
         console.show(f"Checkpoint: {out / 'sanitized'}" + _warning(result.gate_holds))
     return 0 if result.gate_holds else GATE_FAILED
+
+
+def _say_left_behind(model: Path) -> None:
+    from sani.hygiene import left_behind
+
+    found = ", ".join(f"{kind} ({count})" for kind, count in left_behind(model).items())
+    if found:
+        console.say(f"Left behind in {model}: {found}")
 
 
 def _warning(gate_holds: bool) -> str:
@@ -379,6 +388,7 @@ def erase(
         return
     result = apply_(checkpoint, plan, base=load_checkpoint(base) if base else None)
     save_checkpoint(checkpoint, out)
+    _say_left_behind(model)
     console.show(
         f"{plan.num_neurons} neurons and heads in {len({e.layer for e in plan.entries})} layers "
         f"reset ({result.fraction:.1%} of the parameters). Checkpoint: {out}"
@@ -436,10 +446,51 @@ def repair(
             on_step=partial(on_step, "repair"),
         )
     save_checkpoint(checkpoint, out)
+    _say_left_behind(model)
     console.show(
         f"{result.steps} steps over {result.tokens} tokens in {result.seconds:.0f} s. "
         f"Checkpoint: {out} (audit it before you trust it: sani audit)"
     )
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder that sani run wrote as sanitized/.")],
+    key: Annotated[
+        Path | None, typer.Option(help="Public key (PEM): the signature must be valid.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Hash a released checkpoint again; exit code 3 if it is not as its manifest says."""
+    from dataclasses import asdict
+
+    from sani.manifest import verify as verify_folder
+
+    found = verify_folder(folder, public_key=key)
+    if as_json:
+        console.show_json(asdict(found))
+    else:
+        for what in ("added", "missing", "changed"):
+            for name in getattr(found, what):
+                console.show(f"{what}: {name}")
+        console.show(
+            f"{found.files} files in the manifest: {len(found.added)} added, "
+            f"{len(found.missing)} missing, {len(found.changed)} changed. "
+            f"Signature: {found.signature}. "
+            f"The gate of the run {'held' if found.gate_holds else 'DID NOT HOLD'}."
+        )
+    raise typer.Exit(0 if found.holds else GATE_FAILED)
+
+
+@app.command()
+def sign(
+    folder: Annotated[Path, typer.Argument(help="Folder that sani run wrote as sanitized/.")],
+    key: Annotated[Path, typer.Option(help="Private key (PEM, elliptic curve).")],
+) -> None:
+    """Sign a released checkpoint with a key of your own (pip install 'sani-llm[sign]')."""
+    from sani.manifest import sign as sign_folder
+
+    console.show(f"Signature: {sign_folder(folder, key)}")
 
 
 @app.command()
