@@ -14,6 +14,7 @@ from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.errors import SaniError, SelectionError
 from sani.families import Layout
+from sani.hygiene import left_behind
 from sani.pipeline import check_base, read_documents
 from sani.recipe import AllSelector, Recipe
 from sani.scanning.detection import asked_of, load_detector
@@ -97,7 +98,8 @@ def _model(path: Path) -> str:
         ) from None
     return (
         f"{layout.num_layers} layers, {_parameters(shapes):,} parameters, "
-        f"{len(tokenizer):,} tokens in the vocabulary"
+        f"{len(tokenizer):,} tokens in the vocabulary; {sum(left_behind(path).values())} entries "
+        "of the folder are left behind"
     )
 
 
