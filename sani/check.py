@@ -12,6 +12,7 @@ from typing import Any
 from sani.checkpoint import check_folder
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
+from sani.environment import free_memory
 from sani.errors import SaniError, SelectionError
 from sani.families import Layout
 from sani.hygiene import left_behind
@@ -154,8 +155,7 @@ def _disk(recipe: Recipe, out: Path) -> str:
 def _memory(recipe: Recipe) -> str:
     _, shapes = _layout(recipe.model.path)
     needed = TRAINING_COPIES * 4 * _parameters(shapes)
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return _enough("in memory, activations not counted", needed, available)
+    return _enough("in memory, activations not counted", needed, free_memory())
 
 
 def _enough(where: str, needed: int, there: int) -> str:

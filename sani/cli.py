@@ -6,8 +6,11 @@ Heavy libraries are imported inside the commands, so that `sani --help` answers 
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -454,6 +457,49 @@ def repair(
 
 
 @app.command()
+def init(
+    model: Model,
+    corpus: CorpusOption,
+    base: Base = None,
+    held_out: HeldOut = None,
+    out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
+    no_time: Annotated[bool, typer.Option("--no-time", help="Do not measure the time.")] = False,
+) -> None:
+    """Write a commented recipe fitted to a model and a corpus."""
+    from sani.init import duration, fit, write_recipe
+
+    if out.exists():
+        raise SaniError(f"--out {out} is there already; choose another file")
+    with console.reporter() as on_step:
+        found = fit(
+            model, corpus, base=base, held_out=held_out, measure=not no_time, on_step=on_step
+        )
+    write_recipe(out, found, model=model, corpus=corpus, base=base, held_out=held_out)
+    takes = "" if found.seconds is None else f" A run takes {duration(found.seconds)}."
+    console.show(f"Recipe: {out}.{takes} Next: sani run {out} --check")
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Print what this machine can do: device, memory, versions, the largest model."""
+    from sani.environment import describe_environment
+
+    found = describe_environment(Path.cwd())
+    if as_json:
+        console.show_json(found)
+    else:
+        console.show_table("This machine", ["what", "found"], [list(row) for row in found.items()])
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from sani.recipe import Recipe
+
+    console.show_json(Recipe.model_json_schema())
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder that sani run wrote as sanitized/.")],
     key: Annotated[
@@ -536,6 +582,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     # Threads that spin while they wait cost a shared machine up to ten times the work itself.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    usual_hook, sys.unraisablehook = sys.unraisablehook, _ignored
     try:
         code = app(args=arguments, standalone_mode=False)
     except SaniError as error:
@@ -549,10 +596,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = stop.exit_code
     except Exception as error:
         return _unexpected(error)
+    finally:
+        sys.unraisablehook = usual_hook
     if code == _INTERRUPTED:
         console.say("interrupted; a run goes on with --resume")
         return 1
     return int(code or 0)
+
+
+def _ignored(found: Any) -> None:
+    """Where Python can raise nothing (a destructor): a Ctrl-C comes again, no text is printed."""
+    if issubclass(found.exc_type, KeyboardInterrupt):
+        again = (threading.main_thread().ident, signal.SIGINT)
+        threading.Timer(0.1, signal.pthread_kill, again).start()
 
 
 def _unexpected(error: Exception) -> int:
@@ -562,6 +618,13 @@ def _unexpected(error: Exception) -> int:
         return int(usage)
     if os.environ.get("SANI_DEBUG"):
         raise error
+    reason = _disk_trouble(error)
+    if reason is not None:
+        console.say(
+            f"error: a file could not be written or read ({reason}); free space or look at the "
+            "rights, then go on with --resume"
+        )
+        return 1
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -571,3 +634,21 @@ def _unexpected(error: Exception) -> int:
         "its text is not shown because it may quote a record (SANI_DEBUG=1 shows it)"
     )
     return 1
+
+
+_DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
+)  # fmt: skip
+# How safetensors and torch put it, which have no such number.
+_DISK_TEXTS = ("No space left on device", "StorageFull", "File too large", "inline_container.cc")
+
+
+def _disk_trouble(error: BaseException | None) -> str | None:
+    """What the disk said, if it is behind this error; never a file's name."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return error.strerror
+        if any(text in str(error) for text in _DISK_TEXTS):
+            return "No space left on device"
+        error = error.__cause__ or error.__context__
+    return None
