@@ -35,10 +35,9 @@ def describe_environment(folder: Path) -> dict[str, str]:
         "disk": f"{_gib(shutil.disk_usage(folder).free)} free",
         "network": "never used: models and documents are read from local folders",
     }
-    room = free_memory()
+    room = device_memory()
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
-        room = torch.cuda.mem_get_info(0)[0]
         found["device"] = (
             f"{torch.cuda.device_count()} x {gpu.name}, {_gib(room)} free of "
             f"{_gib(gpu.total_memory)}; the first one is used"
@@ -55,6 +54,13 @@ def describe_environment(folder: Path) -> dict[str, str]:
 def free_memory() -> int:
     """Bytes that a program can get without swapping: what caches hold counts as free."""
     return int(psutil.virtual_memory().available)
+
+
+def device_memory() -> int:
+    """Bytes that are free where models are held: on the accelerator, if there is one."""
+    import torch
+
+    return int(torch.cuda.mem_get_info(0)[0]) if torch.cuda.is_available() else free_memory()
 
 
 def _extra(name: str, extra: str) -> str:

@@ -23,6 +23,7 @@ from sani.checkpoint import Checkpoint, architecture_difference, load_checkpoint
 from sani.corpus.documents import Corpus, Span
 from sani.corpus.readers import read_corpus
 from sani.encoding import encode
+from sani.environment import REPAIR_BYTES, device_memory
 from sani.errors import RecipeError
 from sani.families import family_of
 from sani.pipeline import read_others
@@ -52,6 +53,7 @@ class Fit:
         tokens: Tokens of all documents.
         longest: Tokens of the longest document.
         seconds: Estimate of a whole run on this machine; None where it was not measured.
+        fits: Whether the memory suffices for the repair, activations not counted.
     """
 
     family: str
@@ -65,6 +67,7 @@ class Fit:
     tokens: int
     longest: int
     seconds: float | None
+    fits: bool = True
 
 
 def fit(
@@ -99,11 +102,13 @@ def fit(
     difference = control and architecture_difference(checkpoint, control)
     if difference:
         raise RecipeError(f"--base does not fit the model, so it is no control: {difference}")
+    parameters = sum(tensor.numel() for tensor in checkpoint.model.parameters())
+    fits = REPAIR_BYTES * parameters <= device_memory()
     lengths = [len(encoded.ids) for encoded in encode(documents, checkpoint.tokenizer)]
     return Fit(
         family=config.model_type,
         layers=config.num_hidden_layers,
-        parameters=sum(tensor.numel() for tensor in checkpoint.model.parameters()),
+        parameters=parameters,
         vocabulary=len(checkpoint.tokenizer),
         context=checkpoint.context_tokens,
         documents=len(documents),
@@ -111,7 +116,12 @@ def fit(
         occurrences=dict(Counter(s.kind for document in documents for s in document.spans)),
         tokens=sum(lengths),
         longest=max(lengths),
-        seconds=_estimate(checkpoint, control, documents, lengths, on_step) if measure else None,
+        seconds=(
+            _estimate(checkpoint, control, documents, lengths, on_step)
+            if measure and fits
+            else None
+        ),
+        fits=fits,
     )
 
 
@@ -185,7 +195,12 @@ def _lines(
     yield f"# First:  sani scan {_in_shell(corpus)}"
     yield f"#         sani run {_in_shell(path)} --check"
     yield f"# Run:    sani run {_in_shell(path)} --out {_in_shell(Path('runs') / path.stem)}"
-    if found.seconds is not None:
+    if not found.fits:
+        yield (
+            "# Memory: too little here: the repair needs "
+            f"{REPAIR_BYTES * found.parameters:,} bytes and more"
+        )
+    elif found.seconds is not None:
         yield f"# Takes:  {duration(found.seconds)} on this machine, from a few steps of each stage"
     yield "version: 1"
     yield "seed: 0"

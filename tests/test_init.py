@@ -49,7 +49,8 @@ def init(job: Path, out: Path, *options: object) -> int:
                  str(out), *map(str, options)])  # fmt: skip
 
 
-def test_the_recipe_fits_the_model_and_the_corpus_and_runs(job, tmp_path, capsys):
+def test_the_recipe_fits_the_model_and_the_corpus_and_runs(job, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sani.init.MEASURED_SECONDS", 0.1)
     out = tmp_path / "mine.yaml"
     assert init(job, out, "--base", job / "base", "--held-out", job / "held_out.jsonl") == 0
     assert capsys.readouterr().out == (
@@ -141,6 +142,16 @@ def test_what_does_not_fit_is_said_before_a_recipe_is_written(job, tmp_path, cap
         assert init(job, out, *options) == 1
         assert sentence in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_model_that_does_not_fit_is_not_trained_to_measure_it(job, tmp_path, monkeypatch):
+    out = tmp_path / "mine.yaml"
+    monkeypatch.setattr("sani.init.device_memory", lambda: 10**6)
+    monkeypatch.setattr("sani.init.repair", None)
+    assert init(job, out) == 0
+    assert "# Memory: too little here: the repair needs 1," in out.read_text()
+    assert "Takes" not in out.read_text()
+    load_recipe(out)
 
 
 def test_times_are_said_as_people_do():
