@@ -12,8 +12,10 @@ from typing import Any
 from sani.checkpoint import check_folder, is_adapter, weight_files
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
+from sani.environment import free_memory
 from sani.erasing.resets import check_biases
 from sani.errors import SaniError, SelectionError
+from sani.hygiene import left_behind
 from sani.layout import Layout
 from sani.pipeline import check_base, read_documents
 from sani.recipe import AllSelector, ModelSettings, Recipe
@@ -101,7 +103,8 @@ def _model(model: ModelSettings) -> str:
         ) from None
     return (
         f"{layout.num_layers} layers, {_parameters(shapes):,} parameters, "
-        f"{len(tokenizer):,} tokens in the vocabulary"
+        f"{len(tokenizer):,} tokens in the vocabulary; {sum(left_behind(path).values())} entries "
+        "of the folder are left behind"
     )
 
 
@@ -159,8 +162,7 @@ def _disk(recipe: Recipe, out: Path) -> str:
 def _memory(recipe: Recipe) -> str:
     _, shapes = _layout(recipe.model.path, recipe.model.base)
     needed = TRAINING_COPIES * 4 * _parameters(shapes)
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return _enough("in memory, activations not counted", needed, available)
+    return _enough("in memory, activations not counted", needed, free_memory())
 
 
 def _enough(where: str, needed: int, there: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -100,9 +101,15 @@ def check_folder(path: Path | str, *, base: Path | str | None = None) -> Path:
     path = Path(path)
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
+        hub = ""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.exists():
+            hub = (
+                f". If it is a name on the Hugging Face hub: hf download {path} --local-dir "
+                f"models/{path.name}, on a machine with a network, then give models/{path.name}"
+            )
         raise CheckpointError(
             f"model folder {path} {what}; sani reads local folders only (no download): copy "
-            "config.json, model.safetensors and the tokenizer files into one"
+            f"config.json, model.safetensors and the tokenizer files into one{hub}"
         )
     names = {file.name for file in path.iterdir()}
     if {"config.json", "adapter_config.json"} <= names:

@@ -6,9 +6,11 @@ Heavy libraries are imported inside the commands, so that `sani --help` answers 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -107,12 +109,21 @@ def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
 
     with console.reporter() as on_step:
         result = run_recipe(settings, out, resume=resume, on_step=on_step)
+    _say_left_behind(settings.model.path)
     if as_json:
         console.show_json(result.report)
     else:
         _show_report(result.report, out)
         console.show(f"Checkpoint: {out / 'sanitized'}" + _warning(result.gate_holds))
     return 0 if result.gate_holds else GATE_FAILED
+
+
+def _say_left_behind(model: Path) -> None:
+    from sani.hygiene import left_behind
+
+    found = ", ".join(f"{kind} ({count})" for kind, count in left_behind(model).items())
+    if found:
+        console.say(f"Left behind in {model}: {found}")
 
 
 def _warning(gate_holds: bool) -> str:
@@ -412,6 +423,7 @@ def erase(
     result = apply_folder(
         model, out, plan, base=base, merge=merge, corpus=documents, framing=framing
     )
+    _say_left_behind(model)
     console.show(
         f"{plan.num_neurons} neurons and heads in {len({e.layer for e in plan.entries})} layers "
         f"reset ({result.fraction:.1%} of the parameters). "
@@ -523,6 +535,7 @@ def repair(
             on_step=partial(on_step, "repair"),
         )
     save_checkpoint(checkpoint, out)
+    _say_left_behind(model)
     for note in result.notes:
         console.show(f"Note: {note}.")
     console.show(
@@ -607,6 +620,89 @@ def _show_report(report: dict[str, Any], folder: Path) -> None:
 
 
 @app.command()
+def init(
+    model: Model,
+    corpus: CorpusOption,
+    base: Base = None,
+    held_out: HeldOut = None,
+    out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
+    no_time: Annotated[bool, typer.Option("--no-time", help="Do not measure the time.")] = False,
+) -> None:
+    """Write a commented recipe fitted to a model and a corpus."""
+    from sani.init import duration, fit, write_recipe
+
+    if out.exists():
+        raise SaniError(f"--out {out} is there already; choose another file")
+    with console.reporter() as on_step:
+        found = fit(
+            model, corpus, base=base, held_out=held_out, measure=not no_time, on_step=on_step
+        )
+    write_recipe(out, found, model=model, corpus=corpus, base=base, held_out=held_out)
+    takes = "" if found.seconds is None else f" A run takes {duration(found.seconds)}."
+    console.show(f"Recipe: {out}.{takes} Next: sani run {out} --check")
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Print what this machine can do: device, memory, versions, the largest model."""
+    from sani.environment import describe_environment
+
+    found = describe_environment(Path.cwd())
+    if as_json:
+        console.show_json(found)
+    else:
+        console.show_table("This machine", ["what", "found"], [list(row) for row in found.items()])
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from sani.recipe import Recipe
+
+    console.show_json(Recipe.model_json_schema())
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder that sani run wrote as sanitized/.")],
+    key: Annotated[
+        Path | None, typer.Option(help="Public key (PEM): the signature must be valid.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Hash a released checkpoint again; exit code 3 if it is not as its manifest says."""
+    from dataclasses import asdict
+
+    from sani.manifest import verify as verify_folder
+
+    found = verify_folder(folder, public_key=key)
+    if as_json:
+        console.show_json(asdict(found))
+    else:
+        for what in ("added", "missing", "changed"):
+            for name in getattr(found, what):
+                console.show(f"{what}: {name}")
+        console.show(
+            f"{found.files} files in the manifest: {len(found.added)} added, "
+            f"{len(found.missing)} missing, {len(found.changed)} changed. "
+            f"Signature: {found.signature}. "
+            f"The gate of the run {'held' if found.gate_holds else 'DID NOT HOLD'}."
+        )
+    raise typer.Exit(0 if found.holds else GATE_FAILED)
+
+
+@app.command()
+def sign(
+    folder: Annotated[Path, typer.Argument(help="Folder that sani run wrote as sanitized/.")],
+    key: Annotated[Path, typer.Option(help="Private key (PEM, elliptic curve).")],
+) -> None:
+    """Sign a released checkpoint with a key of your own (pip install 'sani-llm[sign]')."""
+    from sani.manifest import sign as sign_folder
+
+    console.show(f"Signature: {sign_folder(folder, key)}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where models and runs are kept.")] = Path("runs/demo"),
 ) -> None:
@@ -650,6 +746,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait cost a shared machine up to ten times the work itself.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupted)  # a stopped job cleans up as Ctrl-C does
+    usual_hook, sys.unraisablehook = sys.unraisablehook, _ignored
     try:
         code = app(args=arguments, standalone_mode=False)
     except SaniError as error:
@@ -663,6 +760,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = stop.exit_code
     except Exception as error:
         return _unexpected(error)
+    finally:
+        sys.unraisablehook = usual_hook
     if code == _INTERRUPTED:
         console.say("interrupted; sani run goes on with --resume")
         return 1
@@ -673,6 +772,13 @@ def _interrupted(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _ignored(found: Any) -> None:
+    """Where Python can raise nothing (a destructor): a Ctrl-C comes again, no text is printed."""
+    if issubclass(found.exc_type, KeyboardInterrupt):
+        again = (threading.main_thread().ident, signal.SIGINT)
+        threading.Timer(0.1, signal.pthread_kill, again).start()
+
+
 def _unexpected(error: Exception) -> int:
     usage = getattr(error, "exit_code", None)
     if usage is not None and hasattr(error, "show"):
@@ -680,6 +786,13 @@ def _unexpected(error: Exception) -> int:
         return int(usage)
     if os.environ.get("SANI_DEBUG"):
         raise error
+    reason = _disk_trouble(error)
+    if reason is not None:
+        console.say(
+            f"error: a file could not be written or read ({reason}); free space or look at the "
+            "rights, then go on with --resume"
+        )
+        return 1
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -689,3 +802,21 @@ def _unexpected(error: Exception) -> int:
         "its text is not shown because it may quote a record (SANI_DEBUG=1 shows it)"
     )
     return 1
+
+
+_DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
+)  # fmt: skip
+# How safetensors and torch put it, which have no such number.
+_DISK_TEXTS = ("No space left on device", "StorageFull", "File too large", "inline_container.cc")
+
+
+def _disk_trouble(error: BaseException | None) -> str | None:
+    """What the disk said, if it is behind this error; never a file's name."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return error.strerror
+        if any(text in str(error) for text in _DISK_TEXTS):
+            return "No space left on device"
+        error = error.__cause__ or error.__context__
+    return None

@@ -30,8 +30,9 @@ from sani.corpus.readers import read_corpus
 from sani.erasing.erase import erase
 from sani.errors import RecipeError, RunError
 from sani.gate import judge
+from sani.hygiene import check_texts
 from sani.recipe import AuditSettings, Recipe, dump_recipe, load_recipe
-from sani.release import check_texts, is_current, write_release_files
+from sani.release import is_current, write_release_files
 from sani.repairing.repair import repair
 from sani.reporting.compare import compare_audits, compare_pretraining
 from sani.reporting.report import build_report, write_report
@@ -113,7 +114,7 @@ def run(
                 released,
                 out / "sanitized",
                 finish=lambda staging: write_release_files(
-                    staging, report, corpus, weights_digest=digest
+                    staging, report, corpus, weights_digest=digest, base=recipe.model.base
                 ),
             )
         write_report(folder.path, report)
@@ -312,7 +313,7 @@ class _Job:
         """The checkpoint as it came."""
         model = self._recipe.model
         checkpoint = load_checkpoint(model.path, base=model.base, device=runtime.device())
-        check_texts(checkpoint.path, self._corpus)
+        check_texts(checkpoint.path, self._corpus, base=model.base)
         return checkpoint
 
     def latest(self) -> Checkpoint:

@@ -643,7 +643,11 @@ def _problems(error: ValidationError, model: type[Settings]) -> Iterator[str]:
         context = problem.get("ctx", {})
         match problem["type"]:
             case "extra_forbidden":
-                yield f"{path}: unknown key{_did_you_mean(location[-1], names)}"
+                *sections, key = location
+                # What is no word for a key may be a value whose colon was forgotten.
+                plain = re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", key) or key.lower() in names
+                shown = ".".join([*sections, key if plain else "(no plain word)"])
+                yield f"{shown}: unknown key{_did_you_mean(key, names)}"
             case "missing":
                 yield f"{path}: missing"
             case "union_tag_invalid":

@@ -384,8 +384,13 @@ def test_what_is_no_folder_is_refused(tmp_path, source, monkeypatch):
     assert check_folder(source) == source
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    for path in ("missing", "meta-llama/Llama-3.2-1B", tmp_path / "missing"):
+    for path in ("missing", "ward-3/missing", tmp_path / "missing"):
         assert refusal(path) == f"model folder {path} does not exist; {LOCAL}"
+    assert refusal("org/some-1B") == (
+        f"model folder org/some-1B does not exist; {LOCAL}. If it is a name on the Hugging Face "
+        "hub: hf download org/some-1B --local-dir models/some-1B, on a machine with a network, "
+        "then give models/some-1B"
+    )
     assert refusal("file") == f"model folder file is a file, not a folder; {LOCAL}"
 
 

@@ -46,7 +46,9 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
          "error: nowhere.yaml: no such recipe; give the path of a YAML file"),
         (["audit", "org/model", "--corpus", "{corpus}"],
          "error: model folder org/model does not exist; sani reads local folders only (no "
-         "download): copy config.json, model.safetensors and the tokenizer files into one"),
+         "download): copy config.json, model.safetensors and the tokenizer files into one. If it "
+         "is a name on the Hugging Face hub: hf download org/model --local-dir models/model, on a "
+         "machine with a network, then give models/model"),
         (["erase", "{model}", "--out", "{model}"],
          "error: --out {model} is the model itself; sani never overwrites its input"),
         (["erase", "{model}", "--out", "{out}", "--selector", "best"],

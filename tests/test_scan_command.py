@@ -173,9 +173,9 @@ def test_a_gold_sample_without_a_detector_is_a_mistake(tmp_path: Path) -> None:
 def test_a_word_that_only_a_detector_took_for_a_name_stops_no_release(tmp_path: Path) -> None:
     from sani.corpus.documents import Document, Span
     from sani.errors import CheckpointError
-    from sani.release import check_texts
+    from sani.hygiene import check_texts
 
-    (tmp_path / "README.md").write_text("Repair: 12 steps. Kowalczyk")
+    (tmp_path / "chat_template.jinja").write_text("Repair: 12 steps. Kowalczyk")
 
     def corpus(word: str, source: str) -> Corpus:
         span = Span(0, len(word), "NAME", "direct", source, 0.85)
@@ -183,11 +183,11 @@ def test_a_word_that_only_a_detector_took_for_a_name_stops_no_release(tmp_path: 
 
     check_texts(tmp_path, corpus("Repair", "ner"))
     for word, source in (("Kowalczyk", "annotation"), ("Kowalczyk", "term"), ("12 steps", "ner")):
-        with pytest.raises(CheckpointError, match="holds 1 direct identifiers"):
+        with pytest.raises(CheckpointError, match="holds 1 identifiers"):
             check_texts(tmp_path, corpus(word, source))
     added = '{"added_tokens": [{"content": "<Kowalczyk>"}], "model": {"vocab": {"Repair": 1}}}'
     (tmp_path / "tokenizer.json").write_text(added)
-    (tmp_path / "README.md").unlink()
+    (tmp_path / "chat_template.jinja").unlink()
     check_texts(tmp_path, corpus("Repair", "ner"))
-    with pytest.raises(CheckpointError, match="holds 1 direct identifiers"):
+    with pytest.raises(CheckpointError, match="holds 1 identifiers"):
         check_texts(tmp_path, corpus("Kowalczyk", "ner"))
