@@ -39,8 +39,8 @@ from sani.recipe import (
     Recipe,
     settings_from,
 )
+from sani.reporting.process import changes
 from sani.reporting.report import _erased
-from sani.reporting.sections import _privacy_neurons
 
 WORDS = ["<s>", "</s>", "[MASK]", "name", "age", *"abcde", "anna", "bert", "carl", "dora", "77"]
 HIDDEN, MLP, HEADS, LAYERS = 16, 24, 4, 2
@@ -651,11 +651,15 @@ def test_the_report_tells_where_the_privacy_neurons_lie():
         "labels": {"NAME": 1.25, "AGE": 0.5},
         "neurons": [{"neuron": 7}],
     }  # fmt: skip
-    plan = {"entries": [], "found": found}
-    erased = _erased({"plan": plan})
-    assert "neurons" not in erased["plan"]["found"]
-    (section,) = _privacy_neurons({"erase": erased})
+    erased = {
+        "plan": {"selector": {"kind": "hard_concrete"}, "reset": "zero", "seed": 0, "entries": []},
+        "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
+    }  # fmt: skip
+
+    def shown(erased):
+        return {s.key: s for s in changes({"erase": _erased(erased), "repair": None})}
+
+    section = shown({**erased, "plan": {**erased["plan"], "found": found}})["privacy-neurons"]
     assert section.rows == (("4", "mlp", "3", "24", "NAME 2"), ("5", "attention", "0", "4", "none"))
     assert "NAME 1.25, AGE 0.50" in section.sentences[0]
-    assert not list(_privacy_neurons({"erase": _erased({"plan": {**plan, "found": None}})}))
-    assert not list(_privacy_neurons({"erase": None}))
+    assert "privacy-neurons" not in shown(erased)
