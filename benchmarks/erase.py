@@ -6,7 +6,8 @@ A sharded bfloat16 Llama of 20 GB (4 GB with --quick) is made in DIR (a temporar
 and removed at the end; twice its size must be free. Each round copies the folder with `cp -r` and
 then erases from it. Both begin with the source out of the page cache and everything written, and
 end when every new file is on the disk. A time is that of the whole process, the seconds that Python
-takes to start included; memory is its peak resident memory. `ratio_to_cp` is of the default erase.
+takes to start included; memory is its peak resident memory. `ratio_to_cp` is of the default erase;
+on a busy machine compare seconds of a core too, since `cp` waits for the disk and hardly computes.
 Without --quick, the first round also has commands that change every shard, or read all twice.
 
 Then, for every family, as tiny as in the tests: the folder erased in files holds the very weights
@@ -86,16 +87,20 @@ def measure(place: Path, size: Size, options: argparse.Namespace) -> dict[str, A
         erase = [sys.executable, "-m", "sani", "erase", str(source), "--out", str(out)]
         arms[name] = [*erase, *arguments, *(layers if arguments else [])]
     seconds: dict[str, list[float]] = {name: [] for name in arms}
+    cores: dict[str, list[float]] = {name: [] for name in arms}
     peaks: dict[str, int] = dict.fromkeys(arms, 0)
     for number in range(options.rounds):
-        for name, command in arms.items():
-            if name not in ("cp", DEFAULT) and (number or options.quick):
-                continue
+        for name in ("cp", DEFAULT) if number or options.quick else arms:
             evict(source)
-            taken, peak = run(command, out)
+            taken, core, peak = run(arms[name], out)
             seconds[name].append(taken)
+            cores[name].append(core)
             peaks[name] = max(peaks[name], peak)
-            print(f"round {number + 1}, {name}: {taken:.2f} s, peak {peak / 2**20:.0f} MiB")
+            print(
+                f"round {number + 1}, {name}: {taken:.2f} s ({core:.2f} s of a core), peak "
+                f"{peak / 2**20:.0f} MiB",
+                flush=True,
+            )
             if name == DEFAULT:
                 check_result(source, out, size)
             shutil.rmtree(out)
@@ -111,16 +116,18 @@ def measure(place: Path, size: Size, options: argparse.Namespace) -> dict[str, A
         "ratio_to_cp": ratios[DEFAULT],
         "ratios_to_cp": ratios,
         "peak_over_largest_shard": max(peaks[name] for name in COMMANDS) / largest,
-        "peak_mebibytes": {name: peak / 2**20 for name, peak in peaks.items()},
+        "peak_mebibytes": {name: peak / 2**20 for name, peak in peaks.items() if peak},
         "median_seconds": median,
         "seconds": seconds,
+        "core_seconds": cores,
+        "load_average": os.getloadavg()[0],
         "gigabytes": total / 1e9,
         "largest_shard_gigabytes": largest / 1e9,
     }
 
 
-def run(command: list[str], out: Path) -> tuple[float, int]:
-    """Seconds until all is on the disk, and the peak resident memory of the process in bytes."""
+def run(command: list[str], out: Path) -> tuple[float, float, int]:
+    """Seconds until all is on the disk, seconds of a core, and peak resident memory in bytes."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -129,7 +136,8 @@ def run(command: list[str], out: Path) -> tuple[float, int]:
     for file in out.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
-    return time.perf_counter() - started, usage.ru_maxrss * 1024
+    seconds = time.perf_counter() - started
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 def evict(folder: Path) -> None:
