@@ -477,5 +477,5 @@ def test_interrupted_by_the_user_it_ends_with_one_line(recipe: Path, tmp_path: P
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert error.decode().splitlines()[-1] == "interrupted; a run goes on with --resume"
+    assert error.decode().splitlines()[-1] == "interrupted; sani run goes on with --resume"
     assert b"Traceback" not in error
