@@ -337,11 +337,12 @@ def _repair(report: Mapping[str, Any]) -> Figure | None:
     if not report["repair"] or not report["repair"]["curve"]:
         return None
     curve = report["repair"]["curve"]
-    terms = [name for name in curve[0] if name != "step"]
+    terms = [name for name in dict.fromkeys(n for entry in curve for n in entry) if name != "step"]
     figure, panels = _figure(2.3, len(terms))
     for axes, term, colour in zip(panels, terms, ("after", "before", "erased"), strict=False):
-        steps = [entry["step"] for entry in curve]
-        axes.plot(steps, [entry[term] for entry in curve], color=COLOURS[colour])
+        known = [entry for entry in curve if term in entry]  # a batch may hold no identifier
+        steps = [entry["step"] for entry in known]
+        axes.plot(steps, [entry[term] for entry in known], color=COLOURS[colour])
         axes.set_title(f"{term}, nats", loc="left")
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)

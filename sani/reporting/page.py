@@ -30,6 +30,7 @@ def render(report: Mapping[str, Any], template: str) -> str:
         untested=evidence.untested(report),
         limits=process.limits(report),
         onion=attempts.rounds(report),
+        scan=process.scan(report),
         versions=process.versions(report),
         chapters=chapters(report) if template == "report.html.jinja" else {},
         charts=draw(report) if template == "report.html.jinja" else {},

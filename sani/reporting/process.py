@@ -109,7 +109,7 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
             yield _privacy_neurons(plan["found"])
     if repair:
         curve = repair["curve"]
-        terms = [name for name in curve[0] if name != "step"] if curve else []
+        terms = [name for name in dict.fromkeys(n for e in curve for n in e) if name != "step"]
         shown = curve[:: max(1, -(-len(curve) // 12))]
         if curve and curve[-1] is not shown[-1]:
             shown = [*shown, curve[-1]]
@@ -123,7 +123,10 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
             ),
             ("step", *terms),
             tuple(
-                (f"{entry['step']:.0f}", *(number(entry[term]) for term in terms))
+                (
+                    f"{entry['step']:.0f}",
+                    *(number(entry[term]) if term in entry else "-" for term in terms),
+                )
                 for entry in shown
             ),
         )

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 from xml.etree import ElementTree
 
@@ -177,7 +178,10 @@ def _repaired(repair: dict[str, Any] | None) -> dict[str, Any] | None:
         **{name: repair[name] for name in ("steps", "tokens", "seconds", "trained_fraction")},
         "energy_joules": repair.get("energy_joules"),
         "curve": [
-            {name: sum(entry[name] for entry in group) / len(group) for name in group[0]}
+            {
+                name: fmean(entry[name] for entry in group if name in entry)
+                for name in dict.fromkeys(name for entry in group for name in entry)
+            }
             for group in groups
         ],
     }
