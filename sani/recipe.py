@@ -433,6 +433,17 @@ class AttackSettings(Settings):
     neighbours: NeighboursSettings | None = Field(default_factory=NeighboursSettings)
 
 
+QUICK = AttackSettings(
+    documents=24,
+    decoys=2,
+    quantize=QuantizeSettings(bits=(4,)),
+    relearn=RelearnSettings(steps=6, learning_rates=(2e-3,), texts=("part",), points=1),
+    prompting=PromptingSettings(occurrences=40, prefixes=(25,), characters=300),
+    sampling=SamplingSettings(occurrences=10, samples=20, prefix=25),
+    layers=LayersSettings(layers=1),
+)
+"""Every attack, on few documents and in one or two variants: a first look."""
+
 Limit = Literal["control"] | Fraction
 
 

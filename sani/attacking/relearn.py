@@ -50,8 +50,9 @@ def relearn(model: Checkpoint, scene: Scene, settings: RelearnSettings) -> Itera
         if not places:
             yield Outcome(name, not_run="every identifier of the rest stands in what is trained on")
             continue
+        start = _point(0, scene.score(model, places, decoys=False))
         for rate in settings.learning_rates:
-            copy, curve = duplicate(model), [_point(0, scene.score(model, places, decoys=False))]
+            copy, curve = duplicate(model), [start]
             steps = _train(copy, told, scene, settings, rate, places, curve)
             found = scene.score(copy, places)
             curve.append(_point(steps, found))
@@ -97,6 +98,9 @@ def _train(
         marks = {ceil(total * point / settings.points) for point in range(1, settings.points)}
         if done in marks and done < total:
             copy.model.eval()
+            curve[:] = [
+                point for point in curve if point["step"] < done
+            ]  # of a training begun anew
             curve.append(_point(done, scene.score(copy, places, decoys=False)))
             copy.model.train()
 

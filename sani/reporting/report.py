@@ -22,6 +22,7 @@ from sani.checkpoint import write_text
 from sani.corpus.documents import Corpus
 from sani.gate import Check
 from sani.recipe import Recipe
+from sani.reporting.attacks import attack_sections
 from sani.reporting.compare import (
     beyond_control,
     compare,
@@ -35,9 +36,11 @@ SCHEMA_VERSION = 2
 MOST_LISTED = 50
 _Arrays = TypeVar("_Arrays")
 
-NOT_TESTED = (
+NOT_ATTACKED = (
     "relearning, quantization, guidance by the unsanitized checkpoint, and prompts made to bring "
-    "identifiers up (no attack was run)",
+    "identifiers up (no attack was run)"
+)
+NOT_TESTED = (
     "identifiers that the corpus does not mark",
     "an identifier written with other tokens or in another form than in its document",
     "documents that were not given to this run",
@@ -75,7 +78,12 @@ def build_report(
         "gate_settings": recipe.gate.model_dump(mode="json"),
         "not_asked": [name for name, limit in recipe.gate.model_dump().items() if limit is None],
         "corpus_limit": recipe.corpus.limit,
-        "not_tested": [*NOT_TESTED, *([] if recipe.audit.generation else [NOT_SAMPLED])],
+        "attacks": folder.load("attack"),
+        "not_tested": [
+            *([] if recipe.attack else [NOT_ATTACKED]),
+            *NOT_TESTED,
+            *([] if recipe.audit.generation else [NOT_SAMPLED]),
+        ],
         "provenance": {
             "seed": recipe.seed,
             "python": platform.python_version(),
@@ -110,7 +118,7 @@ def render(report: dict[str, Any], template: str) -> str:
     environment.filters["cell"] = _cell
     return environment.get_template(template).render(
         report=report,
-        sections=[limits(report), *sections(report)],
+        sections=[limits(report), *sections(report), *attack_sections(report["attacks"])],
         versions=versions(report["provenance"]),
     )
 
