@@ -1,8 +1,8 @@
 """`run`: the whole job of a recipe, stage by stage, each finished one kept.
 
 read -> scan -> audit before -> audit the base (the control) -> erase -> audit -> repair ->
-audit after -> attack -> gate -> sanitized/ -> report. A stage is finished when its result file stands in the
-run folder; a resumed run takes it from there and begins at the first that is missing.
+audit after -> attack -> gate -> sanitized/ -> report. A stage is finished when its result file
+stands in the run folder; a resumed run takes it from there and begins at the first that is missing.
 """
 
 from __future__ import annotations
@@ -518,6 +518,9 @@ def _inputs(recipe: Recipe, documents: Documents) -> dict[str, str]:
     if recipe.audit.generation is not None and recipe.audit.generation.file is not None:
         text = "\n".join(read_prompts(recipe.audit.generation.file))
         inputs["audit.generation.file"] = hashlib.sha256(text.encode()).hexdigest()
+    neighbours = read_neighbours(recipe.attack) if recipe.attack else None
+    if neighbours is not None:
+        inputs["attack.neighbours.documents"] = neighbours.digest()
     return inputs
 
 

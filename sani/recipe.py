@@ -433,17 +433,6 @@ class AttackSettings(Settings):
     neighbours: NeighboursSettings | None = Field(default_factory=NeighboursSettings)
 
 
-QUICK = AttackSettings(
-    documents=24,
-    decoys=2,
-    quantize=QuantizeSettings(bits=(4,)),
-    relearn=RelearnSettings(steps=6, learning_rates=(2e-3,), texts=("part",), points=1),
-    prompting=PromptingSettings(occurrences=40, prefixes=(25,), characters=300),
-    sampling=SamplingSettings(occurrences=10, samples=20, prefix=25),
-    layers=LayersSettings(layers=1),
-)
-"""Every attack, on few documents and in one or two variants: a first look."""
-
 Limit = Literal["control"] | Fraction
 
 
@@ -727,3 +716,15 @@ def _repeats(values: Sequence[object]) -> bool:
 def _kind_of(data: object) -> str:
     names = {"NoneType": "an empty file", "list": "a list"}
     return names.get(type(data).__name__, "a single value")
+
+
+QUICK = AttackSettings(
+    documents=24,
+    decoys=2,
+    quantize=QuantizeSettings(bits=(4,)),
+    relearn=RelearnSettings(steps=6, learning_rates=(2e-3,), texts=("part",), points=1),
+    prompting=PromptingSettings(occurrences=40, prefixes=(25,), characters=300),
+    sampling=SamplingSettings(occurrences=10, samples=20, prefix=25),
+    layers=LayersSettings(layers=1),
+)
+"""Every attack, on few documents and in one or two variants: a first look."""

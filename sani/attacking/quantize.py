@@ -76,4 +76,5 @@ def round_to_nearest(matrix: Tensor, *, bits: int, group: int) -> Tensor:
     scale = scale.clamp(min=SMALLEST)
     zero = (-least / scale).round()
     codes = ((groups / scale).round() + zero).clamp(low, high)
-    return ((codes - zero) * scale).reshape(len(filled), -1)[:, :width].reshape(matrix.shape)
+    found: Tensor = (codes - zero) * scale
+    return found.reshape(len(filled), -1)[:, :width].reshape(matrix.shape)
