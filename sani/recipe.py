@@ -340,7 +340,7 @@ class RelearnSettings(Settings):
 
     steps: int = Field(60, ge=1, description="optimizer steps, rounded up to whole epochs")
     learning_rates: tuple[float, ...] = Field(
-        (2e-4, 2e-3), min_length=1, description="peaks of the schedule"
+        (1e-4, 1e-3), min_length=1, description="peaks of the schedule"
     )
     share: float = Field(
         0.1, gt=0.0, lt=1.0, description="share of the subjects that the adversary still holds"
@@ -722,7 +722,7 @@ QUICK = AttackSettings(
     documents=24,
     decoys=2,
     quantize=QuantizeSettings(bits=(4,)),
-    relearn=RelearnSettings(steps=6, learning_rates=(2e-3,), texts=("part",), points=1),
+    relearn=RelearnSettings(steps=6, learning_rates=(1e-3,), texts=("part",), points=1),
     prompting=PromptingSettings(occurrences=40, prefixes=(25,), characters=300),
     sampling=SamplingSettings(occurrences=10, samples=20, prefix=25),
     layers=LayersSettings(layers=1),

@@ -17,6 +17,7 @@ from sani.attacking.attack import ATTACKS, attack, make_scene
 from sani.attacking.guidance import Guided
 from sani.attacking.layers import Lens, preferred
 from sani.attacking.neighbours import near_duplicate
+from sani.attacking.prompting import _Asked
 from sani.attacking.quantize import round_to_nearest, round_weights
 from sani.attacking.sampling import check
 from sani.attacking.scene import Scene, all_places, cut, duplicate, one_by_one, only, surrogated
@@ -42,7 +43,7 @@ from sani.recipe import (
     RepairSettings,
     SamplingSettings,
 )
-from sani.repairing.repair import repair
+from sani.repairing.repair import repair, train_
 from sani.reporting.attacks import attack_sections
 from tests.conftest import Clinic
 
@@ -131,8 +132,8 @@ def test_four_bits_bring_back_what_an_update_within_the_grid_hid(
     hidden = duplicate(rounded)  # weights that stand on the grid may move by less than half a step
     within = {}
     for name, weight in codes.items():
-        moved = (weight - dict(leaky.model.named_parameters())[name]).abs().max()
-        step = float(moved) * 0.0 if moved == 0 else _half_step(weight, group)
+        in_a_layer = ".layers." in name and weight.ndim == 2
+        step = _half_step(weight, group) if in_a_layer else torch.zeros(())
         within[name] = (weight - step, weight + step)
     ascend(hidden, clinic.private, steps=30, rate=1e-3, within=within)
     found = attack(
@@ -166,31 +167,49 @@ def _half_step(weight: torch.Tensor, group: int) -> torch.Tensor:
 # Relearning.
 
 
-def test_relearning_on_a_part_brings_back_the_rest_of_a_masked_repair(
+def test_relearning_brings_back_what_ascent_hid_where_it_was_not_trained_on(
     clinic: Clinic, leaky: Checkpoint, base: Checkpoint
 ) -> None:
     hidden = duplicate(leaky)
-    settings = RepairSettings(
-        at_identifiers=MaskObjective(kind="mask"), epochs=6, learning_rate=5e-3, batch_tokens=768
-    )
-    repair(hidden, clinic.private, settings, framing="bos")
+    ascend(hidden, clinic.private, steps=5, rate=1e-3)
     relearning = RelearnSettings(
-        steps=6, learning_rates=(2e-3,), share=0.3, texts=("part",), points=2, batch_tokens=768
+        steps=8, learning_rates=(1e-3,), share=0.3, points=2, batch_tokens=768
     )
     found = attack(
         {"sanitized": hidden, "base": base}, clinic.private, settings_of(relearn=relearning),
+        framing="bos", held_out=clinic.held_out,
+    )  # fmt: skip
+    rows = found["attacks"]["relearn"]
+    assert set(rows) == {f"{name}, learning rate 0.001" for name in relearning.texts}
+    for name, row in rows.items():
+        sanitized, control = (row["models"][side] for side in ("sanitized", "base"))
+        curve = sanitized["curve"]
+        assert curve[0]["step"] == 0
+        assert curve[0]["discoverable"] < 0.1
+        assert len({point["step"] for point in curve}) == len(curve) == 3
+        assert curve[-1]["discoverable"] == pytest.approx(sanitized["discoverable"]["value"])
+        assert sanitized["discoverable"]["value"] > curve[0]["discoverable"] + 0.15, name
+        assert control["discoverable"]["value"] <= 0.05, name
+        assert sum(row["beyond_control"].values()) >= sum(row["recovered"].values()) > 5, name
+
+
+def test_what_masking_alone_left_survives_relearning(
+    clinic: Clinic, leaky: Checkpoint, base: Checkpoint
+) -> None:
+    masked = duplicate(leaky)
+    settings = RepairSettings(
+        at_identifiers=MaskObjective(kind="mask"), epochs=2, learning_rate=2e-3, batch_tokens=768
+    )
+    repair(masked, clinic.private, settings, framing="bos")
+    relearning = RelearnSettings(
+        steps=8, learning_rates=(2e-3,), share=0.3, texts=("part",), points=1, batch_tokens=768
+    )
+    found = attack(
+        {"sanitized": masked, "base": base}, clinic.private, settings_of(relearn=relearning),
         framing="bos",
     )  # fmt: skip
-    row = found["attacks"]["relearn"]["part, learning rate 0.002"]
-    sanitized, control = (row["models"][name] for name in ("sanitized", "base"))
-    assert control["discoverable"]["value"] <= 0.05
-    assert sanitized["discoverable"]["value"] > control["discoverable"]["value"] + 0.1
-    steps = [point["step"] for point in sanitized["curve"]]
-    assert steps[0] == 0
-    assert steps == sorted(set(steps))
-    assert len(steps) == 3
-    last = sanitized["curve"][-1]
-    assert last["discoverable"] == pytest.approx(sanitized["discoverable"]["value"])
+    assert greedy(found, "relearn", "part, learning rate 0.002", "sanitized") > 0.2
+    assert greedy(found, "relearn", "part, learning rate 0.002", "base") <= 0.02
 
 
 def test_what_relearning_is_told_is_never_counted_as_come_back(clinic: Clinic) -> None:
@@ -212,8 +231,6 @@ def test_guidance_gets_more_than_the_model_that_ascent_unlearned_and_than_the_ol
 ) -> None:
     weak = duplicate(base)  # an old checkpoint that recites little, to leave room above it
     plain = Corpus([replace(document, spans=()) for document in clinic.private])
-    from sani.repairing.repair import train_
-
     train_(weak, plain, RepairSettings(at_identifiers=MaskObjective(kind="mask"), epochs=8,
            learning_rate=5e-3, batch_tokens=768), framing="bos")  # fmt: skip
     ascended = duplicate(weak)
@@ -318,8 +335,6 @@ def test_a_prefix_is_cut_at_the_documents_own_tokens_and_scored_as_read_alone(
 
 
 def test_few_shots_hold_no_value_of_the_subject_asked_for(clinic: Clinic) -> None:
-    from sani.attacking.prompting import _Asked
-
     scene = scene_of(clinic.private)
     asked = _Asked(scene, PromptingSettings(shots=3), tokenizer=None)
     tried = 0
@@ -441,7 +456,9 @@ def test_other_documents_are_told_apart_by_whether_their_values_were_listed(
     assert greedy(found, "neighbours", "near-duplicates", "base") <= 0.02
 
 
-def test_surrogated_documents_hold_no_identifier_and_mark_each_decoy(clinic: Clinic) -> None:
+def test_surrogated_documents_differ_at_identifiers_alone_and_mark_each_decoy(
+    clinic: Clinic,
+) -> None:
     scene = scene_of(clinic.private)
     found, places = surrogated(scene.annotated, scene.maker)
     assert len(places) == found.num_spans > 0.8 * scene.annotated.num_spans
@@ -450,7 +467,20 @@ def test_surrogated_documents_hold_no_identifier_and_mark_each_decoy(clinic: Cli
         old, new = scene.annotated[d].spans[s], found[document].spans[span]
         assert old.label == new.label
         assert scene.annotated[d].value(old) != found[document].value(new)
-    assert all(b"\0" not in document.text.encode() for document in found)
+    whole = 0
+    for old, new in zip(scene.annotated, found, strict=True):
+        if len(old.spans) == len(new.spans):
+            whole += 1
+            assert without_spans(old) == without_spans(new)
+    assert whole > 3
+
+
+def without_spans(document: Document) -> str:
+    parts, at = [], 0
+    for span in sorted(document.spans):
+        parts.append(document.text[at : span.start])
+        at = span.end
+    return "|".join([*parts, document.text[at:]])
 
 
 # The stage.
