@@ -719,11 +719,11 @@ def _kind_of(data: object) -> str:
 
 
 QUICK = AttackSettings(
-    documents=24,
-    decoys=2,
+    documents=6,
+    decoys=1,
     quantize=QuantizeSettings(bits=(4,)),
-    relearn=RelearnSettings(steps=6, learning_rates=(1e-3,), texts=("part",), points=1),
-    prompting=PromptingSettings(occurrences=40, prefixes=(25,), characters=300),
+    relearn=RelearnSettings(steps=4, learning_rates=(1e-3,), texts=("part",), points=1),
+    prompting=PromptingSettings(occurrences=20, prefixes=(25,), characters=200),
     sampling=SamplingSettings(occurrences=10, samples=20, prefix=25),
     layers=LayersSettings(layers=1),
 )

@@ -39,13 +39,13 @@ def neighbours(model: Checkpoint, scene: Scene, settings: NeighboursSettings) ->
     places = all_places(scene.neighbours)
     listed = [words_of(scene.neighbours[d].value(scene.neighbours[d].spans[s])) in known
               for d, s in places]  # fmt: skip
+    if not places:
+        yield Outcome("other documents", not_run="they mark no identifier of the kinds attacked")
     for name, inside in (("other documents, listed", True), ("other documents, not listed", False)):
         chosen = [place for place, known in zip(places, listed, strict=True) if known == inside]
         if chosen:
             asked = only(scene.neighbours, chosen)
             yield Outcome(name, scene.ask(model, asked), chosen, corpus=scene.neighbours)
-        else:
-            yield Outcome(name, not_run="they mark no such identifier")
 
 
 def near_duplicate(document: Document, *, left_out: int) -> Document:

@@ -10,7 +10,7 @@ shorter one for each point of the curve.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Any
 
@@ -35,14 +35,13 @@ def relearn(model: Checkpoint, scene: Scene, settings: RelearnSettings) -> Itera
     generation; all weights are trained, with the repair's engine and nothing masked.
     """
     held, rest = _split(scene, settings.share)
-    surrogates, _ = surrogated(scene.annotated, scene.maker)
-    texts: dict[str, Corpus | None] = {
-        "harmless": scene.held_out,
-        "part": Corpus([scene.annotated[number] for number in held]),
-        "surrogates": surrogates,
+    texts: dict[str, Callable[[], Corpus | None]] = {
+        "harmless": lambda: scene.held_out,
+        "part": lambda: Corpus([scene.annotated[number] for number in held]),
+        "surrogates": lambda: surrogated(scene.annotated, scene.maker)[0],
     }
     for name in settings.texts:
-        told = texts[name]
+        told = texts[name]()
         if told is None or not len(told):
             yield Outcome(name, not_run="there are no held-out documents (corpus.held_out)")
             continue

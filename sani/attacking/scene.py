@@ -99,11 +99,11 @@ class Scene:
         """Random numbers for one purpose, the same ones whichever attack ran before."""
         return random.Random(f"{self.seed}\x00{purpose}")
 
-    def drawn(self, most: int) -> list[Place]:
-        """At most so many occurrences, in order; fewer are among more."""
+    def drawn(self, most: int, *, ordered: bool = True) -> list[Place]:
+        """At most so many occurrences, drawn; fewer are among more."""
         places = list(self.places)
         self.chance("occurrences").shuffle(places)
-        return sorted(places[:most])
+        return sorted(places[:most]) if ordered else places[:most]
 
     def value(self, place: Place) -> str:
         """An identifier in clear; it goes into prompts and nowhere else."""
