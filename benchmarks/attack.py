@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def made(name: str, folder: Path) -> tuple[Path, float]:
     return place, seconds
 
 
-def attacked(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
-    """All attacks on one row and on the base."""
+def attacked(name: str, folder: Path, *, quick: bool, settings: Any = None) -> dict[str, Any]:
+    """All attacks on one row and on the base, which is attacked once for all rows."""
     from sani.attacking.attack import attack
     from sani.checkpoint import load_checkpoint
     from sani.corpus.readers import read_corpus
@@ -69,12 +70,16 @@ def attacked(name: str, folder: Path, *, quick: bool) -> dict[str, Any]:
         for key, path in (("sanitized", place), ("leaky", folder / "leaky"),
                           ("base", folder / "base"))
     }  # fmt: skip
-    kept = folder / "attacks" / f"{'quick' if quick else 'full'}-{name.replace(' ', '-')}"
+    kind = "quick" if quick else "full"
+    kept = folder / "attacks" / f"{kind}-{name.replace(' ', '-')}"
     kept.mkdir(parents=True, exist_ok=True)
+    for done in sorted((folder / "attacks").glob(f"{kind}-*/*-base.json")):
+        if not (kept / done.name).exists():
+            shutil.copyfile(done, kept / done.name)
     found = attack(
         models,
         read_corpus(folder / "private.jsonl"),
-        QUICK if quick else AttackSettings(),
+        settings or (QUICK if quick else AttackSettings()),
         framing="bos",
         held_out=read_corpus(folder / "held_out.jsonl"),
         attacked=("sanitized", "base"),

@@ -502,6 +502,12 @@ class Recipe(Settings):
             problems.append("gate.auc_excess needs audit.decoys of at least 1")
         if self.gate.attacks is not None and self.attack is None:
             problems.append("gate.attacks needs a section attack")
+        elif (
+            self.gate.attacks is not None
+            and self.attack is not None
+            and set(self.attack.kinds) != set(self.gate.kinds)
+        ):
+            problems.append("gate.attacks: attack.kinds must be gate.kinds, which it judges")
         if self.gate.perplexity_ratio is not None and self.corpus.held_out is None:
             problems.append(
                 "gate.perplexity_ratio needs corpus.held_out; without held-out documents, set "

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from sani import run
 from sani.attacking.attack import ATTACKS, attack, make_scene
 from sani.attacking.guidance import Guided
 from sani.attacking.layers import Lens, preferred
@@ -21,13 +22,14 @@ from sani.attacking.prompting import _Asked
 from sani.attacking.quantize import round_to_nearest, round_weights
 from sani.attacking.sampling import check
 from sani.attacking.scene import Scene, all_places, cut, duplicate, one_by_one, only, surrogated
+from sani.auditing.occurrences import Occurrences
 from sani.batches import make_batches
 from sani.checkpoint import Checkpoint, load_checkpoint
 from sani.cli import app
 from sani.corpus.documents import Corpus, Document, Span
 from sani.demo import write_jsonl
 from sani.encoding import encode, framing_named
-from sani.errors import AttackError
+from sani.errors import AttackError, RecipeError
 from sani.families import hidden_states, layer_states, logits
 from sani.gate import judge_attacks
 from sani.recipe import (
@@ -42,9 +44,11 @@ from sani.recipe import (
     RelearnSettings,
     RepairSettings,
     SamplingSettings,
+    load_recipe,
 )
 from sani.repairing.repair import repair, train_
 from sani.reporting.attacks import attack_sections
+from sani.reporting.ripple import ripples
 from tests.conftest import Clinic
 
 NONE = dict.fromkeys(ATTACKS)
@@ -587,3 +591,103 @@ def test_the_command_attacks_keeps_what_is_done_and_exits_by_the_gate(
     stored = json.loads((tmp_path / "out" / "attack.json").read_text())
     again = CliRunner().invoke(app, [*arguments, "--resume", "--json"])
     assert json.loads(again.stdout)["seconds"] == stored["seconds"]
+
+
+RECIPE = """\
+version: 1
+seed: 3
+model: {{path: {leaky}, base: {base}}}
+corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
+audit: {{decoys: 2, framing: bos}}
+erase: {{last_layers: 2, selector: {{kind: all}}, reset: reinit}}
+repair: {{epochs: 4, learning_rate: 3e-3, batch_tokens: 768}}
+attack:
+  decoys: 1
+  quantize: {{bits: [4]}}
+  relearn: {{steps: 2, learning_rates: [1e-3], texts: [harmless], points: 1}}
+  prompting: {{occurrences: 30, prefixes: [25], characters: 200}}
+  sampling: {{occurrences: 4, samples: 5}}
+  layers: {{layers: 1}}
+gate: {{attacks: control, auc_excess: null, perplexity_ratio: null}}
+"""
+
+
+def test_a_run_attacks_judges_and_reports(
+    clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path: Path
+) -> None:
+    write_jsonl(clinic.private, tmp_path / "private.jsonl")
+    write_jsonl(clinic.held_out, tmp_path / "held_out.jsonl")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(leaky=leaky_folder, base=base_folder, folder=tmp_path))
+    result = run(load_recipe(recipe), tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "attack.json").read_text())
+    assert set(found["attacks"]) == {"unattacked", *ATTACKS}
+    checks = {check["name"]: check for check in result.report["gate"]["checks"]}
+    judged = {name for name in checks if name.startswith("attack.")}
+    assert len(judged) == 2 * len(ATTACKS)  # all but guidance, and unattacked
+    for name in judged:
+        _, attack_name, figure = name.split(".")
+        variants = found["attacks"][attack_name].values()
+        worst = max(
+            row["models"]["sanitized"][figure]["value"] - row["models"]["base"][figure]["value"]
+            for row in variants
+            if row["models"]["sanitized"][figure]
+        )
+        assert checks[name]["holds"] == (worst <= 0.002), name
+    shown = (tmp_path / "run" / "report.md").read_text()
+    assert "## Attacks" in shown
+    assert "## Ripples" in shown
+    assert "must never be released" in shown
+    assert "no attack was run" not in shown
+    values = {d.value(s) for d in clinic.private for s in d.spans if s.kind == "direct"}
+    for name in ("attack.json", "report.json", "report.md", "report.html", "junit.xml"):
+        text = (tmp_path / "run" / name).read_text()
+        assert not [value for value in values if len(value) > 4 and value in text], name
+
+
+def test_a_ripple_is_told_by_label_and_by_its_distance_to_what_was_removed() -> None:
+    text = "Ana Sanz, born 1970, lives in Lugo"
+    spans = tuple(
+        Span(text.index(v), text.index(v) + len(v), label)
+        for v, label in (("Ana Sanz", "NAME"), ("1970", "DATE"), ("Lugo", "CITY"))
+    )
+    corpus = Corpus([Document("1", "1", text, spans), Document("2", "2", text, spans)])
+    before, after = verdicts("g--" + "---"), verdicts("-gg" + "--s")
+    found = ripples({"before": before, "after": after}, corpus, rounds=("before", "x", "after"))
+    assert found == [
+        {
+            "from": "before",
+            "to": "after",
+            "labels": {
+                "CITY": {"new": 2, "near": 1, "distance": 22.0},
+                "DATE": {"new": 1, "near": 1, "distance": 7.0},
+            },
+        }
+    ]
+
+
+def verdicts(extracted: str) -> Occurrences:
+    """One letter an occurrence, three a document: g greedy, s sampled, - neither."""
+    number = len(extracted)
+    blank = {field.name: np.full(number, np.nan) for field in fields(Occurrences)}
+    return Occurrences(**blank | {
+        "document": np.arange(number) // 3,
+        "span": np.arange(number) % 3,
+        "reason": np.array([""] * number),
+        "greedy": np.array([letter == "g" for letter in extracted]),
+        "discoverable": np.array([letter in "gs" for letter in extracted]),
+    })  # fmt: skip
+
+
+def test_a_recipe_whose_gate_judges_attacks_must_ask_for_them_and_for_the_same_kinds(
+    tmp_path: Path,
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = RECIPE.format(leaky="a", base="b", folder="c")
+    recipe.write_text(text)
+    asked = load_recipe(recipe)
+    assert asked.gate.attacks == "control"
+    with pytest.raises(RecipeError, match=r"gate\.attacks needs a section attack"):
+        load_recipe(recipe, overrides=["attack=null"])
+    with pytest.raises(RecipeError, match=r"attack\.kinds must be gate\.kinds"):
+        load_recipe(recipe, overrides=["attack.kinds=[indirect]"])

@@ -29,6 +29,7 @@ from sani.reporting.compare import (
     compare_audits,
     compare_pretraining,
 )
+from sani.reporting.ripple import ripple_sections, ripples
 from sani.reporting.sections import STAGE_NAMES, limits, number, sections, versions
 from sani.runfolder import RunFolder
 
@@ -79,6 +80,9 @@ def build_report(
         "not_asked": [name for name, limit in recipe.gate.model_dump().items() if limit is None],
         "corpus_limit": recipe.corpus.limit,
         "attacks": folder.load("attack"),
+        "ripples": ripples(
+            _arrays(folder, "audit-{}", Occurrences), corpus, rounds=("before", "erased", "after")
+        ),
         "not_tested": [
             *([] if recipe.attack else [NOT_ATTACKED]),
             *NOT_TESTED,
@@ -118,7 +122,12 @@ def render(report: dict[str, Any], template: str) -> str:
     environment.filters["cell"] = _cell
     return environment.get_template(template).render(
         report=report,
-        sections=[limits(report), *sections(report), *attack_sections(report["attacks"])],
+        sections=[
+            limits(report),
+            *sections(report),
+            *ripple_sections(report["ripples"]),
+            *attack_sections(report["attacks"]),
+        ],
         versions=versions(report["provenance"]),
     )
 
