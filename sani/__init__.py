@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = version("sani-llm")
 
 _HOME = {
+    "AttackSettings": "sani.recipe",
     "AuditSettings": "sani.recipe",
     "Corpus": "sani.corpus.documents",
     "Document": "sani.corpus.documents",
@@ -19,6 +20,7 @@ _HOME = {
     "SaniError": "sani.errors",
     "ScanSettings": "sani.recipe",
     "Span": "sani.corpus.documents",
+    "attack": "sani.attacking.attack",
     "audit": "sani.auditing.audit",
     "detect": "sani.scanning.detection",
     "erase": "sani.erasing.erase",
@@ -31,6 +33,7 @@ _HOME = {
     "scan": "sani.scanning.inventory",
 }
 __all__ = [
+    "AttackSettings",
     "AuditSettings",
     "Corpus",
     "Document",
@@ -40,6 +43,7 @@ __all__ = [
     "SaniError",
     "ScanSettings",
     "Span",
+    "attack",
     "audit",
     "detect",
     "erase",
@@ -53,6 +57,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from sani.attacking.attack import attack
     from sani.auditing.audit import audit
     from sani.checkpoint import load_checkpoint, save_checkpoint
     from sani.corpus.documents import Corpus, Document, Span
@@ -61,6 +66,7 @@ if TYPE_CHECKING:
     from sani.errors import SaniError
     from sani.pipeline import run
     from sani.recipe import (
+        AttackSettings,
         AuditSettings,
         EraseSettings,
         Recipe,

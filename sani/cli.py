@@ -703,6 +703,77 @@ def sign(
 
 
 @app.command()
+def attack(
+    model: Model,
+    corpus: CorpusOption,
+    base: Base = None,
+    leaky: Annotated[
+        Path | None, typer.Option(help="The unsanitized checkpoint: guidance, and what there was.")
+    ] = None,
+    held_out: HeldOut = None,
+    neighbours: Annotated[
+        Path | None, typer.Option(help="Other documents of the same subjects, with spans.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few documents, one or two variants of each attack.")
+    ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this attack; may be repeated.")
+    ] = None,
+    framing: Framing = "auto",
+    limit: Limit = None,
+    seed: Seed = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep what is done here, so that --resume goes on.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Take up an interrupted one.")] = False,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Exit with 3 if an attack gets more than from the base.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Attack a sanitized checkpoint, and the base as control."""
+    from sani.attacking.attack import ATTACKS, BASE, LEAKY, SANITIZED
+    from sani.corpus.readers import read_corpus
+    from sani.gate import judge_attacks
+    from sani.pipeline import Documents, attack_models, read_others
+    from sani.recipe import QUICK, settings_from
+    from sani.reporting.attacks import attack_sections
+
+    if unknown := set(only or ()) - set(ATTACKS):
+        raise SaniError(f"--only {min(unknown)}: no such attack; there are {', '.join(ATTACKS)}")
+    asked: dict[str, Any] = QUICK.model_dump(mode="json") if quick else {}
+    asked |= {name: None for name in ATTACKS if only and name not in only}
+    if neighbours and asked.get("neighbours", {}) is not None:
+        asked["neighbours"] = {**asked.get("neighbours", {}), "documents": str(neighbours)}
+    read = read_corpus(corpus, limit=limit)
+    models = {SANITIZED: model}
+    for name, folder in ((LEAKY, leaky), (BASE, base)):
+        if folder is not None:
+            models[name] = folder
+    with console.reporter() as on_step:
+        found = attack_models(
+            models,
+            Documents(read, read_others("--held-out", held_out, read), None),
+            settings_from("AttackSettings", asked),
+            framing=framing,
+            attacked=(SANITIZED, BASE) if quick else (SANITIZED, LEAKY, BASE),
+            seed=seed,
+            out=out,
+            resume=resume,
+            on_step=on_step,
+        )
+    checks = [check.to_json() for check in judge_attacks("control", found)]
+    if as_json:
+        console.show_json({**found, "checks": checks})
+    else:
+        for section in attack_sections(found):
+            console.show_section(section)
+        console.show_checks(checks)
+    raise typer.Exit(0 if not gate or all(check["holds"] for check in checks) else GATE_FAILED)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where models and runs are kept.")] = Path("runs/demo"),
 ) -> None:

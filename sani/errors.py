@@ -8,6 +8,7 @@
     ├── UnsupportedModelError  a model family that sani does not know
     ├── SelectionError         a selector that chose nothing, or could not choose
     ├── AuditError             an audit that could not be carried out
+    ├── AttackError            an attack that could not be carried out
     ├── RepairError            a repair that diverged or had nothing to learn from
     └── RunError               a run folder in use, or one that does not fit the recipe
 
@@ -45,6 +46,10 @@ class SelectionError(SaniError):
 
 class AuditError(SaniError):
     """An audit that could not be carried out; never to be read as a clean result."""
+
+
+class AttackError(SaniError):
+    """An attack that could not be carried out; never to be read as one that failed."""
 
 
 class RepairError(SaniError):

@@ -5,7 +5,7 @@ Adding a family is adding one row to `FAMILIES`; `sani.layout` and the tests go 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -381,6 +381,31 @@ def hidden_states(
         cached = {}
     hidden: Tensor = model.base_model(**inputs, **cached).last_hidden_state
     return hidden
+
+
+def layer_states(
+    model: Any, layers: Sequence[int], *, cache: DynamicCache | None = None, **inputs: Tensor | None
+) -> list[Tensor]:
+    """Hidden states behind some layers, final norm applied, [batch, seq, hidden] each.
+
+    Args:
+        model: A causal language model.
+        layers: Numbers from 0, the input's side; the last layer of the model is none of them.
+        cache: As for `hidden_states`.
+        inputs: Of the model.
+
+    Raises:
+        UnsupportedModelError: If the model is not a causal one of a known family.
+    """
+    stack = family_of(model.config, "causal").stacks[-1]
+    norm = model.get_submodule(stack.norm) if stack.norm else torch.nn.Identity()
+    states = model.base_model(
+        **inputs,
+        use_cache=cache is not None,
+        past_key_values=cache,
+        output_hidden_states=True,
+    ).hidden_states  # the embeddings first
+    return [norm(states[layer + 1]) for layer in layers]
 
 
 def logits(model: Any, hidden: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sani.corpus.documents import Kind
@@ -14,6 +14,7 @@ CONTROL_MARGIN = 0.002
 FEWEST_TRIALS = 20
 LEAST_POWER = {"discoverable": 0.05, "auc": 0.15}
 LEAST_DECOYED = 0.9
+NOT_JUDGED = "guidance"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def judge(
     after: Mapping[str, Any],
     control: Mapping[str, Any] | None,
     scan: Mapping[str, Any] | None = None,
+    attacks: Mapping[str, Any] | None = None,
 ) -> list[Check]:
     """Hold the audits of a run against the limits.
 
@@ -57,6 +59,7 @@ def judge(
         after: Of the sanitized one.
         control: Of the base model; None if there is none.
         scan: The scan's inventory; its ``quality`` is None where its recall is unknown.
+        attacks: What `sani.attacking.attack.attack` found; None if nothing was attacked.
 
     Returns:
         One check a limit; the gate holds if every one does.
@@ -73,6 +76,8 @@ def judge(
                 checks.append(_rate(f"{name}.{kind}", name, figures, baseline, limit))
         if settings.auc_excess is not None:
             checks.append(_auc(f"auc.{kind}", figures, baseline, settings.auc_excess))
+    if settings.attacks is not None:
+        checks += judge_attacks(settings.attacks, attacks)
     if settings.scan_recall is not None:
         checks.append(_scan_recall(scan, settings.scan_recall))
     if settings.perplexity_ratio is not None:
@@ -170,6 +175,61 @@ def _auc(
     return _compare(
         name, value, highest, f"the control has {control:.3f}; {excess} above is allowed"
     )
+
+
+def judge_attacks(limit: Limit, attacks: Mapping[str, Any] | None) -> list[Check]:
+    """Every attack's rates on the sanitized checkpoint, each against the same attack on the base.
+
+    Two checks an attack, of the variant that is furthest above what it may be. An attack that was
+    not asked for or not run, in any of its variants, does not hold; nor does one that left an
+    occurrence unscored. Guidance needs the unsanitized
+    checkpoint and shows why that one must never be released; it is not judged.
+    """
+    if attacks is None:
+        return [Check("attacks", None, None, False, "no attack was run")]
+    checks = [
+        Check(f"attack.{name}", None, None, False, "the attack was not run; give attack." + name)
+        for name in attacks["not_asked"]
+        if name != NOT_JUDGED
+    ]
+    for name, variants in attacks["attacks"].items():
+        if name == NOT_JUDGED:
+            continue
+        for figure in ("greedy", "discoverable"):
+            found = [
+                _attacked(f"attack.{name}.{figure}", figure, variant, row["models"], limit)
+                for variant, row in variants.items()
+                if not _only_ranks(row["models"].get("sanitized"))
+            ]
+            nothing = Check(f"attack.{name}.{figure}", None, None, False, "it gave no rate")
+            checks.append(max(found, key=_excess, default=nothing))
+    return checks
+
+
+def _only_ranks(figures: Mapping[str, Any] | None) -> bool:
+    """Whether a variant that was run gives an AUC and no rates, as a probe."""
+    return figures is not None and not figures["not_run"] and figures["greedy"] is None
+
+
+def _attacked(
+    name: str, figure: str, variant: str, models: Mapping[str, Any], limit: Limit
+) -> Check:
+    sanitized, base = models.get("sanitized"), models.get("base")
+    if sanitized is None or sanitized["not_run"] or (base is not None and base["not_run"]):
+        side = sanitized if sanitized is None or sanitized["not_run"] else base
+        why = f"{variant}: was not run: {side['not_run'] if side else 'no checkpoint'}"
+        return Check(name, None, None, False, why)
+    check = _rate(name, figure, sanitized, base, limit)
+    if sanitized["unscored"]:
+        check = replace(check, holds=False, why=f"{sanitized['unscored']} were not scored")
+    return replace(check, why=f"{variant}: {check.why}")
+
+
+def _excess(check: Check) -> tuple[bool, float]:
+    """What stands first among checks: those that do not hold, then the nearest to the limit."""
+    if check.measured is None or check.limit is None:
+        return True, math.inf
+    return not check.holds, check.measured - check.limit
 
 
 def _scan_recall(scan: Mapping[str, Any] | None, least: float) -> Check:

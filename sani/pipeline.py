@@ -1,22 +1,23 @@
 """`run`: the whole job of a recipe, stage by stage, each finished one kept.
 
 read -> scan -> audit before -> audit the base (the control) -> erase -> audit -> repair ->
-audit after -> gate -> sanitized/ -> report. A stage is finished when its result file stands in the
-run folder; a resumed run takes it from there and begins at the first that is missing.
+audit after -> attack -> gate -> sanitized/ -> report. A stage is finished when its result file
+stands in the run folder; a resumed run takes it from there and begins at the first that is missing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from sani import runtime
-from sani.auditing.audit import AuditResult, audit
+from sani.attacking.attack import BASE, LEAKY, SANITIZED, attack
+from sani.auditing.audit import AuditResult, audit, worst_framing
 from sani.auditing.generation import read_prompts
 from sani.checkpoint import (
     Checkpoint,
@@ -31,7 +32,7 @@ from sani.erasing.erase import erase
 from sani.errors import RecipeError, RunError
 from sani.gate import judge
 from sani.hygiene import check_texts
-from sani.recipe import AuditSettings, Recipe, dump_recipe, load_recipe
+from sani.recipe import AttackSettings, AuditSettings, Recipe, dump_recipe, load_recipe
 from sani.release import is_current, write_release_files
 from sani.repairing.repair import repair
 from sani.reporting.compare import compare_audits, compare_pretraining
@@ -94,12 +95,14 @@ def run(
         if recipe.repair is not None:
             job.repair()
         job.audit("after", job.latest)
+        job.attack()
         checks = judge(
             recipe.gate,
             before=folder.load("audit-before"),
             after=folder.load("audit-after"),
             control=folder.load("audit-base"),
             scan=folder.load("scan"),
+            attacks=folder.load("attack"),
         )
         report = build_report(folder, recipe, corpus, checks)
         digest = folder.load("audit-after")["weights_digest"]
@@ -246,6 +249,85 @@ def reveal_run(path: Path) -> Path:
     recipe = load_recipe(path / RECIPE)
     documents = _scan(recipe, folder, read_documents(recipe), lambda stage, done, total: None)
     return reveal(folder, documents.corpus)
+
+
+def read_neighbours(settings: AttackSettings) -> Corpus | None:
+    """The other documents that `attack.neighbours` names; None if it names none."""
+    neighbours = settings.neighbours
+    if neighbours is None or neighbours.documents is None:
+        return None
+    return read_corpus(neighbours.documents)
+
+
+def attack_models(
+    models: Mapping[str, Path],
+    documents: Documents,
+    settings: AttackSettings,
+    *,
+    framing: str,
+    attacked: Sequence[str],
+    seed: int,
+    out: Path | None,
+    resume: bool,
+    on_step: OnStep,
+) -> dict[str, Any]:
+    """Attack checkpoints, as `sani attack` shows it.
+
+    Args:
+        models: Folder of each by name: ``sanitized``, and ``leaky`` and ``base`` where there are.
+        documents: Corpus and held-out documents.
+        settings: Which attacks.
+        framing: What stands before a document; ``auto`` tries all on the leaky model, else on the
+            sanitized one.
+        attacked: Which of the models are attacked.
+        seed: Of every draw.
+        out: Folder for what is done, so that an interrupted attack goes on; kept nowhere if None.
+        resume: Take up an interrupted one.
+        on_step: Called with (what, steps done, steps in all).
+    """
+    runtime.quiet_libraries()
+    runtime.deterministic()
+    base = models.get(BASE)
+    loaded = {
+        name: load_checkpoint(path, base=base, device=runtime.device())
+        for name, path in models.items()
+    }
+    audit_settings = AuditSettings()
+    if framing == "auto":
+        suspect = loaded.get(LEAKY, loaded[SANITIZED])
+        framing = worst_framing(suspect, documents.corpus, audit_settings).name
+
+    def run_attacks(folder: Path | None) -> dict[str, Any]:
+        return attack(
+            loaded,
+            documents.corpus,
+            settings,
+            audit=audit_settings,
+            framing=framing,
+            held_out=documents.held_out,
+            neighbours=read_neighbours(settings),
+            attacked=attacked,
+            seed=seed,
+            folder=folder,
+            on_step=on_step,
+        )
+
+    if out is None:
+        return run_attacks(None)
+    inputs = {
+        name: folder_digest(path, weights_only=False, base=base) for name, path in models.items()
+    }
+    inputs["corpus"] = documents.corpus.digest()
+    if documents.held_out is not None:
+        inputs["corpus.held_out"] = documents.held_out.digest()
+    asked = f"{settings.model_dump_json()} {framing} {' '.join(attacked)} {seed}\n"
+    with open_run(out, recipe=asked, inputs=inputs, resume=resume) as folder:
+        if not folder.finished("attack"):
+            place = folder.private / "attack"
+            place.mkdir(exist_ok=True)
+            folder.save("attack", run_attacks(place))
+        found: dict[str, Any] = folder.load("attack")
+    return found
 
 
 def _scan(recipe: Recipe, folder: RunFolder, documents: Documents, on_step: OnStep) -> Documents:
@@ -409,6 +491,30 @@ class _Job:
         self._keep("repair", checkpoint, data)
         shutil.rmtree(trainer, ignore_errors=True)
 
+    def attack(self) -> None:
+        """Attack the sanitized checkpoint; an interrupted one goes on with the next attack."""
+        settings = self._recipe.attack
+        if settings is None or self._folder.finished("attack"):
+            return
+        place, meter = self._folder.private / "attack", runtime.EnergyMeter()
+        place.mkdir(exist_ok=True)
+        models = {SANITIZED: self.latest(), LEAKY: self.unsanitized()}
+        if self._recipe.model.base is not None:
+            models[BASE] = self.base
+        found = attack(
+            models,
+            self._corpus,
+            settings,
+            audit=self._recipe.audit,
+            framing=self._framing(),
+            held_out=self._held_out,
+            neighbours=read_neighbours(settings),
+            seed=self._recipe.seed,
+            folder=place,
+            on_step=self._on_step,
+        )
+        self._folder.save("attack", {**found, "energy_joules": meter.joules()})
+
     def _keep(self, stage: str, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
         """Keep a stage's weights in the private part, then its result, which finishes it."""
         save_checkpoint(checkpoint, self._folder.private / stage)
@@ -447,6 +553,9 @@ def _inputs(recipe: Recipe, documents: Documents) -> dict[str, str]:
     if recipe.audit.generation is not None and recipe.audit.generation.file is not None:
         text = "\n".join(read_prompts(recipe.audit.generation.file))
         inputs["audit.generation.file"] = hashlib.sha256(text.encode()).hexdigest()
+    neighbours = read_neighbours(recipe.attack) if recipe.attack else None
+    if neighbours is not None:
+        inputs["attack.neighbours.documents"] = neighbours.digest()
     return inputs
 
 

@@ -437,6 +437,111 @@ class RepairSettings(Settings):
         return self
 
 
+class QuantizeSettings(Settings):
+    """Weights rounded to few bits: what a small update hid may come back."""
+
+    bits: tuple[Literal[4, 8], ...] = Field((8, 4), min_length=1, description="widths tried")
+    group: int = Field(128, ge=2, description="weights that share a scale at 4 bits, at most")
+
+
+class RelearnSettings(Settings):
+    """Fine-tuning on something else: does what was removed come back?"""
+
+    steps: int = Field(60, ge=1, description="optimizer steps, rounded up to whole epochs")
+    learning_rates: tuple[float, ...] = Field(
+        (1e-4, 1e-3), min_length=1, description="peaks of the schedule"
+    )
+    share: float = Field(
+        0.1, gt=0.0, lt=1.0, description="share of the subjects that the adversary still holds"
+    )
+    texts: tuple[Literal["harmless", "part", "surrogates"], ...] = Field(
+        ("harmless", "part", "surrogates"),
+        min_length=1,
+        description="held-out documents; that share's; all, with other values for identifiers",
+    )
+    points: int = Field(4, ge=1, description="points of the curve, the last step included")
+    batch_tokens: int = Field(2048, ge=64, description="tokens per step, padding included")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if _repeats(self.learning_rates) or _repeats(self.texts):
+            raise ValueError("learning_rates and texts must be distinct")
+        return self
+
+
+class GuidanceSettings(Settings):
+    """Reversed Model Guidance by the unsanitized checkpoint."""
+
+    weights: tuple[float, ...] = Field(
+        (2.0,), min_length=1, description="w, above 1 away from the sanitized model; paper's 2.0"
+    )
+    plausible: float = Field(
+        1e-5, gt=0.0, lt=1.0, description="gamma: tokens with this share of the highest p; paper's"
+    )
+
+
+class PromptingSettings(Settings):
+    """Other prompts for the same identifiers."""
+
+    occurrences: int = Field(300, ge=20, description="occurrences asked for, at most; drawn")
+    prefixes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (10, 25, 50, 100), description="tokens left of the text before an identifier"
+    )
+    characters: int = Field(
+        1000, ge=1, description="of the text before, at most, where a prompt is changed"
+    )
+    shots: int = Field(3, ge=1, description="other subjects' lines in a few-shot prompt")
+
+
+class SamplingSettings(Settings):
+    """Leak@k in closed form, and a check that sampling finds what it predicts."""
+
+    occurrences: int = Field(40, ge=1, description="occurrences that are really sampled, at most")
+    samples: int = Field(100, ge=1, description="continuations of each of them")
+    prefix: int = Field(50, ge=1, description="tokens of the prompt they continue")
+
+
+class LayersSettings(Settings):
+    """What inner layers know: logit lens and linear probe."""
+
+    layers: int = Field(4, ge=1, description="inner layers read, at most, evenly spread")
+    folds: int = Field(5, ge=2, description="of the probe's cross-validation, by subject")
+    penalty: float = Field(1.0, gt=0.0, description="ridge penalty on standardized states; ours")
+
+
+class NeighboursSettings(Settings):
+    """Text like what was learnt: near-duplicates, and documents that the repair never had."""
+
+    left_out: int = Field(
+        3, ge=2, description="a near-duplicate is a document without each line of this number"
+    )
+    documents: Path | None = Field(
+        None, description="other documents of the same subjects, with spans: what is never listed"
+    )
+
+
+class AttackSettings(Settings):
+    """What an adversary tries on the sanitized checkpoint, and on the base as control.
+
+    An attack that is null is not run, and the report says so.
+    """
+
+    kinds: tuple[Kind, ...] = Field(
+        ("direct",), min_length=1, description="which identifiers are attacked"
+    )
+    documents: int = Field(
+        1000, ge=1, description="documents attacked, at most; drawn, whole subjects first"
+    )
+    decoys: int = Field(4, ge=0, le=1000, description="decoys per occurrence; 0 for none")
+    quantize: QuantizeSettings | None = Field(default_factory=QuantizeSettings)
+    relearn: RelearnSettings | None = Field(default_factory=RelearnSettings)
+    guidance: GuidanceSettings | None = Field(default_factory=GuidanceSettings)
+    prompting: PromptingSettings | None = Field(default_factory=PromptingSettings)
+    sampling: SamplingSettings | None = Field(default_factory=SamplingSettings)
+    layers: LayersSettings | None = Field(default_factory=LayersSettings)
+    neighbours: NeighboursSettings | None = Field(default_factory=NeighboursSettings)
+
+
 Limit = Literal["control"] | Fraction
 
 
@@ -450,6 +555,10 @@ class GateSettings(Settings):
     discoverable: Limit | None = Field("control", description="(n, p) rate, likewise")
     auc_excess: Fraction | None = Field(
         0.05, description="discrimination AUC above the control's, at most"
+    )
+    attacks: Limit | None = Field(
+        None,
+        description="greedy and (n, p) rate after every attack, likewise; guidance is not judged",
     )
     scan_recall: Fraction | None = Field(
         None,
@@ -478,6 +587,7 @@ class Recipe(Settings):
     audit: AuditSettings = Field(default_factory=AuditSettings)
     erase: EraseSettings | None = None
     repair: RepairSettings | None = None
+    attack: AttackSettings | None = None
     gate: GateSettings = Field(default_factory=GateSettings)
 
     @model_validator(mode="after")
@@ -492,7 +602,7 @@ class Recipe(Settings):
                 problems.append("erase.selector: drift needs model.base")
             if self.repair is not None and self.repair.needs_base:
                 problems.append("repair.at_identifiers: anchor to base needs model.base")
-            if "control" in (self.gate.greedy, self.gate.discoverable):
+            if "control" in (self.gate.greedy, self.gate.discoverable, self.gate.attacks):
                 problems.append(
                     "gate: 'control' needs model.base; without one, give fractions, as in "
                     "greedy: 0.0"
@@ -501,6 +611,14 @@ class Recipe(Settings):
                 problems.append("gate.auc_excess needs model.base; without one, set it to null")
         if self.gate.auc_excess is not None and not self.audit.decoys:
             problems.append("gate.auc_excess needs audit.decoys of at least 1")
+        if self.gate.attacks is not None and self.attack is None:
+            problems.append("gate.attacks needs a section attack")
+        elif (
+            self.gate.attacks is not None
+            and self.attack is not None
+            and set(self.attack.kinds) != set(self.gate.kinds)
+        ):
+            problems.append("gate.attacks: attack.kinds must be gate.kinds, which it judges")
         if self.gate.perplexity_ratio is not None and self.corpus.held_out is None:
             problems.append(
                 "gate.perplexity_ratio needs corpus.held_out; without held-out documents, set "
@@ -607,7 +725,8 @@ def settings_from(section: str, values: Mapping[str, Any]) -> Any:
     """One section of a recipe from plain values, by the recipe's own rules.
 
     Args:
-        section: ``AuditSettings``, ``EraseSettings``, ``RepairSettings`` or ``ScanSettings``.
+        section: ``AttackSettings``, ``AuditSettings``, ``EraseSettings``, ``RepairSettings`` or
+            ``ScanSettings``.
         values: As they would stand in YAML.
 
     Raises:
@@ -615,7 +734,7 @@ def settings_from(section: str, values: Mapping[str, Any]) -> Any:
     """
     models: dict[str, type[Settings]] = {
         model.__name__: model
-        for model in (AuditSettings, EraseSettings, RepairSettings, ScanSettings)
+        for model in (AttackSettings, AuditSettings, EraseSettings, RepairSettings, ScanSettings)
     }
     return _validate(dict(values), models[section], where="options")
 
@@ -718,3 +837,15 @@ def _repeats(values: Sequence[object]) -> bool:
 def _kind_of(data: object) -> str:
     names = {"NoneType": "an empty file", "list": "a list"}
     return names.get(type(data).__name__, "a single value")
+
+
+QUICK = AttackSettings(
+    documents=6,
+    decoys=1,
+    quantize=QuantizeSettings(bits=(4,)),
+    relearn=RelearnSettings(steps=4, learning_rates=(1e-3,), texts=("part",), points=1),
+    prompting=PromptingSettings(occurrences=20, prefixes=(25,), characters=200),
+    sampling=SamplingSettings(occurrences=10, samples=20, prefix=25),
+    layers=LayersSettings(layers=1),
+)
+"""Every attack, on few documents and in one or two variants: a first look."""

@@ -21,7 +21,7 @@ model: {path: m, base: b}
 corpus: {path: c.jsonl, held_out: h.jsonl}
 erase: {last_layers: 1}
 """
-TOP = "audit, corpus, erase, gate, model, repair, scan, seed, version"
+TOP = "attack, audit, corpus, erase, gate, model, repair, scan, seed, version"
 
 
 @pytest.fixture
@@ -171,8 +171,8 @@ def test_every_shipped_recipe_is_read():
         (
             "gate: {anchor: 1}\n",
             [
-                "gate.anchor: unknown key; known: auc_excess, discoverable, greedy, kinds, "
-                "perplexity_ratio, scan_recall"
+                "gate.anchor: unknown key; known: attacks, auc_excess, discoverable, greedy, "
+                "kinds, perplexity_ratio, scan_recall"
             ],
         ),
         (

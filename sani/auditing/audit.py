@@ -360,6 +360,11 @@ def _score(
 COMPARED = ("auc", "exposure", "first", "chance", "swap_auc", "swap_first", "swap_chance")
 
 
+def worst_framing(checkpoint: Checkpoint, corpus: Corpus, settings: AuditSettings) -> Framing:
+    """The framing under which a sample of documents leaks most."""
+    return _worst_framing(checkpoint, corpus, encode(corpus, checkpoint.tokenizer), settings)[0]
+
+
 def _worst_framing(
     checkpoint: Checkpoint, corpus: Corpus, encoded: Sequence[Encoded], settings: AuditSettings
 ) -> tuple[Framing, dict[str, Rate]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sani import families
 from sani.auditing.cues import CueFinder
 from sani.auditing.figures import Preference, discoverable, preference
-from sani.auditing.scoring import Asked, Row, Scores, score
+from sani.auditing.scoring import AS_IT_IS, Asked, Reading, Row, Scores, score
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, Framing, Window, windows
@@ -89,6 +89,7 @@ def score_occurrences(
     *,
     maker: DecoyMaker | None = None,
     jointly: bool = False,
+    reading: Reading = AS_IT_IS,
     on_step: OnStep | None = None,
 ) -> Occurrences:
     """Verdicts for every occurrence of the given documents under one framing.
@@ -102,6 +103,7 @@ def score_occurrences(
         maker: Makes decoys and swaps; none are scored if None.
         jointly: For a masked language model: all tokens of an identifier at once, each as if the
             others were not known, instead of one at a time from left to right.
+        reading: How logits come from the model.
         on_step: Called with (documents done, documents in all).
 
     Returns:
@@ -124,6 +126,7 @@ def score_occurrences(
             num_slots=placed.num_slots,
             batch_tokens=settings.batch_tokens,
             asked=Asked(num_ranked=placed.num_true_tokens, sampler=settings.sampler),
+            reading=reading,
         )
         found.append(placed.verdicts(scores))
         done += len(group)

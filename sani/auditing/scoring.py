@@ -164,6 +164,27 @@ class Asked:
 NOTHING_ELSE = Asked()
 
 
+class Reading:
+    """How logits come from a model: from its last layer. An attack may read it otherwise.
+
+    Attributes:
+        branches: Whether it can read decoys behind the cached text, if the model can.
+    """
+
+    branches = True
+
+    def hidden(self, model: Any, *, cache: DynamicCache | None = None, **inputs: Any) -> Tensor:
+        """What logits are made from, [batch, seq, any]; arguments of `families.hidden_states`."""
+        return families.hidden_states(model, cache=cache, **inputs)
+
+    def logits(self, model: Any, hidden: Tensor) -> Tensor:
+        """Logits [n, vocab] at some of its positions, [n, any]; finite."""
+        return families.logits(model, hidden)
+
+
+AS_IT_IS = Reading()
+
+
 @torch.inference_mode()
 def score(
     model: Any,
@@ -172,6 +193,7 @@ def score(
     num_slots: int,
     batch_tokens: int,
     asked: Asked = NOTHING_ELSE,
+    reading: Reading = AS_IT_IS,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Answer every read of every row.
@@ -182,23 +204,26 @@ def score(
         num_slots: Size of the result; slots that no row reads stay NaN.
         batch_tokens: Most tokens of a forward pass, padding included.
         asked: What is wanted beside the log-probability.
+        reading: How logits come from the model.
         on_step: Called with (batches done, batches in all).
 
     Raises:
         AuditError: If the model gives NaN or infinity.
     """
     result = Scores.empty(num_slots)
-    if not families.family_of(model.config).branches:
+    if not (reading.branches and families.family_of(model.config).branches):
         rows = [plain for row in rows for plain in row.without_trees()]
     batches = token_batches([len(row.tokens) for row in rows], budget=batch_tokens)
     for done, batch in enumerate(batches, start=1):
-        _score_batch(model, [rows[index] for index in batch], result, asked)
+        _score_batch(model, [rows[index] for index in batch], result, asked, reading)
         if on_step is not None:
             on_step(done, len(batches))
     return result
 
 
-def _score_batch(model: Any, rows: Sequence[Row], result: Scores, asked: Asked) -> None:
+def _score_batch(
+    model: Any, rows: Sequence[Row], result: Scores, asked: Asked, reading: Reading
+) -> None:
     """Read one batch: the texts, then tree after tree on the cache of their keys and values."""
     rows = sorted(rows, key=lambda row: len(row.trees), reverse=True)
     ids = _padded([row.tokens for row in rows])
@@ -208,19 +233,19 @@ def _score_batch(model: Any, rows: Sequence[Row], result: Scores, asked: Asked) 
         seen = torch.arange(ids.shape[1])[None] < lengths[:, None]
         inputs["attention_mask"] = seen.long().to(model.device)
     texts = DynamicCache() if rows[0].trees else None
-    hidden = families.hidden_states(model, **inputs, cache=texts)  # [batch, seq, hidden]
-    _read(model, hidden, [row.reads for row in rows], result, asked)
+    hidden = reading.hidden(model, **inputs, cache=texts)  # [batch, seq, hidden]
+    _read(model, hidden, [row.reads for row in rows], result, asked, reading)
     if texts is None:
         return
     for number in range(len(rows[0].trees)):
         trees = [row.trees[number] for row in rows if number < len(row.trees)]
         length = 1 + max(place for tree in trees for place in tree.levels[0][1])
-        hidden = families.hidden_states(
+        hidden = reading.hidden(
             model,
             **_tree_inputs(model, trees, text_length=length),
             cache=_BehindText(texts, rows=len(trees), length=length),
         )  # [trees, nodes, hidden]
-        _read(model, hidden, [tree.reads for tree in trees], result, asked)
+        _read(model, hidden, [tree.reads for tree in trees], result, asked, reading)
 
 
 class _BehindText(DynamicCache):
@@ -283,7 +308,12 @@ def _tree_inputs(model: Any, trees: Sequence[Tree], *, text_length: int) -> dict
 
 
 def _read(
-    model: Any, hidden: Tensor, reads_of: Sequence[Reads], result: Scores, asked: Asked
+    model: Any,
+    hidden: Tensor,
+    reads_of: Sequence[Reads],
+    result: Scores,
+    asked: Asked,
+    reading: Reading,
 ) -> None:
     """Project hidden states [batch, seq, hidden], once at each position that is read."""
     reads = sorted(
@@ -303,7 +333,7 @@ def _read(
     for first in range(0, len(places), chunk):
         begin, end = np.searchsorted(place_of, [first, first + chunk])
         there = where[first : first + chunk]
-        logits = families.logits(model, hidden[there[:, 0], there[:, 1]]).float()
+        logits = reading.logits(model, hidden[there[:, 0], there[:, 1]]).float()
         local = torch.from_numpy(place_of[begin:end] - first).to(hidden.device)
         _read_logits(logits, local, targets[begin:end], slots[begin:end], result, asked)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sani.reporting.attacks import tested
 from sani.reporting.words import (
     KIND_NAMES,
     Cells,
@@ -80,6 +81,7 @@ def threats(report: Mapping[str, Any]) -> Section:
     membership = any(audit["membership"] for audit in audits.values())
     generation = any(audit["generation"] for audit in audits.values())
     asked = f"{report['audit_settings']['queries']} times"
+    attacks = report["attacks"]
     return Section(
         "threats",
         "Threat model and limits",
@@ -101,10 +103,13 @@ def threats(report: Mapping[str, Any]) -> Section:
                 report["audit_settings"]["decoys"] > 0)),
             ("asks whether a document or a person was in the training data", _tested(membership)),
             ("lets the model write from nothing, headings or openings", _tested(generation)),
-            ("fine-tunes the model until it remembers", "not tested"),
-            ("quantizes or prunes the model", "not tested"),
-            ("holds the unsanitized checkpoint too", "not tested"),
-            ("writes prompts made to bring identifiers up", "not tested"),
+            ("fine-tunes the model until it remembers", tested(attacks, "relearn")),
+            ("quantizes the model", tested(attacks, "quantize")),
+            ("prunes the model", "not tested"),
+            ("holds the unsanitized checkpoint too", tested(attacks, "guidance")),
+            ("writes prompts made to bring identifiers up", tested(attacks, "prompting")),
+            ("reads inside the model: lower layers", tested(attacks, "layers")),
+            ("holds near copies of the documents", tested(attacks, "neighbours")),
         ),
     )  # fmt: skip
 
@@ -119,6 +124,15 @@ def edpb(report: Mapping[str, Any]) -> Section:
     membership = any(audit["membership"] for audit in audits.values())
     generation = any(audit["generation"] for audit in audits.values())
     quality = report["scan"]["quality"]
+    untried = [
+        words
+        for name, words in (
+            ("prompting", "other prompts"),
+            ("relearn", "relearning"),
+            ("quantize", "quantization"),
+        )
+        if tested(report["attacks"], name) == "not tested"
+    ]
     return Section(
         "edpb",
         "EDPB Opinion 28/2024: what this is evidence for",
@@ -174,8 +188,9 @@ def edpb(report: Mapping[str, Any]) -> Section:
             ),
             (
                 "tests against regurgitation of training data",
-                "What is recited; Newly extractable; the positive control of the gate",
-                "other prompts, relearning, quantization",
+                "What is recited; Newly extractable; the positive control of the gate"
+                + ("; Attacks" if report["attacks"] else ""),
+                ", ".join(untried) or "attacks other than those in the table",
             ),
             (
                 "tests against exfiltration, model inversion, reconstruction, attribute inference",

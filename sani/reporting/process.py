@@ -170,7 +170,7 @@ def cost(report: Mapping[str, Any]) -> Section:
     """Seconds, tokens and energy of each stage; reading and writing files is not counted."""
     stages: dict[str, Mapping[str, Any]] = {
         **{f"audit, {stage_name(stage)}": a for stage, a in report["audits"].items()},
-        **{name: report[name] for name in ("erase", "repair") if report[name]},
+        **{name: report[name] for name in ("erase", "repair", "attacks") if report[name]},
     }
     energies = [stage["energy_joules"] for stage in stages.values()]
     rows: list[Cells] = [

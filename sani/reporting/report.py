@@ -33,6 +33,7 @@ from sani.reporting.compare import (
     compare_pretraining,
 )
 from sani.reporting.page import render
+from sani.reporting.ripple import ripples
 from sani.reporting.schema import SCHEMA_VERSION
 from sani.reporting.spread import against_control, by_subject
 from sani.reporting.words import STAGE_NAMES, number
@@ -43,9 +44,11 @@ MOST_STEPS = 200
 MAP_BINS = 64
 _Arrays = TypeVar("_Arrays")
 
-NOT_TESTED = (
+NOT_ATTACKED = (
     "relearning, quantization, guidance by the unsanitized checkpoint, and prompts made to bring "
-    "identifiers up (no attack was run)",
+    "identifiers up (no attack was run)"
+)
+NOT_TESTED = (
     "identifiers that the corpus does not mark",
     "an identifier written with other tokens or in another form than in its document",
     "documents that were not given to this run",
@@ -81,6 +84,8 @@ def build_report(
             _audits(folder, "pretraining"), _arrays(folder, "pretraining-{}", Occurrences)
         ),
         "changes": _changes(folder, corpus, verdicts),
+        "ripples": ripples(verdicts, corpus, rounds=("before", "erased", "after")),
+        "attacks": _attacked(folder.load("attack")),
         "subjects": by_subject(verdicts, corpus, folder.digest),
         "picture": against_control(verdicts, corpus),
         "erase": _erased(folder.load("erase")),
@@ -91,7 +96,11 @@ def build_report(
         "corpus_limit": recipe.corpus.limit,
         "recipe": _without_paths(recipe.model_dump()),
         "source_card": read_source_card(recipe.model.path, recipe.model.base),
-        "not_tested": [*NOT_TESTED, *([] if recipe.audit.generation else [NOT_SAMPLED])],
+        "not_tested": [
+            *_not_attacked(folder.load("attack")),
+            *NOT_TESTED,
+            *([] if recipe.audit.generation else [NOT_SAMPLED]),
+        ],
         "provenance": {
             "seed": recipe.seed,
             "python": platform.python_version(),
@@ -185,6 +194,21 @@ def _repaired(repair: dict[str, Any] | None) -> dict[str, Any] | None:
             for group in groups
         ],
     }
+
+
+def _attacked(attacks: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The attacks, without places on a disk."""
+    if attacks is None:
+        return None
+    return {**attacks, "settings": _without_paths(attacks["settings"])}
+
+
+def _not_attacked(attacks: dict[str, Any] | None) -> list[str]:
+    """What no attack tried on the sanitized checkpoint."""
+    if attacks is None:
+        return [NOT_ATTACKED]
+    missing = attacks["not_asked"]
+    return [f"attacks that the recipe does not ask for: {', '.join(missing)}"] if missing else []
 
 
 def _without_paths(value: Any) -> Any:

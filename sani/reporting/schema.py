@@ -128,6 +128,22 @@ class Round(Change):
     first_seen: int
 
 
+class RippleCount(Part):
+    """Occurrences of a label; `sani.reporting.ripple.ripples`."""
+
+    new: int
+    near: int
+    distance: float | None
+
+
+class Ripple(Part):
+    """What a stage made newly extractable, by label."""
+
+    source: Stage = Field(alias="from")
+    to: Stage
+    labels: dict[str, RippleCount]
+
+
 class Pretraining(Part):
     """Audits of documents that only the base may have seen."""
 
@@ -268,6 +284,8 @@ class Report(Part):
     rounds: list[Round]
     pretraining: Pretraining
     changes: Changes
+    ripples: list[Ripple]
+    attacks: dict[str, Any] | None
     subjects: Subjects
     picture: Picture
     erase: Erase | None

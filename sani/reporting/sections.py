@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sani.reporting import attempts, evidence, leakage, process
+from sani.reporting.attacks import attack_sections
+from sani.reporting.ripple import ripple_sections
 from sani.reporting.words import Section
 
 
@@ -34,11 +36,16 @@ def chapters(report: Mapping[str, Any]) -> dict[str, list[Section]]:
             leakage.queries(report),
             leakage.memory(report),
         ],
-        "What each stage brought up": [attempts.rounds(report), *leakage.listed(report)],
+        "What each stage brought up": [
+            attempts.rounds(report),
+            *leakage.listed(report),
+            *ripple_sections(report["ripples"]),
+        ],
         "Other ways to the records": [
             *attempts.membership(report),
             *attempts.generation(report),
             *attempts.pretraining(report),
+            *attack_sections(report["attacks"]),
         ],
         "What was done": [
             process.scan(report),

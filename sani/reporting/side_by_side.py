@@ -97,6 +97,7 @@ def _broken(report: Mapping[str, Any]) -> str:
 
 def _seconds(report: Mapping[str, Any]) -> float:
     stages = [*report["audits"].values(), report["erase"], report["repair"]]
+    stages.append(report["attacks"])
     return sum(float(stage["seconds"]) for stage in stages if stage)
 
 

@@ -1,0 +1,154 @@
+"""Every attack on every model: leaky, masked only, sani's default, retrained from the base.
+
+    python benchmarks/attack.py [--quick] [--models FOLDER] [--rows NAME ...] [--json FILE]
+
+FOLDER is one that benchmarks/models.py makes: base/, leaky/, private.jsonl, held_out.jsonl. What
+is made on the way (the repaired models) and each attack's result lie in FOLDER/attacks and are
+found again. --quick takes the attacks' quick settings and two rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+MASK = {"at_identifiers": {"kind": "mask"}, "epochs": 4, "learning_rate": 2e-3}
+ANCHOR = {"at_identifiers": {"kind": "anchor", "weight": 20.0}, "epochs": 6, "learning_rate": 4e-3}
+ERASE = {"last_layers": 3}
+ROWS: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = {
+    "leaky": ("leaky", None, None),
+    "sani": ("leaky", ERASE, ANCHOR),
+    "masked only": ("leaky", None, MASK),
+    "retrained": ("base", None, MASK),
+}
+"""Name -> where it starts, the erase, the repair: those of recipes/meddocan*.yaml."""
+
+QUICK_ROWS = ("leaky", "sani")
+
+
+def made(name: str, folder: Path) -> tuple[Path, float]:
+    """A row's checkpoint, made unless it is there; and the seconds of one epoch of its repair."""
+    from sani.checkpoint import load_checkpoint, save_checkpoint
+    from sani.corpus.readers import read_corpus
+    from sani.erasing.erase import erase
+    from sani.recipe import settings_from
+    from sani.repairing.repair import repair
+
+    start, erased, repaired = ROWS[name]
+    place, seconds = folder / "attacks" / name.replace(" ", "-"), 0.0
+    if erased is None and repaired is None:
+        return folder / start, seconds
+    if not place.is_dir():
+        corpus, base = read_corpus(folder / "private.jsonl"), load_checkpoint(folder / "base")
+        checkpoint = load_checkpoint(folder / start)
+        if erased:
+            settings = settings_from("EraseSettings", erased)
+            erase(checkpoint, settings, corpus=corpus, base=base, framing="bos", seed=0)
+        settings = settings_from("RepairSettings", repaired or {})
+        started = time.perf_counter()
+        repair(checkpoint, corpus, settings, base=base, framing="bos", seed=0)
+        seconds = (time.perf_counter() - started) / settings.epochs
+        place.parent.mkdir(exist_ok=True)
+        save_checkpoint(checkpoint, place)
+    return place, seconds
+
+
+def attacked(name: str, folder: Path, *, quick: bool, settings: Any = None) -> dict[str, Any]:
+    """All attacks on one row and on the base, which is attacked once for all rows."""
+    from sani.attacking.attack import attack
+    from sani.checkpoint import load_checkpoint
+    from sani.corpus.readers import read_corpus
+    from sani.recipe import QUICK, AttackSettings
+
+    place, epoch = made(name, folder)
+    models = {
+        key: load_checkpoint(path)
+        for key, path in (("sanitized", place), ("leaky", folder / "leaky"),
+                          ("base", folder / "base"))
+    }  # fmt: skip
+    kind = "quick" if quick else "full"
+    kept = folder / "attacks" / f"{kind}-{name.replace(' ', '-')}"
+    kept.mkdir(parents=True, exist_ok=True)
+    for done in sorted((folder / "attacks").glob(f"{kind}-*/*-base.json")):
+        if not (kept / done.name).exists():
+            shutil.copyfile(done, kept / done.name)
+    found = attack(
+        models,
+        read_corpus(folder / "private.jsonl"),
+        settings or (QUICK if quick else AttackSettings()),
+        framing="bos",
+        held_out=read_corpus(folder / "held_out.jsonl"),
+        attacked=("sanitized", "base"),
+        folder=kept,
+        on_step=lambda what, done, total: print(f"{name}: {what} ({done} of {total})", flush=True),
+    )
+    return {"found": found, "epoch_seconds": epoch}
+
+
+def rows_of(name: str, data: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry an attack and variant, as --json writes them."""
+    entries = []
+    for attack_name, variants in data["found"]["attacks"].items():
+        for variant, row in variants.items():
+            one, control = row["models"]["sanitized"], row["models"]["base"]
+            entries.append(
+                {
+                    "model": name,
+                    "attack": attack_name,
+                    "variant": variant,
+                    "extraction": value(one, "greedy"),
+                    "extraction_control": value(control, "greedy"),
+                    "discoverable": value(one, "discoverable"),
+                    "discoverable_control": value(control, "discoverable"),
+                    "auc": value(one, "auc"),
+                    "auc_control": value(control, "auc"),
+                    "occurrences": one["greedy"]["trials"] if one["greedy"] else None,
+                    "not_run": one["not_run"] or control["not_run"],
+                }
+            )
+    return entries
+
+
+def value(figures: dict[str, Any], name: str) -> float | None:
+    return figures[name]["value"] if figures[name] else None
+
+
+def line(entry: dict[str, Any]) -> str:
+    def pair(name: str) -> str:
+        both = (entry[name], entry[f"{name}_control"])
+        return " ".join("    -" if number is None else f"{number:.3f}" for number in both)
+
+    head = f"{entry['model']:12} {entry['attack']:10} {entry['variant']:36}"
+    return f"{head} {pair('extraction')}  {pair('discoverable')}  {pair('auc')} {entry['not_run']}"
+
+
+def main() -> None:
+    from sani.runtime import quiet_libraries
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, default=Path("runs/meddocan"))
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    quiet_libraries()
+    entries, seconds = [], {}
+    for name in arguments.rows or (QUICK_ROWS if arguments.quick else ROWS):
+        data = attacked(name, arguments.models, quick=arguments.quick)
+        seconds[name] = {"attacks": data["found"]["seconds"], "epoch": data["epoch_seconds"]}
+        entries += rows_of(name, data)
+    print(
+        f"{'model':12} {'attack':10} {'variant':36} greedy, control; (n, p), control; AUC, control"
+    )
+    print("\n".join(map(line, entries)))
+    print(f"seconds, of attacks and of an epoch of the repair where it was run now: {seconds}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": entries, "seconds": seconds}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
