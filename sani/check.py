@@ -17,8 +17,8 @@ from sani.erasing.resets import check_biases
 from sani.errors import SaniError, SelectionError
 from sani.hygiene import left_behind
 from sani.layout import Layout
-from sani.pipeline import check_base, read_documents
-from sani.recipe import AllSelector, ModelSettings, Recipe
+from sani.pipeline import check_base, read_documents, read_neighbours
+from sani.recipe import AllSelector, AttackSettings, ModelSettings, Recipe
 from sani.scanning.detection import asked_of, load_detector
 from sani.scanning.inventory import scan
 
@@ -51,6 +51,9 @@ def check(recipe: Recipe, out: Path) -> list[CheckItem]:
         items.append(_look("model.base", lambda: _base(recipe.model.path, base)))
     if recipe.erase is not None:
         items.append(_look("erase", lambda: _erase(recipe)))
+    if recipe.attack is not None:
+        attack = recipe.attack
+        items.append(_look("attack", lambda: _attack(recipe.model, attack)))
     items.append(_look("disk", lambda: _disk(recipe, out)))
     items.append(_look("memory", lambda: _memory(recipe)))
     return items
@@ -145,6 +148,17 @@ def _erase(recipe: Recipe) -> str:
     if chosen == 0:
         raise SelectionError(f"fraction {fraction} chooses none of {sum(sizes)} neurons; raise it")
     return f"{chosen} of {sum(sizes)} neurons and heads in {len(list(layers))} layers"
+
+
+def _attack(model: ModelSettings, settings: AttackSettings) -> str:
+    layout, _ = _layout(model.path, model.base)
+    if layout.family.objective != "causal":
+        raise SaniError(
+            f"{model.path} is not a causal language model; attacks on other ones are not "
+            "supported: leave out the section attack"
+        )
+    neighbours = read_neighbours(settings)
+    return f"{len(neighbours)} other documents" if neighbours else "no other documents"
 
 
 def _disk(recipe: Recipe, out: Path) -> str:

@@ -24,6 +24,7 @@ from sani.attacking.sampling import check
 from sani.attacking.scene import Scene, all_places, cut, duplicate, one_by_one, only, surrogated
 from sani.auditing.occurrences import Occurrences
 from sani.batches import make_batches
+from sani.check import check as check_recipe
 from sani.checkpoint import Checkpoint, load_checkpoint
 from sani.cli import app
 from sani.corpus.documents import Corpus, Document, Span
@@ -47,7 +48,8 @@ from sani.recipe import (
     load_recipe,
 )
 from sani.repairing.repair import repair, train_
-from sani.reporting.attacks import attack_sections
+from sani.reporting.attacks import attack_sections, whether_tested
+from sani.reporting.report import _not_attacked
 from sani.reporting.ripple import ripples
 from sani.reporting.schema import read_report
 from tests.conftest import Clinic
@@ -574,6 +576,38 @@ def test_what_cannot_be_attacked_is_refused(clinic: Clinic, base: Checkpoint) ->
     blank = only(clinic.private, [])
     with pytest.raises(AttackError, match="nothing to attack"):
         attack({"sanitized": base}, blank)
+    with pytest.raises(AttackError, match="is no control"):
+        attack({"sanitized": base, "base": duplicate(base)}, clinic.private)
+
+
+def test_an_attack_counts_as_tested_only_where_it_ran_on_the_sanitized_model(
+    quick: tuple[dict[str, Any], Path],
+) -> None:
+    found = copy.deepcopy(quick[0])
+    assert whether_tested(found, "prompting") == "tested, see Attacks"
+    assert whether_tested(found, "guidance") == "not tested"  # there is no unsanitized checkpoint
+    assert _not_attacked(found) == ["attacks that were not run: guidance"]
+    rows = found["attacks"]["prompting"]
+    next(iter(rows.values()))["models"]["sanitized"]["not_run"] = "it was not"
+    assert whether_tested(found, "prompting") == "tested in part, see Attacks"
+    found["attacks"].pop("prompting")
+    found["not_asked"] = ["prompting"]
+    assert _not_attacked(found) == ["attacks that were not run: prompting, guidance"]
+    assert whether_tested(None, "prompting") == "not tested"
+    assert "Not tested" in attack_sections(None)[0].sentences[0]
+
+
+def test_a_check_reads_the_other_documents_before_the_run_does(
+    clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path: Path
+) -> None:
+    write_jsonl(clinic.private, tmp_path / "private.jsonl")
+    write_jsonl(clinic.held_out, tmp_path / "held_out.jsonl")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.format(leaky=leaky_folder, base=base_folder, folder=tmp_path))
+    for name, holds in (("held_out", True), ("missing", False)):
+        given = [f"attack.neighbours.documents={tmp_path / name}.jsonl"]
+        items = check_recipe(load_recipe(recipe, overrides=given), tmp_path / "run")
+        assert {item.name: item.holds for item in items}["attack"] == holds, name
 
 
 def test_the_command_attacks_keeps_what_is_done_and_exits_by_the_gate(

@@ -87,8 +87,8 @@ def attack(
         from the base by the same attack) and ``recovered`` (not without the attack), by label.
 
     Raises:
-        AttackError: If the sanitized model is missing or is not causal, or no occurrence of the
-            kinds under attack is marked.
+        AttackError: If the sanitized model is missing or is not causal, the base has the weights
+            of another, or no occurrence of the kinds under attack is marked.
     """
     settings, audit = settings or AttackSettings(), audit or AuditSettings()
     started = time.perf_counter()
@@ -99,6 +99,13 @@ def attack(
             raise AttackError(
                 f"{checkpoint.path} is not a causal language model; attacks on other ones are not "
                 "supported: leave out the section attack"
+            )
+    if BASE in models:
+        digests = {name: checkpoint.weights_digest() for name, checkpoint in models.items()}
+        if list(digests.values()).count(digests[BASE]) > 1:
+            raise AttackError(
+                f"{models[BASE].path} has the same weights as another of the checkpoints, so it "
+                "is no control; give the public model that they were fine-tuned from"
             )
     scene = make_scene(
         corpus, settings, audit=audit, framing=framing, held_out=held_out, neighbours=neighbours,

@@ -21,7 +21,7 @@ def attack_sections(found: Mapping[str, Any] | None) -> list[Section]:
     return [_table(found), *_curves(found), *_checks(found)]
 
 
-def tested(found: Mapping[str, Any] | None, name: str) -> str:
+def whether_tested(found: Mapping[str, Any] | None, name: str) -> str:
     """Whether an attack was made on the sanitized checkpoint, in words, for tables."""
     variants = found["attacks"].get(name, {}).values() if found else ()
     models = [row["models"] for row in variants]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sani.reporting.attacks import tested
+from sani.reporting.attacks import whether_tested
 from sani.reporting.words import (
     KIND_NAMES,
     Cells,
@@ -103,13 +103,13 @@ def threats(report: Mapping[str, Any]) -> Section:
                 report["audit_settings"]["decoys"] > 0)),
             ("asks whether a document or a person was in the training data", _tested(membership)),
             ("lets the model write from nothing, headings or openings", _tested(generation)),
-            ("fine-tunes the model until it remembers", tested(attacks, "relearn")),
-            ("quantizes the model", tested(attacks, "quantize")),
+            ("fine-tunes the model until it remembers", whether_tested(attacks, "relearn")),
+            ("quantizes the model", whether_tested(attacks, "quantize")),
             ("prunes the model", "not tested"),
-            ("holds the unsanitized checkpoint too", tested(attacks, "guidance")),
-            ("writes prompts made to bring identifiers up", tested(attacks, "prompting")),
-            ("reads inside the model: lower layers", tested(attacks, "layers")),
-            ("holds near copies of the documents", tested(attacks, "neighbours")),
+            ("holds the unsanitized checkpoint too", whether_tested(attacks, "guidance")),
+            ("writes prompts made to bring identifiers up", whether_tested(attacks, "prompting")),
+            ("reads inside the model: lower layers", whether_tested(attacks, "layers")),
+            ("holds near copies of the documents", whether_tested(attacks, "neighbours")),
         ),
     )  # fmt: skip
 
@@ -131,7 +131,7 @@ def edpb(report: Mapping[str, Any]) -> Section:
             ("relearn", "relearning"),
             ("quantize", "quantization"),
         )
-        if tested(report["attacks"], name) == "not tested"
+        if whether_tested(report["attacks"], name) == "not tested"
     ]
     return Section(
         "edpb",

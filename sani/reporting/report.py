@@ -25,6 +25,7 @@ from sani.checkpoint import write_text
 from sani.corpus.documents import Corpus
 from sani.gate import Check
 from sani.recipe import Recipe
+from sani.reporting.attacks import whether_tested
 from sani.reporting.card import read_source_card
 from sani.reporting.compare import (
     beyond_control,
@@ -207,8 +208,9 @@ def _not_attacked(attacks: dict[str, Any] | None) -> list[str]:
     """What no attack tried on the sanitized checkpoint."""
     if attacks is None:
         return [NOT_ATTACKED]
-    missing = attacks["not_asked"]
-    return [f"attacks that the recipe does not ask for: {', '.join(missing)}"] if missing else []
+    names = (*attacks["not_asked"], *attacks["attacks"])
+    missing = [name for name in names if whether_tested(attacks, name) == "not tested"]
+    return [f"attacks that were not run: {', '.join(missing)}"] if missing else []
 
 
 def _without_paths(value: Any) -> Any:
