@@ -54,6 +54,21 @@ class Tally(Part):
     f1: float | None
 
 
+class Covered(Part):
+    """Share of a label's gold characters that any found span covers."""
+
+    recall: float | None
+
+
+class LabelScores(Part):
+    """One label of the scan's evaluation."""
+
+    strict: Tally
+    overlapping: Tally
+    characters: Tally
+    covered: Covered
+
+
 class Quality(Part):
     """How good the scan is, estimated on gold documents."""
 
@@ -64,7 +79,7 @@ class Quality(Part):
     recall_char: float | None
     missed_per_document: float | None
     missed: Counts
-    labels: dict[str, dict[Literal["strict", "overlapping", "characters", "covered"], Tally]]
+    labels: dict[str, LabelScores]
 
 
 class Scan(Part):
