@@ -94,7 +94,7 @@ def fit(
     """
     runtime.quiet_libraries()
     documents = read_corpus(corpus)
-    read_others("--held-out", held_out, documents)
+    others = read_others("--held-out", held_out, documents)
     checkpoint = load_checkpoint(model, device=runtime.device())
     config = checkpoint.model.config
     family_of(config)
@@ -117,7 +117,7 @@ def fit(
         tokens=sum(lengths),
         longest=max(lengths),
         seconds=(
-            _estimate(checkpoint, control, documents, lengths, on_step)
+            _estimate(checkpoint, control, documents, others, lengths, on_step)
             if measure and fits
             else None
         ),
@@ -129,6 +129,7 @@ def _estimate(
     checkpoint: Checkpoint,
     base: Checkpoint | None,
     corpus: Corpus,
+    held_out: Corpus | None,
     lengths: list[int],
     on_step: Callable[[str, int, int], None],
 ) -> float:
@@ -149,8 +150,13 @@ def _estimate(
         if took >= MEASURED_SECONDS or size >= len(corpus):
             break
         size = min(2 * size, len(corpus))
-    scale = sum(lengths) / max(1, sum(lengths[:size]))
-    return scale * (audits * (audited - began) + EPOCHS * (repaired - audited))
+    audit(checkpoint, sample, AuditSettings(framing="auto"))  # tried once, on a sample
+    search = max(0.0, time.perf_counter() - repaired - (audited - began))
+    total, measured = sum(lengths), max(1, sum(lengths[:size]))
+    others = encode(held_out, checkpoint.tokenizer) if held_out else []
+    read = total + sum(len(encoded.ids) for encoded in others)
+    audit_seconds = audits * read * (audited - began) / measured
+    return search + audit_seconds + EPOCHS * total * (repaired - audited) / measured
 
 
 def _with_span(document: Any) -> Any:
