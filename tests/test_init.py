@@ -224,6 +224,9 @@ def test_every_recipe_runs_end_to_end_in_small(path, job, tmp_path):
         small["erase.last_layers"] = 2
     if recipe.scan.gold is not None:
         small["scan.gold"] = job / "held_out.jsonl"
+    if recipe.scan.terms is not None:
+        small["scan.terms"] = tmp_path / "terms.txt"
+        small["scan.terms"].write_text("Lily\nTim\nTom\n")
     if recipe.audit.generation is not None:
         small["audit.generation"] = "{empty: 4, headings: 4, openings: 4, new_tokens: 16}"
     options = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
