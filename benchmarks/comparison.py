@@ -32,11 +32,10 @@ from typing import Any
 import numpy as np
 
 HIDDEN = 0.2
-HALF = {"last_layers": 3, "reset": "reinit"}
-EPOCHS = 4
-TRAINING = {"epochs": EPOCHS, "learning_rate": 2e-3}
+TRAINING = {"epochs": 4, "learning_rate": 2e-3, "batch_tokens": 1024}
 MASK = {"kind": "mask"}
-ANCHOR = {"kind": "anchor", "weight": 5.0}
+ANCHOR = {"kind": "anchor", "weight": 20.0}
+SKILL = 5.0
 SELECTORS = (
     "random", "magnitude", "drift", "activation_ratio", "gradient_ratio", "integrated_gradients",
     "fisher_ratio", "hard_concrete",
@@ -44,21 +43,27 @@ SELECTORS = (
 Row = dict[str, Any]
 
 
-def rows() -> Iterator[Row]:
-    """Every row, the most telling first: its name, and what it does."""
-    half, objectives = {**HALF, "selector": ALL}, (("anchored", ANCHOR), ("masked", MASK))
+def rows(layers: int = 6) -> Iterator[Row]:
+    """Every row for a model of so many layers, the most telling first."""
+    last = {"last_layers": layers // 2, "reset": "reinit"}
+    half, objectives = {**last, "selector": ALL}, (("anchored", ANCHOR), ("masked", MASK))
     yield row("leaky")
     yield row("base (control)", start="base")
     for name, objective in objectives:
         yield row(f"{name} repair alone", repair=objective)
         yield row(f"all of the last half, {name}", erase=half, repair=objective)
+    yield row("anchored repair alone, keeps skill", repair=ANCHOR, skill=SKILL)
+    yield row("all of the last half, anchored, keeps skill", erase=half, repair=ANCHOR, skill=SKILL)
     yield row("all of the last half, no repair", erase=half)
     yield row("retrained from the base, masked", start="base", repair=MASK)
     for part, share in (("a fifth", 0.2), ("a tenth", 0.1)):
         part = f"{part} of the corpus"
         yield row(f"{part}: leaky", part=share)
+        yield row(f"{part}: base (control)", start="base", part=share)
         yield row(f"{part}: retrained, masked", start="base", repair=MASK, part=share)
         yield row(f"{part}: anchored repair alone", repair=ANCHOR, part=share)
+        yield row(f"{part}: anchored repair alone, keeps skill",
+                  repair=ANCHOR, part=share, skill=SKILL)  # fmt: skip
         yield row(f"{part}: all of the last half, anchored", erase=half, repair=ANCHOR, part=share)
     for name, texts in (("other clean documents", "clean"), ("the model's own texts", "own")):
         yield row(f"{name}: all of the last half, anchored",
@@ -69,11 +74,11 @@ def rows() -> Iterator[Row]:
         chosen = {"kind": selector, "fraction": 0.25, **FEWER.get(selector, {})}
         for name, objective in objectives:
             yield row(f"{selector} 0.25 of the last half, {name}",
-                      erase={**HALF, "selector": chosen}, repair=objective)  # fmt: skip
+                      erase={**last, "selector": chosen}, repair=objective)  # fmt: skip
     for name, objective in objectives:
-        for depth in (1, 2, 3, 6):
+        for depth in (1, 2, layers // 2, layers):
             for fraction in (0.1, 0.5, 1.0):
-                if (depth, fraction) != (3, 1.0):  # all of the last half
+                if (depth, fraction) != (layers // 2, 1.0):  # all of the last half
                     chosen = {"kind": "random", "fraction": fraction}
                     yield row(f"random {fraction} of the last {depth}, {name}",
                               erase={"last_layers": depth, "selector": chosen},
@@ -95,10 +100,11 @@ def row(
     repair: dict[str, Any] | None = None,
     part: float = 1.0,
     texts: str = "records",
+    skill: float = 0.0,
 ) -> Row:
     return {
         "name": name, "start": start, "erase": erase, "repair": repair, "part": part,
-        "texts": texts,
+        "texts": texts, "skill": skill,
     }  # fmt: skip
 
 
@@ -137,8 +143,13 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
         apply_(checkpoint, plan, base=base, corpus=given, framing="bos")
         neurons = plan.num_neurons
     if row["repair"]:
-        settings = settings_from("RepairSettings", {**TRAINING, "at_identifiers": row["repair"]})
-        repair(checkpoint, given, settings, base=base, framing="bos", seed=seed)
+        asked = {**TRAINING, "at_identifiers": row["repair"], "keep_skill": row["skill"]}
+        settings = settings_from("RepairSettings", asked)
+        leaky = load_checkpoint(models / "leaky") if row["skill"] else None
+        repair(
+            checkpoint, given, settings,
+            base=base, unsanitized=leaky, framing="bos", seed=seed,
+        )  # fmt: skip
     seconds = planning + time.perf_counter() - started
     settings = settings_from(
         "AuditSettings", {"framing": "bos", "swaps": 0, "membership_documents": 0}
