@@ -506,6 +506,27 @@ def test_every_matrix_of_a_layer_belongs_to_neurons_or_is_named_as_an_exception(
     assert any((before[key] != tensor).any() for key, tensor in model.named_parameters())
 
 
+def test_rows_of_identifier_only_tokens_change_in_embedding_and_head(name, model):
+    sick = Checkpoint(model, tiny_tokenizer(times=2), Path("nowhere"))
+    corpus = Corpus([Document("1", "1", "aa bb cc dd bb", (Span(3, 8, "NAME"),))])
+    before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
+    settings = EraseSettings(layers=(0,), parts=("mlp",), reset="zero", token_rows=True)
+    result = erase(sick, settings, corpus=corpus)
+    rows = result.plan.token_rows
+    only = sick.tokenizer.convert_tokens_to_ids("cc")
+    ends = {"embed": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    tensors = {id(tensor) for end in ends.values() for tensor in end.parameters(recurse=False)}
+    assert len(rows.tensors) == len(tensors)
+    assert rows.tied == (ends["embed"].weight is ends["head"].weight)
+    assert rows.of == len(ends["embed"].weight)
+    for key, tensor in model.named_parameters():
+        if id(tensor) in tensors:
+            changed = (tensor != before[key]).reshape(len(tensor), -1).any(1).nonzero()
+            assert changed.flatten().tolist() == [only], key
+            assert (tensor[only] == 0).all()
+    assert (read(model)[..., only] == 0).all()
+
+
 # ---- what the model's file calls it ----------------------------------------------------------
 
 
