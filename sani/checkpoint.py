@@ -46,6 +46,7 @@ ENDLESS_POSITIONS = 2048
 UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
 CONFIG_FILES = ("config.json", "generation_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")  # of a model, or owner and model
 
 
 @dataclass
@@ -102,7 +103,7 @@ def check_folder(path: Path | str, *, base: Path | str | None = None) -> Path:
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
         hub = ""
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.exists():
+        if HUB_NAME.fullmatch(str(path)) and path.name != str(path) and not path.parent.exists():
             hub = (
                 f". If it is a name on the Hugging Face hub: hf download {path} --local-dir "
                 f"models/{path.name}, on a machine with a network, then give models/{path.name}"
@@ -201,9 +202,9 @@ def weight_files(path: Path) -> list[Path]:
     Raises:
         CheckpointError: If its index is broken or names files that are not there.
     """
-    for name in ("adapter_model.safetensors", "model.safetensors"):
-        if (path / name).is_file():
-            return [path / name]
+    whole = ADAPTER_FILES[1] if is_adapter(path) else "model.safetensors"
+    if (path / whole).is_file():
+        return [path / whole]
     places = _json(path, "model.safetensors.index.json").get("weight_map")
     names = sorted(set(places.values())) if isinstance(places, dict) else []
     for name in names:
@@ -304,7 +305,7 @@ def _merged(path: Path, base: Checkpoint, device: torch.device | None) -> Checkp
         whole = taken.keys() == given.keys() and all(
             _same(taken[name].cpu(), given[name]) for name in given
         )
-        model = adapted.merge_and_unload()
+        model = adapted.merge_and_unload().requires_grad_(True)  # peft freezes the base
     except Exception as error:
         raise CheckpointError(
             f"model folder {path}: the adapter cannot be merged ({type(error).__name__}); is it "

@@ -202,6 +202,13 @@ def test_files_that_hold_other_names_than_the_model_are_erased_too(tmp_path, no_
     assert tensors(tmp_path / "out").keys() == named.keys()
 
 
+def test_a_stray_adapter_file_is_not_taken_for_the_model(tmp_path, no_model):
+    sick = write(tmp_path / "sick", checkpoint(config_of("llama"), seed=1), shard="1GB")
+    save_file({"lora": torch.ones(2)}, sick / "adapter_model.safetensors")
+    apply_folder(sick, tmp_path / "out", plan("zero", *MIXED))
+    assert [file.name for file in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+
+
 def test_two_tensors_that_would_get_one_name_are_left_to_transformers(tmp_path):
     sick = write(tmp_path / "sick", checkpoint(config_of("gpt2"), seed=1), shard="1GB")
     assert StoredModel(sick).is_plain
