@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
-from sani.errors import CheckpointError, UnsupportedModelError
+from sani.errors import CheckpointError
 from sani.families import auto_class, family_of, is_masked, text_config
 
 TOKENIZER_FILES = (
@@ -196,6 +197,25 @@ def _pickled_or_none(names: set[str]) -> str:
     return "no weights"
 
 
+def read_config(path: Path) -> Any:
+    """The configuration of a checked model folder.
+
+    Raises:
+        UnsupportedModelError: If the family is not one of `sani.families`.
+        CheckpointError: If it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    named = _json(path, "config.json").get("model_type", "unknown")
+    family_of(SimpleNamespace(model_type=named))  # transformers itself may not know it either
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(
+            f"model folder {path}: config.json cannot be read ({type(error).__name__})"
+        ) from None
+
+
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files that a checked folder's weights are in, in name order.
 
@@ -235,14 +255,14 @@ def load_checkpoint(
         CheckpointError: If the folder is not a checkpoint that sani reads, or the weights hold
             NaN or infinities, or the tokenizer has more tokens than the model.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     path = check_folder(path, base=base)
     if base is not None and is_adapter(path):
         return _merged(path, load_checkpoint(base), device)
+    config = read_config(path)
+    family = family_of(config)
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        family = family_of(config)
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, use_fast=True
         )
@@ -257,8 +277,6 @@ def load_checkpoint(
             attn_implementation="sdpa" if family.sdpa else "eager",
             output_loading_info=True,
         )
-    except UnsupportedModelError:
-        raise
     except Exception as error:
         raise CheckpointError(
             f"model folder {path} cannot be loaded ({type(error).__name__}); are config.json, the "

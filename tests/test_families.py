@@ -788,7 +788,7 @@ def test_two_texts_are_erased_but_not_audited_or_repaired():
         (3, "attention", 8),  # self- and cross-attention
     ]
     selector = {"kind": "activation_ratio", "fraction": 0.5}
-    with pytest.raises(UnsupportedModelError, match="choose a selector that needs none"):
+    with pytest.raises(UnsupportedModelError, match="choose a selector and a reset that need none"):
         erase(sick, EraseSettings(last_layers=1, selector=selector), corpus=corpus)
 
 

@@ -21,7 +21,7 @@ from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.fresh import FreshWeights, fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, plan_erase, read_plan
 from sani.erasing.shards import StoredModel
-from sani.errors import CheckpointError, RecipeError, SelectionError
+from sani.errors import CheckpointError, RecipeError, SelectionError, UnsupportedModelError
 from sani.recipe import (
     DampenSettings,
     DriftSelector,
@@ -394,6 +394,38 @@ def test_the_largest_and_the_farthest_moved_are_chosen(kind, base, family, tmp_p
     assert [(e.layer, e.neurons) for e in found.entries] == [(0, ()), (1, ()), (2, (0, 1))]
 
 
+def test_files_of_the_checkpoint_itself_are_no_base(llama, tmp_path):
+    same = shutil.copytree(llama, tmp_path / "same")
+    drift = EraseSettings(last_layers=1, selector=SELECTORS["drift"])
+    with pytest.raises(SelectionError, match="the base has the same weights, so no neuron moved"):
+        plan_folder(llama, drift, base=same)
+    with pytest.raises(SelectionError, match="would change nothing: the base has the same weights"):
+        apply_folder(llama, tmp_path / "out", plan("rewind", *MIXED), base=same)
+    assert not (tmp_path / "out").exists()
+    file = next(f for f in shards(same) if "model.layers.2.mlp.up_proj.weight" in load_file(f))
+    stored = load_file(file)
+    stored["model.layers.2.mlp.up_proj.weight"][-1, -1] += 1
+    save_file(stored, file, metadata={"format": "pt"})
+    apply_folder(llama, tmp_path / "out", plan("rewind", *MIXED), base=same)
+    with pytest.raises(SelectionError, match="would change nothing"):
+        apply_folder(llama, tmp_path / "no", plan("rewind", (2, "mlp", [0, 1])), base=same)
+
+
+def test_rewinding_every_neuron_is_said_to_be_retraining(llama, tmp_path, capsys):
+    base = write(tmp_path / "base", checkpoint(config_of("llama"), seed=2))
+    erase = ["erase", str(llama), "--base", str(base), "--reset", "rewind", "--out"]
+    for number, (options, retrains) in enumerate(
+        [
+            (["--last-layers", str(LAYERS)], True),
+            (["--last-layers", str(LAYERS - 1)], False),
+            (["--last-layers", str(LAYERS), "--part", "mlp"], False),
+            (["--last-layers", str(LAYERS), "--selector", "random", "--fraction", "0.9"], False),
+        ]
+    ):
+        assert main([*erase, str(tmp_path / str(number)), *options]) == 0
+        assert ("is retraining from the base" in capsys.readouterr().out) == retrains
+
+
 def test_drift_needs_a_base_that_fits(llama, tmp_path):
     settings = EraseSettings(last_layers=1, selector=SELECTORS["drift"])
     with pytest.raises(SelectionError, match="'drift' needs the base model"):
@@ -461,9 +493,9 @@ def test_a_fresh_tensor_depends_on_its_seed_and_name_alone(name):
 def test_a_plan_that_was_kept_is_carried_out_exactly(llama, tmp_path, capsys):
     options = ["--last-layers", "2", "--selector", "random", "--fraction", "0.3", "--seed", "9"]
     erase = ["erase", str(llama), "--out"]
-    assert main([*erase, str(tmp_path / "none"), *options, "--dry-run"]) == 0
+    assert main(["erase", str(llama), *options, "--dry-run"]) == 0  # which needs no --out
     text = capsys.readouterr().out
-    assert not (tmp_path / "none").exists()
+    assert os.listdir(tmp_path) == ["llama"]
     (tmp_path / "plan.json").write_text(text)
     kept = read_plan(tmp_path / "plan.json")
     assert kept.to_json() == json.loads(json.dumps(kept.to_json()), object_hook=as_tuples)
@@ -488,6 +520,11 @@ def test_a_plan_that_was_kept_is_carried_out_exactly(llama, tmp_path, capsys):
     both = ["--plan", str(tmp_path / "plan.json"), "--selector", "all"]
     assert main([*erase, str(tmp_path / "both"), *both]) == 1
     assert "--plan says already what is chosen" in capsys.readouterr().err
+    for more in (["--seed", "9"], ["--dry-run"]):  # neither would have an effect
+        kept = [*erase, str(tmp_path / "both"), "--plan", str(tmp_path / "plan.json"), *more]
+        assert main(kept) == 1
+        assert "--plan says already what is chosen" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
 
 
 def test_a_plan_with_token_rows_is_not_read_as_one_without(llama, tmp_path):
@@ -559,6 +596,15 @@ def test_a_plan_for_another_architecture_is_refused(llama, tmp_path, change):
         (lambda p: p.update(surprise=1), "cannot be read"),
         (lambda p: p.pop("seed"), "cannot be read"),
         (lambda p: p.update(architecture=None), "does not say what model it is for"),
+        (lambda p: p.update(entries=[]), "names no neuron, so nothing would be erased"),
+        (
+            lambda p: [entry.update(neurons=[], scores=None) for entry in p["entries"]],
+            "names no neuron, so nothing would be erased",
+        ),
+        (lambda p: p["entries"][0].update(neurons=[3, 3]), "its neurons each once and ascending"),
+        (lambda p: p["entries"][0].update(neurons=[5, 3]), "its neurons each once and ascending"),
+        (lambda p: p["entries"][0].update(scores=[1.0]), "with a score each or null for scores"),
+        (lambda p: p["entries"].append(p["entries"][0]), "layer 0, mlp: expected one entry"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(llama, tmp_path, change, message):
@@ -659,6 +705,17 @@ def test_quantized_checkpoints_are_refused_with_the_way_out(llama, tmp_path, met
         f"model folder {llama} is quantized{name}; neurons of quantized weights cannot be reset: "
         f"give the checkpoint it was quantized from{way}"
     )
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "hyena-9"])  # known to transformers, and not
+@pytest.mark.parametrize("read", [load_checkpoint, StoredModel])
+def test_an_unknown_model_type_is_refused_with_the_list_of_known_ones(llama, model_type, read):
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+    with pytest.raises(UnsupportedModelError) as caught:
+        read(llama)
+    expected = f"model_type '{model_type}' is not supported; supported: bart, bert, bloom, "
+    assert str(caught.value).startswith(expected)
 
 
 @pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])

@@ -27,10 +27,11 @@ from sani.checkpoint import (
     copy_files,
     copy_large,
     files_beside,
+    read_config,
     staged,
     weight_files,
 )
-from sani.erasing.erase import EraseResult, planned_slices, reset_slices
+from sani.erasing.erase import EraseResult, check_rewind, planned_slices, reset_slices
 from sani.erasing.fresh import FreshWeights, names_in_model, skeleton
 from sani.erasing.plan import ErasePlan, architecture_digest, check_plan
 from sani.errors import CheckpointError, SelectionError
@@ -150,20 +151,12 @@ class StoredModel:
         """Read configuration and headers of a folder that `check_folder` passed.
 
         Raises:
+            UnsupportedModelError: If the family is unknown.
             CheckpointError: If it cannot be read.
         """
-        from transformers import AutoConfig
-
         self.path = path
         self._stored = StoredWeights(weight_files(path))
-        try:
-            self.config: Any = AutoConfig.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:
-            raise CheckpointError(
-                f"model folder {path}: config.json cannot be read ({type(error).__name__})"
-            ) from None
+        self.config: Any = read_config(path)
 
     @cached_property
     def layout(self) -> Layout:
@@ -226,15 +219,17 @@ def erase_stored(
 
     Raises:
         SelectionError: If the plan does not fit the model, has another reset, or the base is
-            missing or does not fit.
+            missing, does not fit or has the same weights.
         CheckpointError: If a tensor's type is none that can be reset, or the place cannot be
             written.
     """
     started = time.perf_counter()
     check_plan(plan, model.layout)
-    source = _source(model, plan, base)
+    pieces, source = planned_slices(plan, model.layout), _source(model, plan, base)
+    if plan.reset == "rewind" and source is not None:
+        check_rewind(model.weights, source, pieces)
     with torch.no_grad(), staged(out) as staging:
-        changed = model.weights.copy_patched(staging, planned_slices(plan, model.layout), source)
+        changed = model.weights.copy_patched(staging, pieces, source)
         copy_files(model.path, staging, files_beside(model.config))
         _write_configuration(model, staging)
     numbers = sum(math.prod(shape) for shape in model.parameters.values())

@@ -7,6 +7,11 @@ from typing import Any
 
 from sani.reporting.words import Cells, Section, number, rate, stage_name
 
+RETRAINS = (
+    "Every neuron of every layer is the base's again, so what follows is retraining from the base; "
+    "of the fine-tuning only embeddings, norms, routers and the biases of output projections stay."
+)
+
 
 def utility(report: Mapping[str, Any]) -> Section:
     """What each checkpoint is good for."""
@@ -92,6 +97,7 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
                 f"reset, selector {plan['selector']['kind']}, reset {plan['reset']}, seed "
                 f"{plan['seed']}. erase.json names every neuron.",
                 *_token_rows(plan["token_rows"]),
+                *((RETRAINS,) if erase["retrains"] else ()),
             ),
             ("layer", "part", "neurons or heads reset", "of", "share"),
             tuple(
