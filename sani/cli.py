@@ -380,7 +380,7 @@ def erase(
     from sani.checkpoint import is_adapter
     from sani.erasing.folder import apply_folder, plan_folder
     from sani.erasing.plan import read_plan
-    from sani.reporting.process import RETRAINS
+    from sani.reporting import process
     from sani.runtime import quiet_libraries
 
     quiet_libraries()
@@ -440,16 +440,16 @@ def erase(
         model, out, plan, base=base, merge=merge, corpus=documents, framing=framing
     )
     _say_left_behind(model)
+    layers = len({entry.layer for entry in plan.entries if entry.neurons})
     console.show(
-        f"{plan.num_neurons} neurons and heads in {len({e.layer for e in plan.entries})} layers "
+        f"{plan.num_neurons} neurons and heads in {layers} layers "
         f"reset ({result.fraction:.1%} of the parameters). "
         f"{'Adapter' if inside else 'Checkpoint'}: {out}"
     )
     if plan.retrains:
-        console.show(RETRAINS)
-    if (rows := plan.token_rows) is not None:
-        where = "embedding and head, one tied tensor" if rows.tied else "embedding and of the head"
-        console.show(f"{len(rows.tokens)} of {rows.of} token rows of {where}, too.")
+        console.show(process.RETRAINS)
+    for sentence in process.token_rows(plan.to_json()):
+        console.show(sentence)
 
 
 @app.command()

@@ -625,7 +625,9 @@ def test_a_plan_with_token_rows_and_labels_shows_no_identifier(
     values = {d.value(span) for d in clinic.private for span in d.spans if len(d.value(span)) > 4}
     assert not [value for value in values if value in shown]
     assert main(arguments) == 0
-    assert "one tied tensor" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "one tied tensor" in said
+    assert "can tell these rows from the others, and so which tokens only identifiers" in said
     before, after = load_checkpoint(leaky_folder), load_checkpoint(tmp_path / "out")
     name = "model.embed_tokens.weight"
     changed = (weights(before)[name] != weights(after)[name]).any(1)
@@ -665,6 +667,20 @@ def test_the_report_says_that_rewinding_everything_is_retraining():
         (section,) = changes({"erase": found, "repair": None})
         said = [s for s in section.sentences if "what follows is retraining from the base" in s]
         assert len(said) == retrains
+
+
+@pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
+def test_the_report_says_that_reset_token_rows_can_be_seen(reset):
+    rows = {"rows": 3, "of": 16, "tensors": ["lm_head.weight"], "tied": False}
+    plan = {"selector": {"kind": "all"}, "reset": reset, "seed": 0, "entries": []}
+    erased = {
+        "plan": {**plan, "token_rows": rows},
+        "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
+    }  # fmt: skip
+    (section,) = changes({"erase": _erased(erased), "repair": None})
+    said = [s for s in section.sentences if "can tell these rows from the others" in s]
+    assert "Rows of 3 of 16 tokens" in " ".join(section.sentences)
+    assert len(said) == (reset != "rewind")
 
 
 def check_erase(sick, folder, settings):

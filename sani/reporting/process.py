@@ -96,7 +96,7 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
                 f"{erase['changed_parameters']} parameters ({100 * erase['fraction']:.1f} %) "
                 f"reset, selector {plan['selector']['kind']}, reset {plan['reset']}, seed "
                 f"{plan['seed']}. erase.json names every neuron.",
-                *_token_rows(plan["token_rows"]),
+                *token_rows(plan),
                 *((RETRAINS,) if erase["retrains"] else ()),
             ),
             ("layer", "part", "neurons or heads reset", "of", "share"),
@@ -138,13 +138,19 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
         )
 
 
-def _token_rows(rows: Mapping[str, Any] | None) -> Iterator[str]:
-    if rows:
+def token_rows(plan: Mapping[str, Any]) -> Iterator[str]:
+    """What is to be said of the token rows of an erase, if any were reset."""
+    if rows := plan["token_rows"]:
         tied = "one tied tensor" if rows["tied"] else "not tied"
         yield (
             f"Rows of {rows['rows']} of {rows['of']} tokens that only identifiers have were reset "
             f"in embedding and head ({tied})."
         )
+        if plan["reset"] != "rewind":
+            yield (
+                "Whoever has the weights can tell these rows from the others, and so which tokens "
+                "only identifiers have; reset rewind leaves them like the base's other rows."
+            )
 
 
 def _privacy_neurons(found: Mapping[str, Any]) -> Section:
