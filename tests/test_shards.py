@@ -316,6 +316,30 @@ def test_only_files_of_the_allow_list_are_written(sick, tmp_path, no_model):
         assert b"KOWALCZYKOWA" not in file.read_bytes(), file.name
 
 
+@pytest.mark.parametrize(
+    ("metadata", "kept"),
+    [
+        ({"format": "pt", "note": "KOWALCZYKOWA"}, {"format": "pt"}),
+        ({"note": "KOWALCZYKOWA"}, None),
+        ({"format": "KOWALCZYKOWA"}, None),
+        (None, None),
+    ],
+)
+def test_what_else_the_files_say_of_themselves_stays_behind(llama, tmp_path, metadata, kept,
+                                                            no_model):  # fmt: skip
+    for file in shards(llama):
+        save_file(load_file(file), file, metadata=metadata)
+    apply_folder(llama, tmp_path / "out", plan("zero", *MIXED))
+    expected = load_checkpoint(llama)
+    apply_(expected, plan("zero", *MIXED))
+    assert load_checkpoint(tmp_path / "out").weights_digest() == expected.weights_digest()
+    for file in shards(tmp_path / "out"):
+        assert b"KOWALCZYKOWA" not in file.read_bytes()
+        assert file.stat().st_size == (llama / file.name).stat().st_size
+        with safe_open(file, framework="pt") as opened:
+            assert opened.metadata() == kept
+
+
 def test_the_written_folder_is_read_by_transformers(llama, tmp_path, no_model):
     apply_folder(llama, tmp_path / "out", plan("zero", *MIXED))
     index = "model.safetensors.index.json"

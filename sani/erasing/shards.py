@@ -114,7 +114,8 @@ class StoredWeights(Mapping[str, Tensor]):
     ) -> dict[str, int]:
         """Copy all files into a folder, and reset slices in the copies.
 
-        Files to patch come first; while one copy is patched the next is made.
+        Files to patch come first; while one copy is patched the next is made. Of the files' own
+        metadata only the format goes along.
 
         Args:
             folder: Where the copies go.
@@ -133,6 +134,7 @@ class StoredWeights(Mapping[str, Tensor]):
             for path, copy in copies.items():
                 copy.result()
                 with (folder / path.name).open("r+b") as file:
+                    _drop_metadata(file)
                     for name in (n for n in pieces if self._places[n].file == path):
                         place = self._places[name]
                         tensor = _read(file, place)
@@ -287,6 +289,20 @@ def _header(file: Path) -> dict[str, _Place]:
         )
         for name, row in header.items()
     }
+
+
+def _drop_metadata(file: BufferedIOBase) -> None:
+    """In place: metadata may say anything, so its format alone stays; no tensor is moved."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    found, kept = header.pop("__metadata__", None), {"format": "pt"}
+    if found is None or found == kept:
+        return
+    if found.get("format") == "pt":
+        header = {"__metadata__": kept, **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    file.seek(8)
+    file.write(text.ljust(size))
 
 
 def _read(file: BufferedIOBase, place: _Place) -> Tensor:
