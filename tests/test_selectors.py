@@ -474,8 +474,9 @@ def test_the_mean_reset_is_refused_without_a_bias(part, tmp_path):
     assert check_erase(sick, tmp_path, settings) == (False, str(caught.value))
 
 
-def test_dampening_is_that_of_the_slow_version(sick):
-    rule = DampenSettings(above=1.2, scale=0.7)
+@pytest.mark.parametrize("scale", [0.7, 3.0])  # with 3 some would grow, which they must not
+def test_dampening_is_that_of_the_slow_version(sick, scale):
+    rule = DampenSettings(above=1.2, scale=scale)
     settings = EraseSettings(last_layers=1, selector=HALF, reset="dampen", dampen=rule)
     corpus, before = corpus_of(SHORT), weights(sick)
     plan = plan_neurons(sick, settings, corpus=corpus, seed=4)
@@ -486,7 +487,7 @@ def test_dampening_is_that_of_the_slow_version(sick):
         for piece in own:
             chosen[piece.name].index_fill_(piece.dim, piece.index, True)
     result = apply_(sick, plan, corpus=corpus)
-    count = dampened = noise = 0
+    count = dampened = grown = noise = 0
     for name, tensor in weights(sick).items():
         expected = before[name].clone()
         for place in chosen[name].nonzero().tolist():
@@ -495,13 +496,15 @@ def test_dampening_is_that_of_the_slow_version(sick):
                 expected[*place] = tensor[*place]
                 noise += 1
             elif i_f > 1.2 * i_d:
-                expected[*place] *= min(0.7 * i_d / i_f, 1)
-                dampened += 1
+                expected[*place] *= min(scale * i_d / i_f, 1)
+                dampened += scale * i_d < i_f
+                grown += scale * i_d > i_f
         count += int(chosen[name].sum())
         torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=0)
     assert dampened <= result.changed_parameters <= dampened + noise
     assert noise <= 2 * HIDDEN // HEADS
     assert 0.05 * count < dampened < 0.95 * count  # some are, some are not
+    assert (grown > 0) == (scale > 1)
 
 
 @pytest.mark.parametrize("reset", ["mean", "dampen"])

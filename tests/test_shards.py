@@ -499,7 +499,7 @@ def test_a_fresh_tensor_depends_on_its_seed_and_name_alone(name):
         assert torch.equal(two[key], drawn[key])
     model = dict(fresh_model(config, seed=0).named_parameters())
     assert drawn.keys() == model.keys()
-    values = set()
+    values = []
     for key, tensor in model.items():
         if tensor.numel() == 1 or tensor.std() == 0:  # zeros and ones
             assert torch.equal(drawn[key], tensor), key
@@ -507,8 +507,8 @@ def test_a_fresh_tensor_depends_on_its_seed_and_name_alone(name):
         assert not torch.equal(drawn[key], other[key])
         error = 5 / tensor.numel() ** 0.5  # five standard errors of the ratio of two draws
         assert drawn[key].std().item() == pytest.approx(tensor.std().item(), rel=error), key
-        values.add(drawn[key].flatten()[-1].item())
-    assert len(values) > LAYERS  # no two tensors got the same draw
+        values.append((drawn[key].shape, drawn[key].numpy().tobytes()))
+    assert len(set(values)) == len(values) > LAYERS  # no two tensors got the same draw
 
 
 # ---- plans -----------------------------------------------------------------------------------
