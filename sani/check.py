@@ -7,18 +7,19 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sani.checkpoint import check_folder, is_adapter, weight_files
+from sani.checkpoint import check_folder, is_adapter, read_config, weight_files
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.environment import free_memory
+from sani.erasing.plan import number_chosen, sizes_of
 from sani.erasing.resets import check_biases
-from sani.errors import SaniError, SelectionError
+from sani.erasing.scores import reads_activations
+from sani.errors import SaniError
 from sani.hygiene import left_behind
 from sani.layout import Layout
 from sani.pipeline import check_base, read_documents, read_neighbours
-from sani.recipe import AllSelector, AttackSettings, ModelSettings, Recipe
+from sani.recipe import AttackSettings, ModelSettings, Recipe
 from sani.scanning.detection import asked_of, load_detector
 from sani.scanning.inventory import scan
 
@@ -131,23 +132,13 @@ def _erase(recipe: Recipe) -> str:
     settings = recipe.erase
     if settings is None:
         return "none"
-    layers = settings.layers or range(
-        layout.num_layers - (settings.last_layers or 0), layout.num_layers
-    )
-    if min(layers) < 0 or max(layers) >= layout.num_layers:
-        raise SelectionError(
-            f"the recipe names a layer the model lacks; it has {layout.num_layers}"
-        )
-    sites = [(layer, part) for layer in layers for part in settings.parts]
+    sizes = sizes_of(settings, layout)
+    reads = reads_activations(settings.selector) or settings.reset == "mean"
+    outputs = [layout.output_projection(part, layer=layer) for layer, part in sizes if reads]
     if settings.reset == "mean":
-        check_biases((layout.output_projection(part, layer=layer) for layer, part in sites), shapes)
-    sizes = [layout.num_neurons(part, layer=layer) for layer, part in sites]
-    selector = settings.selector
-    fraction = 1.0 if isinstance(selector, AllSelector) else selector.fraction
-    chosen = sum(round(fraction * size) for size in sizes)
-    if chosen == 0:
-        raise SelectionError(f"fraction {fraction} chooses none of {sum(sizes)} neurons; raise it")
-    return f"{chosen} of {sum(sizes)} neurons and heads in {len(list(layers))} layers"
+        check_biases(outputs, shapes)
+    chosen, layers = number_chosen(settings, sizes), {layer for layer, _ in sizes}
+    return f"{chosen} of {sum(sizes.values())} neurons and heads in {len(layers)} layers"
 
 
 def _attack(model: ModelSettings, settings: AttackSettings) -> str:
@@ -192,16 +183,13 @@ def _layout(path: Path, base: Path | None = None) -> tuple[Layout, dict[str, tup
     An adapter's is its base's.
     """
     from safetensors import SafetensorError, safe_open
-    from transformers import AutoConfig
 
     path = check_folder(path, base=base)
     if base is not None and is_adapter(path):
         path = base
+    config = read_config(path)
     shapes: dict[str, tuple[int, ...]] = {}
     try:
-        config: Any = AutoConfig.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
         for file in weight_files(path):
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - not a mapping

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
-from sani.errors import CheckpointError, UnsupportedModelError
+from sani.errors import CheckpointError
 from sani.families import auto_class, family_of, is_masked, text_config
 
 TOKENIZER_FILES = (
@@ -46,6 +47,7 @@ ENDLESS_POSITIONS = 2048
 UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
 CONFIG_FILES = ("config.json", "generation_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")  # of a model, or owner and model
 
 
 @dataclass
@@ -102,7 +104,7 @@ def check_folder(path: Path | str, *, base: Path | str | None = None) -> Path:
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
         hub = ""
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)) and not path.parent.exists():
+        if HUB_NAME.fullmatch(str(path)) and path.name != str(path) and not path.parent.exists():
             hub = (
                 f". If it is a name on the Hugging Face hub: hf download {path} --local-dir "
                 f"models/{path.name}, on a machine with a network, then give models/{path.name}"
@@ -195,15 +197,34 @@ def _pickled_or_none(names: set[str]) -> str:
     return "no weights"
 
 
+def read_config(path: Path) -> Any:
+    """The configuration of a checked model folder.
+
+    Raises:
+        UnsupportedModelError: If the family is not one of `sani.families`.
+        CheckpointError: If it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    named = _json(path, "config.json").get("model_type", "unknown")
+    family_of(SimpleNamespace(model_type=named))  # transformers itself may not know it either
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(
+            f"model folder {path}: config.json cannot be read ({type(error).__name__})"
+        ) from None
+
+
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files that a checked folder's weights are in, in name order.
 
     Raises:
         CheckpointError: If its index is broken or names files that are not there.
     """
-    for name in ("adapter_model.safetensors", "model.safetensors"):
-        if (path / name).is_file():
-            return [path / name]
+    whole = ADAPTER_FILES[1] if is_adapter(path) else "model.safetensors"
+    if (path / whole).is_file():
+        return [path / whole]
     places = _json(path, "model.safetensors.index.json").get("weight_map")
     names = sorted(set(places.values())) if isinstance(places, dict) else []
     for name in names:
@@ -234,14 +255,14 @@ def load_checkpoint(
         CheckpointError: If the folder is not a checkpoint that sani reads, or the weights hold
             NaN or infinities, or the tokenizer has more tokens than the model.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     path = check_folder(path, base=base)
     if base is not None and is_adapter(path):
         return _merged(path, load_checkpoint(base), device)
+    config = read_config(path)
+    family = family_of(config)
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        family = family_of(config)
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, use_fast=True
         )
@@ -256,8 +277,6 @@ def load_checkpoint(
             attn_implementation="sdpa" if family.sdpa else "eager",
             output_loading_info=True,
         )
-    except UnsupportedModelError:
-        raise
     except Exception as error:
         raise CheckpointError(
             f"model folder {path} cannot be loaded ({type(error).__name__}); are config.json, the "
@@ -304,7 +323,7 @@ def _merged(path: Path, base: Checkpoint, device: torch.device | None) -> Checkp
         whole = taken.keys() == given.keys() and all(
             _same(taken[name].cpu(), given[name]) for name in given
         )
-        model = adapted.merge_and_unload()
+        model = adapted.merge_and_unload().requires_grad_(True)  # peft freezes the base
     except Exception as error:
         raise CheckpointError(
             f"model folder {path}: the adapter cannot be merged ({type(error).__name__}); is it "

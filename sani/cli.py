@@ -317,7 +317,9 @@ def _over(data: dict[str, Any], fail_above: float | None) -> int:
 @app.command()
 def erase(
     model: Model,
-    out: NewFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the new checkpoint; not for --dry-run.")
+    ] = None,
     last_layers: Annotated[
         int | None, typer.Option(min=1, help="The last this many layers; 3 if absent.")
     ] = None,
@@ -350,7 +352,10 @@ def erase(
     token_rows: Annotated[
         bool, typer.Option("--token-rows", help="Also rows of tokens that only identifiers have.")
     ] = False,
-    base: Base = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="The public model it was fine-tuned from: for drift, rewind, adapters."),
+    ] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge an adapter into its base, then erase.")
     ] = False,
@@ -361,7 +366,9 @@ def erase(
         ),
     ] = None,
     framing: Framing = "auto",
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Same seed, same bytes; 0 if absent.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan as JSON and write nothing.")
     ] = False,
@@ -373,12 +380,20 @@ def erase(
     from sani.checkpoint import is_adapter
     from sani.erasing.folder import apply_folder, plan_folder
     from sani.erasing.plan import read_plan
+    from sani.reporting import process
     from sani.runtime import quiet_libraries
 
     quiet_libraries()
-    given = (last_layers, layer, selector, fraction, per, part, reset, token_rows or None)
-    if kept_plan is not None and any(value is not None for value in given):
+    given = (last_layers, layer, selector, fraction, per, part, reset, token_rows or None, seed)
+    if kept_plan is not None and (dry_run or any(value is not None for value in given)):
         raise SaniError("--plan says already what is chosen; give no other choice beside it")
+    if out is None and not dry_run:
+        raise SaniError("give --out, the folder for the new checkpoint, or --dry-run for the plan")
+    if selector in (None, "all") and (fraction, per) != (None, None):
+        raise SaniError(
+            "--fraction and --per are for a selector that chooses; give one, such as --selector "
+            "random"
+        )
     if merge and not is_adapter(model):
         raise SaniError(f"--merge is for an adapter, and {model} is none; leave it out")
     rule: dict[str, Any] = {"kind": selector or "all"}
@@ -404,7 +419,8 @@ def erase(
     if part:
         chosen["parts"] = part
     settings = _settings("EraseSettings", **chosen)
-    _check_new(out, model, dry_run=dry_run)
+    if out is not None and not dry_run:
+        _check_new(out, model)
     plan = (
         read_plan(kept_plan)
         if kept_plan is not None
@@ -414,24 +430,26 @@ def erase(
             corpus=documents,
             base=base,
             framing=framing,
-            seed=seed,
+            seed=seed or 0,
         )
     )
-    if dry_run:
+    if out is None or dry_run:
         console.show_json(plan.to_json())
         return
     result = apply_folder(
         model, out, plan, base=base, merge=merge, corpus=documents, framing=framing
     )
     _say_left_behind(model)
+    layers = len({entry.layer for entry in plan.entries if entry.neurons})
     console.show(
-        f"{plan.num_neurons} neurons and heads in {len({e.layer for e in plan.entries})} layers "
+        f"{plan.num_neurons} neurons and heads in {layers} layers "
         f"reset ({result.fraction:.1%} of the parameters). "
         f"{'Adapter' if inside else 'Checkpoint'}: {out}"
     )
-    if (rows := plan.token_rows) is not None:
-        where = "embedding and head, one tied tensor" if rows.tied else "embedding and of the head"
-        console.show(f"{len(rows.tokens)} of {rows.of} token rows of {where}, too.")
+    if plan.retrains:
+        console.show(process.RETRAINS)
+    for sentence in process.token_rows(plan.to_json()):
+        console.show(sentence)
 
 
 @app.command()
@@ -521,7 +539,7 @@ def repair(
         learning_rate=learning_rate,
         last_layers=last_layers,
     )
-    _check_new(out, model, dry_run=False)
+    _check_new(out, model)
     checkpoint = load_checkpoint(model, base=base, device=device())
     with console.reporter() as on_step:
         result = run_repair(
@@ -798,11 +816,11 @@ def _settings(section: Section, **values: Any) -> Any:
     return settings_from(section, {k: v for k, v in values.items() if v is not None})
 
 
-def _check_new(out: Path, model: Path, *, dry_run: bool) -> None:
-    if dry_run:
-        return
+def _check_new(out: Path, model: Path) -> None:
     if out.resolve() == model.resolve():
         raise SaniError(f"--out {out} is the model itself; sani never overwrites its input")
+    if model.resolve() in out.resolve().parents:
+        raise SaniError(f"--out {out} is inside the model's folder; choose a place outside it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SaniError(f"--out {out} is there already and not empty; choose another folder")
 

@@ -104,7 +104,7 @@ class Layout:
             raise UnsupportedModelError(
                 f"model_type '{self._model_type}': the {part} neurons of layer {layer} stand in "
                 f"{1 + len(others)} blocks (experts, cross-attention), whose activations are not "
-                "read; choose a selector that needs none, such as random or all"
+                "read; choose a selector and a reset that need none, such as random and zero"
             )
         return self._layers[layer] + first.row.output
 

@@ -466,7 +466,8 @@ class _Job:
             framing=self._framing(),
             seed=self._recipe.seed,
         )
-        data = {**asdict(result), "plan": result.plan.to_json()}
+        plan = result.plan
+        data = {**asdict(result), "plan": plan.to_json(), "retrains": plan.retrains}
         self._keep("erase", checkpoint, {**data, "energy_joules": meter.joules()})
 
     def repair(self) -> None:

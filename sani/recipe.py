@@ -301,7 +301,8 @@ class EraseSettings(Settings):
     dampen: DampenSettings | None = Field(None, description="how reset dampen does it")
     token_rows: bool = Field(
         False,
-        description="also reset embedding and head rows of tokens that stand in identifiers only",
+        description="also reset embedding and head rows of tokens that stand in identifiers only; "
+        "but for rewind the weights then show which these are",
     )
 
     @model_validator(mode="after")

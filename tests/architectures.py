@@ -122,11 +122,12 @@ def tiny_config(name: str, *, vocab_size: int = 24, **changes: Any) -> Any:
     return AutoConfig.for_model(model_type, **sizes)
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Sixteen words, the first two begin and end."""
-    words = {word: number for number, word in enumerate(["<s>", "</s>", *"abcdefghijklmn"])}
+def tiny_tokenizer(letters: str = "abcdefghijklmn", *, times: int = 1) -> PreTrainedTokenizerFast:
+    """Sixteen words, the first two begin and end; the others are a letter, some times."""
+    own = [letter * times for letter in letters]
+    words = {word: number for number, word in enumerate(["<s>", "</s>", *own])}
     word_level = Tokenizer(models.WordLevel(words, unk_token="<s>"))
     word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=word_level, bos_token="<s>", eos_token="</s>", mask_token="n"
+        tokenizer_object=word_level, bos_token="<s>", eos_token="</s>", mask_token=own[-1]
     )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from sani.checkpoint import load_checkpoint
+from sani.checkpoint import load_checkpoint, save_checkpoint
 from sani.cli import main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.demo import write_jsonl
 from sani.erasing.erase import apply_
 from sani.erasing.folder import apply_folder, plan_folder
+from sani.erasing.token_rows import TokenRows
 from sani.errors import CheckpointError, SelectionError
 from sani.recipe import DriftSelector, EraseSettings, RandomSelector
-from tests.test_erase import CONFIGS, HEADS, MLP, checkpoint, plan, weights
+from tests.test_erase import CONFIGS, HEADS, MLP, checkpoint, corpus_of, plan, weights
 from tests.test_shards import MIXED, config_of, expected_masks, write
 
 RANK, ALPHA = 4, 6
@@ -223,7 +225,7 @@ def test_only_the_update_of_the_chosen_neurons_is_taken_away(adapter, llama, tmp
         assert torch.equal(tensor, expected), name
 
 
-def test_the_erased_adapter_is_an_adapter(adapter, llama, tmp_path):
+def test_the_erased_adapter_is_an_adapter(adapter, llama, tmp_path, monkeypatch):
     load_checkpoint(llama).tokenizer.save_pretrained(adapter)
     apply_folder(adapter, tmp_path / "out", plan("rewind", *MIXED), base=llama)
     written = {file.name for file in (tmp_path / "out").iterdir()}
@@ -242,10 +244,15 @@ def test_the_erased_adapter_is_an_adapter(adapter, llama, tmp_path):
     ids = torch.arange(12)[None]
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, merged.model(ids).logits)
-    edit_config(base_model_name_or_path="org/base")(adapter)
+    for named, kept in [("org/base", "org/base"), ("base", "base"), ("../ward-3/base", None)]:
+        edit_config(base_model_name_or_path=named)(adapter)
+        apply_folder(adapter, tmp_path / "hub", plan("rewind", *MIXED), base=llama)
+        config = json.loads((tmp_path / "hub" / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == kept
+    monkeypatch.chdir(tmp_path)  # where a folder has a name that one on the hub might have
+    edit_config(base_model_name_or_path="llama")(adapter)
     apply_folder(adapter, tmp_path / "hub", plan("rewind", *MIXED), base=llama)
-    kept = json.loads((tmp_path / "hub" / "adapter_config.json").read_text())
-    assert kept["base_model_name_or_path"] == "org/base"
+    assert "llama" not in (tmp_path / "hub" / "adapter_config.json").read_text().casefold()
 
 
 def test_selectors_look_at_the_merged_model(adapter, llama, tmp_path):
@@ -260,6 +267,48 @@ def test_selectors_look_at_the_merged_model(adapter, llama, tmp_path):
     chosen = plan_folder(adapter, random, base=llama, seed=3)
     assert chosen == plan_folder(llama, random, seed=3)
     assert chosen.num_neurons == (MLP + HEADS) // 2
+
+
+def test_the_base_tells_how_a_matrix_lies_and_not_the_adapters_configuration(tmp_path):
+    """As peft has it. With a square matrix no shape tells."""
+    base = write(tmp_path / "base", checkpoint(config_of("gpt2"), seed=2))
+    folder = adapt(tmp_path / "adapter", base, target_modules=["attn.c_proj"])
+    edit_config(fan_in_fan_out=False)(folder)
+    loaded = load_checkpoint(folder, base=base)
+    apply_(loaded, plan("rewind", (1, "attention", [1])), base=load_checkpoint(base))
+    apply_folder(folder, tmp_path / "out", plan("rewind", (1, "attention", [1])), base=base)
+    erased = weights(load_checkpoint(tmp_path / "out", base=base))
+    for name, tensor in weights(loaded).items():
+        torch.testing.assert_close(erased[name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gradient_ratio", "fisher_ratio"])
+def test_selectors_that_need_gradients_look_at_the_merged_model(adapter, llama, tmp_path, kind):
+    """Which is the same model, and chooses the same neurons, once it is saved as a whole one."""
+    merged = load_checkpoint(adapter, base=llama)
+    save_checkpoint(merged, tmp_path / "merged")
+    selector = {"kind": kind, "fraction": 0.5}
+    settings = EraseSettings(last_layers=2, selector=selector, reset="rewind")
+    corpus = corpus_of(["a b name c d", "name e f a b"])
+    found = plan_folder(adapter, settings, base=llama, corpus=corpus)
+    assert found.entries == plan_folder(tmp_path / "merged", settings, corpus=corpus).entries
+    dampened = replace(found, reset="dampen")
+    apply_folder(adapter, tmp_path / "out", dampened, base=llama, merge=True, corpus=corpus)
+
+
+def test_token_rows_inside_an_adapter_are_refused(adapter, llama, tmp_path):
+    """They are not the adapter's; a message that they were reset would be wrong."""
+    rows = TokenRows((5, 6), 32, ("model.embed_tokens.weight",), tied=False)
+    asked = replace(plan("rewind", *MIXED), token_rows=rows)
+    with pytest.raises(SelectionError) as caught:
+        apply_folder(adapter, tmp_path / "out", asked, base=llama)
+    assert str(caught.value) == (
+        "token rows cannot be reset inside an adapter, which leaves them as the base has them; "
+        "merge it (--merge)"
+    )
+    assert not (tmp_path / "out").exists()
+    result = apply_folder(adapter, tmp_path / "out", asked, base=llama, merge=True)
+    assert "model.embed_tokens.weight" in result.changed_tensors
 
 
 @pytest.mark.parametrize("reset", ["zero", "reinit"])

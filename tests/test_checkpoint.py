@@ -474,7 +474,6 @@ NORM = "model.norm.weight"
             " is quantized (GPTQ); neurons of quantized weights cannot be reset: give the "
             "checkpoint it was quantized from",
         ),
-        (edit_config(model_type="nothing"), f" cannot be loaded (ValueError); {WHOLE}"),
         (
             write("model.safetensors", "garbage"),
             f" cannot be loaded (SafetensorError); {WHOLE}",

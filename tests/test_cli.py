@@ -56,6 +56,13 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
          "activation_ratio, gradient_ratio, fisher_ratio, integrated_gradients, hard_concrete"),
         (["erase", "{model}", "--out", "{out}", "--selector", "random"],
          "error: options: selector.fraction: missing"),
+        (["erase", "{model}"],
+         "error: give --out, the folder for the new checkpoint, or --dry-run for the plan"),
+        (["erase", "{model}", "--out", "{model}/erased"],
+         "error: --out {model}/erased is inside the model's folder; choose a place outside it"),
+        (["erase", "{model}", "--out", "{out}", "--fraction", "0.5"],
+         "error: --fraction and --per are for a selector that chooses; give one, such as "
+         "--selector random"),
         (["erase", "{model}", "--out", "{out}", "--last-layers", "9"],
          "error: erase.last_layers: got 9, but the model has 3 layers"),
         (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--at-identifiers",

@@ -283,7 +283,7 @@ def test_random_keeps_to_its_fraction_and_seed():
         selector = RandomSelector(kind="random", fraction=fraction)
         return plan_erase(sick, EraseSettings(last_layers=3, selector=selector), seed=seed)
 
-    for fraction in (0.1, 0.25, 0.5, 1.0):
+    for fraction in (0.1, 0.25, 0.5, 0.7, 1.0):  # 0.7 of 24 or 4 rounds up
         for entry in chosen(fraction, 1).entries:
             assert len(entry.neurons) == round(fraction * entry.of)
             assert list(entry.neurons) == sorted(set(entry.neurons))
@@ -580,6 +580,33 @@ def test_a_base_of_another_shape_is_refused(change, difference):
     erase(sick, REWIND, base=checkpoint(LlamaConfig(**GROUPED), seed=2))  # its like is taken
     base = checkpoint(LlamaConfig(**{**GROUPED, **change}), seed=2)
     assert refusal(sick, REWIND, base=base) == MISFIT + difference
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            EraseSettings(last_layers=1, reset="rewind"),
+            "reset 'rewind' would change nothing: the base has the same weights at the chosen "
+            "neurons; give the public model that the checkpoint was fine-tuned from, or choose "
+            "other neurons",
+        ),
+        (
+            EraseSettings(last_layers=2, reset="zero", selector={"kind": "drift", "fraction": 0.5}),
+            "selector 'drift': the base has the same weights, so no neuron moved; give the public "
+            "model that the checkpoint was fine-tuned from",
+        ),
+    ],
+)
+def test_the_checkpoint_itself_is_no_base(settings, sentence, sick, family):
+    """Nothing would be erased, and the message would say that it was."""
+    base = checkpoint(CONFIGS[family]())
+    assert base.weights_digest() == sick.weights_digest()
+    assert refusal(sick, settings, base=base) == f"SelectionError: {sentence}"
+    name = next(key for key in weights(base) if ".2." in key and "mlp" in key)
+    with torch.no_grad():
+        base.model.get_parameter(name)[..., -1] += 1.0
+    erase(sick, settings, base=base)
 
 
 def test_a_base_with_another_vocabulary_is_refused():

@@ -6,6 +6,7 @@ turn, and the neurons whose activation changes with it are those that read it.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -19,15 +20,26 @@ from sani import families
 from sani.auditing.audit import audit
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
+from sani.erasing import hard_concrete
+from sani.erasing.attribution import attributions
 from sani.erasing.erase import apply_, erase
 from sani.erasing.fresh import FreshWeights, fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, layout_of
+from sani.erasing.statistics import activation_means, channel_means, gradient_means
+from sani.erasing.texts import Texts
 from sani.errors import UnsupportedModelError
 from sani.families import FAMILIES
 from sani.layout import Layout
 from sani.recipe import EraseSettings, RepairSettings
 from sani.repairing.repair import repair
-from tests.architectures import ARCHITECTURES, HEADS, tiny_config, tiny_tokenizer
+from tests.architectures import (
+    ARCHITECTURES,
+    CAUSAL,
+    HEADS,
+    MASKED,
+    tiny_config,
+    tiny_tokenizer,
+)
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 SEED = 3
@@ -494,6 +506,27 @@ def test_every_matrix_of_a_layer_belongs_to_neurons_or_is_named_as_an_exception(
     assert any((before[key] != tensor).any() for key, tensor in model.named_parameters())
 
 
+def test_rows_of_identifier_only_tokens_change_in_embedding_and_head(name, model):
+    sick = Checkpoint(model, tiny_tokenizer(times=2), Path("nowhere"))
+    corpus = Corpus([Document("1", "1", "aa bb cc dd bb", (Span(3, 8, "NAME"),))])
+    before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
+    settings = EraseSettings(layers=(0,), parts=("mlp",), reset="zero", token_rows=True)
+    result = erase(sick, settings, corpus=corpus)
+    rows = result.plan.token_rows
+    only = sick.tokenizer.convert_tokens_to_ids("cc")
+    ends = {"embed": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    tensors = {id(tensor) for end in ends.values() for tensor in end.parameters(recurse=False)}
+    assert len(rows.tensors) == len(tensors)
+    assert rows.tied == (ends["embed"].weight is ends["head"].weight)
+    assert rows.of == len(ends["embed"].weight)
+    for key, tensor in model.named_parameters():
+        if id(tensor) in tensors:
+            changed = (tensor != before[key]).reshape(len(tensor), -1).any(1).nonzero()
+            assert changed.flatten().tolist() == [only], key
+            assert (tensor[only] == 0).all()
+    assert (read(model)[..., only] == 0).all()
+
+
 # ---- what the model's file calls it ----------------------------------------------------------
 
 
@@ -584,6 +617,144 @@ def test_hidden_states_and_logits_are_the_models_own(name):
     torch.testing.assert_close(found, expected[:, 3], rtol=1e-5, atol=1e-5)
 
 
+READ = sorted({*CAUSAL, *MASKED})
+NOTES = ["a b c d e", "f g", "h i j a b k l m", "c c", "d e f m"]
+
+
+def noted():
+    """Documents of unequal length, most with an identifier."""
+    spans = [((4, 5),), (), ((2, 3), (8, 9)), ((0, 1),), ((6, 7),)]
+    return Corpus(
+        [
+            Document(str(n), str(n), text, tuple(Span(*where, "NAME") for where in own))
+            for n, (text, own) in enumerate(zip(NOTES, spans, strict=True))
+        ]
+    )
+
+
+def read_sites(model):
+    """Output projections of the sites whose activations are read, and how many neurons each has."""
+    blocks = {
+        (layer, part): blocks_of(model, layer, part)
+        for layer in range(len(layers_of(model)))
+        for part in PARTS
+    }
+    whole = {
+        site: found[0]
+        for site, found in blocks.items()
+        if len(found) == 1 and not found[0][0].endswith("experts")
+    }
+    return {s: block[0] for s, block in whole.items()}, {s: block[2] for s, block in whole.items()}
+
+
+def hidden_row_by_row(model, ids):
+    return torch.cat([families.hidden_states(model, input_ids=row[None]) for row in ids])
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_neurons_do_is_read_position_by_position(name):
+    """Each row read by itself, and each position; some models flatten rows and positions."""
+    model = random_model(name)
+    batches = Texts(checkpoint(model), noted()).batches()
+    assert max(len(batch.ids) for batch in batches) > 1
+    modules, sizes = read_sites(model)
+    assert {part for _, part in modules} >= {"attention"}
+    sums = {site: [0.0, 0.0, 0.0] for site in modules}
+    counts = [0, 0, 0]
+    for batch in batches:
+        sorts = (batch.identifier, batch.ordinary, batch.identifier | batch.ordinary)
+        counts = [count + int(where.sum()) for count, where in zip(counts, sorts, strict=True)]
+        for row, ids in enumerate(batch.ids):
+            with watched(model) as seen, torch.no_grad():
+                families.hidden_states(model, input_ids=ids[None])
+            for site, module in modules.items():
+                active = seen[module].reshape(len(ids), -1)
+                strength = active.reshape(len(ids), sizes[site], -1).square().mean(-1).sqrt()
+                for sort, values in enumerate((strength, strength, active)):
+                    for position in sorts[sort][row].nonzero().flatten().tolist():
+                        sums[site][sort] = sums[site][sort] + values[position]
+    means = activation_means(model, batches, modules, sizes)
+    held = channel_means(model, batches, modules)
+    for site, own in sums.items():
+        for found, total, count in zip((means[0][site], means[1][site], held[site]), own, counts,
+                                       strict=True):  # fmt: skip
+            torch.testing.assert_close(found, total / count, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_products_with_gradients_are_those_of_each_row_by_itself(name):
+    model = random_model(name)
+    batches = Texts(checkpoint(model), noted()).batches()
+    rows = [
+        replace(batch, ids=batch.ids[r : r + 1], targets=batch.targets[r : r + 1],
+                identifier=batch.identifier[r : r + 1], ordinary=batch.ordinary[r : r + 1])
+        for batch in batches
+        for r in range(len(batch.ids))
+    ]  # fmt: skip
+    assert len(rows) > len(batches)
+    modules, sizes = read_sites(model)
+    pairs = [gradient_means(model, given, modules, sizes) for given in (batches, rows)]
+    for together, alone in zip(*pairs, strict=True):
+        for site in modules:
+            assert together[site].max() > 0
+            torch.testing.assert_close(together[site], alone[site], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_masks_of_their_own_silence_neurons_row_by_row(name):
+    model = random_model(name)
+    modules, sizes = read_sites(model)
+    ids = torch.randint(2, 16, (2, 9), generator=torch.Generator().manual_seed(0))
+    site = max(modules)  # of the last layer
+    masks = torch.ones(2, sizes[site], dtype=torch.float64)
+    masks[1, [0, 2]] = 0
+    with torch.no_grad():
+        plain = hidden_row_by_row(model, ids)
+        with watched(model, [(*site, [0, 2])]):
+            silenced = hidden_row_by_row(model, ids)
+        with hard_concrete.masked(model, modules, {site: masks}):
+            found = families.hidden_states(model, input_ids=ids)
+        with hard_concrete.masked(model, modules, {site: masks[1]}):
+            alike = families.hidden_states(model, input_ids=ids)
+    assert (plain - silenced).abs().max() > 1e-3
+    torch.testing.assert_close(found, torch.stack([plain[0], silenced[1]]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(alike, silenced, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_attributions_are_those_of_whole_texts_without_a_cache(name):
+    """One step at a time: the position's activation is scaled, and the scale has the gradient."""
+    model = random_model(name)
+    question = Texts(checkpoint(model), noted()).questions(2, 1)[0]
+    with torch.no_grad():  # of the token that a random model holds for likely
+        hidden = families.hidden_states(model, input_ids=torch.tensor([question.ids]))
+        likely = int(families.logits(model, hidden[0, question.at]).argmax())
+    question = replace(question, target=likely)
+    modules, sizes = read_sites(model)
+    found = attributions(model, question, modules, sizes, steps=3)
+    largest = 0.0
+    for site, module in modules.items():
+        total = torch.zeros(sizes[site], dtype=torch.float64)
+        for step in (1, 2, 3):
+            scale = torch.full((sizes[site],), step / 3, dtype=torch.float64, requires_grad=True)
+
+            def scaled(_, inputs, scale=scale):
+                rows = inputs[0].reshape(len(question.ids), len(scale), -1)
+                at = torch.arange(len(rows))[:, None, None] == question.at
+                rows = torch.where(at, rows * scale[:, None], rows)
+                return (rows.reshape(inputs[0].shape), *inputs[1:])
+
+            handle = model.get_submodule(module).register_forward_pre_hook(scaled)
+            hidden = families.hidden_states(model, input_ids=torch.tensor([question.ids]))
+            handle.remove()
+            chances = families.logits(model, hidden[:, question.at]).softmax(-1)
+            (slope,) = torch.autograd.grad(chances[0, question.target], scale)
+            total += slope / 3
+        torch.testing.assert_close(found[site], total, rtol=1e-3, atol=1e-6)
+        largest = max(largest, float(total.abs().max()))
+    assert largest > 1e-3
+
+
 # ---- what is refused -------------------------------------------------------------------------
 
 
@@ -617,7 +788,7 @@ def test_two_texts_are_erased_but_not_audited_or_repaired():
         (3, "attention", 8),  # self- and cross-attention
     ]
     selector = {"kind": "activation_ratio", "fraction": 0.5}
-    with pytest.raises(UnsupportedModelError, match="choose a selector that needs none"):
+    with pytest.raises(UnsupportedModelError, match="choose a selector and a reset that need none"):
         erase(sick, EraseSettings(last_layers=1, selector=selector), corpus=corpus)
 
 

@@ -41,6 +41,7 @@ from sani.recipe import (
 )
 from sani.reporting.process import changes
 from sani.reporting.report import _erased
+from tests.test_families import random_model
 
 WORDS = ["<s>", "</s>", "[MASK]", "name", "age", *"abcde", "anna", "bert", "carl", "dora", "77"]
 HIDDEN, MLP, HEADS, LAYERS = 16, 24, 4, 2
@@ -470,22 +471,12 @@ def test_the_mean_reset_is_refused_without_a_bias(part, tmp_path):
     )
     assert sick.weights_digest() == digest
     # `sani run --check` says so before anything is trained or audited.
-    sick.tokenizer.save_pretrained(tmp_path / "sick")
-    sick.model.save_pretrained(tmp_path / "sick")
-    write_jsonl(corpus_of(), tmp_path / "notes.jsonl")
-    recipe = Recipe(
-        version=1,
-        model=ModelSettings(path=tmp_path / "sick"),
-        corpus=CorpusSettings(path=tmp_path / "notes.jsonl"),
-        erase=settings,
-        gate=GateSettings(greedy=0.0, discoverable=None, auc_excess=None, perplexity_ratio=None),
-    )
-    (item,) = [item for item in check(recipe, tmp_path / "out") if item.name == "erase"]
-    assert (item.holds, item.detail) == (False, str(caught.value))
+    assert check_erase(sick, tmp_path, settings) == (False, str(caught.value))
 
 
-def test_dampening_is_that_of_the_slow_version(sick):
-    rule = DampenSettings(above=1.2, scale=0.7)
+@pytest.mark.parametrize("scale", [0.7, 3.0])  # with 3 some would grow, which they must not
+def test_dampening_is_that_of_the_slow_version(sick, scale):
+    rule = DampenSettings(above=1.2, scale=scale)
     settings = EraseSettings(last_layers=1, selector=HALF, reset="dampen", dampen=rule)
     corpus, before = corpus_of(SHORT), weights(sick)
     plan = plan_neurons(sick, settings, corpus=corpus, seed=4)
@@ -496,7 +487,7 @@ def test_dampening_is_that_of_the_slow_version(sick):
         for piece in own:
             chosen[piece.name].index_fill_(piece.dim, piece.index, True)
     result = apply_(sick, plan, corpus=corpus)
-    count = dampened = noise = 0
+    count = dampened = grown = noise = 0
     for name, tensor in weights(sick).items():
         expected = before[name].clone()
         for place in chosen[name].nonzero().tolist():
@@ -505,13 +496,15 @@ def test_dampening_is_that_of_the_slow_version(sick):
                 expected[*place] = tensor[*place]
                 noise += 1
             elif i_f > 1.2 * i_d:
-                expected[*place] *= min(0.7 * i_d / i_f, 1)
-                dampened += 1
+                expected[*place] *= min(scale * i_d / i_f, 1)
+                dampened += scale * i_d < i_f
+                grown += scale * i_d > i_f
         count += int(chosen[name].sum())
         torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=0)
     assert dampened <= result.changed_parameters <= dampened + noise
     assert noise <= 2 * HIDDEN // HEADS
     assert 0.05 * count < dampened < 0.95 * count  # some are, some are not
+    assert (grown > 0) == (scale > 1)
 
 
 @pytest.mark.parametrize("reset", ["mean", "dampen"])
@@ -635,7 +628,9 @@ def test_a_plan_with_token_rows_and_labels_shows_no_identifier(
     values = {d.value(span) for d in clinic.private for span in d.spans if len(d.value(span)) > 4}
     assert not [value for value in values if value in shown]
     assert main(arguments) == 0
-    assert "one tied tensor" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "one tied tensor" in said
+    assert "can tell these rows from the others, and so which tokens only identifiers" in said
     before, after = load_checkpoint(leaky_folder), load_checkpoint(tmp_path / "out")
     name = "model.embed_tokens.weight"
     changed = (weights(before)[name] != weights(after)[name]).any(1)
@@ -663,3 +658,77 @@ def test_the_report_tells_where_the_privacy_neurons_lie():
     assert section.rows == (("4", "mlp", "3", "24", "NAME 2"), ("5", "attention", "0", "4", "none"))
     assert "NAME 1.25, AGE 0.50" in section.sentences[0]
     assert "privacy-neurons" not in shown(erased)
+
+
+def test_the_report_says_that_rewinding_everything_is_retraining():
+    erased = {
+        "plan": {"selector": {"kind": "all"}, "reset": "rewind", "seed": 0, "entries": []},
+        "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
+    }  # fmt: skip
+    for retrains in (True, False):
+        found = _erased({**erased, "retrains": retrains})
+        (section,) = changes({"erase": found, "repair": None})
+        said = [s for s in section.sentences if "what follows is retraining from the base" in s]
+        assert len(said) == retrains
+
+
+@pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
+def test_the_report_says_that_reset_token_rows_can_be_seen(reset):
+    rows = {"rows": 3, "of": 16, "tensors": ["lm_head.weight"], "tied": False}
+    plan = {"selector": {"kind": "all"}, "reset": reset, "seed": 0, "entries": []}
+    erased = {
+        "plan": {**plan, "token_rows": rows},
+        "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
+    }  # fmt: skip
+    (section,) = changes({"erase": _erased(erased), "repair": None})
+    said = [s for s in section.sentences if "can tell these rows from the others" in s]
+    assert "Rows of 3 of 16 tokens" in " ".join(section.sentences)
+    assert len(said) == (reset != "rewind")
+
+
+def check_erase(sick, folder, settings):
+    """What `sani run --check` says of an erase: whether it holds, and the sentence."""
+    sick.tokenizer.save_pretrained(folder / "sick")
+    sick.model.save_pretrained(folder / "sick")
+    write_jsonl(corpus_of(), folder / "notes.jsonl")
+    recipe = Recipe(
+        version=1,
+        model=ModelSettings(path=folder / "sick"),
+        corpus=CorpusSettings(path=folder / "notes.jsonl"),
+        erase=settings,
+        gate=GateSettings(greedy=0.0, discoverable=None, auc_excess=None, perplexity_ratio=None),
+    )
+    (item,) = [item for item in check(recipe, folder / "out") if item.name == "erase"]
+    return item.holds, item.detail
+
+
+@pytest.mark.parametrize("per", ["layer", "model"])
+@pytest.mark.parametrize("fraction", [0.02, 0.03, 0.4])
+def test_the_check_counts_as_the_plan_does(sick, tmp_path, fraction, per):
+    settings = EraseSettings(
+        last_layers=2, selector=RandomSelector(kind="random", fraction=fraction, per=per)
+    )
+    holds, detail = check_erase(sick, tmp_path, settings)
+    if holds:
+        number = plan_erase(sick, settings).num_neurons
+        assert detail == f"{number} of 56 neurons and heads in 2 layers"
+    else:
+        with pytest.raises(SelectionError) as caught:
+            plan_erase(sick, settings)
+        assert detail == str(caught.value)
+    assert holds == (fraction * (MLP * 2 if per == "model" else MLP) > 0.5)
+
+
+def test_the_check_knows_whose_activations_are_not_read(tmp_path):
+    sick = Checkpoint(random_model("mixtral"), tokenizer(), tmp_path)
+    for part, kind, holds in [
+        ("mlp", "gradient_ratio", False),
+        ("attention", "gradient_ratio", True),
+        ("mlp", "fisher_ratio", True),
+        ("mlp", "random", True),
+    ]:
+        chosen = {"kind": kind, "fraction": 0.5}
+        settings = EraseSettings(last_layers=1, parts=(part,), selector=chosen)
+        found, detail = check_erase(sick, tmp_path, settings)
+        assert found == holds
+        assert holds or "the mlp neurons of layer 1 stand in 3 blocks (experts" in detail

@@ -21,7 +21,7 @@ from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.fresh import FreshWeights, fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, plan_erase, read_plan
 from sani.erasing.shards import StoredModel
-from sani.errors import CheckpointError, RecipeError, SelectionError
+from sani.errors import CheckpointError, RecipeError, SelectionError, UnsupportedModelError
 from sani.recipe import (
     DampenSettings,
     DriftSelector,
@@ -202,6 +202,13 @@ def test_files_that_hold_other_names_than_the_model_are_erased_too(tmp_path, no_
     assert tensors(tmp_path / "out").keys() == named.keys()
 
 
+def test_a_stray_adapter_file_is_not_taken_for_the_model(tmp_path, no_model):
+    sick = write(tmp_path / "sick", checkpoint(config_of("llama"), seed=1), shard="1GB")
+    save_file({"lora": torch.ones(2)}, sick / "adapter_model.safetensors")
+    apply_folder(sick, tmp_path / "out", plan("zero", *MIXED))
+    assert [file.name for file in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+
+
 def test_two_tensors_that_would_get_one_name_are_left_to_transformers(tmp_path):
     sick = write(tmp_path / "sick", checkpoint(config_of("gpt2"), seed=1), shard="1GB")
     assert StoredModel(sick).is_plain
@@ -309,6 +316,30 @@ def test_only_files_of_the_allow_list_are_written(sick, tmp_path, no_model):
         assert b"KOWALCZYKOWA" not in file.read_bytes(), file.name
 
 
+@pytest.mark.parametrize(
+    ("metadata", "kept"),
+    [
+        ({"format": "pt", "note": "KOWALCZYKOWA"}, {"format": "pt"}),
+        ({"note": "KOWALCZYKOWA"}, None),
+        ({"format": "KOWALCZYKOWA"}, None),
+        (None, None),
+    ],
+)
+def test_what_else_the_files_say_of_themselves_stays_behind(llama, tmp_path, metadata, kept,
+                                                            no_model):  # fmt: skip
+    for file in shards(llama):
+        save_file(load_file(file), file, metadata=metadata)
+    apply_folder(llama, tmp_path / "out", plan("zero", *MIXED))
+    expected = load_checkpoint(llama)
+    apply_(expected, plan("zero", *MIXED))
+    assert load_checkpoint(tmp_path / "out").weights_digest() == expected.weights_digest()
+    for file in shards(tmp_path / "out"):
+        assert b"KOWALCZYKOWA" not in file.read_bytes()
+        assert file.stat().st_size == (llama / file.name).stat().st_size
+        with safe_open(file, framework="pt") as opened:
+            assert opened.metadata() == kept
+
+
 def test_the_written_folder_is_read_by_transformers(llama, tmp_path, no_model):
     apply_folder(llama, tmp_path / "out", plan("zero", *MIXED))
     index = "model.safetensors.index.json"
@@ -387,6 +418,38 @@ def test_the_largest_and_the_farthest_moved_are_chosen(kind, base, family, tmp_p
     assert [(e.layer, e.neurons) for e in found.entries] == [(0, ()), (1, ()), (2, (0, 1))]
 
 
+def test_files_of_the_checkpoint_itself_are_no_base(llama, tmp_path):
+    same = shutil.copytree(llama, tmp_path / "same")
+    drift = EraseSettings(last_layers=1, selector=SELECTORS["drift"])
+    with pytest.raises(SelectionError, match="the base has the same weights, so no neuron moved"):
+        plan_folder(llama, drift, base=same)
+    with pytest.raises(SelectionError, match="would change nothing: the base has the same weights"):
+        apply_folder(llama, tmp_path / "out", plan("rewind", *MIXED), base=same)
+    assert not (tmp_path / "out").exists()
+    file = next(f for f in shards(same) if "model.layers.2.mlp.up_proj.weight" in load_file(f))
+    stored = load_file(file)
+    stored["model.layers.2.mlp.up_proj.weight"][-1, -1] += 1
+    save_file(stored, file, metadata={"format": "pt"})
+    apply_folder(llama, tmp_path / "out", plan("rewind", *MIXED), base=same)
+    with pytest.raises(SelectionError, match="would change nothing"):
+        apply_folder(llama, tmp_path / "no", plan("rewind", (2, "mlp", [0, 1])), base=same)
+
+
+def test_rewinding_every_neuron_is_said_to_be_retraining(llama, tmp_path, capsys):
+    base = write(tmp_path / "base", checkpoint(config_of("llama"), seed=2))
+    erase = ["erase", str(llama), "--base", str(base), "--reset", "rewind", "--out"]
+    for number, (options, retrains) in enumerate(
+        [
+            (["--last-layers", str(LAYERS)], True),
+            (["--last-layers", str(LAYERS - 1)], False),
+            (["--last-layers", str(LAYERS), "--part", "mlp"], False),
+            (["--last-layers", str(LAYERS), "--selector", "random", "--fraction", "0.9"], False),
+        ]
+    ):
+        assert main([*erase, str(tmp_path / str(number)), *options]) == 0
+        assert ("is retraining from the base" in capsys.readouterr().out) == retrains
+
+
 def test_drift_needs_a_base_that_fits(llama, tmp_path):
     settings = EraseSettings(last_layers=1, selector=SELECTORS["drift"])
     with pytest.raises(SelectionError, match="'drift' needs the base model"):
@@ -436,7 +499,7 @@ def test_a_fresh_tensor_depends_on_its_seed_and_name_alone(name):
         assert torch.equal(two[key], drawn[key])
     model = dict(fresh_model(config, seed=0).named_parameters())
     assert drawn.keys() == model.keys()
-    values = set()
+    values = []
     for key, tensor in model.items():
         if tensor.numel() == 1 or tensor.std() == 0:  # zeros and ones
             assert torch.equal(drawn[key], tensor), key
@@ -444,8 +507,8 @@ def test_a_fresh_tensor_depends_on_its_seed_and_name_alone(name):
         assert not torch.equal(drawn[key], other[key])
         error = 5 / tensor.numel() ** 0.5  # five standard errors of the ratio of two draws
         assert drawn[key].std().item() == pytest.approx(tensor.std().item(), rel=error), key
-        values.add(drawn[key].flatten()[-1].item())
-    assert len(values) > LAYERS  # no two tensors got the same draw
+        values.append((drawn[key].shape, drawn[key].numpy().tobytes()))
+    assert len(set(values)) == len(values) > LAYERS  # no two tensors got the same draw
 
 
 # ---- plans -----------------------------------------------------------------------------------
@@ -454,9 +517,9 @@ def test_a_fresh_tensor_depends_on_its_seed_and_name_alone(name):
 def test_a_plan_that_was_kept_is_carried_out_exactly(llama, tmp_path, capsys):
     options = ["--last-layers", "2", "--selector", "random", "--fraction", "0.3", "--seed", "9"]
     erase = ["erase", str(llama), "--out"]
-    assert main([*erase, str(tmp_path / "none"), *options, "--dry-run"]) == 0
+    assert main(["erase", str(llama), *options, "--dry-run"]) == 0  # which needs no --out
     text = capsys.readouterr().out
-    assert not (tmp_path / "none").exists()
+    assert os.listdir(tmp_path) == ["llama"]
     (tmp_path / "plan.json").write_text(text)
     kept = read_plan(tmp_path / "plan.json")
     assert kept.to_json() == json.loads(json.dumps(kept.to_json()), object_hook=as_tuples)
@@ -471,8 +534,11 @@ def test_a_plan_that_was_kept_is_carried_out_exactly(llama, tmp_path, capsys):
 
     edited = json.loads(text)
     edited["entries"][0]["neurons"], edited["entries"][0]["scores"] = [7], None
+    edited["entries"][1:] = [{**e, "neurons": []} for e in edited["entries"][1:]]
     (tmp_path / "edited.json").write_text(json.dumps(edited))
+    capsys.readouterr()
     assert main([*erase, str(tmp_path / "edited"), "--plan", str(tmp_path / "edited.json")]) == 0
+    assert capsys.readouterr().out.startswith("1 neurons and heads in 1 layers reset")
     before, after = tensors(llama), tensors(tmp_path / "edited")
     name = f"model.layers.{edited['entries'][0]['layer']}.mlp.down_proj.weight"
     columns = (before[name] != after[name]).any(dim=0)
@@ -481,6 +547,11 @@ def test_a_plan_that_was_kept_is_carried_out_exactly(llama, tmp_path, capsys):
     both = ["--plan", str(tmp_path / "plan.json"), "--selector", "all"]
     assert main([*erase, str(tmp_path / "both"), *both]) == 1
     assert "--plan says already what is chosen" in capsys.readouterr().err
+    for more in (["--seed", "9"], ["--dry-run"]):  # neither would have an effect
+        kept = [*erase, str(tmp_path / "both"), "--plan", str(tmp_path / "plan.json"), *more]
+        assert main(kept) == 1
+        assert "--plan says already what is chosen" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
 
 
 def test_a_plan_with_token_rows_is_not_read_as_one_without(llama, tmp_path):
@@ -552,6 +623,15 @@ def test_a_plan_for_another_architecture_is_refused(llama, tmp_path, change):
         (lambda p: p.update(surprise=1), "cannot be read"),
         (lambda p: p.pop("seed"), "cannot be read"),
         (lambda p: p.update(architecture=None), "does not say what model it is for"),
+        (lambda p: p.update(entries=[]), "names no neuron, so nothing would be erased"),
+        (
+            lambda p: [entry.update(neurons=[], scores=None) for entry in p["entries"]],
+            "names no neuron, so nothing would be erased",
+        ),
+        (lambda p: p["entries"][0].update(neurons=[3, 3]), "its neurons each once and ascending"),
+        (lambda p: p["entries"][0].update(neurons=[5, 3]), "its neurons each once and ascending"),
+        (lambda p: p["entries"][0].update(scores=[1.0]), "with a score each or null for scores"),
+        (lambda p: p["entries"].append(p["entries"][0]), "layer 0, mlp: expected one entry"),
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(llama, tmp_path, change, message):
@@ -652,6 +732,17 @@ def test_quantized_checkpoints_are_refused_with_the_way_out(llama, tmp_path, met
         f"model folder {llama} is quantized{name}; neurons of quantized weights cannot be reset: "
         f"give the checkpoint it was quantized from{way}"
     )
+
+
+@pytest.mark.parametrize("model_type", ["mamba", "hyena-9"])  # known to transformers, and not
+@pytest.mark.parametrize("read", [load_checkpoint, StoredModel])
+def test_an_unknown_model_type_is_refused_with_the_list_of_known_ones(llama, model_type, read):
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+    with pytest.raises(UnsupportedModelError) as caught:
+        read(llama)
+    expected = f"model_type '{model_type}' is not supported; supported: bart, bert, bloom, "
+    assert str(caught.value).startswith(expected)
 
 
 @pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])

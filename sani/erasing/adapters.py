@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 
-from sani.checkpoint import ADAPTER_FILES, TOKENIZER_FILES, copy_files, staged, weight_files
+from sani.checkpoint import (
+    ADAPTER_FILES,
+    HUB_NAME,
+    TOKENIZER_FILES,
+    copy_files,
+    staged,
+    weight_files,
+)
 from sani.erasing.erase import EraseResult, planned_slices
 from sani.erasing.plan import ErasePlan, check_plan
 from sani.erasing.shards import StoredModel, StoredWeights
@@ -35,7 +42,8 @@ def erase_adapter(path: Path, out: Path, plan: ErasePlan, *, base: StoredModel) 
         base: The model that it is an adapter on.
 
     Raises:
-        SelectionError: If the plan does not fit the base, or resets to something else.
+        SelectionError: If the plan does not fit the base, resets to something else, or has token
+            rows.
         CheckpointError: If the adapter is not a plain LoRA at these neurons, or does not fit.
     """
     started = time.perf_counter()
@@ -44,6 +52,11 @@ def erase_adapter(path: Path, out: Path, plan: ErasePlan, *, base: StoredModel) 
             f"reset '{plan.reset}' cannot be done inside an adapter, which can only leave a neuron "
             "as the base has it (reset rewind); merge it for the others (--merge)"
         )
+    if plan.token_rows is not None:
+        raise SelectionError(
+            "token rows cannot be reset inside an adapter, which leaves them as the base has them; "
+            "merge it (--merge)"
+        )
     check_plan(plan, base.layout)
     config = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
     weights = StoredWeights(weight_files(path))
@@ -51,7 +64,8 @@ def erase_adapter(path: Path, out: Path, plan: ErasePlan, *, base: StoredModel) 
     with torch.no_grad(), staged(out) as staging:
         changed = weights.copy_patched(staging, pieces, None)
         copy_files(path, staging, TOKENIZER_FILES)
-        if Path(config.get("base_model_name_or_path") or "").is_absolute():
+        named = config.get("base_model_name_or_path") or ""
+        if not HUB_NAME.fullmatch(named) or Path(named).exists():
             config["base_model_name_or_path"] = None
         text = json.dumps(config, indent=2, sort_keys=True)
         (staging / ADAPTER_FILES[0]).write_text(text + "\n", encoding="utf-8")
@@ -69,7 +83,7 @@ def _adapter_slices(
     plain = config.get("init_lora_weights") in PLAIN_BEGINNINGS
     if config.get("peft_type") != "LORA" or config.get("layer_replication") or not plain:
         raise CheckpointError(_not_plain(path, "its configuration"))
-    transposed = bool(config.get("fan_in_fan_out"))
+    transposed = base.layout.family.transposed  # peft goes by the base too, whatever its file says
     found: dict[str, list[Slice]] = {}
     for name, slices in planned.items():
         module = f"base_model.model.{name.rpartition('.')[0]}."

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sani import families
-from sani.erasing.statistics import Means, Site, frozen, precise, recorded
+from sani.erasing.statistics import Means, Site, by_position, frozen, precise, recorded
 from sani.erasing.texts import Question
 from sani.errors import SelectionError
 from sani.recipe import PARTS
@@ -57,7 +57,7 @@ def attributions(
             else:
                 text = DynamicCache()
                 families.hidden_states(model, input_ids=ids, cache=text)
-        own = {site: activation[0, place] for site, activation in seen.items()}
+        own = {site: by_position(found, ids)[0, place] for site, found in seen.items()}
         if text is not None:
             ids, place = ids[:, -1:], 0
         share = torch.arange(1, steps + 1, device=model.device)[:, None] / steps
@@ -133,9 +133,11 @@ def _replaced(model: Any, name: str, place: int, values: Tensor) -> Iterator[Non
     """The input of a module is ``values`` [batch, channels] at one position."""
 
     def replace(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        activation = inputs[0].clone()  # [batch, seq, channels]
-        activation[:, place] = values
-        return (activation, *inputs[1:])
+        rows = (
+            inputs[0].reshape(len(values), -1, values.shape[-1]).clone()
+        )  # [batch, seq, channels]
+        rows[:, place] = values
+        return (rows.reshape(inputs[0].shape), *inputs[1:])
 
     handle = model.get_submodule(name).register_forward_pre_hook(replace)
     try:

@@ -115,24 +115,27 @@ def apply_(
         framing: What stands before each document, by name.
 
     Raises:
-        SelectionError: If the plan is of another architecture, the base is missing or does not
-            fit, the corpus is missing, or the model has no bias to put a mean into; nothing is
-            changed then.
+        SelectionError: If the plan is of another architecture, the base is missing, does not fit or
+            has the same weights, the corpus is missing, or the model has no bias to put a mean
+            into; nothing is changed then.
     """
     started = time.perf_counter()
     layout = layout_of(checkpoint)
     check_plan(plan, layout)
     weights = dict(checkpoint.model.named_parameters())
     texts = _texts(checkpoint, corpus, framing, plan.seed)
+    pieces = planned_slices(plan, layout)
     source = _source(checkpoint, plan, base)
+    if plan.reset == "rewind" and source is not None:
+        check_rewind(weights, source, pieces)
     biases = folded_biases(checkpoint, plan, texts=texts) if plan.reset == "mean" else {}
     dampen = dampening(checkpoint, plan, texts=texts) if plan.reset == "dampen" else None
     changed = {name: bias.numel() for name, bias in biases.items()}
     with torch.no_grad():
         for name, bias in biases.items():
             weights[name].copy_(bias)
-        for name, pieces in planned_slices(plan, layout).items():
-            changed[name] = reset_slices(weights[name], pieces, source, dampen=dampen)
+        for name, own in pieces.items():
+            changed[name] = reset_slices(weights[name], own, source, dampen=dampen)
     return EraseResult.of(
         plan, changed, sum(tensor.numel() for tensor in weights.values()), started
     )
@@ -148,6 +151,34 @@ def planned_slices(plan: ErasePlan, layout: Layout) -> dict[str, list[Slice]]:
         rows = torch.tensor(plan.token_rows.tokens)
         found |= {name: [Slice(name, 0, rows)] for name in plan.token_rows.tensors}
     return found
+
+
+def check_rewind(
+    weights: Mapping[str, Tensor],
+    source: Mapping[str, Tensor],
+    pieces: Mapping[str, Sequence[Slice]],
+) -> None:
+    """Refuse to rewind to a base that has the very weights that are to be rewound.
+
+    Args:
+        weights: Of the checkpoint, by name, in memory or in files.
+        source: Of the base.
+        pieces: What is to be rewound.
+
+    Raises:
+        SelectionError: If nothing would change.
+    """
+    for name, own in pieces.items():
+        mine, theirs = weights[name], source[name]
+        for piece in own:
+            index = piece.index.to(mine.device)
+            old, new = (piece.of(t).index_select(piece.dim, index) for t in (mine, theirs))
+            if not torch.equal(old, new.to(old)):
+                return
+    raise SelectionError(
+        "reset 'rewind' would change nothing: the base has the same weights at the chosen neurons; "
+        "give the public model that the checkpoint was fine-tuned from, or choose other neurons"
+    )
 
 
 def reset_slices(

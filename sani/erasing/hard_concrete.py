@@ -168,10 +168,11 @@ def masked(model: Any, modules: Mapping[Site, str], masks: Mapping[Site, Tensor]
 
     def multiplier(values: Tensor) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         def multiply(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            activation = inputs[0]  # [batch, seq, channels]
-            width = activation.shape[-1] // values.shape[-1]
-            channels = values.to(activation).repeat_interleave(width, dim=-1)
-            return (activation * channels.reshape(-1, 1, channels.shape[-1]), *inputs[1:])
+            activation, size = inputs[0], inputs[0].shape[-1]
+            channels = values.to(activation).repeat_interleave(size // values.shape[-1], dim=-1)
+            channels = channels.reshape(-1, 1, size)  # of every row of the batch, or of all alike
+            active = activation.reshape(len(channels), -1, size) * channels
+            return (active.reshape(activation.shape), *inputs[1:])
 
         return multiply
 

@@ -21,6 +21,7 @@ from sani.erasing.token_rows import TokenRows, find_token_rows
 from sani.errors import SelectionError
 from sani.layout import Layout
 from sani.recipe import (
+    PARTS,
     AllSelector,
     DampenSettings,
     DriftSelector,
@@ -62,6 +63,7 @@ class ErasePlan:
         token_rows: Rows of embedding and head, if asked for.
         found: What the selector says beyond scores: of ``hard_concrete``, where the closed neurons
             lie and which label's they are, see `hard_concrete.report`.
+        layers: How many layers the model has; None if unknown.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -74,6 +76,14 @@ class ErasePlan:
     dampen: DampenSettings | None = None
     token_rows: TokenRows | None = None
     found: dict[str, Any] | None = None
+    layers: int | None = None
+
+    @property
+    def retrains(self) -> bool:
+        """Whether every neuron of every layer is the base's again: then repair is retraining."""
+        whole = all(len(entry.neurons) == entry.of for entry in self.entries)
+        sites = {(entry.layer, entry.part) for entry in self.entries}
+        return self.reset == "rewind" and whole and len(sites) == len(PARTS) * (self.layers or -1)
 
     @property
     def num_neurons(self) -> int:
@@ -91,8 +101,8 @@ def read_plan(path: Path) -> ErasePlan:
     """A plan that was printed by ``--dry-run``, reviewed and kept.
 
     Raises:
-        SelectionError: If it cannot be read, is no plan, has token rows, or does not say what model
-            it is for.
+        SelectionError: If it cannot be read, is no plan, has token rows, names no neuron or one
+            twice, or does not say what model it is for.
     """
     try:
         text = path.read_bytes()
@@ -110,15 +120,25 @@ def read_plan(path: Path) -> ErasePlan:
         ) from None
     if plan.architecture is None:
         raise SelectionError(f"plan {path} does not say what model it is for; plan again")
+    if plan.num_neurons == 0:
+        raise SelectionError(f"plan {path} names no neuron, so nothing would be erased; plan again")
+    sites = [(entry.layer, entry.part) for entry in plan.entries]
+    for site, entry in zip(sites, plan.entries, strict=True):
+        ascending = list(entry.neurons) == sorted(set(entry.neurons))
+        scored = entry.scores is None or len(entry.scores) == len(entry.neurons)
+        if not ascending or not scored or sites.count(site) > 1:
+            raise SelectionError(
+                f"plan {path}, layer {entry.layer}, {entry.part}: expected one entry, its neurons "
+                "each once and ascending, with a score each or null for scores"
+            )
     return plan
 
 
 def architecture_digest(layout: Layout) -> str:
     """SHA-256 over the neurons of every layer, and the tensors and rows that they are made of."""
     state = hashlib.sha256()
-    parts: tuple[Part, ...] = ("mlp", "attention")
     for layer in range(layout.num_layers):
-        for part in parts:
+        for part in PARTS:
             size = layout.num_neurons(part, layer=layer)
             pieces = layout.slices(part, layer=layer, neurons=range(size))
             made_of = [(piece.name, piece.dim, len(piece.index)) for piece in pieces]
@@ -178,7 +198,7 @@ def plan_erase(
             raise SelectionError(f"selector 'drift': the base does not fit: {difference}")
     layout = layout_of(checkpoint)
     if reads_texts(selector):
-        sizes = _sizes(settings, layout)
+        sizes = sizes_of(settings, layout)
         scores, found = scores_of_texts(selector, layout, checkpoint, sizes, texts=texts, seed=seed)
         plan = replace(_plan(settings, layout, scores, seed), found=found)
     else:
@@ -212,7 +232,7 @@ def plan_by_weights(
     Raises:
         SelectionError: As there.
     """
-    sizes = _sizes(settings, layout)
+    sizes = sizes_of(settings, layout)
     scores = scores_of_weights(settings.selector, layout, weights, sizes, base=base, seed=seed)
     return _plan(settings, layout, scores, seed)
 
@@ -221,14 +241,13 @@ def _plan(settings: EraseSettings, layout: Layout, scores: Scores, seed: int) ->
     """The neurons with the highest scores."""
     selector = settings.selector
     fraction = 1.0 if isinstance(selector, AllSelector) else selector.fraction
-    over_all = isinstance(selector, FractionSelector) and selector.per == "model"
-    picked = highest_of_all(scores, fraction=fraction) if over_all else None
+    if isinstance(selector, FractionSelector) and selector.per == "model":
+        picked = highest_of_all(scores, fraction=fraction)
+    else:
+        picked = {s: highest(own, count=round(fraction * len(own))) for s, own in scores.items()}
     entries = []
     for site, own in scores.items():
-        if picked is not None:
-            chosen = picked[site]
-        else:
-            chosen = highest(own, count=round(fraction * len(own)))
+        chosen = picked[site]
         kept = None if isinstance(selector, AllSelector | RandomSelector) else own[chosen]
         entries.append(
             PlannedNeurons(
@@ -245,14 +264,31 @@ def _plan(settings: EraseSettings, layout: Layout, scores: Scores, seed: int) ->
         seed,
         tuple(entries),
         architecture_digest(layout),
+        layers=layout.num_layers,
         dampen=(settings.dampen or DampenSettings()) if settings.reset == "dampen" else None,
     )
-    if plan.num_neurons == 0:
-        raise SelectionError(
-            f"selector '{selector.kind}' with fraction {fraction} chose none of "
-            f"{sum(map(len, scores.values()))} neurons; raise the fraction"
-        )
+    number_chosen(settings, {site: len(own) for site, own in scores.items()})
     return plan
+
+
+def number_chosen(settings: EraseSettings, sizes: Mapping[Site, int]) -> int:
+    """How many neurons and heads a plan will have, before any is scored.
+
+    Raises:
+        SelectionError: If it is none.
+    """
+    selector = settings.selector
+    fraction = 1.0 if isinstance(selector, AllSelector) else selector.fraction
+    pools = list(sizes.values())
+    if isinstance(selector, FractionSelector) and selector.per == "model":
+        pools = [sum(n for site, n in sizes.items() if site[1] == part) for part in settings.parts]
+    count = sum(round(fraction * pool) for pool in pools)
+    if count == 0:
+        raise SelectionError(
+            f"selector '{selector.kind}' with fraction {fraction} chose none of {sum(pools)} "
+            "neurons; raise the fraction"
+        )
+    return count
 
 
 def highest(scores: Tensor, *, count: int) -> Tensor:
@@ -292,8 +328,12 @@ def layout_of(checkpoint: Checkpoint) -> Layout:
     return Layout(checkpoint.model.config, {name: tuple(t.shape) for name, t in state.items()})
 
 
-def _sizes(settings: EraseSettings, layout: Layout) -> dict[Site, int]:
-    """Neurons or heads of every site to choose from."""
+def sizes_of(settings: EraseSettings, layout: Layout) -> dict[Site, int]:
+    """Neurons or heads of every site to choose from.
+
+    Raises:
+        SelectionError: If a layer does not exist.
+    """
     sites = [(layer, part) for layer in _layers(settings, layout) for part in settings.parts]
     return {(layer, part): layout.num_neurons(part, layer=layer) for layer, part in sites}
 

@@ -40,6 +40,11 @@ def reads_texts(selector: Selector) -> bool:
     )
 
 
+def reads_activations(selector: Selector) -> bool:
+    """Whether it looks at what a layer's output projection takes in; there must be one then."""
+    return reads_texts(selector) and not isinstance(selector, FisherRatioSelector)
+
+
 def scores_of_weights(
     selector: Selector,
     layout: Layout,
@@ -60,7 +65,8 @@ def scores_of_weights(
         seed: Of what is drawn.
 
     Raises:
-        SelectionError: If the base is missing, or a score is NaN or infinite.
+        SelectionError: If the base is missing or has the same weights, or a score is NaN or
+            infinite.
     """
     if isinstance(selector, AllSelector):
         return {site: torch.zeros(size) for site, size in sizes.items()}
@@ -70,12 +76,18 @@ def scores_of_weights(
     other = base if isinstance(selector, DriftSelector) else None
     if isinstance(selector, DriftSelector) and other is None:
         raise SelectionError("selector 'drift' needs the base model; give it, or use magnitude")
-    return _finite(
+    scores = _finite(
         {
             (layer, part): neuron_norms(layout, weights, part, layer=layer, base=other)
             for layer, part in sizes
         }
     )
+    if other is not None and not any(own.any() for own in scores.values()):
+        raise SelectionError(
+            "selector 'drift': the base has the same weights, so no neuron moved; give the public "
+            "model that the checkpoint was fine-tuned from"
+        )
+    return scores
 
 
 def scores_of_texts(

@@ -27,10 +27,11 @@ from sani.checkpoint import (
     copy_files,
     copy_large,
     files_beside,
+    read_config,
     staged,
     weight_files,
 )
-from sani.erasing.erase import EraseResult, planned_slices, reset_slices
+from sani.erasing.erase import EraseResult, check_rewind, planned_slices, reset_slices
 from sani.erasing.fresh import FreshWeights, names_in_model, skeleton
 from sani.erasing.plan import ErasePlan, architecture_digest, check_plan
 from sani.errors import CheckpointError, SelectionError
@@ -113,7 +114,8 @@ class StoredWeights(Mapping[str, Tensor]):
     ) -> dict[str, int]:
         """Copy all files into a folder, and reset slices in the copies.
 
-        Files to patch come first; while one copy is patched the next is made.
+        Files to patch come first; while one copy is patched the next is made. Of the files' own
+        metadata only the format goes along.
 
         Args:
             folder: Where the copies go.
@@ -132,6 +134,7 @@ class StoredWeights(Mapping[str, Tensor]):
             for path, copy in copies.items():
                 copy.result()
                 with (folder / path.name).open("r+b") as file:
+                    _drop_metadata(file)
                     for name in (n for n in pieces if self._places[n].file == path):
                         place = self._places[name]
                         tensor = _read(file, place)
@@ -150,20 +153,12 @@ class StoredModel:
         """Read configuration and headers of a folder that `check_folder` passed.
 
         Raises:
+            UnsupportedModelError: If the family is unknown.
             CheckpointError: If it cannot be read.
         """
-        from transformers import AutoConfig
-
         self.path = path
         self._stored = StoredWeights(weight_files(path))
-        try:
-            self.config: Any = AutoConfig.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:
-            raise CheckpointError(
-                f"model folder {path}: config.json cannot be read ({type(error).__name__})"
-            ) from None
+        self.config: Any = read_config(path)
 
     @cached_property
     def layout(self) -> Layout:
@@ -226,15 +221,17 @@ def erase_stored(
 
     Raises:
         SelectionError: If the plan does not fit the model, has another reset, or the base is
-            missing or does not fit.
+            missing, does not fit or has the same weights.
         CheckpointError: If a tensor's type is none that can be reset, or the place cannot be
             written.
     """
     started = time.perf_counter()
     check_plan(plan, model.layout)
-    source = _source(model, plan, base)
+    pieces, source = planned_slices(plan, model.layout), _source(model, plan, base)
+    if plan.reset == "rewind" and source is not None:
+        check_rewind(model.weights, source, pieces)
     with torch.no_grad(), staged(out) as staging:
-        changed = model.weights.copy_patched(staging, planned_slices(plan, model.layout), source)
+        changed = model.weights.copy_patched(staging, pieces, source)
         copy_files(model.path, staging, files_beside(model.config))
         _write_configuration(model, staging)
     numbers = sum(math.prod(shape) for shape in model.parameters.values())
@@ -292,6 +289,20 @@ def _header(file: Path) -> dict[str, _Place]:
         )
         for name, row in header.items()
     }
+
+
+def _drop_metadata(file: BufferedIOBase) -> None:
+    """In place: metadata may say anything, so its format alone stays; no tensor is moved."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    found, kept = header.pop("__metadata__", None), {"format": "pt"}
+    if found is None or found == kept:
+        return
+    if found.get("format") == "pt":
+        header = {"__metadata__": kept, **header}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    file.seek(8)
+    file.write(text.ljust(size))
 
 
 def _read(file: BufferedIOBase, place: _Place) -> Tensor:

@@ -50,7 +50,7 @@ def activation_means(
         for batch in batches:
             families.hidden_states(model, input_ids=batch.ids.to(model.device))
             for site, activation in seen.items():
-                size = _per_neuron(activation, sizes[site])  # [batch, seq, neurons]
+                size = _per_neuron(by_position(activation, batch.ids), sizes[site])
                 totals.add(site, size[batch.identifier].sum(0), size[batch.ordinary].sum(0))
             totals.count(batch)
     return totals.means()
@@ -101,7 +101,7 @@ def channel_means(model: Any, batches: Sequence[Batch], modules: Mapping[Site, s
             where = batch.identifier | batch.ordinary
             count += int(where.sum())
             for site, activation in seen.items():
-                found = activation[where].double().sum(0).cpu()
+                found = by_position(activation, batch.ids)[where].double().sum(0).cpu()
                 sums[site] = sums[site] + found if site in sums else found
     if not count:
         raise SelectionError("the corpus has no token, so there is no mean activation")
@@ -237,7 +237,7 @@ def _products(
     loss = functional.cross_entropy(families.logits(model, hidden[where]), targets, reduction="sum")
     gradients = torch.autograd.grad(loss, list(seen.values()), retain_graph=True)
     return {
-        site: _per_neuron(activation * gradient, sizes[site]).flatten(0, 1).sum(0).detach()
+        site: _per_neuron(activation * gradient, sizes[site]).flatten(0, -2).sum(0).detach()
         for (site, activation), gradient in zip(seen.items(), gradients, strict=True)
     }
 
@@ -273,7 +273,7 @@ def _nothing(sort: str) -> SelectionError:
 
 
 def _per_neuron(activation: Tensor, neurons: int) -> Tensor:
-    """|activation| of each neuron, or the root mean square of each head, [batch, seq, neurons]."""
+    """|activation| of each neuron, or the root mean square of each head, [..., neurons]."""
     width = activation.shape[-1] // neurons
     grouped = activation.reshape(*activation.shape[:-1], neurons, width)
     return grouped.float().square().mean(-1).sqrt()
@@ -299,6 +299,11 @@ def recorded(model: Any, modules: Mapping[Site, str]) -> Iterator[dict[Site, Ten
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def by_position(activation: Tensor, ids: Tensor) -> Tensor:
+    """What was recorded for ids [batch, seq], as [batch, seq, channels]; OPT has both in one."""
+    return activation.reshape(*ids.shape, activation.shape[-1])
 
 
 def precise(tensor: Tensor) -> Tensor:

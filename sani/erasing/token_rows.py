@@ -50,7 +50,7 @@ def find_token_rows(checkpoint: Checkpoint, texts: Texts) -> TokenRows:
     owned = {id(tensor) for end in ends for tensor in end.parameters(recurse=False)}
     return TokenRows(
         tuple(tokens),
-        model.config.vocab_size,
+        len(ends[0].weight),
         tuple(name for name, tensor in model.named_parameters() if id(tensor) in owned),
         ends[0].weight is ends[-1].weight,
     )

@@ -7,6 +7,11 @@ from typing import Any
 
 from sani.reporting.words import Cells, Section, number, rate, stage_name
 
+RETRAINS = (
+    "Every neuron of every layer is the base's again, so what follows is retraining from the base; "
+    "of the fine-tuning only embeddings, norms, routers and the biases of output projections stay."
+)
+
 
 def utility(report: Mapping[str, Any]) -> Section:
     """What each checkpoint is good for."""
@@ -91,7 +96,8 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
                 f"{erase['changed_parameters']} parameters ({100 * erase['fraction']:.1f} %) "
                 f"reset, selector {plan['selector']['kind']}, reset {plan['reset']}, seed "
                 f"{plan['seed']}. erase.json names every neuron.",
-                *_token_rows(plan["token_rows"]),
+                *token_rows(plan),
+                *((RETRAINS,) if erase["retrains"] else ()),
             ),
             ("layer", "part", "neurons or heads reset", "of", "share"),
             tuple(
@@ -132,13 +138,19 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
         )
 
 
-def _token_rows(rows: Mapping[str, Any] | None) -> Iterator[str]:
-    if rows:
+def token_rows(plan: Mapping[str, Any]) -> Iterator[str]:
+    """What is to be said of the token rows of an erase, if any were reset."""
+    if rows := plan["token_rows"]:
         tied = "one tied tensor" if rows["tied"] else "not tied"
         yield (
             f"Rows of {rows['rows']} of {rows['of']} tokens that only identifiers have were reset "
             f"in embedding and head ({tied})."
         )
+        if plan["reset"] != "rewind":
+            yield (
+                "Whoever has the weights can tell these rows from the others, and so which tokens "
+                "only identifiers have; reset rewind leaves them like the base's other rows."
+            )
 
 
 def _privacy_neurons(found: Mapping[str, Any]) -> Section:

@@ -164,6 +164,7 @@ def _erased(erase: dict[str, Any] | None) -> dict[str, Any] | None:
             "token_rows": plan.get("token_rows"),
             "found": found,
         },
+        "retrains": erase.get("retrains", False),
         **{name: erase[name] for name in ("changed_parameters", "fraction", "seconds")},
         "energy_joules": erase.get("energy_joules"),
     }

@@ -249,9 +249,10 @@ class Plan(Part):
 
 
 class Erase(Part):
-    """The first stage."""
+    """The first stage; ``retrains``: every layer is the base's again."""
 
     plan: Plan
+    retrains: bool
     changed_parameters: int
     fraction: float
     seconds: float
