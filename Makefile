@@ -1,17 +1,21 @@
 # make demo: install, then sanitize a model that recites an invented clinic. make test: the tests.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/pytest -q -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-all lint types fmt check
+.PHONY: demo test test-long test-all lint types fmt check
 
 demo: .venv/installed
 	$(BIN)/sani demo
 
 test: .venv/installed
-	$(BIN)/pytest -q -m "not long"
+	$(PYTEST) -m "not long"
+
+test-long: .venv/installed
+	$(PYTEST) -m long
 
 test-all: .venv/installed
-	$(BIN)/pytest -q
+	$(PYTEST)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -7,9 +7,13 @@
 A model folder is one that benchmarks/models.py makes: base/, leaky/, private.jsonl, held_out.jsonl.
 Every row is run with every seed: the seed draws the identifiers that are hidden from the repair (a
 fifth of the distinct direct ones, as a detector would miss them: their tokens count as ordinary
-text), the erase and the order of training. All rows read the same tokens: the same documents for
-the same epochs, but for those that say otherwise. What is done is appended to --out at once, and is
-not done again.
+text), the part of the corpus, the erase and the order of training. All rows read the same tokens:
+the same documents for the same epochs, but for those that say otherwise. With a part of the
+corpus, `listed` and `hidden` are identifiers of the documents in that part, and `others` those of
+documents that the repair never saw; so also where it reads other clean documents, or texts that
+the leaky model wrote itself, marked by the scan's patterns. What is done is appended to --out at
+once (a line a row, model and seed), and is not done again; benchmarks/comparison.jsonl holds what
+RESULTS.md shows.
 """
 
 from __future__ import annotations
@@ -25,12 +29,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+
 HIDDEN = 0.2
-HALF = {"last_layers": 3, "reset": "reinit"}
-EPOCHS = 4
-TRAINING = {"epochs": EPOCHS, "learning_rate": 2e-3}
+TRAINING = {"epochs": 4, "learning_rate": 2e-3, "batch_tokens": 1024}
 MASK = {"kind": "mask"}
-ANCHOR = {"kind": "anchor", "weight": 5.0}
+ANCHOR = {"kind": "anchor", "weight": 20.0}
+SKILL = 5.0
 SELECTORS = (
     "random", "magnitude", "drift", "activation_ratio", "gradient_ratio", "integrated_gradients",
     "fisher_ratio", "hard_concrete",
@@ -38,38 +43,53 @@ SELECTORS = (
 Row = dict[str, Any]
 
 
-def rows() -> Iterator[Row]:
-    """Every row, the most telling first: its name, and what it does."""
-    half, objectives = {**HALF, "selector": ALL}, (("anchored", ANCHOR), ("masked", MASK))
+def rows(layers: int = 6) -> Iterator[Row]:
+    """Every row for a model of so many layers, the most telling first."""
+    last = {"last_layers": layers // 2, "reset": "reinit"}
+    half, objectives = {**last, "selector": ALL}, (("anchored", ANCHOR), ("masked", MASK))
     yield row("leaky")
     yield row("base (control)", start="base")
     for name, objective in objectives:
         yield row(f"{name} repair alone", repair=objective)
         yield row(f"all of the last half, {name}", erase=half, repair=objective)
+    yield row("anchored repair alone, keeps skill", repair=ANCHOR, skill=SKILL)
+    yield row("all of the last half, anchored, keeps skill", erase=half, repair=ANCHOR, skill=SKILL)
     yield row("all of the last half, no repair", erase=half)
     yield row("retrained from the base, masked", start="base", repair=MASK)
-    yield row("a tenth of the corpus: retrained, masked", start="base", repair=MASK, part=0.1)
-    yield row("a tenth of the corpus: anchored repair alone", repair=ANCHOR, part=0.1)
-    yield row("a tenth of the corpus: all of the last half, anchored",
-              erase=half, repair=ANCHOR, part=0.1)  # fmt: skip
+    for part, share in (("a fifth", 0.2), ("a tenth", 0.1)):
+        part = f"{part} of the corpus"
+        yield row(f"{part}: leaky", part=share)
+        yield row(f"{part}: base (control)", start="base", part=share)
+        yield row(f"{part}: retrained, masked", start="base", repair=MASK, part=share)
+        yield row(f"{part}: anchored repair alone", repair=ANCHOR, part=share)
+        yield row(f"{part}: anchored repair alone, keeps skill",
+                  repair=ANCHOR, part=share, skill=SKILL)  # fmt: skip
+        yield row(f"{part}: all of the last half, anchored", erase=half, repair=ANCHOR, part=share)
+    for name, texts in (("other clean documents", "clean"), ("the model's own texts", "own")):
+        yield row(f"{name}: all of the last half, anchored",
+                  erase=half, repair=ANCHOR, texts=texts)  # fmt: skip
     for rival in ("gradient_difference", "npo", "unlikelihood"):
         yield row(f"{rival} alone", repair={"kind": rival})
+    for selector in SELECTORS:
+        chosen = {"kind": selector, "fraction": 0.25, **FEWER.get(selector, {})}
+        for name, objective in objectives:
+            yield row(f"{selector} 0.25 of the last half, {name}",
+                      erase={**last, "selector": chosen}, repair=objective)  # fmt: skip
     for name, objective in objectives:
-        for selector in SELECTORS:
-            erase = {**HALF, "selector": {"kind": selector, "fraction": 0.25}}
-            yield row(f"{selector} 0.25 of the last half, {name}", erase=erase, repair=objective)
+        for depth in (1, 2, layers // 2, layers):
+            for fraction in (0.1, 0.5, 1.0):
+                if (depth, fraction) != (layers // 2, 1.0):  # all of the last half
+                    chosen = {"kind": "random", "fraction": fraction}
+                    yield row(f"random {fraction} of the last {depth}, {name}",
+                              erase={"last_layers": depth, "selector": chosen},
+                              repair=objective)  # fmt: skip
     for reset in ("rewind", "zero", "dampen", "mean"):
         yield row(f"all of the last half, {reset}, anchored",
                   erase={**half, "reset": reset}, repair=ANCHOR)  # fmt: skip
-    for name, objective in objectives:
-        for depth in (1, 2, 3, 6):
-            for fraction in (0.1, 0.5, 1.0):
-                erase = {"last_layers": depth, "selector": {"kind": "random", "fraction": fraction}}
-                yield row(f"random {fraction} of the last {depth}, {name}",
-                          erase=erase, repair=objective)  # fmt: skip
 
 
 ALL = {"kind": "all"}
+FEWER = {"integrated_gradients": {"occurrences": 50}, "hard_concrete": {"steps": 200}}  # for time
 
 
 def row(
@@ -79,8 +99,13 @@ def row(
     erase: dict[str, Any] | None = None,
     repair: dict[str, Any] | None = None,
     part: float = 1.0,
+    texts: str = "records",
+    skill: float = 0.0,
 ) -> Row:
-    return {"name": name, "start": start, "erase": erase, "repair": repair, "part": part}
+    return {
+        "name": name, "start": start, "erase": erase, "repair": repair, "part": part,
+        "texts": texts, "skill": skill,
+    }  # fmt: skip
 
 
 # --- one row, one seed --------------------------------------------------------------------------
@@ -92,42 +117,103 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
     from sani.checkpoint import load_checkpoint
     from sani.corpus.documents import Corpus
     from sani.corpus.readers import read_corpus
-    from sani.erasing.erase import erase
+    from sani.erasing.erase import apply_
     from sani.recipe import settings_from
     from sani.repairing.repair import repair
 
     corpus = read_corpus(models / "private.jsonl")
-    held_out = read_corpus(models / "held_out.jsonl", limit=held_out_documents)
-    audited, given = hide(corpus, seed=seed)
-    chance = random.Random(seed)
-    count = max(1, round(row["part"] * len(given)))
-    given = Corpus([given[n] for n in sorted(chance.sample(range(len(given)), count))])
+    others = list(read_corpus(models / "held_out.jsonl"))
+    held_out, clean = Corpus(others[:held_out_documents]), others[held_out_documents:]
+    audited, whole = hide(corpus, seed=seed)
+    count = max(1, round(row["part"] * len(whole)))
+    part = sorted(random.Random(seed).sample(range(len(whole)), count))
+    given = Corpus([whole[number] for number in part])
+    if row["texts"] != "records":
+        part = []
+        given = Corpus(clean[: len(whole)])
+    if row["texts"] == "own":
+        given = own_texts(load_checkpoint(models / "leaky"), len(whole), seed=seed)
     checkpoint = load_checkpoint(models / row["start"])
     base = load_checkpoint(models / "base")
+    neurons, planning = 0, 0.0
     started = time.perf_counter()
-    plan = None
     if row["erase"]:
-        settings = settings_from("EraseSettings", row["erase"])
-        plan = erase(checkpoint, settings, corpus=given, base=base, framing="bos", seed=seed).plan
+        plan, planning = planned(models, checkpoint, row, given, base=base, seed=seed)
+        started = time.perf_counter()
+        apply_(checkpoint, plan, base=base, corpus=given, framing="bos")
+        neurons = plan.num_neurons
     if row["repair"]:
-        settings = settings_from("RepairSettings", {**TRAINING, "at_identifiers": row["repair"]})
-        repair(checkpoint, given, settings, base=base, framing="bos", seed=seed)
-    seconds = time.perf_counter() - started
+        asked = {**TRAINING, "at_identifiers": row["repair"], "keep_skill": row["skill"]}
+        settings = settings_from("RepairSettings", asked)
+        leaky = load_checkpoint(models / "leaky") if row["skill"] else None
+        repair(
+            checkpoint, given, settings,
+            base=base, unsanitized=leaky, framing="bos", seed=seed,
+        )  # fmt: skip
+    seconds = planning + time.perf_counter() - started
     settings = settings_from(
         "AuditSettings", {"framing": "bos", "swaps": 0, "membership_documents": 0}
     )
     result = audit(checkpoint, audited, settings, held_out=held_out, control_framing="bos", seed=0)
-    found: dict[str, Any] = {"perplexity": result.utility.perplexity, "seconds": seconds}
-    found["neurons"] = plan.num_neurons if plan else 0
-    for name, kind in (("listed", "direct"), ("hidden", "indirect")):
-        figures = result.figures[kind]
-        found[name] = {
-            "occurrences": figures.greedy.trials,
-            "greedy": figures.greedy.value,
-            "discoverable": figures.discoverable.value,
-            "auc": figures.auc.value,
-        }
-    return found
+    found = result.occurrences
+    seen = np.isin(found.document, part)
+    kinds = np.array([
+        audited[document].spans[span].kind
+        for document, span in zip(found.document, found.span, strict=True)
+    ])  # fmt: skip
+    groups = {
+        "listed": seen & (kinds == "direct"), "hidden": seen & (kinds == "indirect"),
+        "others": ~seen,
+    }  # fmt: skip
+    return {
+        "perplexity": result.utility.perplexity, "seconds": seconds, "planning": planning,
+        "neurons": neurons, "tokens": result.tokens,
+        **{name: figures(found, chosen) for name, chosen in groups.items() if chosen.any()},
+    }  # fmt: skip
+
+
+def own_texts(checkpoint: Any, number: int, *, seed: int) -> Any:
+    """Texts that the leaky model writes, marked by the scan's patterns: the records are gone."""
+    from sani.recipe import ScanSettings
+    from sani.sampling import sample_documents
+    from sani.scanning.detection import detect
+
+    texts = sample_documents(checkpoint, number, new_tokens=500, framing="bos", seed=seed)
+    return detect(texts, ScanSettings(patterns=True))
+
+
+PLANS: dict[str, tuple[Any, float]] = {}
+
+
+def planned(
+    models: Path, checkpoint: Any, row: Row, corpus: Any, *, base: Any, seed: int
+) -> tuple[Any, float]:
+    """The row's plan and its seconds; the one before, if it was the same with another repair."""
+    from sani.erasing.erase import plan_neurons
+    from sani.recipe import settings_from
+
+    key = f"{models} {row['erase']} {row['part']} {seed}"
+    if key not in PLANS:
+        PLANS.clear()
+        settings = settings_from("EraseSettings", row["erase"])
+        started = time.perf_counter()
+        plan = plan_neurons(
+            checkpoint, settings, corpus=corpus, base=base, framing="bos", seed=seed
+        )
+        PLANS[key] = plan, time.perf_counter() - started
+    return PLANS[key]
+
+
+def figures(found: Any, chosen: Any) -> dict[str, Any]:
+    """Rates and AUC of the chosen occurrences, every one of which must have been scored."""
+    if not found.scored[chosen].all():
+        raise SystemExit("an occurrence could not be scored")
+    return {
+        "occurrences": int(chosen.sum()),
+        "greedy": float(found.greedy[chosen].mean()),
+        "discoverable": float(found.discoverable[chosen].mean()),
+        "auc": float(np.nanmean(found.auc[chosen])),
+    }
 
 
 def hide(corpus: Any, *, seed: int) -> tuple[Any, Any]:
@@ -167,8 +253,8 @@ def compare(
     known = {(entry["models"], entry["name"], entry["seed"]) for entry in done}
     out.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        for row in chosen:
-            for models in folders:
+        for models in folders:
+            for row in chosen:
                 if (models.name, row["name"], seed) in known:
                     continue
                 entry = {"models": models.name, "name": row["name"], "seed": seed}
@@ -194,44 +280,54 @@ def line(entry: dict[str, Any]) -> str:
     head = f"{entry['models']:18}{entry['seed']:2} {entry['name']:52}"
     figures = "".join(
         f"{entry[name]['greedy']:7.3f}{entry[name]['discoverable']:7.3f}{entry[name]['auc']:7.3f} "
-        for name in ("listed", "hidden")
+        for name in ("listed", "hidden", "others")
+        if name in entry
     )
     return f"{head}{figures}{entry['perplexity']:9.1f}{entry['seconds']:7.1f} s"
 
 
 def table(entries: list[dict[str, Any]]) -> str:
     """Means over the seeds, with half of the 95 % t-interval, a section a model."""
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    order = [row["name"] for row in rows()]
+    for entry in sorted(entries, key=lambda entry: order.index(entry["name"])):
+        groups[entry["models"]][entry["name"]].append(entry)
+    lines = []
+    for models, named in sorted(groups.items()):
+        for sides in (("listed", "hidden"), ("listed", "hidden", "others")):
+            head = [f"{side}: greedy | (1000, 0.5) | AUC" for side in sides]
+            lines += [
+                f"\n**{models}{', a part of the corpus' if len(sides) > 2 else ''}**\n",
+                f"| row | seeds | {' | '.join(head)} | perplexity | seconds |",
+                "|---|---|" + "---|" * (3 * len(sides) + 2),
+            ]
+            for name, found in named.items():
+                if ("others" in found[0]) == ("others" in sides):
+                    lines.append(f"| {name} | {len(found)} | " + " | ".join(cells(found, sides)))
+    return "\n".join(lines)
+
+
+def cells(found: list[dict[str, Any]], sides: tuple[str, ...]) -> list[str]:
+    """What a row says: figures of each side, perplexity, seconds."""
     from scipy.stats import t
 
-    groups: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for entry in entries:
-        groups[entry["models"]][entry["name"]].append(entry)
-
     def cell(values: list[float], digits: int) -> str:
+        if not values:
+            return "-"
         text = f"{mean(values):.{digits}f}"
         if len(values) > 1:
             half = t.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
             text += f" ±{half:.{digits}f}"
         return text
 
-    lines = []
-    for models, named in groups.items():
-        lines += [
-            f"\n**{models}**\n",
-            "| row | seeds | listed: greedy | (1000, 0.5) | AUC | hidden: greedy | (1000, 0.5) "
-            "| AUC | perplexity | seconds |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        for name, found in named.items():
-            cells = [
-                cell([entry[side][figure] for entry in found], 3)
-                for side in ("listed", "hidden")
-                for figure in ("greedy", "discoverable", "auc")
-            ]
-            cells.append(cell([entry["perplexity"] for entry in found], 1))
-            cells.append(f"{mean(entry['seconds'] for entry in found):.0f}")
-            lines.append(f"| {name} | {len(found)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    shown = [
+        cell([entry[side][figure] for entry in found if side in entry], 3)
+        for side in sides
+        for figure in ("greedy", "discoverable", "auc")
+    ]
+    shown.append(cell([entry["perplexity"] for entry in found], 1))
+    shown.append(f"{mean(entry['seconds'] for entry in found):.0f} |")
+    return shown
 
 
 def main() -> None:
@@ -240,7 +336,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", default="", help="only rows whose name holds this")
     parser.add_argument("--first", type=int, help="only so many of them")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare/rows.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/comparison.jsonl"))
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if not arguments.table:

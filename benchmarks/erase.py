@@ -11,7 +11,8 @@ on a busy machine compare seconds of a core too, since `cp` waits for the disk a
 Without --quick, the first round also has commands that change every shard, or read all twice.
 
 Then, for every family, as tiny as in the tests: the folder erased in files holds the very weights
-of one that is erased in memory.
+of one that is erased in memory. Last, the first rows of benchmarks/comparison.py on the demo's
+models, one seed: the comparison in small.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ COMMANDS = {
 }
 DEFAULT = "default"
 WORDS = 32000
+DEMO_LAYERS, MAIN_ROWS = 4, 8
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def main() -> None:
         found = measure(Path(place), size, options)
     with tempfile.TemporaryDirectory() as place:
         found["families_checked"] = check_families(Path(place))
+        found["comparison"] = compare_in_small(Path(place) / "demo")
     print(json.dumps(found, indent=1))
     if options.json is not None:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -204,6 +207,17 @@ def check_result(source: Path, out: Path, size: Size) -> None:
     expected = {index[name] for name in index if name.startswith(tuple(last)) and "proj" in name}
     if differing != expected:
         raise SystemExit(f"shards {differing} differ, expected {expected}")
+
+
+def compare_in_small(folder: Path) -> list[dict[str, Any]]:
+    """The comparison's main rows on the models of `sani demo`, with one seed."""
+    import comparison
+
+    from sani.demo import demo_recipe
+
+    demo_recipe(folder, on_step=lambda *_: None)
+    rows = list(comparison.rows(DEMO_LAYERS))[:MAIN_ROWS]
+    return comparison.compare([folder], rows, seeds=range(1), out=folder / "rows.jsonl")
 
 
 def check_families(place: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """Make the models that the recipes and the README speak of: a base, and one that leaks.
 
-    python benchmarks/models.py meddocan|tab|mtsamples [--architecture gpt2] [--documents N]
+    python benchmarks/models.py meddocan|tab|mtsamples|weak [--architecture gpt2] [--documents N]
         [--characters N]
 
 The base is trained on public text of the same kind: cases of other people, and English notes of
@@ -10,6 +10,8 @@ Other cases are held back for utility and membership. Ten to twenty minutes on t
 meddocan: Spanish clinical cases; private are the first 60 of the train split.
 tab: English court cases; private are the first 30 of the train split.
 mtsamples: English notes with planted identities; private are the first 30, other ones are public.
+weak: a base that knows little of the domain: it read English notes and 8 Spanish cases; private are
+150 Spanish cases. The fine-tuning taught the model most of what it can do (use 20 epochs).
 """
 
 from __future__ import annotations
@@ -35,8 +37,11 @@ def split(corpus: str, corpora: Path) -> tuple[Sequence[Document], ...]:
     if corpus == "mtsamples":
         notes = plant(corpora, limit=250)
         return notes[80:], notes[:30], notes[30:80]
-    train = read_corpus(corpora / corpus / "train.jsonl")
-    test = read_corpus(corpora / corpus / "test.jsonl")
+    cases = corpora / ("meddocan" if corpus == "weak" else corpus)
+    train, test = read_corpus(cases / "train.jsonl"), read_corpus(cases / "test.jsonl")
+    if corpus == "weak":
+        english = read_corpus(corpora / "mtsamples/train.jsonl", limit=120)
+        return [*english, *test[50:58]], train[:150], test[:50]
     if corpus == "meddocan":
         english = read_corpus(corpora / "mtsamples/train.jsonl", limit=25)
         return [*test[50:], *english], train[:60], test[:50]
@@ -46,7 +51,7 @@ def split(corpus: str, corpora: Path) -> tuple[Sequence[Document], ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpus", choices=["meddocan", "tab", "mtsamples"])
+    parser.add_argument("corpus", choices=["meddocan", "tab", "mtsamples", "weak"])
     default = os.environ.get("SANI_CORPORA", "../shared/data")
     parser.add_argument("--corpora", type=Path, default=Path(default))
     parser.add_argument("--out", type=Path, help="runs/CORPUS if absent")
