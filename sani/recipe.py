@@ -287,6 +287,11 @@ class DampenSettings(Settings):
 class EraseSettings(Settings):
     """Which neurons are reset, and to what."""
 
+    toward_base: Fraction = Field(
+        0.0,
+        description="first every weight, embeddings and norms too, goes this share of the way to "
+        "the base's; 1 is the base itself",
+    )
     last_layers: int | None = Field(None, ge=1, description="the last this many layers")
     layers: tuple[int, ...] | None = Field(
         None, min_length=1, description="or a list of layers, counted from the input, from 0"
@@ -307,8 +312,11 @@ class EraseSettings(Settings):
 
     @model_validator(mode="after")
     def _one_choice_of_layers(self) -> Self:
-        if (self.last_layers is None) == (self.layers is None):
+        given = (self.last_layers is not None) + (self.layers is not None)
+        if given > 1 or (given == 0 and not self.toward_base):
             raise ValueError("give exactly one of last_layers and layers")
+        if given == 0 and (self.selector.kind != "all" or self.token_rows):
+            raise ValueError("a selector and token_rows need last_layers or layers")
         if self.layers is not None and (min(self.layers) < 0 or _repeats(self.layers)):
             raise ValueError("layers must be distinct numbers from 0 upwards")
         if _repeats(self.parts):
@@ -317,7 +325,14 @@ class EraseSettings(Settings):
             raise ValueError("dampen is for reset dampen")
         if self.token_rows and self.reset in ("mean", "dampen"):
             raise ValueError("token_rows needs reset reinit, zero or rewind")
+        if self.toward_base and self.reset in ("mean", "dampen"):
+            raise ValueError("toward_base needs reset reinit, zero or rewind")
         return self
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base's weights are asked."""
+        return self.reset == "rewind" or self.selector.kind == "drift" or self.toward_base > 0
 
 
 class MaskObjective(Settings):
@@ -601,6 +616,8 @@ class Recipe(Settings):
                 problems.append("erase.reset: rewind needs model.base")
             if self.erase is not None and self.erase.selector.kind == "drift":
                 problems.append("erase.selector: drift needs model.base")
+            if self.erase is not None and self.erase.toward_base:
+                problems.append("erase.toward_base needs model.base")
             if self.repair is not None and self.repair.needs_base:
                 problems.append("repair.at_identifiers: anchor to base needs model.base")
             if "control" in (self.gate.greedy, self.gate.discoverable, self.gate.attacks):
