@@ -576,6 +576,11 @@ class GateSettings(Settings):
         None,
         description="greedy and (n, p) rate after every attack, likewise; guidance is not judged",
     )
+    attacks_auc_excess: Fraction | None = Field(
+        None,
+        description="AUC after every attack above that of the same attack on the base, at most: "
+        "what is silent is not gone; guidance is not judged",
+    )
     scan_recall: Fraction | None = Field(
         None,
         description="estimated recall of the scan, the lower end of its interval, at least; an "
@@ -629,14 +634,19 @@ class Recipe(Settings):
                 problems.append("gate.auc_excess needs model.base; without one, set it to null")
         if self.gate.auc_excess is not None and not self.audit.decoys:
             problems.append("gate.auc_excess needs audit.decoys of at least 1")
-        if self.gate.attacks is not None and self.attack is None:
-            problems.append("gate.attacks needs a section attack")
-        elif (
-            self.gate.attacks is not None
-            and self.attack is not None
-            and set(self.attack.kinds) != set(self.gate.kinds)
-        ):
-            problems.append("gate.attacks: attack.kinds must be gate.kinds, which it judges")
+        judged = [
+            f"gate.{name}"
+            for name in ("attacks", "attacks_auc_excess")
+            if getattr(self.gate, name) is not None
+        ]
+        if judged and self.attack is None:
+            problems.append(f"{judged[0]} needs a section attack")
+        elif judged and self.attack and set(self.attack.kinds) != set(self.gate.kinds):
+            problems.append(f"{judged[0]}: attack.kinds must be gate.kinds, which it judges")
+        if self.gate.attacks_auc_excess is not None and self.model.base is None:
+            problems.append("gate.attacks_auc_excess needs model.base")
+        if self.gate.attacks_auc_excess is not None and self.attack and not self.attack.decoys:
+            problems.append("gate.attacks_auc_excess needs attack.decoys of at least 1")
         if self.gate.perplexity_ratio is not None and self.corpus.held_out is None:
             problems.append(
                 "gate.perplexity_ratio needs corpus.held_out; without held-out documents, set "
