@@ -207,7 +207,9 @@ def judge_attacks(
     for name, variants in attacks["attacks"].items():
         if name == NOT_JUDGED:
             continue
-        for figure in ("greedy", "discoverable") if limit is not None else ():
+        for figure in ("greedy", "discoverable"):
+            if limit is None:
+                break
             found = [
                 _attacked(f"attack.{name}.{figure}", figure, variant, row["models"], limit)
                 for variant, row in variants.items()
