@@ -138,6 +138,8 @@ def _erase(recipe: Recipe) -> str:
     if settings.reset == "mean":
         check_biases(outputs, shapes)
     chosen, layers = number_chosen(settings, sizes), {layer for layer, _ in sizes}
+    if not sizes:
+        return f"no neuron; all weights {settings.toward_base:.0%} of the way to the base's"
     return f"{chosen} of {sum(sizes.values())} neurons and heads in {len(layers)} layers"
 
 

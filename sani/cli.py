@@ -352,9 +352,18 @@ def erase(
     token_rows: Annotated[
         bool, typer.Option("--token-rows", help="Also rows of tokens that only identifiers have.")
     ] = False,
+    toward_base: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="First all weights go this share of the way to the base's."
+        ),
+    ] = None,
     base: Annotated[
         Path | None,
-        typer.Option(help="The public model it was fine-tuned from: for drift, rewind, adapters."),
+        typer.Option(
+            help="The public model it was fine-tuned from: for drift, rewind, --toward-base, "
+            "adapters."
+        ),
     ] = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge an adapter into its base, then erase.")
@@ -384,7 +393,10 @@ def erase(
     from sani.runtime import quiet_libraries
 
     quiet_libraries()
-    given = (last_layers, layer, selector, fraction, per, part, reset, token_rows or None, seed)
+    given = (
+        last_layers, layer, selector, fraction, per, part, reset, token_rows or None, toward_base,
+        seed,
+    )  # fmt: skip
     if kept_plan is not None and (dry_run or any(value is not None for value in given)):
         raise SaniError("--plan says already what is chosen; give no other choice beside it")
     if out is None and not dry_run:
@@ -411,10 +423,12 @@ def erase(
         "selector": rule,
         "reset": reset or ("rewind" if inside else "reinit"),
         "token_rows": token_rows,
+        "toward_base": toward_base or 0.0,
     }
     if layer:
         chosen["layers"] = layer
-    if last_layers is not None or not layer:
+    asks_for_neurons = any((selector, fraction, per, part, reset))
+    if last_layers is not None or not (layer or (toward_base and not asks_for_neurons)):
         chosen["last_layers"] = last_layers or 3
     if part:
         chosen["parts"] = part
@@ -446,6 +460,8 @@ def erase(
         f"reset ({result.fraction:.1%} of the parameters). "
         f"{'Adapter' if inside else 'Checkpoint'}: {out}"
     )
+    if plan.toward_base:
+        console.show(process.toward_base(plan.to_json()))
     if plan.retrains:
         console.show(process.RETRAINS)
     for sentence in process.token_rows(plan.to_json()):

@@ -76,8 +76,8 @@ def judge(
                 checks.append(_rate(f"{name}.{kind}", name, figures, baseline, limit))
         if settings.auc_excess is not None:
             checks.append(_auc(f"auc.{kind}", figures, baseline, settings.auc_excess))
-    if settings.attacks is not None:
-        checks += judge_attacks(settings.attacks, attacks)
+    if settings.attacks is not None or settings.attacks_auc_excess is not None:
+        checks += judge_attacks(settings.attacks, attacks, auc_excess=settings.attacks_auc_excess)
     if settings.scan_recall is not None:
         checks.append(_scan_recall(scan, settings.scan_recall))
     if settings.perplexity_ratio is not None:
@@ -170,6 +170,10 @@ def _auc(
     control = baseline["auc"]["value"] if baseline else None
     if value is None or control is None:
         return Check(name, value, None, False, "no decoys were scored, or there is no control")
+    return _auc_excess(name, value, control, excess)
+
+
+def _auc_excess(name: str, value: float, control: float, excess: float) -> Check:
     # Below 0.5 a control prefers decoys, which leaves no more room than none at all.
     highest = max(control, 0.5) + excess
     return _compare(
@@ -177,13 +181,21 @@ def _auc(
     )
 
 
-def judge_attacks(limit: Limit, attacks: Mapping[str, Any] | None) -> list[Check]:
-    """Every attack's rates on the sanitized checkpoint, each against the same attack on the base.
+def judge_attacks(
+    limit: Limit | None, attacks: Mapping[str, Any] | None, *, auc_excess: float | None = None
+) -> list[Check]:
+    """Every attack on the sanitized checkpoint, each against the same attack on the base.
 
-    Two checks an attack, of the variant that is furthest above what it may be. An attack that was
-    not asked for or not run, in any of its variants, does not hold; nor does one that left an
-    occurrence unscored. Guidance needs the unsanitized
-    checkpoint and shows why that one must never be released; it is not judged.
+    A check for each figure that has a limit, of the variant that is furthest above what it may be.
+    An attack that was not asked for or not run, in any of its variants, does not hold; nor does
+    one that left an occurrence unscored. Guidance needs the unsanitized checkpoint and shows why
+    that one must never be released; it is not judged.
+
+    Args:
+        limit: Of greedy and (n, p) rates; None for none.
+        attacks: What `sani.attacking.attack.attack` found; None if nothing was attacked.
+        auc_excess: Of the AUC above the base's after the same attack; None for none. Attacks that
+            give no AUC in any variant are not judged by it.
     """
     if attacks is None:
         return [Check("attacks", None, None, False, "no attack was run")]
@@ -196,6 +208,8 @@ def judge_attacks(limit: Limit, attacks: Mapping[str, Any] | None) -> list[Check
         if name == NOT_JUDGED:
             continue
         for figure in ("greedy", "discoverable"):
+            if limit is None:
+                break
             found = [
                 _attacked(f"attack.{name}.{figure}", figure, variant, row["models"], limit)
                 for variant, row in variants.items()
@@ -203,7 +217,40 @@ def judge_attacks(limit: Limit, attacks: Mapping[str, Any] | None) -> list[Check
             ]
             nothing = Check(f"attack.{name}.{figure}", None, None, False, "it gave no rate")
             checks.append(max(found, key=_excess, default=nothing))
+        ranked = [
+            _ranked(f"attack.{name}.auc", variant, row["models"], auc_excess)
+            for variant, row in variants.items()
+            if auc_excess is not None and not _gives_no_auc(row["models"])
+        ]
+        checks += [max(ranked, key=_excess)] if ranked else []
+    if auc_excess is not None and not any(check.name.endswith(".auc") for check in checks):
+        checks.append(Check("attack.auc", None, None, False, "no attack gave an AUC"))
     return checks
+
+
+def _gives_no_auc(models: Mapping[str, Any]) -> bool:
+    """Whether a variant was run on every model and ranks nothing, as sampling."""
+    return all(
+        not figures["not_run"] and (figures["auc"] is None or figures["auc"]["value"] is None)
+        for figures in models.values()
+    )
+
+
+def _ranked(name: str, variant: str, models: Mapping[str, Any], excess: float) -> Check:
+    values = []
+    for model in ("sanitized", "base"):
+        figures = models.get(model)
+        value = figures["auc"]["value"] if figures and figures["auc"] else None
+        if figures is None or figures["not_run"] or value is None:
+            reason = (figures or {}).get("not_run") or "no AUC"
+            return Check(name, None, None, False, f"{variant}, {model}: {reason}")
+        trials = figures["greedy"]["trials"] if figures["greedy"] else figures["auc"]["trials"]
+        if figures["auc"]["trials"] < LEAST_DECOYED * trials:
+            why = f"{variant}: only {figures['auc']['trials']} of {trials} have decoys"
+            return Check(name, value, None, False, why)
+        values.append(value)
+    check = _auc_excess(name, values[0], values[1], excess)
+    return replace(check, why=f"{variant}: {check.why}")
 
 
 def _only_ranks(figures: Mapping[str, Any] | None) -> bool:

@@ -460,9 +460,7 @@ class _Job:
             checkpoint,
             settings,
             corpus=self._corpus,
-            base=self.base
-            if settings.reset == "rewind" or settings.selector.kind == "drift"
-            else None,
+            base=self.base if settings.needs_base else None,
             framing=self._framing(),
             seed=self._recipe.seed,
         )

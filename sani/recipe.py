@@ -287,6 +287,11 @@ class DampenSettings(Settings):
 class EraseSettings(Settings):
     """Which neurons are reset, and to what."""
 
+    toward_base: Fraction = Field(
+        0.0,
+        description="first every weight, embeddings and norms too, goes this share of the way to "
+        "the base's; 1 is the base itself",
+    )
     last_layers: int | None = Field(None, ge=1, description="the last this many layers")
     layers: tuple[int, ...] | None = Field(
         None, min_length=1, description="or a list of layers, counted from the input, from 0"
@@ -307,8 +312,11 @@ class EraseSettings(Settings):
 
     @model_validator(mode="after")
     def _one_choice_of_layers(self) -> Self:
-        if (self.last_layers is None) == (self.layers is None):
+        given = (self.last_layers is not None) + (self.layers is not None)
+        if given > 1 or (given == 0 and not self.toward_base):
             raise ValueError("give exactly one of last_layers and layers")
+        if given == 0 and (self.selector.kind != "all" or self.token_rows):
+            raise ValueError("a selector and token_rows need last_layers or layers")
         if self.layers is not None and (min(self.layers) < 0 or _repeats(self.layers)):
             raise ValueError("layers must be distinct numbers from 0 upwards")
         if _repeats(self.parts):
@@ -317,7 +325,14 @@ class EraseSettings(Settings):
             raise ValueError("dampen is for reset dampen")
         if self.token_rows and self.reset in ("mean", "dampen"):
             raise ValueError("token_rows needs reset reinit, zero or rewind")
+        if self.toward_base and self.reset in ("mean", "dampen"):
+            raise ValueError("toward_base needs reset reinit, zero or rewind")
         return self
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the base's weights are asked."""
+        return self.reset == "rewind" or self.selector.kind == "drift" or self.toward_base > 0
 
 
 class MaskObjective(Settings):
@@ -561,6 +576,11 @@ class GateSettings(Settings):
         None,
         description="greedy and (n, p) rate after every attack, likewise; guidance is not judged",
     )
+    attacks_auc_excess: Fraction | None = Field(
+        None,
+        description="AUC after every attack above that of the same attack on the base, at most: "
+        "what is silent is not gone; guidance is not judged",
+    )
     scan_recall: Fraction | None = Field(
         None,
         description="estimated recall of the scan, the lower end of its interval, at least; an "
@@ -601,6 +621,8 @@ class Recipe(Settings):
                 problems.append("erase.reset: rewind needs model.base")
             if self.erase is not None and self.erase.selector.kind == "drift":
                 problems.append("erase.selector: drift needs model.base")
+            if self.erase is not None and self.erase.toward_base:
+                problems.append("erase.toward_base needs model.base")
             if self.repair is not None and self.repair.needs_base:
                 problems.append("repair.at_identifiers: anchor to base needs model.base")
             if "control" in (self.gate.greedy, self.gate.discoverable, self.gate.attacks):
@@ -612,14 +634,19 @@ class Recipe(Settings):
                 problems.append("gate.auc_excess needs model.base; without one, set it to null")
         if self.gate.auc_excess is not None and not self.audit.decoys:
             problems.append("gate.auc_excess needs audit.decoys of at least 1")
-        if self.gate.attacks is not None and self.attack is None:
-            problems.append("gate.attacks needs a section attack")
-        elif (
-            self.gate.attacks is not None
-            and self.attack is not None
-            and set(self.attack.kinds) != set(self.gate.kinds)
-        ):
-            problems.append("gate.attacks: attack.kinds must be gate.kinds, which it judges")
+        judged = [
+            f"gate.{name}"
+            for name in ("attacks", "attacks_auc_excess")
+            if getattr(self.gate, name) is not None
+        ]
+        if judged and self.attack is None:
+            problems.append(f"{judged[0]} needs a section attack")
+        elif judged and self.attack and set(self.attack.kinds) != set(self.gate.kinds):
+            problems.append(f"{judged[0]}: attack.kinds must be gate.kinds, which it judges")
+        if self.gate.attacks_auc_excess is not None and self.model.base is None:
+            problems.append("gate.attacks_auc_excess needs model.base")
+        if self.gate.attacks_auc_excess is not None and self.attack and not self.attack.decoys:
+            problems.append("gate.attacks_auc_excess needs attack.decoys of at least 1")
         if self.gate.perplexity_ratio is not None and self.corpus.held_out is None:
             problems.append(
                 "gate.perplexity_ratio needs corpus.held_out; without held-out documents, set "

@@ -570,6 +570,37 @@ def test_the_gate_holds_for_the_base_and_not_for_the_leaky_model(
     assert not any(check.holds for check in judge_attacks("control", None))
 
 
+def test_the_gate_can_judge_what_is_silent_and_not_gone(
+    quick: tuple[dict[str, Any], Path],
+) -> None:
+    found = quick[0]
+    leaky = {c.name: c for c in judge_attacks(None, found, auc_excess=0.05)}
+    ranking = {"unattacked", *ATTACKS} - {"guidance", "sampling"}
+    assert set(leaky) == {f"attack.{name}.auc" for name in ranking}
+    assert not leaky["attack.relearn.auc"].holds
+    assert not leaky["attack.layers.auc"].holds  # a probe gives nothing but an AUC
+    clean = copy.deepcopy(found)
+    for rows in clean["attacks"].values():
+        for row in rows.values():
+            base = row["models"]["base"]
+            if base["auc"] and base["greedy"]:  # one decoy for each is not always to be had
+                base["auc"]["trials"] = base["greedy"]["trials"]
+            row["models"]["sanitized"] = base
+    assert not [c for c in judge_attacks(None, clean, auc_excess=0.05) if not c.holds]
+    auc = {"trials": 40, "value": 0.5, "low": 0.4, "high": 0.6}
+    for key, value in (("not_run", "it was not"), ("auc", {**auc, "trials": 1}), ("auc", None)):
+        wrong = copy.deepcopy(clean)
+        row = wrong["attacks"]["quantize"]["4 bits"]["models"]
+        row["sanitized"] = {**row["sanitized"], key: value}
+        held = {c.name: c.holds for c in judge_attacks(None, wrong, auc_excess=0.05)}
+        assert not held["attack.quantize.auc"], key
+    for rows in clean["attacks"].values():
+        for row in rows.values():
+            for figures in row["models"].values():
+                figures["auc"] = None
+    assert [c.holds for c in judge_attacks(None, clean, auc_excess=0.05)] == [False]
+
+
 def test_what_cannot_be_attacked_is_refused(clinic: Clinic, base: Checkpoint) -> None:
     with pytest.raises(AttackError, match="no sanitized checkpoint"):
         attack({"base": base}, clinic.private)
@@ -728,3 +759,10 @@ def test_a_recipe_whose_gate_judges_attacks_must_ask_for_them_and_for_the_same_k
         load_recipe(recipe, overrides=["attack=null"])
     with pytest.raises(RecipeError, match=r"attack\.kinds must be gate\.kinds"):
         load_recipe(recipe, overrides=["attack.kinds=[indirect]"])
+    auc = "gate.attacks_auc_excess=0.05"
+    for further, sentence in (
+        ("attack=null", "gate.attacks needs a section attack"),
+        ("attack.decoys=0", r"attacks_auc_excess needs attack\.decoys"),
+    ):
+        with pytest.raises(RecipeError, match=sentence):
+            load_recipe(recipe, overrides=[auc, further])

@@ -1,5 +1,6 @@
 """Erasing, for every family: what a neuron is made of, what is reset, and which are chosen."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -17,19 +19,22 @@ from transformers import (
     Qwen3Config,
 )
 
+from sani.auditing.audit import audit
 from sani.batches import make_batches
-from sani.checkpoint import Checkpoint
+from sani.checkpoint import Checkpoint, load_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Framing, encode
 from sani.erasing.erase import apply_, erase
+from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.fresh import fresh_model
-from sani.erasing.plan import ErasePlan, PlannedNeurons, highest, layout_of, plan_erase
+from sani.erasing.plan import ErasePlan, PlannedNeurons, highest, layout_of, plan_erase, read_plan
 from sani.erasing.statistics import activation_means, gradient_means
 from sani.erasing.texts import Texts
 from sani.errors import SelectionError, UnsupportedModelError
 from sani.recipe import (
     ActivationRatioSelector,
     AllSelector,
+    AuditSettings,
     EraseSettings,
     GradientRatioSelector,
     RandomSelector,
@@ -647,3 +652,72 @@ def test_a_share_of_the_model_is_that_of_the_slow_ranking(sick):
         assert chosen == wanted
     counts = [len(entry.neurons) for entry in found.entries if entry.part == "mlp"]
     assert len(set(counts)) > 1  # the layers do not all give the same share
+
+
+# ---- all weights toward the base's -----------------------------------------------------------
+
+HALFWAY = EraseSettings(toward_base=0.5)
+
+
+def test_every_weight_goes_its_share_of_the_way_and_the_memory_with_it(leaky, base, clinic):
+    old = {name: tensor.clone() for name, tensor in leaky.model.named_parameters()}
+    theirs = dict(base.model.named_parameters())
+    plain = AuditSettings(decoys=0, swaps=0, framing="bos")
+    before = audit(leaky, clinic.private, plain).figures["direct"].greedy
+    result = erase(leaky, HALFWAY, base=base)
+    for name, tensor in leaky.model.named_parameters():
+        for number in range(min(3, len(tensor))):  # the slow version, one row at a time
+            expected = [
+                mine + 0.5 * (other - mine)
+                for mine, other in zip(
+                    old[name][number].flatten().tolist(),
+                    theirs[name][number].flatten().tolist(),
+                    strict=True,
+                )
+            ]
+            assert tensor[number].flatten().tolist() == pytest.approx(expected, abs=1e-6)
+    assert result.fraction == 1.0
+    assert result.plan.num_neurons == 0
+    assert not result.plan.retrains
+    after = audit(leaky, clinic.private, plain).figures["direct"].greedy
+    assert before.value > 0.6
+    assert after.value < 0.2
+
+
+def test_all_the_way_is_the_base_itself_and_neurons_are_reset_on_top(leaky, base):
+    whole = erase(leaky, EraseSettings(toward_base=1.0), base=base)
+    assert whole.plan.retrains
+    assert leaky.weights_digest() == base.weights_digest()
+
+
+def test_neurons_are_reset_after_the_way(leaky_folder, base):
+    one, two = load_checkpoint(leaky_folder), load_checkpoint(leaky_folder)
+    last = {"last_layers": 1, "selector": AllSelector(kind="all"), "reset": "reinit"}
+    erase(one, EraseSettings(toward_base=0.25, **last), base=base, seed=3)
+    erase(two, EraseSettings(toward_base=0.25), base=base)
+    assert one.weights_digest() != two.weights_digest()
+    erase(two, EraseSettings(**last), seed=3)
+    assert one.weights_digest() == two.weights_digest()
+
+
+def test_the_way_in_folders_is_that_in_memory(leaky_folder, base_folder, tmp_path):
+    plan = plan_folder(leaky_folder, HALFWAY, base=base_folder)
+    kept = tmp_path / "plan.json"
+    kept.write_text(json.dumps(plan.to_json()))
+    apply_folder(leaky_folder, tmp_path / "out", read_plan(kept), base=base_folder)
+    memory = load_checkpoint(leaky_folder)
+    erase(memory, HALFWAY, base=load_checkpoint(base_folder))
+    assert load_checkpoint(tmp_path / "out").weights_digest() == memory.weights_digest()
+
+
+def test_no_way_without_a_base_that_differs(leaky_folder, base_folder):
+    leaky = load_checkpoint(leaky_folder)
+    before = leaky.weights_digest()
+    with pytest.raises(SelectionError, match="toward_base needs the base model"):
+        erase(leaky, HALFWAY)
+    with pytest.raises(SelectionError, match="toward_base would change nothing"):
+        erase(leaky, HALFWAY, base=load_checkpoint(leaky_folder))
+    assert leaky.weights_digest() == before
+    for broken in ({"reset": "mean"}, {"token_rows": True}, {"toward_base": 0.0}):
+        with pytest.raises(ValidationError):
+            EraseSettings(**{"toward_base": 0.5, **broken})

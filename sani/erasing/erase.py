@@ -110,7 +110,7 @@ def apply_(
     Args:
         checkpoint: The model to change.
         plan: Made for this model.
-        base: The model it was fine-tuned from, for ``rewind``.
+        base: The model it was fine-tuned from, for ``rewind`` and ``toward_base``.
         corpus: Documents with spans, for ``mean`` and ``dampen``.
         framing: What stands before each document, by name.
 
@@ -126,6 +126,14 @@ def apply_(
     texts = _texts(checkpoint, corpus, framing, plan.seed)
     pieces = planned_slices(plan, layout)
     source = _source(checkpoint, plan, base)
+    theirs = _weights_of_base(checkpoint, base, "toward_base") if plan.toward_base else {}
+    if theirs and all(
+        torch.equal(weights[name], theirs[name].to(weights[name])) for name in theirs
+    ):
+        raise SelectionError(
+            "toward_base would change nothing: the base has the checkpoint's own weights; give the "
+            "public model that it was fine-tuned from"
+        )
     if plan.reset == "rewind" and source is not None:
         check_rewind(weights, source, pieces)
     biases = folded_biases(checkpoint, plan, texts=texts) if plan.reset == "mean" else {}
@@ -134,8 +142,11 @@ def apply_(
     with torch.no_grad():
         for name, bias in biases.items():
             weights[name].copy_(bias)
+        for name, tensor in theirs.items():
+            weights[name].lerp_(tensor.to(weights[name]), plan.toward_base)
         for name, own in pieces.items():
             changed[name] = reset_slices(weights[name], own, source, dampen=dampen)
+    changed |= {name: tensor.numel() for name, tensor in theirs.items()}
     return EraseResult.of(
         plan, changed, sum(tensor.numel() for tensor in weights.values()), started
     )
@@ -228,11 +239,18 @@ def _source(
         return None
     if plan.reset == "reinit":
         return FreshWeights(checkpoint.model.config, seed=plan.seed)
+    return _weights_of_base(checkpoint, base, "reset 'rewind'")
+
+
+def _weights_of_base(
+    checkpoint: Checkpoint, base: Checkpoint | None, what: str
+) -> dict[str, Tensor]:
+    """The base's weights, if they fit."""
     if base is None:
-        raise SelectionError("reset 'rewind' needs the base model; give it, or use reinit")
+        raise SelectionError(f"{what} needs the base model; give it, or use reinit")
     difference = architecture_difference(checkpoint, base)
     if difference:
-        raise SelectionError(f"reset 'rewind': the base does not fit the checkpoint: {difference}")
+        raise SelectionError(f"{what}: the base does not fit the checkpoint: {difference}")
     return dict(base.model.named_parameters())
 
 

@@ -293,9 +293,9 @@ def _queries(report: Mapping[str, Any]) -> Figure | None:
 
 def _erase(report: Mapping[str, Any]) -> Figure | None:
     """A row a layer, a column a stretch of neurons: the share of it that was reset."""
-    if not report["erase"]:
+    entries = report["erase"]["plan"]["entries"] if report["erase"] else []
+    if not entries:
         return None
-    entries = report["erase"]["plan"]["entries"]
     parts = list(dict.fromkeys(entry["part"] for entry in entries))
     layers = sorted({entry["layer"] for entry in entries})
     figure, panels = _figure(1.0 + 0.24 * len(layers), len(parts), sharey=True)

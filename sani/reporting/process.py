@@ -96,6 +96,7 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
                 f"{erase['changed_parameters']} parameters ({100 * erase['fraction']:.1f} %) "
                 f"reset, selector {plan['selector']['kind']}, reset {plan['reset']}, seed "
                 f"{plan['seed']}. erase.json names every neuron.",
+                *((toward_base(plan),) if plan["toward_base"] else ()),
                 *token_rows(plan),
                 *((RETRAINS,) if erase["retrains"] else ()),
             ),
@@ -136,6 +137,14 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
                 for entry in shown
             ),
         )
+
+
+def toward_base(plan: Mapping[str, Any]) -> str:
+    """What is to be said of weights that went to the base's."""
+    return (
+        f"First every weight went {plan['toward_base']:.0%} of the way to the base's, embeddings "
+        "and norms included."
+    )
 
 
 def token_rows(plan: Mapping[str, Any]) -> Iterator[str]:
