@@ -16,8 +16,8 @@ from sani.environment import free_memory
 from sani.erasing.resets import check_biases
 from sani.errors import SaniError, SelectionError
 from sani.hygiene import left_behind
+from sani.inputs import check_base, read_documents, read_neighbours
 from sani.layout import Layout
-from sani.pipeline import check_base, read_documents, read_neighbours
 from sani.recipe import AllSelector, AttackSettings, ModelSettings, Recipe
 from sani.scanning.detection import asked_of, load_detector
 from sani.scanning.inventory import scan
@@ -131,9 +131,7 @@ def _erase(recipe: Recipe) -> str:
     settings = recipe.erase
     if settings is None:
         return "none"
-    layers = settings.layers or range(
-        layout.num_layers - (settings.last_layers or 0), layout.num_layers
-    )
+    layers = settings.layers_of(layout.num_layers)
     if min(layers) < 0 or max(layers) >= layout.num_layers:
         raise SelectionError(
             f"the recipe names a layer the model lacks; it has {layout.num_layers}"

@@ -267,7 +267,8 @@ def audit(
 ) -> None:
     """Measure what a checkpoint recites of a corpus, beside the base as control."""
     from sani.corpus.readers import read_corpus
-    from sani.pipeline import Documents, audit_models, read_others
+    from sani.inputs import Documents, read_others
+    from sani.pipeline import audit_models
     from sani.reporting.sections import audit_sections
     from sani.reporting.words import STAGE_NAMES
 
@@ -736,7 +737,8 @@ def attack(
     from sani.attacking.attack import ATTACKS, BASE, LEAKY, SANITIZED
     from sani.corpus.readers import read_corpus
     from sani.gate import judge_attacks
-    from sani.pipeline import Documents, attack_models, read_others
+    from sani.inputs import Documents, read_others
+    from sani.pipeline import attack_models
     from sani.recipe import QUICK, settings_from
     from sani.reporting.attacks import attack_sections
 

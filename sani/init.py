@@ -26,7 +26,7 @@ from sani.encoding import encode
 from sani.environment import REPAIR_BYTES, device_memory
 from sani.errors import RecipeError
 from sani.families import family_of
-from sani.pipeline import read_others
+from sani.inputs import read_others
 from sani.recipe import AnchorObjective, AuditSettings, MaskObjective, RepairSettings
 from sani.repairing.repair import repair
 
