@@ -28,11 +28,6 @@ RULE = (
     "of the lowest held-out perplexity, then the cheaper one. One with unscored occurrences or a "
     "missing figure comes after all others; one that failed is never kept."
 )
-STOPPED = {
-    "holds": "The gate holds, so nothing further was tried.",
-    "budget": "The budget was spent before the gate held.",
-    "ladder": "Every rung was tried and the gate holds for none.",
-}
 _LEAKAGE = ("greedy.", "discoverable.", "auc.")
 _ATTACK = "attack"
 
@@ -109,6 +104,7 @@ def climb(
         "escalation",
         {
             "rule": RULE,
+            "tried": len(tried),
             "best": best + 1,
             "stopped": stopped,
             "not_tried": [rung.name for rung in ladder[len(tried) :]],
