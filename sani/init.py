@@ -227,7 +227,7 @@ def _lines(
         yield "scan: {}  # the corpus's own spans count; see README, Finding identifiers"
     else:
         yield "scan: {patterns: true, propagate: subject}  # nothing is marked; add ner for names"
-    yield "erase:"
+    yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
     yield (
         f"  last_layers: {max(1, min(MOST_LAYERS, found.layers // 2))}  # of {found.layers}; more "
         "removes more and costs skill"

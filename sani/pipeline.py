@@ -486,10 +486,11 @@ class _Job:
         self, checkpoint: Checkpoint, settings: AuditSettings, stage: str
     ) -> dict[str, Any]:
         """What the gate asks of an audit, and no more of it."""
+        less = {"generation": None, "membership_documents": 0, "swaps": 0}
         found = audit(
             checkpoint,
             self._corpus,
-            settings.model_copy(update={"generation": None, "membership_documents": 0}),
+            settings.model_copy(update=less),
             held_out=self._held_out,
             control_framing=self._framing(),
             seed=self._recipe.seed,
