@@ -17,7 +17,7 @@ from sani.cli import main
 from sani.corpus.tables import write_jsonl
 from sani.errors import RecipeError, RepairError, RunError, UnsavedError
 from sani.escalation import best_of, climb
-from sani.recipe import EscalationSettings, RepairSettings, dump_recipe, load_recipe
+from sani.recipe import QUICK, EscalationSettings, RepairSettings, dump_recipe, load_recipe
 from sani.repairing.repair import repair
 from sani.reporting.schema import json_schema, read_report
 from sani.runfolder import open_run
@@ -186,6 +186,7 @@ def load_tokens(recipe: Path) -> int:
     return sum(len(item.ids) for item in encode(read_corpus(settings.corpus.path), tokenizer))
 
 
+@pytest.mark.long
 def test_retraining_begins_with_every_weight_of_the_base(
     recipe: Path, clinic: Clinic, base_folder: Path, tmp_path: Path
 ) -> None:
@@ -207,6 +208,42 @@ def test_retraining_begins_with_every_weight_of_the_base(
     assert "Retrained: every weight" in (out / "sanitized" / "README.md").read_text()
 
 
+@pytest.mark.long
+def test_without_a_base_it_climbs_too(recipe: Path, tmp_path: Path) -> None:
+    limits = "{greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: 2.0}"
+    options = ["model.base=null", f"gate={limits}", "escalation={tokens: 1}", "repair.epochs=1"]
+    out = tmp_path / "run"
+    assert not run(load_recipe(recipe, overrides=options), out).gate_holds
+    (tried,) = load(out, "report.json")["escalation"]["rungs"]
+    assert tried["settings"]["repair"]["at_identifiers"]["to"] == "counterfactual"
+    assert tried["failed"] is None
+    assert load(out, "escalation.json")["not_tried"] == [
+        "last half", "last half, stronger", "half of every layer",
+    ]  # fmt: skip
+
+
+@pytest.mark.long
+def test_only_a_rung_that_holds_otherwise_is_attacked_and_it_must_hold_then_too(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """The quick attacks try too few occurrences to hold, so the last rung does not end it."""
+    quick = QUICK.model_dump_json()
+    options = [f"attack={quick}", "gate.attacks=0.5", "escalation.tokens=9000000"]
+    ladder = load_recipe(recipe).model_dump(mode="json")["escalation"]["ladder"]
+    options.append(f"escalation.ladder={json.dumps([ladder[0], ladder[2]])}")
+    out = tmp_path / "run"
+    assert not run(load_recipe(recipe, overrides=options), out).gate_holds
+    leaking, attacked = (load(out, f"rung-{number}.json") for number in (1, 2))
+    assert leaking["attack"] is None
+    assert [c["why"] for c in leaking["checks"] if c["name"] == "attacks"] == ["no attack was run"]
+    broken = {check["name"] for check in attacked["checks"] if not check["holds"]}
+    assert broken
+    assert all(name.startswith("attack.") for name in broken)
+    assert load(out, "attack.json") == attacked["attack"]  # and not attacked once more
+    assert load(out, "report.json")["gate"]["checks"] == attacked["checks"]
+    assert load(out, "escalation.json")["stopped"] == "ladder"
+
+
 # It survives.
 
 
@@ -215,7 +252,11 @@ class CutError(Exception):
 
 
 @pytest.mark.parametrize(
-    "at", ["rung 3 of 4 (last half), repair", "rung 3 of 4 (last half), audit"]
+    "at",
+    [
+        "rung 3 of 4 (last half), repair",
+        pytest.param("rung 3 of 4 (last half), audit", marks=pytest.mark.long),
+    ],
 )
 def test_cut_off_in_a_rung_it_goes_on_to_the_same_bytes(
     recipe: Path, climbed: Path, tmp_path: Path, at: str
@@ -239,7 +280,14 @@ def test_cut_off_in_a_rung_it_goes_on_to_the_same_bytes(
         ).read_bytes()
 
 
-@pytest.mark.parametrize("last", ["rung-3.json", "repair.json", "escalation.json"])
+@pytest.mark.parametrize(
+    "last",
+    [
+        pytest.param("rung-3.json", marks=pytest.mark.long),
+        "repair.json",
+        pytest.param("escalation.json", marks=pytest.mark.long),
+    ],
+)
 def test_cut_off_behind_the_last_rung_the_best_is_still_found(
     recipe: Path, climbed: Path, tmp_path: Path, last: str
 ) -> None:
@@ -564,6 +612,7 @@ def test_an_early_stop_without_a_gate_is_refused() -> None:
     )
 
 
+@pytest.mark.long
 def test_sani_run_stops_a_repair_once_its_gate_holds(recipe: Path, tmp_path: Path) -> None:
     options = ["strategy=once", "escalation=null", "erase={last_layers: half}",
                "repair.epochs=9", "repair.early_stop=gate", "gate.discoverable=null",
