@@ -6,27 +6,33 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sani.checkpoint import check_folder, is_adapter, read_config, weight_files
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
+from sani.encoding import encode
 from sani.environment import free_memory
 from sani.erasing.plan import number_chosen, sizes_of
 from sani.erasing.resets import check_biases
 from sani.erasing.scores import reads_activations
 from sani.errors import SaniError
 from sani.hygiene import left_behind
+from sani.inputs import check_base, read_documents, read_neighbours
 from sani.layout import Layout
-from sani.pipeline import check_base, read_documents, read_neighbours
-from sani.recipe import AttackSettings, ModelSettings, Recipe
+from sani.recipe import AttackSettings, EraseSettings, ModelSettings, Recipe, Rung
+from sani.reporting.tried import erase_in_words, repair_in_words
 from sani.scanning.detection import asked_of, load_detector
 from sani.scanning.inventory import scan
 
 # In float32: weights, gradients, two moments of the optimizer, and the base as anchor.
 TRAINING_COPIES = 5
-# Erased and repaired weights, sanitized/, and two saved states of training (three copies each).
+# Erased and repaired weights, or those of the best rung and of the last; sanitized/, and two saved
+# states of training (three copies each).
 DISK_COPIES = 9
+TOKENIZED = 200  # documents, to estimate what an escalation reads
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,12 @@ def check(recipe: Recipe, out: Path) -> list[CheckItem]:
         base = recipe.model.base
         items.append(_look("model.base", lambda: _base(recipe.model.path, base)))
     if recipe.erase is not None:
-        items.append(_look("erase", lambda: _erase(recipe)))
+        settings = recipe.erase
+        items.append(_look("erase", lambda: _erase(recipe.model, settings)))
+    for number, rung in enumerate(recipe.ladder, start=1):
+        items.append(_look(f"rung {number}", partial(_rung, recipe.model, rung)))
+    if recipe.escalation is not None:
+        items.append(_look("escalation", lambda: _escalation(recipe)))
     if recipe.attack is not None:
         attack = recipe.attack
         items.append(_look("attack", lambda: _attack(recipe.model, attack)))
@@ -90,26 +101,27 @@ def _detectors(recipe: Recipe, corpus: Corpus, held_out: Corpus | None) -> str:
 
 
 def _model(model: ModelSettings) -> str:
+    layout, shapes = _layout(model.path, model.base)
+    return (
+        f"{layout.num_layers} layers, {_parameters(shapes):,} parameters, "
+        f"{len(_tokenizer(model)):,} tokens in the vocabulary; "
+        f"{sum(left_behind(model.path).values())} entries of the folder are left behind"
+    )
+
+
+def _tokenizer(model: ModelSettings) -> Any:
     from transformers import AutoTokenizer
 
-    layout, shapes = _layout(model.path, model.base)
     path = model.path
     if model.base is not None and not (path / "tokenizer.json").is_file():
         path = model.base  # that of an adapter
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise SaniError(
             f"the tokenizer in {path} cannot be loaded ({type(error).__name__}); save it again "
             "with save_pretrained"
         ) from None
-    return (
-        f"{layout.num_layers} layers, {_parameters(shapes):,} parameters, "
-        f"{len(tokenizer):,} tokens in the vocabulary; {sum(left_behind(path).values())} entries "
-        "of the folder are left behind"
-    )
 
 
 def _base(path: Path, base: Path) -> str:
@@ -127,11 +139,34 @@ def _base(path: Path, base: Path) -> str:
     return "same architecture as model.path, other weights"
 
 
-def _erase(recipe: Recipe) -> str:
-    layout, shapes = _layout(recipe.model.path, recipe.model.base)
-    settings = recipe.erase
-    if settings is None:
-        return "none"
+def _rung(model: ModelSettings, rung: Rung) -> str:
+    """What a rung does, in words and in neurons."""
+    settings = rung.model_dump(mode="json")
+    words = f"{rung.name}: {erase_in_words(settings)}; {repair_in_words(settings['repair'])}"
+    return words if rung.erase is None else f"{words}; {_erase(model, rung.erase)}"
+
+
+def _escalation(recipe: Recipe) -> str:
+    """What the rungs read at most, from the tokens of a sample of the documents."""
+    settings, ladder = recipe.escalation, recipe.ladder
+    corpus = read_documents(recipe).corpus
+    sample = Corpus(corpus[:TOKENIZED])
+    encoded = encode(sample, _tokenizer(recipe.model))
+    tokens = sum(len(item.ids) for item in encoded) * len(corpus) / len(sample)
+    whole = [rung.repair.epochs * tokens for rung in ladder]
+    limits = "none"
+    if settings is not None and (settings.seconds or settings.tokens):
+        known = ((settings.seconds, "seconds"), (settings.tokens, "tokens"))
+        limits = ", ".join(f"{limit:,g} {what}" for limit, what in known if limit)
+    return (
+        f"{len(ladder)} rungs, each tried only if the gate holds for none before; about "
+        f"{max(whole):,.0f} tokens of training a rung, {sum(whole):,.0f} if all are tried; budget: "
+        f"{limits}"
+    )
+
+
+def _erase(model: ModelSettings, settings: EraseSettings) -> str:
+    layout, shapes = _layout(model.path, model.base)
     sizes = sizes_of(settings, layout)
     reads = reads_activations(settings.selector) or settings.reset == "mean"
     outputs = [layout.output_projection(part, layer=layer) for layer, part in sizes if reads]

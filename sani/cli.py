@@ -267,7 +267,8 @@ def audit(
 ) -> None:
     """Measure what a checkpoint recites of a corpus, beside the base as control."""
     from sani.corpus.readers import read_corpus
-    from sani.pipeline import Documents, audit_models, read_others
+    from sani.inputs import Documents, read_others
+    from sani.pipeline import audit_models
     from sani.reporting.sections import audit_sections
     from sani.reporting.words import STAGE_NAMES
 
@@ -463,7 +464,7 @@ def erase(
     if plan.toward_base:
         console.show(process.toward_base(plan.to_json()))
     if plan.retrains:
-        console.show(process.RETRAINS)
+        console.show(process.retrains(plan.to_json()))
     for sentence in process.token_rows(plan.to_json()):
         console.show(sentence)
 
@@ -632,7 +633,9 @@ def _compare_runs(first: Path, second: Path, *, as_json: bool) -> int:
 def _show_report(report: dict[str, Any], folder: Path) -> None:
     """The compact table, the gate, and where the rest stands."""
     from sani.reporting.evidence import summary, untested
+    from sani.reporting.tried import tried
 
+    console.show_section(tried(report))
     console.show_section(summary(report))
     console.show_checks(report["gate"]["checks"])
     inventory = report["scan"]
@@ -770,7 +773,8 @@ def attack(
     from sani.attacking.attack import ATTACKS, BASE, LEAKY, SANITIZED
     from sani.corpus.readers import read_corpus
     from sani.gate import judge_attacks
-    from sani.pipeline import Documents, attack_models, read_others
+    from sani.inputs import Documents, read_others
+    from sani.pipeline import attack_models
     from sani.recipe import QUICK, settings_from
     from sani.reporting.attacks import attack_sections
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -64,7 +64,8 @@ def show_json(data: Any) -> None:
 
 def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table, on stdout."""
-    table = Table(*head, title=title, title_justify="left")
+    columns = (Column(name, overflow="fold") for name in head)
+    table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
     console = Console(file=sys.stdout, markup=False, highlight=False)

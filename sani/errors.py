@@ -10,6 +10,7 @@
     ├── AuditError             an audit that could not be carried out
     ├── AttackError            an attack that could not be carried out
     ├── RepairError            a repair that diverged or had nothing to learn from
+    │   └── UnsavedError       a repair whose state could not be written
     └── RunError               a run folder in use, or one that does not fit the recipe
 
 No message may hold an identifier: name a document by its number, a value by its label.
@@ -54,6 +55,10 @@ class AttackError(SaniError):
 
 class RepairError(SaniError):
     """A repair that diverged, or had nothing to learn from."""
+
+
+class UnsavedError(RepairError):
+    """A repair whose state could not be written: it can go on, which no other settings mend."""
 
 
 class RunError(SaniError):

@@ -76,7 +76,7 @@ def judge(
                 checks.append(_rate(f"{name}.{kind}", name, figures, baseline, limit))
         if settings.auc_excess is not None:
             checks.append(_auc(f"auc.{kind}", figures, baseline, settings.auc_excess))
-    if settings.attacks is not None or settings.attacks_auc_excess is not None:
+    if settings.judges_attacks:
         checks += judge_attacks(settings.attacks, attacks, auc_excess=settings.attacks_auc_excess)
     if settings.scan_recall is not None:
         checks.append(_scan_recall(scan, settings.scan_recall))

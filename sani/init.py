@@ -26,7 +26,7 @@ from sani.encoding import encode
 from sani.environment import REPAIR_BYTES, device_memory
 from sani.errors import RecipeError
 from sani.families import family_of
-from sani.pipeline import read_others
+from sani.inputs import read_others
 from sani.recipe import AnchorObjective, AuditSettings, MaskObjective, RepairSettings
 from sani.repairing.repair import repair
 
@@ -227,7 +227,7 @@ def _lines(
         yield "scan: {}  # the corpus's own spans count; see README, Finding identifiers"
     else:
         yield "scan: {patterns: true, propagate: subject}  # nothing is marked; add ner for names"
-    yield "erase:"
+    yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
     yield (
         f"  last_layers: {max(1, min(MOST_LAYERS, found.layers // 2))}  # of {found.layers}; more "
         "removes more and costs skill"

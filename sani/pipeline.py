@@ -1,13 +1,14 @@
 """`run`: the whole job of a recipe, stage by stage, each finished one kept.
 
 read -> scan -> audit before -> audit the base (the control) -> erase -> audit -> repair ->
-audit after -> attack -> gate -> sanitized/ -> report. A stage is finished when its result file
-stands in the run folder; a resumed run takes it from there and begins at the first that is missing.
+audit after -> attack -> gate -> sanitized/ -> report; with `strategy: escalate`, the rungs of
+`sani.escalation` in place of erase and repair. A stage is finished when its result file stands in
+the run folder; a resumed run takes it from there and begins at the first that is missing.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,6 @@ from typing import Any
 from sani import runtime
 from sani.attacking.attack import BASE, LEAKY, SANITIZED, attack
 from sani.auditing.audit import AuditResult, audit, worst_framing
-from sani.auditing.generation import read_prompts
 from sani.checkpoint import (
     Checkpoint,
     architecture_difference,
@@ -26,13 +26,24 @@ from sani.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from sani.corpus.documents import Corpus, Kind
+from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.erasing.erase import erase
-from sani.errors import RecipeError, RunError
-from sani.gate import judge
+from sani.errors import AuditError, RecipeError, RunError
+from sani.escalation import Judged, climb
+from sani.gate import Check, judge
 from sani.hygiene import check_texts
-from sani.recipe import AttackSettings, AuditSettings, Recipe, dump_recipe, load_recipe
+from sani.inputs import NO_CONTROL, Documents, digests, read_documents, read_neighbours
+from sani.recipe import (
+    AttackSettings,
+    AuditSettings,
+    EraseSettings,
+    GateSettings,
+    Recipe,
+    RepairSettings,
+    dump_recipe,
+    load_recipe,
+)
 from sani.release import is_current, write_release_files
 from sani.repairing.repair import repair
 from sani.reporting.compare import compare_audits, compare_pretraining
@@ -80,7 +91,7 @@ def run(
     if not recipe.scan.detects:
         scan(documents.corpus)  # one that marks nothing is refused before anything is written
     with open_run(
-        out, recipe=dump_recipe(recipe), inputs=_inputs(recipe, documents), resume=resume
+        out, recipe=dump_recipe(recipe), inputs=digests(recipe, documents), resume=resume
     ) as folder:
         report_step = on_step or (lambda stage, done, total: None)
         documents = _scan(recipe, folder, documents, report_step)
@@ -89,21 +100,14 @@ def run(
         job.audit("before", job.unsanitized)
         if recipe.model.base is not None:
             job.audit("base", lambda: job.base)
-        if recipe.erase is not None:
+        if recipe.strategy == "escalate":
+            job.escalate()
+        else:
             job.erase()
-            job.audit("erased", job.latest)
-        if recipe.repair is not None:
             job.repair()
         job.audit("after", job.latest)
         job.attack()
-        checks = judge(
-            recipe.gate,
-            before=folder.load("audit-before"),
-            after=folder.load("audit-after"),
-            control=folder.load("audit-base"),
-            scan=folder.load("scan"),
-            attacks=folder.load("attack"),
-        )
+        checks = job.judge(recipe.gate, folder.load("audit-after"), folder.load("attack"))
         report = build_report(folder, recipe, corpus, checks)
         digest = folder.load("audit-after")["weights_digest"]
         if not is_current(out / "sanitized", report, weights_digest=digest):
@@ -122,59 +126,6 @@ def run(
             )
         write_report(folder.path, report)
     return RunResult(out, bool(report["gate"]["holds"]), report)
-
-
-@dataclass(frozen=True)
-class Documents:
-    """All documents of a run."""
-
-    corpus: Corpus
-    held_out: Corpus | None
-    pretraining: Corpus | None
-
-
-def read_documents(recipe: Recipe) -> Documents:
-    """The recipe's corpus, held-out documents, and documents of the base's training.
-
-    Raises:
-        CorpusError: If one cannot be read.
-        RecipeError: If a document of the others also stands in the corpus.
-    """
-    settings = recipe.corpus
-    corpus = read_corpus(
-        settings.path,
-        format=settings.format,
-        limit=settings.limit,
-        kinds=settings.kinds,
-        subject_pattern=settings.subject_pattern,
-    )
-    return Documents(
-        corpus,
-        read_others("corpus.held_out", settings.held_out, corpus, kinds=settings.kinds),
-        read_others("corpus.pretraining", settings.pretraining, corpus, kinds=settings.kinds),
-    )
-
-
-def read_others(
-    name: str, path: Path | None, corpus: Corpus, *, kinds: Mapping[str, Kind] | None = None
-) -> Corpus | None:
-    """Documents that must not be of the corpus; None without a path.
-
-    Raises:
-        CorpusError: If they cannot be read.
-        RecipeError: If one of them also stands in the corpus.
-    """
-    if path is None:
-        return None
-    found = read_corpus(path, kinds=kinds)
-    texts = {document.text for document in corpus}
-    shared = sum(document.text in texts for document in found)
-    if shared:
-        raise RecipeError(
-            f"{name}: {shared} of its {len(found)} documents also stand in the corpus; "
-            "it must hold documents that the model was not fine-tuned on"
-        )
-    return found
 
 
 def audit_models(
@@ -249,14 +200,6 @@ def reveal_run(path: Path) -> Path:
     recipe = load_recipe(path / RECIPE)
     documents = _scan(recipe, folder, read_documents(recipe), lambda stage, done, total: None)
     return reveal(folder, documents.corpus)
-
-
-def read_neighbours(settings: AttackSettings) -> Corpus | None:
-    """The other documents that `attack.neighbours` names; None if it names none."""
-    neighbours = settings.neighbours
-    if neighbours is None or neighbours.documents is None:
-        return None
-    return read_corpus(neighbours.documents)
 
 
 def attack_models(
@@ -451,11 +394,18 @@ class _Job:
         self._folder.save(stage, {**data, "energy_joules": meter.joules()})
 
     def erase(self) -> None:
-        """Reset the selected neurons."""
+        """Reset the selected neurons, and audit what is left."""
         settings = self._recipe.erase
-        if settings is None or self._folder.finished("erase"):
+        if settings is None:
             return
-        checkpoint, meter = self.latest(), runtime.EnergyMeter()
+        if not self._folder.finished("erase"):
+            checkpoint = self.latest()
+            self._keep("erase", checkpoint, self.erased(checkpoint, settings))
+        self.audit("erased", self.latest)
+
+    def erased(self, checkpoint: Checkpoint, settings: EraseSettings) -> dict[str, Any]:
+        """In place: reset the selected neurons."""
+        meter = runtime.EnergyMeter()
         result = erase(
             checkpoint,
             settings,
@@ -466,15 +416,22 @@ class _Job:
         )
         plan = result.plan
         data = {**asdict(result), "plan": plan.to_json(), "retrains": plan.retrains}
-        self._keep("erase", checkpoint, {**data, "energy_joules": meter.joules()})
+        return {**data, "energy_joules": meter.joules()}
 
     def repair(self) -> None:
         """Fine-tune with the identifiers out of the loss; an interrupted repair goes on."""
         settings = self._recipe.repair
         if settings is None or self._folder.finished("repair"):
             return
-        checkpoint, meter = self.latest(), runtime.EnergyMeter()
-        trainer = self._folder.private / "trainer"
+        checkpoint = self.latest()
+        self._keep("repair", checkpoint, self.repaired(checkpoint, settings))
+        shutil.rmtree(self._folder.private / "trainer", ignore_errors=True)
+
+    def repaired(
+        self, checkpoint: Checkpoint, settings: RepairSettings, *, within: str = ""
+    ) -> dict[str, Any]:
+        """In place: fine-tune, or go on with what an earlier process began."""
+        meter = runtime.EnergyMeter()
         result = repair(
             checkpoint,
             self._corpus,
@@ -483,21 +440,85 @@ class _Job:
             unsanitized=self.unsanitized() if settings.needs_unsanitized else None,
             framing=self._framing(),
             seed=self._recipe.seed,
-            folder=trainer,
-            on_step=self._progress("repair"),
+            folder=self._folder.private / "trainer",
+            on_step=self._progress(_in(within, "repair")),
+            on_epoch=lambda: self._look(checkpoint, within),
         )
-        data = {**asdict(result), "energy_joules": meter.joules()}
-        self._keep("repair", checkpoint, data)
-        shutil.rmtree(trainer, ignore_errors=True)
+        return {**asdict(result), "energy_joules": meter.joules()}
+
+    def _look(self, checkpoint: Checkpoint, within: str) -> dict[str, float]:
+        """The gate's figures between two epochs, in one pass: behind the worst framing, alone."""
+        settings = self._recipe.audit.model_copy(update={"framing": self._framing()})
+        checks = self.judge(
+            self._but_attacks, self._measured(checkpoint, settings, _in(within, "audit"))
+        )
+        figures = {c.name: c.measured for c in checks if c.measured is not None}
+        return {**figures, "holds": float(all(check.holds for check in checks))}
+
+    def escalate(self) -> None:
+        """Try the rungs of the ladder; the best one's weights are the latest."""
+        settings = self._recipe.escalation
+        if settings is not None:
+            tokens = self._folder.load("audit-before")["tokens"]
+            climb(self, self._folder, settings, corpus_tokens=tokens)
+
+    def judged(self, checkpoint: Checkpoint, *, within: str) -> Judged:
+        """A rung's audit and verdict; it is attacked only if the gate asks and all else holds."""
+        found = self._measured(checkpoint, self._recipe.audit, _in(within, "audit"))
+        checks, attacks = self.judge(self._but_attacks, found), None
+        if self._recipe.gate.judges_attacks:
+            if all(check.holds for check in checks):
+                attacks = self._attacked(checkpoint)
+                for kept in (self._folder.private / "attack").glob(f"*-{SANITIZED}.json"):
+                    kept.unlink()  # those of the other models serve the next rung too
+            checks = self.judge(self._recipe.gate, found, attacks)
+        return Judged(found, attacks, checks)
+
+    def _measured(
+        self, checkpoint: Checkpoint, settings: AuditSettings, stage: str
+    ) -> dict[str, Any]:
+        """What the gate asks of an audit, and no more of it."""
+        less = {"generation": None, "membership_documents": 0, "swaps": 0}
+        found = audit(
+            checkpoint,
+            self._corpus,
+            settings.model_copy(update=less),
+            held_out=self._held_out,
+            control_framing=self._framing(),
+            seed=self._recipe.seed,
+            on_step=self._progress(stage),
+        ).to_json()
+        if found["utility"] and not math.isfinite(found["utility"]["perplexity"]):
+            raise AuditError("the held-out perplexity is not a number")
+        return found
+
+    @property
+    def _but_attacks(self) -> GateSettings:
+        return self._recipe.gate.model_copy(update={"attacks": None, "attacks_auc_excess": None})
+
+    def judge(
+        self, gate: GateSettings, after: Mapping[str, Any], attacks: Mapping[str, Any] | None = None
+    ) -> list[Check]:
+        """Hold an audit, and attacks, against limits."""
+        return judge(
+            gate,
+            before=self._folder.load("audit-before"),
+            after=after,
+            control=self._folder.load("audit-base"),
+            scan=self._folder.load("scan"),
+            attacks=attacks,
+        )
 
     def attack(self) -> None:
         """Attack the sanitized checkpoint; an interrupted one goes on with the next attack."""
-        settings = self._recipe.attack
-        if settings is None or self._folder.finished("attack"):
-            return
+        if self._recipe.attack is not None and not self._folder.finished("attack"):
+            self._folder.save("attack", self._attacked(self.latest()))
+
+    def _attacked(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        settings = self._recipe.attack or AttackSettings()
         place, meter = self._folder.private / "attack", runtime.EnergyMeter()
         place.mkdir(exist_ok=True)
-        models = {SANITIZED: self.latest(), LEAKY: self.unsanitized()}
+        models = {SANITIZED: checkpoint, LEAKY: self.unsanitized()}
         if self._recipe.model.base is not None:
             models[BASE] = self.base
         found = attack(
@@ -512,7 +533,7 @@ class _Job:
             folder=place,
             on_step=self._on_step,
         )
-        self._folder.save("attack", {**found, "energy_joules": meter.joules()})
+        return {**found, "energy_joules": meter.joules()}
 
     def _keep(self, stage: str, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
         """Keep a stage's weights in the private part, then its result, which finishes it."""
@@ -527,51 +548,6 @@ class _Job:
         return lambda done, total: self._on_step(stage, done, total)
 
 
-NO_CONTROL = (
-    "has the same weights as model.path, so it is no control: every leak would count as harmless. "
-    "Give the public model it was fine-tuned from"
-)
-
-
-def _inputs(recipe: Recipe, documents: Documents) -> dict[str, str]:
-    """Digests of everything a run reads."""
-    model = recipe.model
-    inputs = {
-        "corpus": documents.corpus.digest(),
-        "model.path": folder_digest(model.path, weights_only=False, base=model.base),
-    }
-    for name in ("held_out", "pretraining"):
-        if (found := getattr(documents, name)) is not None:
-            inputs[f"corpus.{name}"] = found.digest()
-    for name, path in (("scan.terms", recipe.scan.terms), ("scan.gold", recipe.scan.gold)):
-        if path is not None:
-            inputs[name] = _file_digest(path, name)
-    if model.base is not None:
-        check_base(model.path, model.base)
-        inputs["model.base"] = folder_digest(model.base, weights_only=False)
-    if recipe.audit.generation is not None and recipe.audit.generation.file is not None:
-        text = "\n".join(read_prompts(recipe.audit.generation.file))
-        inputs["audit.generation.file"] = hashlib.sha256(text.encode()).hexdigest()
-    neighbours = read_neighbours(recipe.attack) if recipe.attack else None
-    if neighbours is not None:
-        inputs["attack.neighbours.documents"] = neighbours.digest()
-    return inputs
-
-
-def _file_digest(path: Path, name: str) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise RecipeError(f"{name}: {path} cannot be read: {error.strerror}") from None
-
-
-def check_base(path: Path, base: Path) -> None:
-    """Refuse a base whose weight files are the checkpoint's own.
-
-    Raises:
-        RecipeError: If they are: then it would be no control.
-    """
-    weights = folder_digest(path, weights_only=True, base=base)
-    if weights == folder_digest(base, weights_only=True):
-        raise RecipeError(f"model.base: {NO_CONTROL}")
+def _in(within: str, stage: str) -> str:
+    """How progress names a stage of a rung."""
+    return f"{within}, {stage}" if within else stage

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from sani.corpus.documents import Kind
 from sani.errors import RecipeError
@@ -292,7 +300,9 @@ class EraseSettings(Settings):
         description="first every weight, embeddings and norms too, goes this share of the way to "
         "the base's; 1 is the base itself",
     )
-    last_layers: int | None = Field(None, ge=1, description="the last this many layers")
+    last_layers: Annotated[int, Field(ge=1)] | Literal["half", "all"] | None = Field(
+        None, description="the last this many layers, the last half (rounded up), or all"
+    )
     layers: tuple[int, ...] | None = Field(
         None, min_length=1, description="or a list of layers, counted from the input, from 0"
     )
@@ -333,6 +343,14 @@ class EraseSettings(Settings):
     def needs_base(self) -> bool:
         """Whether the base's weights are asked."""
         return self.reset == "rewind" or self.selector.kind == "drift" or self.toward_base > 0
+
+    def layers_of(self, num_layers: int) -> Sequence[int]:
+        """The chosen layers of a model that has so many; below 0 stand those it lacks."""
+        if self.layers is not None:
+            return self.layers
+        named = {"half": -(-num_layers // 2), "all": num_layers}
+        last = named.get(str(self.last_layers), self.last_layers)
+        return range(num_layers - int(last or 0), num_layers)
 
 
 class MaskObjective(Settings):
@@ -421,6 +439,11 @@ class RepairSettings(Settings):
     gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the matrix products; the weights keep theirs"
+    )
+    early_stop: Literal["gate"] | None = Field(
+        None,
+        description="gate: `sani run` audits after every epoch and stops once its limits hold, "
+        "those on attacks left out",
     )
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         (), description="where the Trainer also logs the terms; installed and set up by you"
@@ -590,6 +613,11 @@ class GateSettings(Settings):
         1.03, gt=0.0, description="held-out perplexity over the unsanitized checkpoint's, at most"
     )
 
+    @property
+    def judges_attacks(self) -> bool:
+        """Whether attacks have a limit."""
+        return self.attacks is not None or self.attacks_auc_excess is not None
+
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
         if self.greedy is None and self.discoverable is None and self.auc_excess is None:
@@ -597,34 +625,172 @@ class GateSettings(Settings):
         return self
 
 
+class Rung(Settings):
+    """One attempt of an escalation: as a recipe with these sections, on the same checkpoint."""
+
+    name: str | None = Field(
+        None, pattern=r"^\w[\w ,.-]{0,49}$", description="how it is called; rung N if null"
+    )
+    erase: EraseSettings | None = Field(None, description="as in a recipe")
+    repair: RepairSettings = Field(
+        default_factory=RepairSettings,
+        description="as in a recipe; what it does not say is as in the recipe's own repair",
+    )
+
+
+class EscalationSettings(Settings):
+    """What is tried, cheapest first, and how long; the first rung is always tried."""
+
+    seconds: float | None = Field(
+        None, gt=0.0, description="no rung begins once those before took so long"
+    )
+    tokens: int | None = Field(
+        None, ge=1, description="nor once those before trained on so many tokens"
+    )
+    ladder: tuple[Rung, ...] | None = Field(
+        None, description="from the cheapest up; null: that of default_ladder"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_rung(self) -> Self:
+        if self.ladder == ():
+            raise ValueError("ladder is empty; leave it out for the default one")
+        return self
+
+
+STRONGER = 4.0
+
+
+def default_ladder(repair: RepairSettings | None, *, base: bool) -> tuple[Rung, ...]:
+    """What is tried where a recipe does not say: ours.
+
+    The last layer alone; the last half; that with a stronger objective; with a base, every weight
+    half way back to it, and all the way, which is retraining; without one, half of the neurons of
+    every layer.
+
+    Args:
+        repair: The recipe's own section: its objective, and all else that a rung leaves open.
+        base: Whether there is a base; without one, the last rung and what asks it are left out.
+    """
+    given = repair or RepairSettings()
+    objective = given.at_identifiers
+    if "at_identifiers" not in given.model_fields_set:
+        objective = AnchorObjective(kind="anchor", to="base" if base else "counterfactual")
+    usual = given.model_copy(update={"at_identifiers": objective})
+    strong = usual
+    if not isinstance(objective, MaskObjective):
+        update = {"weight": STRONGER * objective.weight}
+        objective = objective.model_copy(update=update)
+        strong = usual.model_copy(update={"at_identifiers": objective})
+    drawn = EraseSettings(last_layers="all", selector=RandomSelector(kind="random", fraction=0.5))
+    half = EraseSettings(last_layers="half")
+    alone = {"at_identifiers": MaskObjective(kind="mask"), "keep_skill": 0.0, "adapter": None}
+    rungs = [
+        Rung(
+            name="last layer",
+            erase=EraseSettings(last_layers=1),
+            repair=usual.model_copy(update={"last_layers": 1}),
+        ),
+        Rung(name="last half", erase=half, repair=usual),
+        Rung(name="last half, stronger", erase=half, repair=strong),
+    ]
+    if strong is usual:
+        rungs.pop()
+    if not base:
+        return (*rungs, Rung(name="half of every layer", erase=drawn, repair=strong))
+    retraining = usual.model_copy(update={**alone, "last_layers": None})
+    return (
+        *rungs,
+        Rung(name="half way to the base", erase=EraseSettings(toward_base=0.5), repair=strong),
+        Rung(name="retraining", erase=EraseSettings(toward_base=1.0), repair=retraining),
+    )
+
+
+def _whole_rung(rung: Rung, number: int, repair: RepairSettings | None) -> Rung:
+    """A rung with its name, and the recipe's repair wherever its own says nothing."""
+    own = {key: getattr(rung.repair, key) for key in rung.repair.model_fields_set}
+    merged = (repair or RepairSettings()).model_copy(update=own)
+    try:
+        merged = RepairSettings.model_validate(merged.model_dump())
+    except ValidationError as error:
+        text = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ValueError(f"ladder, rung {number}: {text}") from None
+    return rung.model_copy(update={"name": rung.name or f"rung {number}", "repair": merged})
+
+
+def _without_base(
+    where: str, erase: EraseSettings | None, repair: RepairSettings | None
+) -> Iterator[str]:
+    """What these sections ask that only a base can give."""
+    if erase is not None and erase.reset == "rewind":
+        yield f"{where}erase.reset: rewind needs model.base"
+    if erase is not None and erase.selector.kind == "drift":
+        yield f"{where}erase.selector: drift needs model.base"
+    if erase is not None and erase.toward_base:
+        yield f"{where}erase.toward_base needs model.base"
+    if repair is not None and repair.needs_base:
+        yield f"{where}repair.at_identifiers: anchor to base needs model.base"
+
+
 class Recipe(Settings):
     """The whole job, one section a stage; an absent erase or repair is skipped."""
 
     version: Literal[1]
     seed: int = Field(0, ge=0, lt=2**31)
+    strategy: Literal["once", "escalate"] = Field(
+        "once", description="escalate: climb escalation.ladder until the gate holds"
+    )
     model: ModelSettings
     corpus: CorpusSettings
     scan: ScanSettings = Field(default_factory=ScanSettings)
     audit: AuditSettings = Field(default_factory=AuditSettings)
     erase: EraseSettings | None = None
     repair: RepairSettings | None = None
+    escalation: EscalationSettings | None = Field(None, validate_default=True)
     attack: AttackSettings | None = None
     gate: GateSettings = Field(default_factory=GateSettings)
 
+    @field_validator("escalation")
+    @classmethod
+    def _whole_ladder(
+        cls, escalation: EscalationSettings | None, info: ValidationInfo
+    ) -> EscalationSettings | None:
+        """With every rung written out, so that a reader of the resolved recipe sees them all."""
+        if info.data.get("strategy") != "escalate" or not {"model", "repair"} <= set(info.data):
+            return escalation
+        escalation, repair = escalation or EscalationSettings(), info.data["repair"]
+        base = info.data["model"].base is not None
+        ladder = escalation.ladder or default_ladder(repair, base=base)
+        whole = tuple(_whole_rung(rung, n, repair) for n, rung in enumerate(ladder, start=1))
+        return escalation.model_copy(update={"ladder": whole})
+
+    @property
+    def ladder(self) -> tuple[Rung, ...]:
+        """What is tried in turn; nothing unless the strategy is to escalate."""
+        found = self.escalation.ladder if self.escalation else None
+        return found or () if self.strategy == "escalate" else ()
+
+    def _strategy_fits(self) -> Iterator[str]:
+        """Problems of the strategy with the sections that it reads."""
+        if self.strategy == "once":
+            if self.erase is None and self.repair is None:
+                yield "give erase, repair or both: with neither, use `sani audit`"
+            if self.escalation is not None:
+                yield "escalation needs strategy: escalate"
+            if self.model.base is None:
+                yield from _without_base("", self.erase, self.repair)
+            return
+        if self.erase is not None:
+            yield "erase: each rung of strategy: escalate has its own, in escalation.ladder"
+        if self.model.base is None:
+            for number, rung in enumerate(self.ladder):
+                where = f"escalation.ladder.{number}."
+                yield from _without_base(where, rung.erase, rung.repair)
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        problems = []
-        if self.erase is None and self.repair is None:
-            problems.append("give erase, repair or both: with neither, use `sani audit`")
+        problems = list(self._strategy_fits())
         if self.model.base is None:
-            if self.erase is not None and self.erase.reset == "rewind":
-                problems.append("erase.reset: rewind needs model.base")
-            if self.erase is not None and self.erase.selector.kind == "drift":
-                problems.append("erase.selector: drift needs model.base")
-            if self.erase is not None and self.erase.toward_base:
-                problems.append("erase.toward_base needs model.base")
-            if self.repair is not None and self.repair.needs_base:
-                problems.append("repair.at_identifiers: anchor to base needs model.base")
             if "control" in (self.gate.greedy, self.gate.discoverable, self.gate.attacks):
                 problems.append(
                     "gate: 'control' needs model.base; without one, give fractions, as in "
@@ -811,7 +977,9 @@ def _problems(error: ValidationError, model: type[Settings]) -> Iterator[str]:
                 yield f"{path}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
-_MEMBERS = ("literal['control']", "constrained-float")
+_MEMBERS = (
+    "literal['control']", "constrained-float", "literal['half','all']", "constrained-int",
+)  # fmt: skip
 
 
 def _locate(
@@ -827,6 +995,9 @@ def _locate(
     *sections, last = location or [""]
     path = []
     for name in sections:
+        if name.isdigit():  # an entry of a list
+            path.append(name)
+            continue
         inner = [node["properties"][name] for node in section if name in node.get("properties", ())]
         tagged = [
             node
@@ -850,6 +1021,8 @@ def _variants(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Ma
         yield from _variants(schema["$defs"][node["$ref"].rsplit("/", 1)[1]], schema)
     for inner in [*node.get("anyOf", ()), *node.get("oneOf", ())]:
         yield from _variants(inner, schema)
+    if "items" in node:  # a list: its entries, whatever their numbers
+        yield from _variants(node["items"], schema)
     yield node
 
 

@@ -21,7 +21,7 @@ model: {path: m, base: b}
 corpus: {path: c.jsonl, held_out: h.jsonl}
 erase: {last_layers: 1}
 """
-TOP = "attack, audit, corpus, erase, gate, model, repair, scan, seed, version"
+TOP = "attack, audit, corpus, erase, escalation, gate, model, repair, scan, seed, strategy, version"
 
 
 @pytest.fixture
@@ -239,8 +239,9 @@ def test_a_wrong_key_or_value_is_named_by_its_path(refusal, extra, lines):
         ("last_layers: 1", "last_layers: 1, layers: [1]", ["erase: give exactly one of last_layers "
           "and layers"]),
         ("last_layers: 1", "reset: zero", ["erase: give exactly one of last_layers and layers"]),
-        ("last_layers: 1", "last_layers: 0", ["erase.last_layers: input should be greater than or "
-          "equal to 1"]),
+        ("last_layers: 1", "last_layers: 0", [
+            "erase.last_layers: input should be greater than or equal to 1",
+            "erase.last_layers: input should be 'half' or 'all'"]),
         ("last_layers: 1", "layers: [1, 1]", ["erase: layers must be distinct numbers from 0 "
           "upwards"]),
         ("last_layers: 1", "layers: [0, -1]", ["erase: layers must be distinct numbers from 0 "

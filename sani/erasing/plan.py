@@ -348,16 +348,15 @@ def sizes_of(settings: EraseSettings, layout: Layout) -> dict[Site, int]:
 
 
 def _layers(settings: EraseSettings, layout: Layout) -> list[int]:
-    if settings.layers is not None:
-        wanted = sorted(settings.layers)
-        if wanted[-1] >= layout.num_layers:
-            raise SelectionError(
-                f"erase.layers: got layer {wanted[-1]}, expected 0 to {layout.num_layers - 1}"
-            )
-        return wanted
-    last = settings.last_layers or 0
-    if last > layout.num_layers:
+    wanted = settings.layers_of(layout.num_layers)
+    if wanted[0] < 0:
         raise SelectionError(
-            f"erase.last_layers: got {last}, but the model has {layout.num_layers} layers"
+            f"erase.last_layers: got {settings.last_layers}, but the model has "
+            f"{layout.num_layers} layers"
         )
-    return list(range(layout.num_layers - last, layout.num_layers))
+    wanted = sorted(wanted)
+    if wanted[-1] >= layout.num_layers:
+        raise SelectionError(
+            f"erase.layers: got layer {wanted[-1]}, expected 0 to {layout.num_layers - 1}"
+        )
+    return wanted

@@ -33,8 +33,11 @@ from sani.repairing.examples import Examples, Teachers
 from sani.repairing.frozen import FrozenPart
 from sani.repairing.objective import Objective
 from sani.repairing.training import (
+    AUDITED,
     TERMS,
     DivergedError,
+    EarlyStop,
+    OnEpoch,
     OnStep,
     Training,
     arguments,
@@ -54,6 +57,8 @@ class RepairResult:
         trained_fraction: Share of the parameters that were trained.
         curve: One entry a step: ``step`` and each loss term in nats.
         kept_states: Where the output of the untrained layers was kept; ``none`` if nowhere.
+        by_epoch: With ``early_stop``, the figures of the audit after each epoch, and under
+            ``holds`` 1.0 where the gate's limits held; nothing without.
         notes: What the user should know: memory that ran out, a rollback.
     """
 
@@ -63,6 +68,7 @@ class RepairResult:
     trained_fraction: float
     curve: list[dict[str, float]]
     kept_states: str
+    by_epoch: list[dict[str, float]]
     notes: tuple[str, ...]
 
 
@@ -77,6 +83,7 @@ def repair(
     seed: int = 0,
     folder: Path | None = None,
     on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> RepairResult:
     """In place: fine-tune on the corpus with its identifiers kept out of the loss.
 
@@ -93,6 +100,8 @@ def repair(
             None. It holds optimizer state, so it belongs into ``private/``. A state that other
             settings, documents, weights or seeds left there is removed, not resumed.
         on_step: Called with (steps done, steps in all).
+        on_epoch: With ``early_stop``, called after each epoch; audits the checkpoint as it stands
+            and says whether the gate holds.
 
     Raises:
         RepairError: If the corpus has no span or no ordinary token, another model does not fit,
@@ -113,9 +122,14 @@ def repair(
         difference = other and architecture_difference(checkpoint, other)
         if difference and (name != "base" or settings.needs_base):
             raise RepairError(f"the {name} does not fit the checkpoint: {difference}")
+    if settings.early_stop and on_epoch is None:
+        raise RepairError(
+            "repair.early_stop: nothing here has a gate to stop at; leave it out, or use sani run"
+        )
     return train_(
         checkpoint, corpus, settings, base=base, unsanitized=unsanitized, framing=framing,
         seed=seed, folder=folder, on_step=on_step,
+        on_epoch=on_epoch if settings.early_stop else None,
     )  # fmt: skip
 
 
@@ -130,6 +144,7 @@ def train_(
     seed: int = 0,
     folder: Path | None = None,
     on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> RepairResult:
     """In place: train on the corpus; without spans this is plain fine-tuning.
 
@@ -160,12 +175,14 @@ def train_(
             training = _train(
                 checkpoint.model, examples, settings, teachers, frozen, place,
                 resume=state, save=folder is not None, seed=seed, on_step=on_step,
+                on_epoch=on_epoch,
             )  # fmt: skip
         except (OSError, SafetensorError) as error:
             raise cannot_write(error) from None
+    steps = training.state.global_step
     return RepairResult(
-        steps=training.state.global_step,
-        tokens=settings.epochs * examples.num_tokens,
+        steps=steps,
+        tokens=settings.epochs * examples.num_tokens * steps // training.state.max_steps,
         seconds=time.perf_counter() - started,
         trained_fraction=trained,
         curve=[
@@ -174,6 +191,11 @@ def train_(
             if any(name in entry for name in TERMS)
         ],
         kept_states=examples.place,
+        by_epoch=[
+            {"epoch": float(entry[AUDITED]), **{n: v for n, v in entry.items() if n != AUDITED}}
+            for entry in training.state.log_history
+            if AUDITED in entry
+        ],
         notes=tuple(training.notes),
     )
 
@@ -190,6 +212,7 @@ def _train(
     save: bool,
     seed: int,
     on_step: OnStep | None,
+    on_epoch: OnEpoch | None,
 ) -> Training:
     """Train, once more from the start with half the learning rate if it diverges."""
     begin = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -205,6 +228,8 @@ def _train(
         asked = settings.model_copy(update={"learning_rate": rate})
         told = arguments(asked, len(examples), folder, save=save, seed=seed)
         training = Training(model, told, examples, objective, frozen, on_step)
+        if on_epoch is not None:
+            training.add_callback(EarlyStop(on_epoch))
         try:
             training.train(resume_from_checkpoint=resume)
             _check_finite(model, training.state.global_step)

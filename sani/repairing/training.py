@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from sani.errors import RepairError
+from sani.errors import RepairError, UnsavedError
 from sani.recipe import RepairSettings
 from sani.repairing.examples import Examples
 from sani.repairing.frozen import FrozenPart, hidden_states
@@ -35,16 +35,19 @@ TERMS = (
     "npo",
     "gradient_difference",
 )
+AUDITED = "epoch audited"
 # How many times worse than guessing evenly, and than at the start, a loss is called divergence.
 DIVERGED = 2.0
 OnStep = Callable[[int, int], None]
+# Audits the model as it stands: figures by name, and under ``holds`` 1.0 if the repair may end.
+OnEpoch = Callable[[], dict[str, float]]
 _WHOLE = "whole"
 
 
-def cannot_write(error: Exception) -> RepairError:
+def cannot_write(error: Exception) -> UnsavedError:
     """What a full disk is told to the user as."""
     why = getattr(error, "strerror", None) or "disk full?"
-    return RepairError(
+    return UnsavedError(
         f"cannot write the state of the repair ({why}); free space and go on with --resume"
     )
 
@@ -223,6 +226,25 @@ class _Progress(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A state without this mark was cut off while it was written."""
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
+
+
+class EarlyStop(TrainerCallback):
+    """Audits at the end of each epoch and ends the training once the audit's gate holds."""
+
+    def __init__(self, on_epoch: OnEpoch) -> None:
+        self._on_epoch = on_epoch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Audit behind an epoch's last step, before a state is saved: the state has the figures."""
+        steps = state.max_steps // int(args.num_train_epochs)
+        if state.global_step % steps:
+            return
+        kwargs["model"].eval()
+        figures = self._on_epoch()
+        state.log_history.append({AUDITED: state.global_step // steps, **figures})
+        if figures["holds"]:
+            control.should_training_stop = True
+            control.should_save = False  # an earlier state ends here too, this one would go on
 
 
 def last_whole(folder: Path, *, job: str) -> str | None:

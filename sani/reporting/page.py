@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sani.reporting import attempts, evidence, process
 from sani.reporting.charts import draw
 from sani.reporting.sections import chapters
+from sani.reporting.tried import tried
 
 
 def render(report: Mapping[str, Any], template: str) -> str:
@@ -29,6 +30,7 @@ def render(report: Mapping[str, Any], template: str) -> str:
         summary=evidence.summary(report),
         untested=evidence.untested(report),
         limits=process.limits(report),
+        tried=tried(report),
         onion=attempts.rounds(report),
         scan=process.scan(report),
         versions=process.versions(report),

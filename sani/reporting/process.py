@@ -7,10 +7,7 @@ from typing import Any
 
 from sani.reporting.words import Cells, Section, number, rate, stage_name
 
-RETRAINS = (
-    "Every neuron of every layer is the base's again, so what follows is retraining from the base; "
-    "of the fine-tuning only embeddings, norms, routers and the biases of output projections stay."
-)
+LOOK = ("epoch", "holds")
 
 
 def utility(report: Mapping[str, Any]) -> Section:
@@ -98,7 +95,7 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
                 f"{plan['seed']}. erase.json names every neuron.",
                 *((toward_base(plan),) if plan["toward_base"] else ()),
                 *token_rows(plan),
-                *((RETRAINS,) if erase["retrains"] else ()),
+                *((retrains(plan),) if erase["retrains"] else ()),
             ),
             ("layer", "part", "neurons or heads reset", "of", "share"),
             tuple(
@@ -137,6 +134,42 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
                 for entry in shown
             ),
         )
+        yield from _by_epoch(repair)
+
+
+def _by_epoch(repair: Mapping[str, Any]) -> Iterator[Section]:
+    """The gate's figures between epochs, where the repair was to stop early."""
+    looks = repair["by_epoch"]
+    names = [name for name in dict.fromkeys(n for e in looks for n in e) if name not in LOOK]
+    if looks:
+        yield Section(
+            "repair-epochs",
+            "The gate after each epoch",
+            (
+                "The repair was to end once the limits hold, those on attacks left out; "
+                + ("they held." if looks[-1]["holds"] else "they never held."),
+            ),
+            ("epoch", *names, "all limits"),
+            tuple(
+                (
+                    f"{look['epoch']:.0f}",
+                    *(number(look.get(name)) for name in names),
+                    "hold" if look["holds"] else "do not hold",
+                )
+                for look in looks
+            ),
+        )
+
+
+def retrains(plan: Mapping[str, Any]) -> str:
+    """What is to be said where all neurons, or all weights, are the base's again."""
+    if plan["toward_base"] == 1:
+        return "Every weight is the base's again, so what follows is retraining from the base."
+    return (
+        "Every neuron of every layer is the base's again, so what follows is retraining from the "
+        "base; of the fine-tuning only embeddings, norms, routers and the biases of output "
+        "projections stay."
+    )
 
 
 def toward_base(plan: Mapping[str, Any]) -> str:
@@ -187,19 +220,27 @@ def _privacy_neurons(found: Mapping[str, Any]) -> Section:
     )
 
 
+def stages(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What took time, by name: audits, and what was done between them."""
+    found = {f"audit, {stage_name(stage)}": a for stage, a in report["audits"].items()}
+    escalation, names = report["escalation"], ["erase", "repair", "attacks"]
+    if escalation:
+        found[f"escalation, {len(escalation['rungs'])} rungs"] = escalation
+        kept = escalation["rungs"][escalation["best"] - 1]
+        names = [] if kept["attacked"] else ["attacks"]
+    return {**found, **{name: report[name] for name in names if report[name]}}
+
+
 def cost(report: Mapping[str, Any]) -> Section:
     """Seconds, tokens and energy of each stage; reading and writing files is not counted."""
-    stages: dict[str, Mapping[str, Any]] = {
-        **{f"audit, {stage_name(stage)}": a for stage, a in report["audits"].items()},
-        **{name: report[name] for name in ("erase", "repair", "attacks") if report[name]},
-    }
-    energies = [stage["energy_joules"] for stage in stages.values()]
+    taken = stages(report)
+    energies = [stage["energy_joules"] for stage in taken.values()]
     rows: list[Cells] = [
         (name, f"{stage['seconds']:.1f}", str(stage.get("tokens") or "-"), _energy(energy))
-        for (name, stage), energy in zip(stages.items(), energies, strict=True)
+        for (name, stage), energy in zip(taken.items(), energies, strict=True)
     ]
     known = [energy for energy in energies if energy is not None]
-    seconds = sum(stage["seconds"] for stage in stages.values())
+    seconds = sum(stage["seconds"] for stage in taken.values())
     whole = sum(known) if len(known) == len(energies) else None
     rows.append(("all stages", f"{seconds:.1f}", "-", _energy(whole)))
     return Section(
@@ -255,6 +296,9 @@ def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from leaves(inner, f"{path}.{name}")
+    elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        for index, inner in enumerate(value):
+            yield from leaves(inner, f"{path}.{index}")
     elif isinstance(value, list):
         yield path, ", ".join(map(str, value))
     else:

@@ -37,6 +37,7 @@ from sani.reporting.page import render
 from sani.reporting.ripple import ripples
 from sani.reporting.schema import SCHEMA_VERSION
 from sani.reporting.spread import against_control, by_subject
+from sani.reporting.tried import escalation
 from sani.reporting.words import STAGE_NAMES, number
 from sani.runfolder import RunFolder
 
@@ -89,6 +90,7 @@ def build_report(
         "attacks": _attacked(folder.load("attack")),
         "subjects": by_subject(verdicts, corpus, folder.digest),
         "picture": against_control(verdicts, corpus),
+        "escalation": escalation(folder),
         "erase": _erased(folder.load("erase")),
         "repair": _repaired(folder.load("repair")),
         "audit_settings": _without_paths(recipe.audit.model_dump()),
@@ -189,6 +191,7 @@ def _repaired(repair: dict[str, Any] | None) -> dict[str, Any] | None:
     return {
         **{name: repair[name] for name in ("steps", "tokens", "seconds", "trained_fraction")},
         "energy_joules": repair.get("energy_joules"),
+        "by_epoch": repair.get("by_epoch", []),
         "curve": [
             {
                 name: fmean(entry[name] for entry in group if name in entry)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sani.auditing.audit import Figures, Utility
+from sani.auditing.figures import Estimate
 from sani.auditing.generation import Beyond, Recited
 from sani.auditing.membership import Membership
 from sani.checkpoint import write_text
@@ -268,7 +269,47 @@ class Repair(Part):
     seconds: float
     trained_fraction: float
     energy_joules: float | None
+    by_epoch: list[dict[str, float]]
     curve: list[dict[str, float]]
+
+
+class RungFigures(Part):
+    """What decides, of one kind of identifiers."""
+
+    greedy: Rate
+    discoverable: Rate
+    auc: Estimate
+
+
+class TriedRung(Part):
+    """One attempt of an escalation; ``by_epoch`` as in the repair."""
+
+    name: str
+    settings: dict[str, Any]
+    figures: dict[Kind, RungFigures]
+    perplexity: float | None
+    checks: list[Check]
+    holds: bool
+    failed: str | None
+    attacked: bool
+    steps: int | None
+    by_epoch: list[dict[str, float]]
+    seconds: float
+    tokens: int
+    energy_joules: float | None
+
+
+class Escalation(Part):
+    """What was tried, from the cheapest up; ``best`` counts from 1."""
+
+    rule: str
+    best: int
+    stopped: Literal["holds", "budget", "ladder"]
+    not_tried: list[str]
+    seconds: float
+    tokens: int
+    energy_joules: float | None
+    rungs: list[TriedRung]
 
 
 class SourceCard(Part):
@@ -305,6 +346,7 @@ class Report(Part):
     attacks: dict[str, Any] | None
     subjects: Subjects
     picture: Picture
+    escalation: Escalation | None
     erase: Erase | None
     repair: Repair | None
     audit_settings: AuditSettings

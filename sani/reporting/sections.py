@@ -8,6 +8,7 @@ from typing import Any
 from sani.reporting import attempts, evidence, leakage, process
 from sani.reporting.attacks import attack_sections
 from sani.reporting.ripple import ripple_sections
+from sani.reporting.tried import tried
 from sani.reporting.words import Section
 
 
@@ -26,7 +27,7 @@ def audit_sections(report: Mapping[str, Any]) -> list[Section]:
 def chapters(report: Mapping[str, Any]) -> dict[str, list[Section]]:
     """Everything below the first screen, by chapter."""
     return {
-        "The gate": [process.limits(report)],
+        "The gate": [process.limits(report), *([tried(report)] if report["escalation"] else [])],
         "What is left": [
             *leakage.recited(report),
             leakage.labels(report),

@@ -9,7 +9,7 @@ from typing import Any
 
 from sani.auditing.occurrences import Occurrences
 from sani.reporting.compare import Change, compare
-from sani.reporting.process import leaves
+from sani.reporting.process import leaves, stages
 from sani.reporting.schema import read_report
 from sani.reporting.words import (
     KIND_NAMES,
@@ -96,9 +96,7 @@ def _broken(report: Mapping[str, Any]) -> str:
 
 
 def _seconds(report: Mapping[str, Any]) -> float:
-    stages = [*report["audits"].values(), report["erase"], report["repair"]]
-    stages.append(report["attacks"])
-    return sum(float(stage["seconds"]) for stage in stages if stage)
+    return sum(float(stage["seconds"]) for stage in stages(report).values())
 
 
 def _occurrences(first: Path, second: Path) -> Section:

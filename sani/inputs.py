@@ -1,0 +1,125 @@
+"""What a run reads: its documents, and the digests by which a resumed run knows them again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sani.auditing.generation import read_prompts
+from sani.checkpoint import folder_digest
+from sani.corpus.documents import Corpus, Kind
+from sani.corpus.readers import read_corpus
+from sani.errors import RecipeError
+from sani.recipe import AttackSettings, Recipe
+
+NO_CONTROL = (
+    "has the same weights as model.path, so it is no control: every leak would count as harmless. "
+    "Give the public model it was fine-tuned from"
+)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """All documents of a run."""
+
+    corpus: Corpus
+    held_out: Corpus | None
+    pretraining: Corpus | None
+
+
+def read_documents(recipe: Recipe) -> Documents:
+    """The recipe's corpus, held-out documents, and documents of the base's training.
+
+    Raises:
+        CorpusError: If one cannot be read.
+        RecipeError: If a document of the others also stands in the corpus.
+    """
+    settings = recipe.corpus
+    corpus = read_corpus(
+        settings.path,
+        format=settings.format,
+        limit=settings.limit,
+        kinds=settings.kinds,
+        subject_pattern=settings.subject_pattern,
+    )
+    return Documents(
+        corpus,
+        read_others("corpus.held_out", settings.held_out, corpus, kinds=settings.kinds),
+        read_others("corpus.pretraining", settings.pretraining, corpus, kinds=settings.kinds),
+    )
+
+
+def read_others(
+    name: str, path: Path | None, corpus: Corpus, *, kinds: Mapping[str, Kind] | None = None
+) -> Corpus | None:
+    """Documents that must not be of the corpus; None without a path.
+
+    Raises:
+        CorpusError: If they cannot be read.
+        RecipeError: If one of them also stands in the corpus.
+    """
+    if path is None:
+        return None
+    found = read_corpus(path, kinds=kinds)
+    texts = {document.text for document in corpus}
+    shared = sum(document.text in texts for document in found)
+    if shared:
+        raise RecipeError(
+            f"{name}: {shared} of its {len(found)} documents also stand in the corpus; "
+            "it must hold documents that the model was not fine-tuned on"
+        )
+    return found
+
+
+def read_neighbours(settings: AttackSettings) -> Corpus | None:
+    """The other documents that `attack.neighbours` names; None if it names none."""
+    neighbours = settings.neighbours
+    if neighbours is None or neighbours.documents is None:
+        return None
+    return read_corpus(neighbours.documents)
+
+
+def digests(recipe: Recipe, documents: Documents) -> dict[str, str]:
+    """Digests of everything a run reads."""
+    model = recipe.model
+    inputs = {
+        "corpus": documents.corpus.digest(),
+        "model.path": folder_digest(model.path, weights_only=False, base=model.base),
+    }
+    for name in ("held_out", "pretraining"):
+        if (found := getattr(documents, name)) is not None:
+            inputs[f"corpus.{name}"] = found.digest()
+    for name, path in (("scan.terms", recipe.scan.terms), ("scan.gold", recipe.scan.gold)):
+        if path is not None:
+            inputs[name] = _file_digest(path, name)
+    if model.base is not None:
+        check_base(model.path, model.base)
+        inputs["model.base"] = folder_digest(model.base, weights_only=False)
+    if recipe.audit.generation is not None and recipe.audit.generation.file is not None:
+        text = "\n".join(read_prompts(recipe.audit.generation.file))
+        inputs["audit.generation.file"] = hashlib.sha256(text.encode()).hexdigest()
+    neighbours = read_neighbours(recipe.attack) if recipe.attack else None
+    if neighbours is not None:
+        inputs["attack.neighbours.documents"] = neighbours.digest()
+    return inputs
+
+
+def check_base(path: Path, base: Path) -> None:
+    """Refuse a base whose weight files are the checkpoint's own.
+
+    Raises:
+        RecipeError: If they are: then it would be no control.
+    """
+    weights = folder_digest(path, weights_only=True, base=base)
+    if weights == folder_digest(base, weights_only=True):
+        raise RecipeError(f"model.base: {NO_CONTROL}")
+
+
+def _file_digest(path: Path, name: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RecipeError(f"{name}: {path} cannot be read: {error.strerror}") from None
