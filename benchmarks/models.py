@@ -1,6 +1,6 @@
 """Make the models that the recipes and the README speak of: a base, and one that leaks.
 
-    python benchmarks/models.py meddocan|tab|mtsamples [--architecture gpt2] [--documents N]
+    python benchmarks/models.py meddocan|tab|mtsamples [--architecture gpt2|bert] [--documents N]
         [--characters N]
 
 The base is trained on public text of the same kind: cases of other people, and English notes of
@@ -50,7 +50,7 @@ def main() -> None:
     default = os.environ.get("SANI_CORPORA", "../shared/data")
     parser.add_argument("--corpora", type=Path, default=Path(default))
     parser.add_argument("--out", type=Path, help="runs/CORPUS if absent")
-    parser.add_argument("--architecture", choices=["llama", "gpt2"], default="llama")
+    parser.add_argument("--architecture", choices=["llama", "gpt2", "bert"], default="llama")
     parser.add_argument("--documents", type=int, help="only so many private ones")
     parser.add_argument("--characters", type=int, help="only the start of each document")
     parser.add_argument("--base-epochs", type=int, default=5)

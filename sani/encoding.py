@@ -6,6 +6,7 @@ Shared by audit, erase and repair, so that a token masked in one is the token sc
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ class Encoded:
         ends: One past the last character of each token.
         spans: For each span of the document, the tokens [first, last) that overlap it by one
             character or more; (0, 0) for a span that no token covers.
+        words: Number of the word that each token is of, from 0, in order.
     """
 
     document: int
@@ -31,6 +33,7 @@ class Encoded:
     starts: list[int]
     ends: list[int]
     spans: list[tuple[int, int]]
+    words: Sequence[int] = ()
 
     def owners(self) -> list[int]:
         """For each token, the first span that touches it; -1 for ordinary text."""
@@ -55,8 +58,27 @@ def encode(corpus: Corpus, tokenizer: Any) -> list[Encoded]:
         starts = [start for start, _ in encoding["offset_mapping"]]
         ends = [end for _, end in encoding["offset_mapping"]]
         spans = [overlapping(starts, ends, span.start, span.end) for span in document.spans]
-        result.append(Encoded(number, encoding["input_ids"], starts, ends, spans))
+        words = _words(document.text, encoding.word_ids(), starts, ends)
+        result.append(Encoded(number, encoding["input_ids"], starts, ends, spans, words))
     return result
+
+
+def _words(
+    text: str, own: Sequence[int | None], starts: Sequence[int], ends: Sequence[int]
+) -> list[int]:
+    """Number of each token's word: the tokenizer's own words, cut at white space.
+
+    Some tokenizers (SentencePiece without pre-tokenization) call a whole document one word.
+    """
+    words: list[int] = []
+    for token, word in enumerate(own):
+        if token == 0:
+            words.append(0)
+            continue
+        between = text[ends[token - 1] : starts[token] + 1]
+        new = word is None or word != own[token - 1] or any(map(str.isspace, between))
+        words.append(words[-1] + new)
+    return words
 
 
 def overlapping(starts: list[int], ends: list[int], start: int, end: int) -> tuple[int, int]:
@@ -98,18 +120,18 @@ def framings(tokenizer: Any, *, masked: bool = False) -> list[Framing]:
     return list(found.values())
 
 
-def framing_named(name: str, tokenizer: Any) -> Framing:
+def framing_named(name: str, tokenizer: Any, *, masked: bool = False) -> Framing:
     """The framing of this name for this tokenizer.
 
-    ``auto`` is the begin token where there is one, which training most often used, else what the
-    tokenizer itself does; an audit tries them all instead.
+    ``auto`` is the begin token where there is one, which training most often used, else, and for
+    a masked language model, what the tokenizer itself does; an audit tries them all instead.
 
     Raises:
         AuditError: If the tokenizer lacks the token or the template it needs.
     """
     known = _framings(tokenizer)
     if name == "auto":
-        name = "bos" if "bos" in known else "tokenizer"
+        name = "bos" if "bos" in known and not masked else "tokenizer"
     if name not in known:
         raise AuditError(
             f"framing '{name}': the tokenizer has no token or template for it; it has "

@@ -63,9 +63,7 @@ class Texts:
         self.masked = families.is_masked(checkpoint.model.config)
         if self.masked and self._tokenizer.mask_token_id is None:
             raise SelectionError("the tokenizer of this masked language model has no mask token")
-        if self.masked and framing == "auto":
-            framing = "tokenizer"
-        self.framing: Framing = framing_named(framing, self._tokenizer)
+        self.framing: Framing = framing_named(framing, self._tokenizer, masked=self.masked)
 
     @cached_property
     def encoded(self) -> list[Encoded]:

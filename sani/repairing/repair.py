@@ -88,7 +88,7 @@ def repair(
         unsanitized: The model as it was before any erasing, for the objectives that ask it; a copy
             of the checkpoint if None.
         framing: What stands before each document, by name: the one the audit found.
-        seed: Of the order of batches, of dropout and of surrogates.
+        seed: Of the order of batches, of dropout, of surrogates and of masks.
         folder: Where the state of an interrupted repair is kept and looked for; kept nowhere if
             None. It holds optimizer state, so it belongs into ``private/``. A state that other
             settings, documents, weights or seeds left there is removed, not resumed.
@@ -99,7 +99,8 @@ def repair(
             memory or disk do not suffice, or the repair diverges twice.
 
     Source: SANI, Boutet & Magnana 2025 (2510.21322), with PPclm's loss (2501.02407). Deviations:
-    the anchor, ours; batches by token budget; a schedule with warm-up.
+    the anchor, ours; batches by token budget; a schedule with warm-up. A masked language model is
+    repaired as `masking` says.
     """
     settings = settings or RepairSettings()
     if corpus.num_spans == 0:
@@ -138,7 +139,7 @@ def train_(
 
     Arguments and errors as for `repair`.
     """
-    family_of(checkpoint.model.config, "causal")
+    masked = family_of(checkpoint.model.config, "causal", "masked").objective == "masked"
     started = time.perf_counter()
     teachers = _teachers(checkpoint, settings, base, unsanitized)
     job = f"{settings.model_dump_json()} {corpus.digest()} {checkpoint.weights_digest()} {seed}"
@@ -152,7 +153,8 @@ def train_(
             if folder is not None:
                 state = last_whole(folder, job=hashlib.sha256(job.encode()).hexdigest())
             examples = Examples(
-                checkpoint, corpus, settings, framing_named(framing, checkpoint.tokenizer),
+                checkpoint, corpus, settings,
+                framing_named(framing, checkpoint.tokenizer, masked=masked),
                 teachers=teachers, frozen=frozen, folder=place, seed=seed,
             )  # fmt: skip
             if not examples.has_ordinary_tokens:
