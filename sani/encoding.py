@@ -49,9 +49,15 @@ class Encoded:
 
 
 def encode(corpus: Corpus, tokenizer: Any) -> list[Encoded]:
-    """Tokenize every document once, keeping where each token stands."""
+    """Tokenize every document once, keeping where each token stands.
+
+    Raises:
+        ValueError: If a conversation was not rendered for this tokenizer before.
+    """
     result = []
     for number, document in enumerate(corpus):
+        if document.turns:
+            raise ValueError("a conversation must be rendered before it is tokenized")
         encoding = tokenizer(
             document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )

@@ -28,6 +28,7 @@ from sani.errors import RecipeError
 from sani.families import family_of
 from sani.pipeline import read_others
 from sani.recipe import AnchorObjective, AuditSettings, MaskObjective, RepairSettings
+from sani.rendering import rendered
 from sani.repairing.repair import repair
 
 MEASURED_SECONDS = 10.0
@@ -104,6 +105,8 @@ def fit(
         raise RecipeError(f"--base does not fit the model, so it is no control: {difference}")
     parameters = sum(tensor.numel() for tensor in checkpoint.model.parameters())
     fits = REPAIR_BYTES * parameters <= device_memory()
+    documents = rendered(documents, checkpoint.tokenizer)
+    others = others and rendered(others, checkpoint.tokenizer)
     lengths = [len(encoded.ids) for encoded in encode(documents, checkpoint.tokenizer)]
     return Fit(
         family=config.model_type,

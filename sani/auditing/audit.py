@@ -43,6 +43,7 @@ from sani.encoding import Encoded, Framing, encode, framing_named, framings
 from sani.errors import AuditError
 from sani.rates import Rate, rate
 from sani.recipe import AuditSettings
+from sani.rendering import rendered
 from sani.values.decoys import DecoyMaker
 
 FRAMING_OCCURRENCES = 300
@@ -194,6 +195,7 @@ def audit(
         UnsupportedModelError: If the family is not one of `sani.families`.
         AuditError: If there is no occurrence, none can be scored, the model gives NaN, or the
             tokenizer is not one for this model.
+        CorpusError: If a conversation does not fit the model's chat template.
 
     Source: discoverable extraction, Carlini et al. 2022 (2202.07646), by teacher forcing;
     (n, p), Hayes et al. 2024; exposure, Carlini et al. 2019. Deviations: the prefix is the whole
@@ -208,6 +210,8 @@ def audit(
             "not the same as clean. Annotate the corpus or check its format"
         )
     _check(checkpoint)
+    corpus = rendered(corpus, checkpoint.tokenizer)
+    held_out = held_out and rendered(held_out, checkpoint.tokenizer)
     encoded = encode(corpus, checkpoint.tokenizer)
     framing, tried = _worst_framing(checkpoint, corpus, encoded, settings)
     maker = DecoyMaker([corpus, *([held_out] if held_out else [])], seed=seed)
@@ -282,6 +286,7 @@ def measure_utility(
     Raises:
         AuditError: If the held-out documents have no such token.
     """
+    held_out = rendered(held_out, checkpoint.tokenizer)
     return _utility(_held_out_tokens(checkpoint, held_out, framing.name, settings))
 
 
@@ -362,6 +367,7 @@ COMPARED = ("auc", "exposure", "first", "chance", "swap_auc", "swap_first", "swa
 
 def worst_framing(checkpoint: Checkpoint, corpus: Corpus, settings: AuditSettings) -> Framing:
     """The framing under which a sample of documents leaks most."""
+    corpus = rendered(corpus, checkpoint.tokenizer)
     return _worst_framing(checkpoint, corpus, encode(corpus, checkpoint.tokenizer), settings)[0]
 
 

@@ -19,6 +19,7 @@ from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, Framing, encode, framing_named, windows
 from sani.errors import SelectionError
+from sani.rendering import rendered
 from sani.runtime import generator
 
 BATCH_TOKENS = 2048
@@ -56,7 +57,7 @@ class Texts:
         Raises:
             SelectionError: If a masked language model's tokenizer has no mask token.
         """
-        self._corpus = corpus
+        self._corpus = rendered(corpus, checkpoint.tokenizer)
         self._tokenizer = checkpoint.tokenizer
         self._context = checkpoint.context_tokens
         self._seed = seed

@@ -29,6 +29,7 @@ from sani.errors import RepairError
 from sani.families import family_of
 from sani.layout import Layout
 from sani.recipe import RepairSettings
+from sani.rendering import rendered
 from sani.repairing.examples import Examples, Teachers
 from sani.repairing.frozen import FrozenPart
 from sani.repairing.objective import Objective
@@ -97,6 +98,7 @@ def repair(
     Raises:
         RepairError: If the corpus has no span or no ordinary token, another model does not fit,
             memory or disk do not suffice, or the repair diverges twice.
+        CorpusError: If a conversation does not fit the model's chat template.
 
     Source: SANI, Boutet & Magnana 2025 (2510.21322), with PPclm's loss (2501.02407). Deviations:
     the anchor, ours; batches by token budget; a schedule with warm-up. A masked language model is
@@ -141,6 +143,7 @@ def train_(
     """
     masked = family_of(checkpoint.model.config, "causal", "masked").objective == "masked"
     started = time.perf_counter()
+    corpus = rendered(corpus, checkpoint.tokenizer)
     teachers = _teachers(checkpoint, settings, base, unsanitized)
     job = f"{settings.model_dump_json()} {corpus.digest()} {checkpoint.weights_digest()} {seed}"
     with (
