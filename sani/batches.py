@@ -32,6 +32,8 @@ class Batch:
             None where each holds one. Attention does not cross where it starts again.
         seen: Positions that are no padding, [batch, seq], bool; None where a model sees only what
             stands before, which padding never does.
+        source, source_seen: What an encoder reads, [batch, source], and which of it is no padding;
+            None where there is no encoder.
     """
 
     ids: Tensor
@@ -41,6 +43,8 @@ class Batch:
     occurrences: Tensor
     positions: Tensor | None = None
     seen: Tensor | None = None
+    source: Tensor | None = None
+    source_seen: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch there."""
@@ -67,6 +71,7 @@ class Row:
     targets: list[int]
     ordinary: list[bool]
     identifier: list[tuple[int, int, int, int] | None]
+    source: Sequence[int] = ()
 
 
 def make_batches(
@@ -116,7 +121,8 @@ def _rows(encoded: Sequence[Encoded], framing: Framing, context_tokens: int) -> 
                     for token, new in zip(targets, scored, strict=True)
                 ]
                 ordinary = [new and place is None for new, place in zip(scored, found, strict=True)]
-                rows.append(Row(ids, [*ids[1:], 0], ordinary, found))
+                source = item.source[:context_tokens]
+                rows.append(Row(ids, [*ids[1:], 0], ordinary, found, source))
     return rows
 
 
@@ -169,4 +175,17 @@ def padded(groups: Sequence[Sequence[Row]], *, both_sides: bool = False) -> Batc
         torch.tensor(occurrences, dtype=torch.long).reshape(-1, 4),
         positions if any(len(group) > 1 for group in groups) else None,
         seen if both_sides else None,
+        *padded_sources([row.source for (row, *_) in groups]),
     )
+
+
+def padded_sources(sources: Sequence[Sequence[int]]) -> tuple[Tensor | None, Tensor | None]:
+    """What an encoder reads, [batch, source], and what of it is no padding; None if nothing is."""
+    if not any(sources):
+        return None, None
+    ids = torch.zeros(len(sources), max(map(len, sources)), dtype=torch.long)
+    seen = torch.zeros(ids.shape, dtype=torch.bool)
+    for number, source in enumerate(sources):
+        ids[number, : len(source)] = torch.tensor(source)
+        seen[number, : len(source)] = True
+    return ids, seen

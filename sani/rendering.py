@@ -14,6 +14,7 @@ from typing import Any
 
 from sani.corpus.documents import Corpus, Document, Span
 from sani.errors import CorpusError
+from sani.families import decoder_start
 
 _MARK = "\u2603{}\u2604"
 
@@ -42,6 +43,26 @@ def rendered(corpus: Corpus, tokenizer: Any) -> Corpus:
         except _RenderingError as problem:
             raise CorpusError(f"document {number}: {problem}") from None
     return Corpus(documents)
+
+
+def check_source(corpus: Corpus, config: Any) -> None:
+    """Refuse a second text that the model does not read, and the lack of one that it does.
+
+    Raises:
+        CorpusError: If there is such a document.
+    """
+    two_texts = decoder_start(config) is not None
+    for number, document in enumerate(corpus):
+        if two_texts and not document.source_text:
+            raise CorpusError(
+                f"document {number} has no source_text, and the model reads one with its encoder "
+                "and says text with its decoder; give both"
+            )
+        if document.source_text is not None and not two_texts:
+            raise CorpusError(
+                f"document {number} has a source_text, and the model has no encoder for it; put "
+                "all that it was trained on into text"
+            )
 
 
 class _RenderingError(Exception):

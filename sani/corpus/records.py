@@ -115,6 +115,13 @@ def _conversation(
     return text, tuple(spans), tuple(turns)
 
 
+def marks(row: Row) -> bool:
+    """Whether a record has a place for spans, be it empty; of a conversation, some message."""
+    messages = row.get("messages")
+    inner = messages if isinstance(messages, list) else []
+    return any("spans" in item for item in (row, *inner) if isinstance(item, Mapping))
+
+
 LONGEST_LABEL = 64
 _LOOKS_LIKE_A_VALUE = re.compile(r"\d{4}|@")
 

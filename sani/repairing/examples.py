@@ -20,7 +20,8 @@ from sani.batches import Batch, make_batches
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, Framing, encode
-from sani.families import is_masked
+from sani.errors import RepairError
+from sani.families import decoder_start, is_masked
 from sani.recipe import AnchorObjective, RepairSettings
 from sani.repairing.anchors import counterfactual_states, states_at
 from sani.repairing.frozen import FrozenPart, hidden_states
@@ -71,8 +72,12 @@ class Examples:
             seed: Of surrogates and masks.
 
         Raises:
-            RepairError: If the settings do not fit a masked language model, and it is one.
+            RepairError: If the settings do not fit the model's kind.
         """
+        two_texts = decoder_start(checkpoint.model.config) is not None
+        if two_texts:
+            _check_two_texts(settings)
+            frozen = None  # states are not kept: two stacks, of two lengths
         self._masked = is_masked(checkpoint.model.config)
         if self._masked:
             check_masked(settings, checkpoint.tokenizer)
@@ -89,7 +94,7 @@ class Examples:
         self._replacing = settings.context == "surrogate" or self._to == "decoys"
         self._changing = self._replacing or self._masked
         self._groups = self._documents_by_step() if self._changing else []
-        self._pack = settings.pack and not self._masked and self._packs_exactly()
+        self._pack = settings.pack and not (self._masked or two_texts) and self._packs_exactly()
         self._batches = [] if self._changing else self._make_batches(self._encoded)
         self._taught = [] if self._changing else self._all_taught()
         self._store = _Store(folder / "states", self._place(folder))
@@ -264,6 +269,25 @@ class Examples:
             chance=lambda document: random.Random(f"{self._seed}\0{epoch}\0{document}"),
             context_tokens=self._checkpoint.context_tokens,
             batch_tokens=self._settings.batch_tokens,
+        )
+
+
+def _check_two_texts(settings: RepairSettings) -> None:
+    """Refuse what replaces identifiers: the text that the encoder reads has no spans.
+
+    Raises:
+        RepairError: If the settings ask for it.
+    """
+    objective = settings.at_identifiers
+    replacing = isinstance(objective, AnchorObjective) and objective.to in (
+        "decoys",
+        "counterfactual",
+    )
+    if replacing or settings.context == "surrogate":
+        raise RepairError(
+            "repair: identifiers in source_text are not marked, so they cannot be replaced along "
+            "with those in text; use context: keep, and mask, unlikelihood, npo, "
+            "gradient_difference or an anchor to base or self"
         )
 
 

@@ -83,4 +83,7 @@ def hidden_states(model: Any, batch: Batch) -> Tensor:
     inputs = {"input_ids": batch.ids, "position_ids": batch.positions}
     if batch.seen is not None:
         inputs["attention_mask"] = batch.seen.long()
+    if batch.source is not None:
+        del inputs["position_ids"]  # a decoder counts by itself
+        inputs |= {"source_ids": batch.source, "source_seen": batch.source_seen}
     return families.hidden_states(model, **inputs)

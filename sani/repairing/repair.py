@@ -26,10 +26,10 @@ from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
 from sani.encoding import framing_named
 from sani.errors import RepairError
-from sani.families import family_of
+from sani.families import decoder_start, family_of, is_masked
 from sani.layout import Layout
 from sani.recipe import RepairSettings
-from sani.rendering import rendered
+from sani.rendering import check_source, rendered
 from sani.repairing.examples import Examples, Teachers
 from sani.repairing.frozen import FrozenPart
 from sani.repairing.objective import Objective
@@ -141,9 +141,11 @@ def train_(
 
     Arguments and errors as for `repair`.
     """
-    masked = family_of(checkpoint.model.config, "causal", "masked").objective == "masked"
+    config = checkpoint.model.config
+    family_of(config)
     started = time.perf_counter()
     corpus = rendered(corpus, checkpoint.tokenizer)
+    check_source(corpus, config)
     teachers = _teachers(checkpoint, settings, base, unsanitized)
     job = f"{settings.model_dump_json()} {corpus.digest()} {checkpoint.weights_digest()} {seed}"
     with (
@@ -157,7 +159,10 @@ def train_(
                 state = last_whole(folder, job=hashlib.sha256(job.encode()).hexdigest())
             examples = Examples(
                 checkpoint, corpus, settings,
-                framing_named(framing, checkpoint.tokenizer, masked=masked),
+                framing_named(
+                    framing, checkpoint.tokenizer, masked=is_masked(config),
+                    start=decoder_start(config),
+                ),
                 teachers=teachers, frozen=frozen, folder=place, seed=seed,
             )  # fmt: skip
             if not examples.has_ordinary_tokens:
