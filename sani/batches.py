@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,19 +49,20 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch there."""
-        return Batch(
-            **{name: None if part is None else part.to(device) for name, part in vars(self).items()}
-        )
+        parts: dict[str, Any] = {
+            name: None if part is None else part.to(device) for name, part in vars(self).items()
+        }
+        return Batch(**parts)
 
     def rows(self, first: int, last: int) -> Batch:
         """The rows [first, last) alone."""
-        others = {
+        parts: dict[str, Any] = {
             name: None if part is None else part[first:last]
             for name, part in vars(self).items()
             if name != "occurrences"
         }
         before, within = self.identifier[:first].sum(), self.identifier[:last].sum()
-        return Batch(**others, occurrences=self.occurrences[int(before) : int(within)])
+        return Batch(**parts, occurrences=self.occurrences[int(before) : int(within)])
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,7 @@ def make_batches(
     sizes = [sum(lengths[number] for number in group) for group in groups]
     batches = token_batches(sizes, budget=batch_tokens)
     return [
-        padded([[rows[number] for number in groups[index]] for index in batch])
-        for batch in batches
+        padded([[rows[number] for number in groups[index]] for index in batch]) for batch in batches
     ]
 
 

@@ -125,9 +125,7 @@ _PREDECESSOR = "The patient was seen again and went home. There were no further 
 _MARK = "\u2603"
 
 
-def framings(
-    tokenizer: Any, *, masked: bool = False, start: int | None = None
-) -> list[Framing]:
+def framings(tokenizer: Any, *, masked: bool = False, start: int | None = None) -> list[Framing]:
     """Every framing that training may plausibly have used, each prefix once.
 
     ``bos`` the begin token, ``eos`` the end token of a document packed before, ``eos-bos`` both,

@@ -108,7 +108,9 @@ def _render(tokenizer: Any, roles: Sequence[str], contents: Sequence[str]) -> st
         ) from None
 
 
-def _places(text: str, pieces: Sequence[str], contents: Sequence[str]) -> list[tuple[int, int, int]]:
+def _places(
+    text: str, pieces: Sequence[str], contents: Sequence[str]
+) -> list[tuple[int, int, int]]:
     """Where each content stands [start, end) in the text, and how much was taken off its front."""
     found, end = [], 0
     for number, content in enumerate(contents):

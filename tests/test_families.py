@@ -16,7 +16,6 @@ from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from sani import families
-from sani.auditing.audit import audit
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.erase import apply_, erase
@@ -25,8 +24,7 @@ from sani.erasing.plan import ErasePlan, PlannedNeurons, layout_of
 from sani.errors import UnsupportedModelError
 from sani.families import FAMILIES
 from sani.layout import Layout
-from sani.recipe import EraseSettings, RepairSettings
-from sani.repairing.repair import repair
+from sani.recipe import EraseSettings
 from tests.architectures import ARCHITECTURES, HEADS, tiny_config, tiny_tokenizer
 
 EXACT = {"rtol": 0, "atol": 1e-10}

@@ -212,8 +212,8 @@ def audit(
     _check(checkpoint)
     corpus = rendered(corpus, checkpoint.tokenizer)
     held_out = held_out and rendered(held_out, checkpoint.tokenizer)
-    for documents in (corpus, *([held_out] if held_out else [])):
-        check_source(documents, checkpoint.model.config)
+    for read in (corpus, *([held_out] if held_out else [])):
+        check_source(read, checkpoint.model.config)
     encoded = encode(corpus, checkpoint.tokenizer)
     framing, tried = _worst_framing(checkpoint, corpus, encoded, settings)
     maker = DecoyMaker([corpus, *([held_out] if held_out else [])], seed=seed)

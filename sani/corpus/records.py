@@ -95,7 +95,9 @@ def _conversation(
     if not isinstance(value, list) or not value:
         got = "empty" if isinstance(value, list) else type_name(value)
         raise RecordError(f"'messages' is {got}; expected a list of objects")
-    text, spans, turns = "", [], []
+    text = ""
+    spans: list[Span] = []
+    turns: list[Turn] = []
     for number, item in enumerate(value, start=1):
         try:
             if not isinstance(item, dict):

@@ -234,7 +234,8 @@ class Examples:
 
     def _drawn(self, documents: Sequence[int], epoch: int) -> list[Example]:
         """Batches of documents with this epoch's values and masks."""
-        encoded, replaced = [self._encoded[number] for number in documents], {}
+        encoded = [self._encoded[number] for number in documents]
+        replaced: dict[int, list[bool]] = {}
         if self._replacing:
             encoded, replaced = self._replaced(documents, epoch)
         examples = []
