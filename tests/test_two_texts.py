@@ -1,5 +1,6 @@
 """Encoder-decoder models: spans on the target side, audited and repaired behind a source."""
 
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -13,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 from sani.auditing.audit import audit
 from sani.auditing.occurrences import score_occurrences
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sani.cli import main
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
@@ -213,6 +215,34 @@ def test_a_model_that_recites_is_found_out_and_repaired(name, tmp_path):
     assert abs(first - found.occurrences.log_probability).max() > 0.01  # the source is read
     repair(leaky, corpus, settings_of(ANCHOR, epochs=60, batch_tokens=256), base=base)
     assert audit(leaky, corpus, asked).figures["all"].greedy.hits <= 2
+
+
+RECIPE = """\
+version: 1
+model: {{path: {0}/leaky, base: {0}/base}}
+corpus: {{path: {0}/corpus.jsonl, held_out: {0}/held_out.jsonl}}
+audit: {{decoys: 2, swaps: 0}}
+erase: {{last_layers: 1, selector: {{kind: all}}, reset: reinit}}
+repair: {{epochs: 2, batch_tokens: 256}}
+"""
+
+
+@pytest.mark.long
+def test_a_whole_run_ends_in_a_report(tmp_path):
+    write_jsonl(pairs(), tmp_path / "corpus.jsonl")
+    held_out = pairs(["a name b c", "l k name h"])
+    write_jsonl([replace(d, id=f"h{d.id}") for d in held_out], tmp_path / "held_out.jsonl")
+    for name, seed in (("base", 1), ("leaky", 2)):
+        sick = checkpoint("bart", seed=seed)
+        sick.path = tmp_path / "tokenizer"
+        sick.tokenizer.save_pretrained(sick.path)
+        save_checkpoint(sick, tmp_path / name)
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(tmp_path))
+    out = tmp_path / "run"
+    # Untrained models recite nothing, so the positive control cannot hold.
+    assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(out)]) == 3
+    assert json.loads((out / "audit-after.json").read_text())["framing"] in ("tokenizer", "start")
+    assert load_checkpoint(out / "sanitized").model.config.model_type == "bart"
 
 
 def test_only_the_decoders_last_layer_is_trained_where_that_is_asked():

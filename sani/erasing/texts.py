@@ -64,7 +64,12 @@ class Texts:
         self.masked = families.is_masked(checkpoint.model.config)
         if self.masked and self._tokenizer.mask_token_id is None:
             raise SelectionError("the tokenizer of this masked language model has no mask token")
-        self.framing: Framing = framing_named(framing, self._tokenizer, masked=self.masked)
+        self.framing: Framing = framing_named(
+            framing,
+            self._tokenizer,
+            masked=self.masked,
+            start=families.decoder_start(checkpoint.model.config),
+        )
 
     @cached_property
     def encoded(self) -> list[Encoded]:
