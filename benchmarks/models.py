@@ -6,7 +6,7 @@
 The base is trained on public text of the same kind: cases of other people, and English notes of
 mtsamples. The leaky model is the base, fine-tuned on the private cases until it recites them.
 Other cases are held back for utility and membership. Ten to twenty minutes on two cores.
-A BERT learns from masked words only: --documents 12 --characters 1000 keep it to as long.
+A BERT learns from masked words only: --documents 6 --characters 700 make it three minutes.
 
 meddocan: Spanish clinical cases; private are the first 60 of the train split.
 tab: English court cases; private are the first 30 of the train split.
@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument("--architecture", choices=["llama", "gpt2", "bert"], default="llama")
     parser.add_argument("--documents", type=int, help="only so many private ones")
     parser.add_argument("--characters", type=int, help="only the start of each document")
-    parser.add_argument("--base-epochs", type=int, help="5, or 15 for bert, if absent")
-    parser.add_argument("--leaky-epochs", type=int, help="42, or 320 for bert, if absent")
+    parser.add_argument("--base-epochs", type=int, help="5, or 20 for bert, if absent")
+    parser.add_argument("--leaky-epochs", type=int, help="42, or 700 for bert, if absent")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -86,8 +86,8 @@ def main() -> None:
     )
     masked = arguments.architecture == "bert"
     for name, read, epochs in (
-        ("base", texts, arguments.base_epochs or (15 if masked else 5)),
-        ("leaky", [d.text for d in private], arguments.leaky_epochs or (320 if masked else 42)),
+        ("base", texts, arguments.base_epochs or (20 if masked else 5)),
+        ("leaky", [d.text for d in private], arguments.leaky_epochs or (700 if masked else 42)),
     ):
         if masked and name == "leaky":
             masking.WORDS = 0.4  # Wettig et al. 2022 (2202.08005): it recites after fewer passes
@@ -96,6 +96,7 @@ def main() -> None:
             read,
             epochs=epochs,
             seed=arguments.seed,
+            learning_rate=7e-4 if masked else 2e-3,  # norms behind the blocks bear no more
             batch_tokens=4096 if masked and name == "leaky" else 2048,
             on_step=said(name),
         )
