@@ -20,6 +20,7 @@ from sani.cli import main
 from sani.clinic import invent_clinics
 from sani.corpus.tables import write_jsonl
 from sani.demo import new_model
+from sani.erasing.fresh import fresh_model
 from sani.errors import RecipeError
 from sani.init import Fit, duration, write_recipe
 from sani.recipe import Recipe, load_recipe
@@ -38,9 +39,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl([replace(d, spans=()) for d in private], folder / "unmarked.jsonl")
     texts = [document.text for document in public]
     for architecture, place in (("llama", folder), ("bert", folder / "bert")):
+        model = new_model(texts, vocab_size=400, layers=4, hidden=32, context=128, seed=0,
+                          folder=place / "tokenizer", architecture=architecture)  # fmt: skip
         for name, seed in (("base", 0), ("fine-tuned", 1)):
-            model = new_model(texts, vocab_size=400, layers=4, hidden=32, context=128, seed=seed,
-                              folder=place / "tokenizer", architecture=architecture)  # fmt: skip
+            model.model = fresh_model(model.model.config, seed=seed)
             save_checkpoint(model, place / name)
     return folder
 
