@@ -33,7 +33,7 @@ from sani.repairing.repair import repair
 
 MEASURED_SECONDS = 10.0
 EPOCHS = 4
-MASKED_EPOCHS = 40  # of a masked language model: each masks 15 % of the words
+MASKED_EPOCHS = 120  # of a masked language model: each masks 15 % of the words
 MOST_LAYERS = 3
 # Learning rates by size, from small models that were measured to large ones that were not.
 LEARNING_RATES = ((2e7, "1e-3"), (2e8, "3e-4"), (1e9, "1e-4"), (math.inf, "2e-5"))

@@ -86,7 +86,7 @@ def test_a_masked_model_gets_a_recipe_too(job, tmp_path, monkeypatch):
     assert main(["init", str(job / "bert" / "fine-tuned"), "--base", str(job / "bert" / "base"),
                  "--corpus", str(job / "records.jsonl"), "--out", str(out)]) == 0  # fmt: skip
     assert "# Sanitize a bert model of 4 layers" in out.read_text()
-    assert load_recipe(out).repair.epochs == 40
+    assert load_recipe(out).repair.epochs == 120
     assert main(["run", str(out), "--check"]) == 0
 
 
