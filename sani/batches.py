@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,13 +23,18 @@ class Batch:
 
     Attributes:
         ids: Token ids, [batch, seq].
-        targets: The token that follows each position, [batch, seq].
+        targets: The token that each position predicts, [batch, seq]: the one that follows, or the
+            one that is masked there.
         ordinary: Positions whose target is ordinary text, [batch, seq], bool.
         identifier: Positions whose target stands in an identifier, [batch, seq], bool.
         occurrences: For each identifier position, in reading order, [n, 4]: window, document,
             span and token of its target. Where spans overlap, the first.
         positions: Place of each token in its window, [batch, seq], where a row holds several;
             None where each holds one. Attention does not cross where it starts again.
+        seen: Positions that are no padding, [batch, seq], bool; None where a model sees only what
+            stands before, which padding never does.
+        source, source_seen: What an encoder reads, [batch, source], and which of it is no padding;
+            None where there is no encoder.
     """
 
     ids: Tensor
@@ -37,26 +43,37 @@ class Batch:
     identifier: Tensor
     occurrences: Tensor
     positions: Tensor | None = None
+    seen: Tensor | None = None
+    source: Tensor | None = None
+    source_seen: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch there."""
-        return Batch(
-            self.ids.to(device),
-            self.targets.to(device),
-            self.ordinary.to(device),
-            self.identifier.to(device),
-            self.occurrences.to(device),
-            None if self.positions is None else self.positions.to(device),
-        )
+        parts: dict[str, Any] = {
+            name: None if part is None else part.to(device) for name, part in vars(self).items()
+        }
+        return Batch(**parts)
+
+    def rows(self, first: int, last: int) -> Batch:
+        """The rows [first, last) alone."""
+        parts: dict[str, Any] = {
+            name: None if part is None else part[first:last]
+            for name, part in vars(self).items()
+            if name != "occurrences"
+        }
+        before, within = self.identifier[:first].sum(), self.identifier[:last].sum()
+        return Batch(**parts, occurrences=self.occurrences[int(before) : int(within)])
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One window of a document: its tokens, and what each position's target is."""
+class Row:
+    """One window of a document: its tokens, and what each position predicts, if anything."""
 
     ids: list[int]
+    targets: list[int]
     ordinary: list[bool]
     identifier: list[tuple[int, int, int, int] | None]
+    source: Sequence[int] = ()
 
 
 def make_batches(
@@ -83,12 +100,12 @@ def make_batches(
     sizes = [sum(lengths[number] for number in group) for group in groups]
     batches = token_batches(sizes, budget=batch_tokens)
     return [
-        _pad([[rows[number] for number in groups[index]] for index in batch]) for batch in batches
+        padded([[rows[number] for number in groups[index]] for index in batch]) for batch in batches
     ]
 
 
-def _rows(encoded: Sequence[Encoded], framing: Framing, context_tokens: int) -> list[_Row]:
-    rows: list[_Row] = []
+def _rows(encoded: Sequence[Encoded], framing: Framing, context_tokens: int) -> list[Row]:
+    rows: list[Row] = []
     lead = len(framing.prefix)
     for item in encoded:
         owner = item.owners()
@@ -105,7 +122,8 @@ def _rows(encoded: Sequence[Encoded], framing: Framing, context_tokens: int) -> 
                     for token, new in zip(targets, scored, strict=True)
                 ]
                 ordinary = [new and place is None for new, place in zip(scored, found, strict=True)]
-                rows.append(_Row(ids, ordinary, found))
+                source = item.source[:context_tokens]
+                rows.append(Row(ids, [*ids[1:], 0], ordinary, found, source))
     return rows
 
 
@@ -126,10 +144,17 @@ def _packed(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _pad(groups: Sequence[Sequence[_Row]]) -> Batch:
+def padded(groups: Sequence[Sequence[Row]], *, both_sides: bool = False) -> Batch:
+    """A batch of rows, each a group of windows.
+
+    Args:
+        groups: The windows of each row; each group is put side by side.
+        both_sides: The model also sees what stands behind, so it is told what is padding.
+    """
     shape = (len(groups), max(sum(len(row.ids) for row in group) for group in groups))
     ids, targets = torch.zeros(2, *shape, dtype=torch.long)
     ordinary, identifier = torch.zeros(2, *shape, dtype=torch.bool)
+    seen = torch.zeros(shape, dtype=torch.bool)
     positions = torch.zeros(shape, dtype=torch.long)
     occurrences = []
     for number, group in enumerate(groups):
@@ -137,10 +162,11 @@ def _pad(groups: Sequence[Sequence[_Row]]) -> Batch:
         for row in group:
             place = (number, slice(end, end := end + len(row.ids)))
             ids[place] = torch.tensor(row.ids)
-            targets[place] = torch.tensor([*row.ids[1:], 0])
+            targets[place] = torch.tensor(row.targets)
             ordinary[place] = torch.tensor(row.ordinary)
             identifier[place] = torch.tensor([found is not None for found in row.identifier])
             positions[place] = torch.arange(len(row.ids))
+            seen[place] = True
             occurrences += [found for found in row.identifier if found is not None]
     return Batch(
         ids,
@@ -149,4 +175,18 @@ def _pad(groups: Sequence[Sequence[_Row]]) -> Batch:
         identifier,
         torch.tensor(occurrences, dtype=torch.long).reshape(-1, 4),
         positions if any(len(group) > 1 for group in groups) else None,
+        seen if both_sides else None,
+        *padded_sources([row.source for (row, *_) in groups]),
     )
+
+
+def padded_sources(sources: Sequence[Sequence[int]]) -> tuple[Tensor | None, Tensor | None]:
+    """What an encoder reads, [batch, source], and what of it is no padding; None if nothing is."""
+    if not any(sources):
+        return None, None
+    ids = torch.zeros(len(sources), max(map(len, sources)), dtype=torch.long)
+    seen = torch.zeros(ids.shape, dtype=torch.bool)
+    for number, source in enumerate(sources):
+        ids[number, : len(source)] = torch.tensor(source)
+        seen[number, : len(source)] = True
+    return ids, seen

@@ -22,6 +22,7 @@ from sani.recipe import MaskObjective, RepairSettings
 from sani.repairing.repair import RepairResult, train_
 
 BEGIN, END = "<s>", "</s>"
+SPECIAL = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")  # of BERT
 
 PATIENTS = (120, 60, 25)
 SEED = 1
@@ -54,9 +55,9 @@ def new_model(
     context: int,
     folder: Path,
     seed: int,
-    architecture: Literal["llama", "gpt2"] = "llama",
+    architecture: Literal["llama", "gpt2", "bert"] = "llama",
 ) -> Checkpoint:
-    """An untrained model with a byte-level BPE tokenizer learnt from ``texts``.
+    """An untrained model with a tokenizer learnt from ``texts``: byte-level BPE, or WordPiece.
 
     Args:
         texts: Public text only: a tokenizer's merges can hold an identifier too.
@@ -66,26 +67,13 @@ def new_model(
         context: Longest input in tokens.
         folder: The tokenizer is saved here.
         seed: Of the weights.
-        architecture: GPT-2's stands for learnt positions, LayerNorm, biases and a plain MLP.
+        architecture: GPT-2's stands for learnt positions, LayerNorm, biases and a plain MLP;
+            BERT's is a masked language model.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
+    from transformers import BertConfig, GPT2Config, LlamaConfig
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[BEGIN, END],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=bpe, bos_token=BEGIN, eos_token=END
-    )
+    masked = architecture == "bert"
+    tokenizer = (_word_pieces if masked else _byte_pairs)(texts, vocab_size)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(folder)
     common = {
@@ -101,6 +89,14 @@ def new_model(
     config: Any
     if architecture == "gpt2":
         config = GPT2Config(**common, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    elif architecture == "bert":
+        config = BertConfig(
+            **common,
+            intermediate_size=hidden * 4,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     else:
         config = LlamaConfig(
             **common,
@@ -108,6 +104,60 @@ def new_model(
             num_key_value_heads=hidden // 32,
         )
     return Checkpoint(fresh_model(config, seed=seed), tokenizer, folder)
+
+
+def _byte_pairs(texts: Sequence[str], vocab_size: int) -> Any:
+    """As of GPT-2: no text is unknown to it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[BEGIN, END],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=bpe, bos_token=BEGIN, eos_token=END
+    )
+
+
+def _word_pieces(texts: Sequence[str], vocab_size: int) -> Any:
+    """As of BERT, in the case of the text: words are cut at punctuation too."""
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
+    from transformers import PreTrainedTokenizerFast
+
+    special = {name: f"[{name[:-6].upper()}]" for name in SPECIAL}
+    pieces = Tokenizer(models.WordPiece(unk_token=special["unk_token"]))
+    pieces.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=list(special.values()), show_progress=False
+    )
+    pieces.train_from_iterator(texts, trainer)
+    begin, end = special["cls_token"], special["sep_token"]
+    pieces.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}",
+        special_tokens=[(token, pieces.token_to_id(token)) for token in (begin, end)],
+    )
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=pieces, **special
+    )
 
 
 def train_on_text(
@@ -120,7 +170,10 @@ def train_on_text(
     batch_tokens: int = 2048,
     on_step: Callable[[int, int], None] | None = None,
 ) -> RepairResult:
-    """In place: plain next-token training on every token, the begin token in front of each text."""
+    """In place: plain training on every token, the begin token in front of each text.
+
+    A masked language model has a share of the words masked, and what its tokenizer puts around.
+    """
     corpus = Corpus([Document(str(number), str(number), text) for number, text in enumerate(texts)])
     settings = RepairSettings(
         at_identifiers=MaskObjective(kind="mask"),
@@ -128,7 +181,7 @@ def train_on_text(
         learning_rate=learning_rate,
         batch_tokens=batch_tokens,
     )
-    return train_(checkpoint, corpus, settings, framing="bos", seed=seed, on_step=on_step)
+    return train_(checkpoint, corpus, settings, seed=seed, on_step=on_step)
 
 
 def demo_recipe(folder: Path, *, on_step: Callable[[str, int, int], None]) -> Path:

@@ -6,6 +6,7 @@ Shared by audit, erase and repair, so that a token masked in one is the token sc
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ class Encoded:
         ends: One past the last character of each token.
         spans: For each span of the document, the tokens [first, last) that overlap it by one
             character or more; (0, 0) for a span that no token covers.
+        words: Number of the word that each token is of, from 0, in order.
+        source: Token ids of what the encoder of an encoder-decoder model reads, with what its
+            tokenizer puts around.
     """
 
     document: int
@@ -31,6 +35,8 @@ class Encoded:
     starts: list[int]
     ends: list[int]
     spans: list[tuple[int, int]]
+    words: Sequence[int] = ()
+    source: Sequence[int] = ()
 
     def owners(self) -> list[int]:
         """For each token, the first span that touches it; -1 for ordinary text."""
@@ -46,17 +52,53 @@ class Encoded:
 
 
 def encode(corpus: Corpus, tokenizer: Any) -> list[Encoded]:
-    """Tokenize every document once, keeping where each token stands."""
+    """Tokenize every document once, keeping where each token stands.
+
+    Raises:
+        ValueError: If a conversation was not rendered for this tokenizer before.
+    """
     result = []
     for number, document in enumerate(corpus):
+        if document.turns:
+            raise ValueError("a conversation must be rendered before it is tokenized")
         encoding = tokenizer(
             document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         starts = [start for start, _ in encoding["offset_mapping"]]
         ends = [end for _, end in encoding["offset_mapping"]]
         spans = [overlapping(starts, ends, span.start, span.end) for span in document.spans]
-        result.append(Encoded(number, encoding["input_ids"], starts, ends, spans))
+        words = _words(document.text, encoding.word_ids(), starts, ends)
+        source = document.source_text and tokenizer(document.source_text, verbose=False)
+        result.append(
+            Encoded(
+                number,
+                encoding["input_ids"],
+                starts,
+                ends,
+                spans,
+                words,
+                source["input_ids"] if source else (),
+            )
+        )
     return result
+
+
+def _words(
+    text: str, own: Sequence[int | None], starts: Sequence[int], ends: Sequence[int]
+) -> list[int]:
+    """Number of each token's word: the tokenizer's own words, cut at white space.
+
+    Some tokenizers (SentencePiece without pre-tokenization) call a whole document one word.
+    """
+    words: list[int] = []
+    for token, word in enumerate(own):
+        if token == 0:
+            words.append(0)
+            continue
+        between = text[ends[token - 1] : starts[token] + 1]
+        new = word is None or word != own[token - 1] or any(map(str.isspace, between))
+        words.append(words[-1] + new)
+    return words
 
 
 def overlapping(starts: list[int], ends: list[int], start: int, end: int) -> tuple[int, int]:
@@ -83,33 +125,37 @@ _PREDECESSOR = "The patient was seen again and went home. There were no further 
 _MARK = "\u2603"
 
 
-def framings(tokenizer: Any, *, masked: bool = False) -> list[Framing]:
+def framings(tokenizer: Any, *, masked: bool = False, start: int | None = None) -> list[Framing]:
     """Every framing that training may plausibly have used, each prefix once.
 
     ``bos`` the begin token, ``eos`` the end token of a document packed before, ``eos-bos`` both,
     ``packed`` a whole document and the end token, ``newline`` an empty line, ``chat-user`` and
     ``chat-assistant`` the chat template's opening of a turn, ``tokenizer`` whatever the tokenizer
-    itself puts around it, ``none`` nothing; for a masked language model only the last two.
+    itself puts around it, ``none`` nothing; for a masked language model only the last two. With
+    ``start``, what a decoder begins with, only ``tokenizer`` and ``start``, and no more than it.
     """
     found: dict[tuple[int, ...], Framing] = {}
-    for name, framing in _framings(tokenizer).items():
+    for name, framing in _framings(tokenizer, start).items():
         if not masked or name in ("tokenizer", "none"):
             found.setdefault(framing.prefix, framing)
     return list(found.values())
 
 
-def framing_named(name: str, tokenizer: Any) -> Framing:
+def framing_named(
+    name: str, tokenizer: Any, *, masked: bool = False, start: int | None = None
+) -> Framing:
     """The framing of this name for this tokenizer.
 
-    ``auto`` is the begin token where there is one, which training most often used, else what the
-    tokenizer itself does; an audit tries them all instead.
+    ``auto`` is the begin token where there is one, which training most often used, else, and for
+    a masked or an encoder-decoder model, what the tokenizer itself does; an audit tries them all
+    instead.
 
     Raises:
         AuditError: If the tokenizer lacks the token or the template it needs.
     """
-    known = _framings(tokenizer)
+    known = _framings(tokenizer, start)
     if name == "auto":
-        name = "bos" if "bos" in known else "tokenizer"
+        name = "bos" if "bos" in known and not masked else "tokenizer"
     if name not in known:
         raise AuditError(
             f"framing '{name}': the tokenizer has no token or template for it; it has "
@@ -118,7 +164,7 @@ def framing_named(name: str, tokenizer: Any) -> Framing:
     return known[name]
 
 
-def _framings(tokenizer: Any) -> dict[str, Framing]:
+def _framings(tokenizer: Any, start: int | None = None) -> dict[str, Framing]:
     """Each framing that this tokenizer has the tokens for; two may be the same."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     own = tokenizer("", add_special_tokens=True)["input_ids"]
@@ -127,6 +173,12 @@ def _framings(tokenizer: Any) -> dict[str, Framing]:
         own, behind = own[:-1], own[-1:]
     if tokenizer.sep_token_id is None:  # a causal model does not see what stands behind
         behind = []
+
+    if start is not None:
+        return {
+            "tokenizer": Framing("tokenizer", (start, *own)),
+            "start": Framing("start", (start,)),
+        }
 
     def plain(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -196,6 +196,7 @@ FAMILIES: Mapping[str, Family] = {
         (Mlp(("fc1",), "fc2"),),
         (_BART_SELF, _separate("encoder_attn.{}_proj", "q", "k", "v", "out")),
         objective="seq2seq",
+        branches=False,
     ),
     "bert": _BERT,
     "bloom": replace(_BIG_SCIENCE, sdpa=False),
@@ -300,6 +301,7 @@ FAMILIES: Mapping[str, Family] = {
             _separate("layer.1.EncDecAttention.{}", "q", "k", "v", "o"),
         ),
         objective="seq2seq",
+        branches=False,
         whole=("layer.0.SelfAttention.relative_attention_bias",),  # all layers read the first's
     ),
     "xlm-roberta": _ROBERTA,
@@ -362,20 +364,43 @@ def is_masked(config: Any) -> bool:
     return family is not None and family.objective == "masked" and not decoder
 
 
+def decoder_start(config: Any) -> int | None:
+    """The token that a decoder which reads a second text begins with; None for other models."""
+    family = FAMILIES.get(str(getattr(config, "model_type", "")))
+    two_texts = family is not None and family.objective == "seq2seq"
+    return int(config.decoder_start_token_id) if two_texts else None
+
+
 def hidden_states(
-    model: Any, *, cache: DynamicCache | None = None, **inputs: Tensor | None
+    model: Any,
+    *,
+    cache: DynamicCache | None = None,
+    source_ids: Tensor | None = None,
+    source_seen: Tensor | None = None,
+    **inputs: Tensor | None,
 ) -> Tensor:
     """The last hidden states, final norm included, [batch, seq, hidden], and no logits.
 
     Args:
-        model: A causal or masked language model.
+        model: A language model.
         cache: Takes the keys and values of the inputs, or has those of what stands before them.
             None for a model that is read at once.
-        inputs: Of the model.
+        source_ids: What the encoder of an encoder-decoder model reads, [batch, source].
+        source_seen: Which of its positions are no padding, likewise, bool.
+        inputs: Of the model; where there is an encoder, of its decoder.
 
     Raises:
-        UnsupportedModelError: If the model reads two texts, or is not of a known family.
+        UnsupportedModelError: If the model is not of a known family, or reads a second text and
+            none is given.
     """
+    if source_ids is not None and source_seen is not None:
+        family_of(model.config, "seq2seq")
+        seen = source_seen.long()
+        source = model.get_encoder()(input_ids=source_ids, attention_mask=seen).last_hidden_state
+        said: Tensor = model.get_decoder()(
+            **inputs, encoder_hidden_states=source, encoder_attention_mask=seen, use_cache=False
+        ).last_hidden_state
+        return said
     cached: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache}
     if family_of(model.config, "causal", "masked").objective == "masked":
         cached = {}
@@ -410,7 +435,12 @@ def layer_states(
 
 def logits(model: Any, hidden: Tensor) -> Tensor:
     """The model's own logits [n, vocab] for chosen hidden states [n, hidden]."""
-    family = family_of(model.config, "causal", "masked")
+    family = family_of(model.config)
+    if family.objective == "seq2seq":
+        if getattr(model.config, "scale_decoder_outputs", False):  # T5, where the head is tied
+            hidden = hidden * model.config.d_model**-0.5
+        said: Tensor = model.get_output_embeddings()(hidden)
+        return said + getattr(model, "final_logits_bias", 0.0)
     if family.head:
         for name in family.head:
             hidden = getattr(model, name)(hidden)

@@ -71,9 +71,17 @@ def judge(
         checks.append(power(kind, before, control))
         figures = after["figures"].get(kind)
         baseline = control["figures"].get(kind) if control else None
-        for name, limit in (("greedy", settings.greedy), ("discoverable", settings.discoverable)):
-            if limit is not None:
-                checks.append(_rate(f"{name}.{kind}", name, figures, baseline, limit))
+        # A masked language model is asked in two ways, and must meet the limits in both.
+        forms = ("figures", "jointly") if after.get("jointly") else ("figures",)
+        for form in forms:
+            asked, known = ((side.get(form) or {}).get(kind) for side in (after, control or {}))
+            for name, limit in (
+                ("greedy", settings.greedy),
+                ("discoverable", settings.discoverable),
+            ):
+                if limit is not None:
+                    suffix = "" if form == "figures" else f".{form}"
+                    checks.append(_rate(f"{name}.{kind}{suffix}", name, asked, known, limit))
         if settings.auc_excess is not None:
             checks.append(_auc(f"auc.{kind}", figures, baseline, settings.auc_excess))
     if settings.judges_attacks:

@@ -25,13 +25,15 @@ from sani.corpus.readers import read_corpus
 from sani.encoding import encode
 from sani.environment import REPAIR_BYTES, device_memory
 from sani.errors import RecipeError
-from sani.families import family_of
+from sani.families import FAMILIES, family_of, is_masked
 from sani.inputs import read_others
 from sani.recipe import AnchorObjective, AuditSettings, MaskObjective, RepairSettings
+from sani.rendering import rendered
 from sani.repairing.repair import repair
 
 MEASURED_SECONDS = 10.0
 EPOCHS = 4
+MASKED_EPOCHS = 120  # of a masked language model: each masks 15 % of the words
 MOST_LAYERS = 3
 # Learning rates by size, from small models that were measured to large ones that were not.
 LEARNING_RATES = ((2e7, "1e-3"), (2e8, "3e-4"), (1e9, "1e-4"), (math.inf, "2e-5"))
@@ -104,6 +106,8 @@ def fit(
         raise RecipeError(f"--base does not fit the model, so it is no control: {difference}")
     parameters = sum(tensor.numel() for tensor in checkpoint.model.parameters())
     fits = REPAIR_BYTES * parameters <= device_memory()
+    documents = rendered(documents, checkpoint.tokenizer)
+    others = others and rendered(others, checkpoint.tokenizer)
     lengths = [len(encoded.ids) for encoded in encode(documents, checkpoint.tokenizer)]
     return Fit(
         family=config.model_type,
@@ -156,7 +160,8 @@ def _estimate(
     others = encode(held_out, checkpoint.tokenizer) if held_out else []
     read = total + sum(len(encoded.ids) for encoded in others)
     audit_seconds = audits * read * (audited - began) / measured
-    return search + audit_seconds + EPOCHS * total * (repaired - audited) / measured
+    epochs = MASKED_EPOCHS if is_masked(checkpoint.model.config) else EPOCHS
+    return search + audit_seconds + epochs * total * (repaired - audited) / measured
 
 
 def _with_span(document: Any) -> Any:
@@ -239,7 +244,8 @@ def _lines(
         yield "  at_identifiers: {kind: anchor, weight: 5.0}  # raise the weight if the AUC stays"
     else:
         yield "  at_identifiers: {kind: mask}  # weaker than the anchor, which needs a base"
-    yield f"  epochs: {EPOCHS}"
+    masked = FAMILIES[found.family].objective == "masked"
+    yield f"  epochs: {MASKED_EPOCHS if masked else EPOCHS}"
     rate = next(rate for size, rate in LEARNING_RATES if found.parameters < size)
     yield f"  learning_rate: {rate}  # by the model's size; try half and twice"
     yield "gate:"

@@ -163,3 +163,15 @@ def test_a_scan_of_unknown_or_low_recall_does_not_hold_where_the_recipe_asks() -
     assert "scan_recall" not in {
         check.name for check in judge(GateSettings(), before=BEFORE, after=CLEAN, control=CONTROL)
     }
+
+
+def test_a_masked_model_must_meet_the_rates_in_both_ways_of_asking() -> None:
+    clean, control = ({**side, "jointly": side["figures"]} for side in (CLEAN, CONTROL))
+    assert failed(clean, control=control) == set()
+    leaks = {**clean, "jointly": audit_of((200, 1000))["figures"]}
+    assert failed(leaks, control=control) == {
+        "greedy.direct.jointly",
+        "discoverable.direct.jointly",
+    }
+    assert failed({**clean, "jointly": {}}, control=control) == set()  # of a causal model
+    assert failed(clean) == {"greedy.direct.jointly", "discoverable.direct.jointly"}

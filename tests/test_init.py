@@ -20,6 +20,7 @@ from sani.cli import main
 from sani.clinic import invent_clinics
 from sani.corpus.tables import write_jsonl
 from sani.demo import new_model
+from sani.erasing.fresh import fresh_model
 from sani.errors import RecipeError
 from sani.init import Fit, duration, write_recipe
 from sani.recipe import Recipe, load_recipe
@@ -36,11 +37,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(private, folder / "records.jsonl")
     write_jsonl(held_out, folder / "held_out.jsonl")
     write_jsonl([replace(d, spans=()) for d in private], folder / "unmarked.jsonl")
-    for name, seed in (("base", 0), ("fine-tuned", 1)):
-        texts = [document.text for document in public]
-        model = new_model(texts, vocab_size=400, layers=4, hidden=32, context=128,
-                          folder=folder / "tokenizer", seed=seed)  # fmt: skip
-        save_checkpoint(model, folder / name)
+    texts = [document.text for document in public]
+    for architecture, place in (("llama", folder), ("bert", folder / "bert")):
+        model = new_model(texts, vocab_size=400, layers=4, hidden=32, context=128, seed=0,
+                          folder=place / "tokenizer", architecture=architecture)  # fmt: skip
+        for name, seed in (("base", 0), ("fine-tuned", 1)):
+            model.model = fresh_model(model.model.config, seed=seed)
+            save_checkpoint(model, place / name)
     return folder
 
 
@@ -75,6 +78,16 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(job, tmp_path, capsys
     # Untrained models recite nothing, so the positive control cannot hold.
     assert main(["run", str(out), "--out", str(tmp_path / "run")]) == 3
     assert (tmp_path / "run" / "sanitized" / "manifest.json").is_file()
+
+
+def test_a_masked_model_gets_a_recipe_too(job, tmp_path, monkeypatch):
+    monkeypatch.setattr("sani.init.MEASURED_SECONDS", 0.1)
+    out = tmp_path / "mine.yaml"
+    assert main(["init", str(job / "bert" / "fine-tuned"), "--base", str(job / "bert" / "base"),
+                 "--corpus", str(job / "records.jsonl"), "--out", str(out)]) == 0  # fmt: skip
+    assert "# Sanitize a bert model of 4 layers" in out.read_text()
+    assert load_recipe(out).repair.epochs == 120
+    assert main(["run", str(out), "--check"]) == 0
 
 
 def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job, tmp_path):
@@ -215,8 +228,9 @@ def test_every_recipe_is_read_fits_the_schema_and_says_what_it_does(path):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_recipe_runs_end_to_end_in_small(path, job, tmp_path):
     recipe = load_recipe(path)
+    models = job / "bert" if "bert" in path.name else job
     small = {
-        "model.path": job / "fine-tuned", "model.base": job / "base",
+        "model.path": models / "fine-tuned", "model.base": models / "base",
         "corpus.path": job / "records.jsonl", "corpus.held_out": job / "held_out.jsonl",
         "repair.epochs": 1, "audit.decoys": 2,
     }  # fmt: skip

@@ -33,6 +33,7 @@ from sani.errors import AttackError
 from sani.families import family_of
 from sani.rates import rate
 from sani.recipe import AttackSettings, AuditSettings
+from sani.rendering import rendered
 
 OnStep = Callable[[str, int, int], None]
 Attack = Callable[[Checkpoint, Scene, Any], Iterator[Outcome]]
@@ -107,6 +108,10 @@ def attack(
                 f"{models[BASE].path} has the same weights as another of the checkpoints, so it "
                 "is no control; give the public model that they were fine-tuned from"
             )
+    tokenizer = models[SANITIZED].tokenizer
+    corpus = rendered(corpus, tokenizer)
+    held_out = held_out and rendered(held_out, tokenizer)
+    neighbours = neighbours and rendered(neighbours, tokenizer)
     scene = make_scene(
         corpus, settings, audit=audit, framing=framing, held_out=held_out, neighbours=neighbours,
         old=models.get(LEAKY), seed=seed,

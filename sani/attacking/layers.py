@@ -146,7 +146,7 @@ def _states(
             here = [(row, end) for row, end in ends if window.new <= end < window.end]
             if not here:
                 continue
-            ids = torch.tensor([text_row(encoded[document], window, framing).tokens])
+            ids = torch.tensor([text_row(model, encoded[document], window, framing).tokens])
             states = families.layer_states(
                 model.model, chosen, input_ids=ids.to(model.model.device)
             )

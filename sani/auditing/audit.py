@@ -43,6 +43,7 @@ from sani.encoding import Encoded, Framing, encode, framing_named, framings
 from sani.errors import AuditError
 from sani.rates import Rate, rate
 from sani.recipe import AuditSettings
+from sani.rendering import check_source, rendered
 from sani.values.decoys import DecoyMaker
 
 FRAMING_OCCURRENCES = 300
@@ -176,7 +177,7 @@ def audit(
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> AuditResult:
-    """Audit a causal or masked language model on the documents it may have been trained on.
+    """Audit a language model on the documents it may have been trained on.
 
     Run it on the base model too, with the same arguments: the excess over it was memorized.
 
@@ -194,6 +195,7 @@ def audit(
         UnsupportedModelError: If the family is not one of `sani.families`.
         AuditError: If there is no occurrence, none can be scored, the model gives NaN, or the
             tokenizer is not one for this model.
+        CorpusError: If a conversation does not fit the model's chat template.
 
     Source: discoverable extraction, Carlini et al. 2022 (2202.07646), by teacher forcing;
     (n, p), Hayes et al. 2024; exposure, Carlini et al. 2019. Deviations: the prefix is the whole
@@ -208,6 +210,10 @@ def audit(
             "not the same as clean. Annotate the corpus or check its format"
         )
     _check(checkpoint)
+    corpus = rendered(corpus, checkpoint.tokenizer)
+    held_out = held_out and rendered(held_out, checkpoint.tokenizer)
+    for read in (corpus, *([held_out] if held_out else [])):
+        check_source(read, checkpoint.model.config)
     encoded = encode(corpus, checkpoint.tokenizer)
     framing, tried = _worst_framing(checkpoint, corpus, encoded, settings)
     maker = DecoyMaker([corpus, *([held_out] if held_out else [])], seed=seed)
@@ -219,7 +225,7 @@ def audit(
             f"none of the {corpus.num_spans} occurrences can be scored (by reason: "
             f"{_counts(occurrences)}); nothing can be said of what the model recites"
         )
-    control = framing_named(control_framing or framing.name, checkpoint.tokenizer)
+    control = _framing(checkpoint, control_framing or framing.name)
     utility, documents, generation = None, None, None
     if held_out:
         outside = _held_out_tokens(checkpoint, held_out, control.name, settings)
@@ -252,7 +258,7 @@ def audit(
 
 def _check(checkpoint: Checkpoint) -> None:
     """Refuse an unknown family, whose logits may be scaled, and a tokenizer that does not fit."""
-    families.family_of(checkpoint.model.config, "causal", "masked")
+    families.family_of(checkpoint.model.config)
     tokenizer = checkpoint.tokenizer
     if not tokenizer.is_fast:
         raise AuditError(
@@ -282,6 +288,7 @@ def measure_utility(
     Raises:
         AuditError: If the held-out documents have no such token.
     """
+    held_out = rendered(held_out, checkpoint.tokenizer)
     return _utility(_held_out_tokens(checkpoint, held_out, framing.name, settings))
 
 
@@ -291,7 +298,7 @@ def _held_out_tokens(
     return score_tokens(
         checkpoint,
         encode(held_out, checkpoint.tokenizer),
-        framing_named(framing, checkpoint.tokenizer),
+        _framing(checkpoint, framing),
         batch_tokens=settings.batch_tokens,
     )
 
@@ -362,6 +369,7 @@ COMPARED = ("auc", "exposure", "first", "chance", "swap_auc", "swap_first", "swa
 
 def worst_framing(checkpoint: Checkpoint, corpus: Corpus, settings: AuditSettings) -> Framing:
     """The framing under which a sample of documents leaks most."""
+    corpus = rendered(corpus, checkpoint.tokenizer)
     return _worst_framing(checkpoint, corpus, encode(corpus, checkpoint.tokenizer), settings)[0]
 
 
@@ -370,11 +378,12 @@ def _worst_framing(
 ) -> tuple[Framing, dict[str, Rate]]:
     """The framing under which a sample of documents leaks most, and what each gave."""
     if settings.framing != "auto":
-        return framing_named(settings.framing, checkpoint.tokenizer), {}
-    masked = families.is_masked(checkpoint.model.config)
+        return _framing(checkpoint, settings.framing), {}
+    config = checkpoint.model.config
+    masked, start = families.is_masked(config), families.decoder_start(config)
     candidates = [
         framing
-        for framing in framings(checkpoint.tokenizer, masked=masked)
+        for framing in framings(checkpoint.tokenizer, masked=masked, start=start)
         if len(framing.prefix)
         <= (LONGEST_PACKED if framing.name == "packed" else LONGEST_FRAMING)
         * checkpoint.context_tokens
@@ -400,6 +409,11 @@ def _worst_framing(
             if best is None or key > best:
                 best, chosen = key, framing
     return chosen, tried
+
+
+def _framing(checkpoint: Checkpoint, name: str) -> Framing:
+    start = families.decoder_start(checkpoint.model.config)
+    return framing_named(name, checkpoint.tokenizer, start=start)
 
 
 def _counts(occurrences: Occurrences) -> dict[str, int]:

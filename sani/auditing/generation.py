@@ -191,8 +191,10 @@ def generate_audit(
     """
     settings, sampler = settings or GenerationSettings(), sampler or SamplerSettings()
     started = time.perf_counter()
-    if families.is_masked(checkpoint.model.config):
-        raise AuditError("a masked language model cannot be sampled; set audit.generation to null")
+    if families.family_of(checkpoint.model.config).objective != "causal":
+        raise AuditError(
+            "only a causal language model can be sampled by prompts; set audit.generation to null"
+        )
     index = IdentifierIndex(corpus, kinds=settings.kinds)
     if not len(index):
         raise AuditError(

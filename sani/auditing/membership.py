@@ -122,7 +122,7 @@ def score_tokens(
     for item in encoded:
         touched = item.in_span()
         for window in document_windows(checkpoint, item, framing):
-            row = text_row(item, window, framing)
+            row = text_row(checkpoint, item, window, framing)
             lead = len(framing.prefix)
             targets = [
                 token
@@ -161,7 +161,7 @@ def _row(
     masked: bool,
 ) -> Row:
     """A row of text that reads these tokens of a document; masked, if the model is."""
-    row = Row(list(text.tokens))
+    row = Row(list(text.tokens), source=text.source)
     for offset, token in enumerate(asked):
         position = lead + token - window.start
         row.reads.append((position if masked else position - 1, item.ids[token], slot + offset))

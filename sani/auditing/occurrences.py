@@ -198,7 +198,7 @@ class _Rows:
         framing, waiting = self._framing, list(enumerate(item.spans))
         cues = CueFinder(self._corpus[item.document].text)
         for window in document_windows(self._checkpoint, item, framing):
-            row = text_row(item, window, framing)
+            row = text_row(self._checkpoint, item, window, framing)
             number = len(self._rows)
             if not self._masked:
                 self._rows.append(row)
@@ -446,6 +446,7 @@ def document_windows(checkpoint: Checkpoint, item: Encoded, framing: Framing) ->
     return windows(len(item.ids), item=item.document, capacity=capacity) if item.ids else []
 
 
-def text_row(item: Encoded, window: Window, framing: Framing) -> Row:
+def text_row(checkpoint: Checkpoint, item: Encoded, window: Window, framing: Framing) -> Row:
     """A framed window as an input of the model."""
-    return Row([*framing.prefix, *item.ids[window.start : window.end], *framing.suffix])
+    tokens = [*framing.prefix, *item.ids[window.start : window.end], *framing.suffix]
+    return Row(tokens, source=item.source[: checkpoint.context_tokens])

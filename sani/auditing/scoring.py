@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sani import families
+from sani.batches import padded_sources
 from sani.errors import AuditError
 from sani.recipe import SamplerSettings
 from sani.runtime import token_batches
@@ -69,11 +70,13 @@ class Row:
         reads: (position, target, slot): at ``position``, how likely is ``target``? The answer
             goes to ``slot``.
         trees: What else could stand behind its positions.
+        source: Token ids of what an encoder reads, where there is one.
     """
 
     tokens: list[int]
     reads: Reads = field(default_factory=list)
     trees: list[Tree] = field(default_factory=list)
+    source: Sequence[int] = ()
 
     def add_branch(self, position: int, tokens: Sequence[int], slots: Sequence[int]) -> None:
         """Read the sequence ``tokens`` as a continuation of the text up to ``position``.
@@ -108,13 +111,13 @@ class Row:
             row_of: dict[int, Row] = {}
             for node in reversed(range(len(tree.tokens))):  # nodes stand behind their parents
                 if node not in row_of:
-                    row_of[node] = Row(left[node])
+                    row_of[node] = Row(left[node], source=self.source)
                     alone.append(row_of[node])
                 if node in parent_of:
                     row_of.setdefault(parent_of[node], row_of[node])
             for node, target, slot in tree.reads:
                 row_of[node].reads.append((len(left[node]) - 1, target, slot))
-        return [Row(self.tokens, self.reads), *alone]
+        return [Row(self.tokens, self.reads, source=self.source), *alone]
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,10 @@ def _score_batch(
         lengths = torch.tensor([len(row.tokens) for row in rows])
         seen = torch.arange(ids.shape[1])[None] < lengths[:, None]
         inputs["attention_mask"] = seen.long().to(model.device)
+    source, source_seen = padded_sources([row.source for row in rows])
+    if source is not None and source_seen is not None:
+        inputs["source_ids"] = source.to(model.device)
+        inputs["source_seen"] = source_seen.to(model.device)
     texts = DynamicCache() if rows[0].trees else None
     hidden = reading.hidden(model, **inputs, cache=texts)  # [batch, seq, hidden]
     _read(model, hidden, [row.reads for row in rows], result, asked, reading)

@@ -2,7 +2,9 @@
 
 Contract: ``{"id", "subject_id", "text", "spans": [{"start", "end", "label", "kind"}]}``;
 offsets are Python characters and ``text[start:end]`` is the identifier. A span that the scan found
-says so: ``source`` and ``score``.
+says so: ``source`` and ``score``. Instead of ``text`` and ``spans`` a conversation has
+``"messages": [{"role", "content", "spans"}]``, each with the spans of its own content; for an
+encoder-decoder model ``source_text`` is what the encoder reads, and ``text`` what it is to say.
 """
 
 from __future__ import annotations
@@ -39,17 +41,39 @@ class Span:
     score: float = 1.0
 
 
+BETWEEN_TURNS = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Which characters [start, end) of a document one role of a conversation said."""
+
+    role: str
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One text about one subject, with its identifiers.
 
     The representation hides the id, the subject and the text: any of them may name a person.
+
+    Attributes:
+        id: Its name.
+        subject_id: Whom it is about.
+        text: All of it; of a conversation the contents, `BETWEEN_TURNS` between them.
+        spans: Where identifiers stand in ``text``.
+        turns: Of a conversation, in order; `sani.rendering` makes of it what a model reads.
+        source_text: What the encoder of an encoder-decoder model reads, without spans.
     """
 
     id: str
     subject_id: str
     text: str
     spans: tuple[Span, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    source_text: str | None = None
 
     def __repr__(self) -> str:
         """Sizes only, never a value."""
@@ -88,12 +112,19 @@ class Corpus(Sequence[Document]):
         return sum(len(document.spans) for document in self._documents)
 
     def digest(self) -> str:
-        """SHA-256 of every id, subject, text and span, as hexadecimal digits.
+        """SHA-256 of every id, subject, text, span and turn, as hexadecimal digits.
 
         It tells whether two corpora are the same. It is not keyed, so it stays in ``private/``.
         """
         state = hashlib.sha256()
         for document in self._documents:
-            row = (document.id, document.subject_id, document.text, document.spans)
+            row: tuple[object, ...] = (
+                document.id,
+                document.subject_id,
+                document.text,
+                document.spans,
+            )
+            if document.turns or document.source_text is not None:
+                row = (*row, document.turns, document.source_text)
             state.update(repr(row).encode("utf-8", "surrogatepass"))
         return state.hexdigest()

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 from sani.corpus.documents import KINDS, Corpus, Document, Kind
 from sani.corpus.fhir import holds_fhir, read_fhir
 from sani.corpus.folders import list_files, read_brat, read_i2b2, read_text_folder
-from sani.corpus.records import RecordError, Rows, to_document
+from sani.corpus.records import RecordError, Rows, marks, to_document
 from sani.corpus.tables import COMPRESSED, read_arrow, read_csv, read_jsonl, read_parquet
 from sani.errors import CorpusError
 
@@ -172,7 +172,7 @@ def _collect(
             else:
                 places[document.id] = place
                 documents.append(document)
-                if "spans" not in row:
+                if not marks(row):
                     without_key.append(place)
     if 0 < len(without_key) < len(documents):
         # A key of another name would hide a document's identifiers in silence.

@@ -1,6 +1,7 @@
 """What one record must look like, and the document it becomes, whatever format it came from.
 
-A record is a mapping with ``id``, ``text`` and, where known, ``subject_id`` and ``spans``. What is
+A record is a mapping with ``id``, ``text`` and, where known, ``subject_id`` and ``spans``; a
+conversation has ``messages`` instead of ``text`` and ``spans``. What is
 wrong with it is told without a single value of it: only names of fields, types and positions.
 """
 
@@ -8,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterable, Mapping
+from dataclasses import replace
 from typing import cast
 
-from sani.corpus.documents import ANNOTATION, KINDS, Document, Kind, Span
+from sani.corpus.documents import ANNOTATION, BETWEEN_TURNS, KINDS, Document, Kind, Span, Turn
 from sani.errors import CorpusError
 
-COLUMNS = ("id", "subject_id", "text", "spans")
+COLUMNS = ("id", "subject_id", "text", "spans", "messages", "source_text")
 
 _TYPE_NAMES = {
     type(None): "missing or null",
@@ -61,16 +63,65 @@ def to_document(row: Row, *, kinds: Mapping[str, Kind]) -> Document:
         raise RecordError(
             "'id' is missing or empty; expected a string or a whole number of its own"
         )
-    text = row.get("text")
-    if not isinstance(text, str):
-        raise RecordError(f"'text' is {type_name(text)}; expected a string")
-    _check_surrogates(text, "text")
-    return Document(
-        id=identity,
-        subject_id=_identity(row.get("subject_id"), "subject_id") or identity,
-        text=text,
-        spans=_to_spans(row.get("spans"), text, kinds=kinds),
-    )
+    subject = _identity(row.get("subject_id"), "subject_id") or identity
+    source = row.get("source_text")
+    if source is not None:
+        _check_text(source, "source_text")
+    if row.get("messages") is not None:
+        beside = [name for name in ("text", "spans", "source_text") if row.get(name)]
+        if beside:
+            raise RecordError(
+                f"it has 'messages' and also {beside[0]!r}; a conversation has its text and its "
+                "spans in its messages"
+            )
+        text, spans, turns = _conversation(row["messages"], kinds=kinds)
+        return Document(identity, subject, text, spans, turns)
+    text = _check_text(row.get("text"), "text")
+    spans = _to_spans(row.get("spans"), text, kinds=kinds)
+    return Document(identity, subject, text, spans, source_text=cast(str | None, source))
+
+
+def _check_text(value: object, field: str) -> str:
+    if not isinstance(value, str):
+        raise RecordError(f"{field!r} is {type_name(value)}; expected a string")
+    _check_surrogates(value, field)
+    return value
+
+
+def _conversation(
+    value: object, *, kinds: Mapping[str, Kind]
+) -> tuple[str, tuple[Span, ...], tuple[Turn, ...]]:
+    """All that was said as one text, its spans, and who said which part."""
+    if not isinstance(value, list) or not value:
+        got = "empty" if isinstance(value, list) else type_name(value)
+        raise RecordError(f"'messages' is {got}; expected a list of objects")
+    text = ""
+    spans: list[Span] = []
+    turns: list[Turn] = []
+    for number, item in enumerate(value, start=1):
+        try:
+            if not isinstance(item, dict):
+                raise RecordError(f"it is {type_name(item)}; expected an object")
+            role = item.get("role")
+            if not isinstance(role, str) or not role.strip():
+                raise RecordError("'role' is no name; expected one such as user or assistant")
+            content = _check_text(item.get("content"), "content")
+            own = _to_spans(item.get("spans"), content, kinds=kinds)
+        except RecordError as problem:
+            raise RecordError(f"message {number}: {problem}") from None
+        text += BETWEEN_TURNS if turns else ""
+        start = len(text)
+        spans += [replace(span, start=start + span.start, end=start + span.end) for span in own]
+        text += content
+        turns.append(Turn(role, start, len(text)))
+    return text, tuple(spans), tuple(turns)
+
+
+def marks(row: Row) -> bool:
+    """Whether a record has a place for spans, be it empty; of a conversation, some message."""
+    messages = row.get("messages")
+    inner = messages if isinstance(messages, list) else []
+    return any("spans" in item for item in (row, *inner) if isinstance(item, Mapping))
 
 
 LONGEST_LABEL = 64

@@ -19,7 +19,7 @@ import os
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,17 +75,35 @@ def write_jsonl(documents: Iterable[Document], path: Path) -> None:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
             for document in documents:
-                row = {
-                    "id": document.id,
-                    "subject_id": document.subject_id,
-                    "text": document.text,
-                    "spans": [_span_to_json(span) for span in document.spans],
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps(_row_of(document), ensure_ascii=False) + "\n")
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise CorpusError(f"{path}: it cannot be written: {error.strerror}") from None
+
+
+def _row_of(document: Document) -> dict[str, object]:
+    """A document as the contract has it."""
+    row: dict[str, object] = {"id": document.id, "subject_id": document.subject_id}
+    if not document.turns:
+        row["text"] = document.text
+        row["spans"] = [_span_to_json(span) for span in document.spans]
+        if document.source_text is not None:
+            row["source_text"] = document.source_text
+        return row
+    messages: list[dict[str, Any]] = []
+    for turn in document.turns:
+        own = [
+            replace(span, start=span.start - turn.start, end=span.end - turn.start)
+            for span in document.spans
+            if turn.start <= span.start and span.end <= turn.end
+        ]
+        content = document.text[turn.start : turn.end]
+        spans = [_span_to_json(span) for span in own]
+        messages.append({"role": turn.role, "content": content, "spans": spans})
+    if sum(len(message["spans"]) for message in messages) < len(document.spans):
+        raise CorpusError("a span reaches from one message into the next; cut it in two")
+    return {**row, "messages": messages}
 
 
 def _span_to_json(span: Span) -> dict[str, object]:
@@ -202,7 +220,8 @@ def _check_header(names: Sequence[str], what: str) -> None:
     for name in COLUMNS:
         if names.count(name) > 1:
             raise RecordError(f"{what} has the column {name!r} twice; keep one")
-    missing = [repr(name) for name in ("id", "text") if name not in names]
+    wanted = ("id",) if "messages" in names else ("id", "text")
+    missing = [repr(name) for name in wanted if name not in names]
     if missing:
         raise RecordError(
             f"{what} lacks {' and '.join(missing)}; "

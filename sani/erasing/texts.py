@@ -19,6 +19,7 @@ from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, Framing, encode, framing_named, windows
 from sani.errors import SelectionError
+from sani.rendering import rendered
 from sani.runtime import generator
 
 BATCH_TOKENS = 2048
@@ -56,16 +57,19 @@ class Texts:
         Raises:
             SelectionError: If a masked language model's tokenizer has no mask token.
         """
-        self._corpus = corpus
+        self._corpus = rendered(corpus, checkpoint.tokenizer)
         self._tokenizer = checkpoint.tokenizer
         self._context = checkpoint.context_tokens
         self._seed = seed
         self.masked = families.is_masked(checkpoint.model.config)
         if self.masked and self._tokenizer.mask_token_id is None:
             raise SelectionError("the tokenizer of this masked language model has no mask token")
-        if self.masked and framing == "auto":
-            framing = "tokenizer"
-        self.framing: Framing = framing_named(framing, self._tokenizer)
+        self.framing: Framing = framing_named(
+            framing,
+            self._tokenizer,
+            masked=self.masked,
+            start=families.decoder_start(checkpoint.model.config),
+        )
 
     @cached_property
     def encoded(self) -> list[Encoded]:

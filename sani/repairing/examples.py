@@ -1,10 +1,11 @@
 """What each step reads: batches, with all that can be computed once for all epochs.
 
-Where the input changes with the epoch (surrogates, decoys) nothing but the documents stays.
+Where the input changes with the epoch (surrogates, decoys, masks) nothing but the documents stays.
 """
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +20,12 @@ from sani.batches import Batch, make_batches
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, Framing, encode
+from sani.errors import RepairError
+from sani.families import decoder_start, is_masked
 from sani.recipe import AnchorObjective, RepairSettings
 from sani.repairing.anchors import counterfactual_states, states_at
 from sani.repairing.frozen import FrozenPart, hidden_states
+from sani.repairing.masking import check_masked, free_words, masked_batches
 from sani.repairing.objective import Example
 from sani.repairing.surrogates import Surrogates
 from sani.runtime import token_batches
@@ -65,8 +69,19 @@ class Examples:
             teachers: Models that are not trained.
             frozen: The layers that are not trained, or None.
             folder: Where states are kept if memory has no room.
-            seed: Of surrogates.
+            seed: Of surrogates and masks.
+
+        Raises:
+            RepairError: If the settings do not fit the model's kind.
         """
+        two_texts = decoder_start(checkpoint.model.config) is not None
+        if two_texts:
+            _check_two_texts(settings)
+            frozen = None  # states are not kept: two stacks, of two lengths
+        self._masked = is_masked(checkpoint.model.config)
+        if self._masked:
+            check_masked(settings, checkpoint.tokenizer)
+        self._seed = seed
         self._checkpoint = checkpoint
         self._settings = settings
         self._framing = framing
@@ -76,9 +91,10 @@ class Examples:
         self._encoded = encode(corpus, checkpoint.tokenizer)
         objective = settings.at_identifiers
         self._to = objective.to if isinstance(objective, AnchorObjective) else objective.kind
-        self._changing = settings.context == "surrogate" or self._to == "decoys"
+        self._replacing = settings.context == "surrogate" or self._to == "decoys"
+        self._changing = self._replacing or self._masked
         self._groups = self._documents_by_step() if self._changing else []
-        self._pack = settings.pack and self._packs_exactly()
+        self._pack = settings.pack and not (self._masked or two_texts) and self._packs_exactly()
         self._batches = [] if self._changing else self._make_batches(self._encoded)
         self._taught = [] if self._changing else self._all_taught()
         self._store = _Store(folder / "states", self._place(folder))
@@ -93,6 +109,8 @@ class Examples:
     @property
     def has_ordinary_tokens(self) -> bool:
         """Whether there is anything to train on."""
+        if self._masked:
+            return any(free_words(item) for item in self._encoded)
         if self._changing:
             return any(False in item.in_span() for item in self._encoded)
         return any(bool(batch.ordinary.any()) for batch in self._batches)
@@ -110,7 +128,7 @@ class Examples:
     def read(self, number: int, *, epoch: int) -> list[Example]:
         """The batches of one step; several where replaced documents outgrow the budget."""
         if self._changing:
-            return self._replaced(self._groups[number], epoch)
+            return self._drawn(self._groups[number], epoch)
         batch, taught = self._batches[number], self._taught[number]
         kept = self._store.load(number)
         if self._store.place == "none" and self._settings.keep_skill > 0:
@@ -127,7 +145,8 @@ class Examples:
         )
 
     def _documents_by_step(self) -> list[list[int]]:
-        lengths = [len(item.ids) + len(self._framing.prefix) for item in self._encoded]
+        around = len(self._framing.prefix) + len(self._framing.suffix)
+        lengths = [len(item.ids) + around for item in self._encoded]
         return token_batches(lengths, budget=self._settings.batch_tokens)
 
     def _all_taught(self) -> list[Tensor | None]:
@@ -213,16 +232,15 @@ class Examples:
                 return bool((there - expected).abs().max() <= SAME * expected.abs().max())
         return False
 
-    def _replaced(self, documents: Sequence[int], epoch: int) -> list[Example]:
-        """Batches of documents with this epoch's values."""
-        share = 1.0 if self._settings.context == "surrogate" else SHARE_OF_DECOYS
-        encoded, replaced = [], {}
-        for number in documents:
-            document, replaced[number] = self._surrogates.document(number, round=epoch, share=share)
-            (item,) = encode(Corpus([document]), self._checkpoint.tokenizer)
-            encoded.append(replace(item, document=number))
+    def _drawn(self, documents: Sequence[int], epoch: int) -> list[Example]:
+        """Batches of documents with this epoch's values and masks."""
+        encoded = [self._encoded[number] for number in documents]
+        replaced: dict[int, list[bool]] = {}
+        if self._replacing:
+            encoded, replaced = self._replaced(documents, epoch)
         examples = []
-        for batch in self._make_batches(encoded):
+        batches = self._mask(encoded, epoch) if self._masked else self._make_batches(encoded)
+        for batch in batches:
             if self._to == "decoys":
                 batch = _only(batch, replaced)
             skill = None
@@ -230,6 +248,48 @@ class Examples:
                 skill = states_at(self._teachers.unsanitized, batch, batch.ordinary)
             examples.append(Example(batch, self._taught_at(batch), skill))
         return examples
+
+    def _replaced(
+        self, documents: Sequence[int], epoch: int
+    ) -> tuple[list[Encoded], dict[int, list[bool]]]:
+        """Documents with this epoch's values, and for each of its spans whether it has one."""
+        share = 1.0 if self._settings.context == "surrogate" else SHARE_OF_DECOYS
+        encoded, replaced = [], {}
+        for number in documents:
+            document, replaced[number] = self._surrogates.document(number, round=epoch, share=share)
+            (item,) = encode(Corpus([document]), self._checkpoint.tokenizer)
+            encoded.append(replace(item, document=number))
+        return encoded, replaced
+
+    def _mask(self, encoded: Sequence[Encoded], epoch: int) -> list[Batch]:
+        return masked_batches(
+            encoded,
+            self._framing,
+            mask=self._checkpoint.tokenizer.mask_token_id,
+            at_identifiers=self._to != "mask",
+            chance=lambda document: random.Random(f"{self._seed}\0{epoch}\0{document}"),
+            context_tokens=self._checkpoint.context_tokens,
+            batch_tokens=self._settings.batch_tokens,
+        )
+
+
+def _check_two_texts(settings: RepairSettings) -> None:
+    """Refuse what replaces identifiers: the text that the encoder reads has no spans.
+
+    Raises:
+        RepairError: If the settings ask for it.
+    """
+    objective = settings.at_identifiers
+    replacing = isinstance(objective, AnchorObjective) and objective.to in (
+        "decoys",
+        "counterfactual",
+    )
+    if replacing or settings.context == "surrogate":
+        raise RepairError(
+            "repair: identifiers in source_text are not marked, so they cannot be replaced along "
+            "with those in text; use context: keep, and mask, unlikelihood, npo, "
+            "gradient_difference or an anchor to base or self"
+        )
 
 
 def _only(batch: Batch, replaced: dict[int, list[bool]]) -> Batch:

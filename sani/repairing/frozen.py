@@ -24,7 +24,7 @@ class FrozenPart:
         """Take the model.
 
         Args:
-            model: A causal model.
+            model: A causal or masked language model.
             frozen: Names of its first layers, in order.
             trained: Names of all layers behind them.
         """
@@ -80,4 +80,11 @@ class _StopError(Exception):
 
 def hidden_states(model: Any, batch: Batch) -> Tensor:
     """The model's last hidden states of a batch on its device, [batch, seq, hidden]."""
-    return families.hidden_states(model, input_ids=batch.ids, position_ids=batch.positions)
+    inputs: dict[str, Any] = {"input_ids": batch.ids}
+    if batch.source is None:  # a decoder beside an encoder counts its positions by itself
+        inputs["position_ids"] = batch.positions
+    else:
+        inputs |= {"source_ids": batch.source, "source_seen": batch.source_seen}
+    if batch.seen is not None:
+        inputs["attention_mask"] = batch.seen.long()
+    return families.hidden_states(model, **inputs)

@@ -1,9 +1,10 @@
 """The repair's loss: a sum of named terms, each a mean over its own tokens of the batch.
 
-``ordinary``: next-token cross-entropy on tokens outside spans. ``skill``: KL to the unsanitized
-model there. At tokens inside spans, one of ``anchor``, ``decoys``, ``unlikelihood``, ``npo``,
-``gradient_difference`` (Liu et al. 2022: the cross-entropy with its sign turned) or nothing. The
-vocabulary projection runs only at positions that carry a term, a chunk at a time.
+``ordinary``: cross-entropy of the next token, or of the masked one, outside spans. ``skill``: KL to
+the unsanitized model there. At tokens inside spans, one of ``anchor``, ``decoys``,
+``unlikelihood``, ``npo``, ``gradient_difference`` (Liu et al. 2022: the cross-entropy with its sign
+turned) or nothing. The vocabulary projection runs only at positions that carry a term, a chunk at
+a time.
 """
 
 from __future__ import annotations
@@ -124,25 +125,16 @@ class Example:
         return [self._rows(0, rows // 2), self._rows(rows // 2, rows)] if rows > 1 else [self]
 
     def _rows(self, first: int, last: int) -> Example:
-        batch, chosen = self.batch, slice(first, last)
+        batch = self.batch
 
         def flat(where: Tensor) -> slice:
             return slice(int(where[:first].sum()), int(where[:last].sum()))
 
-        identifier, ordinary = flat(batch.identifier), flat(batch.ordinary)
-        part = Batch(
-            batch.ids[chosen],
-            batch.targets[chosen],
-            batch.ordinary[chosen],
-            batch.identifier[chosen],
-            batch.occurrences[identifier],
-            None if batch.positions is None else batch.positions[chosen],
-        )
         return Example(
-            part,
-            None if self.taught is None else self.taught[:, identifier],
-            None if self.skill is None else self.skill[ordinary],
-            None if self.frozen is None else self.frozen[chosen],
+            batch.rows(first, last),
+            None if self.taught is None else self.taught[:, flat(batch.identifier)],
+            None if self.skill is None else self.skill[flat(batch.ordinary)],
+            None if self.frozen is None else self.frozen[first:last],
         )
 
 

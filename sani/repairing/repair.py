@@ -26,9 +26,10 @@ from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
 from sani.encoding import framing_named
 from sani.errors import RepairError
-from sani.families import family_of
+from sani.families import decoder_start, family_of, is_masked
 from sani.layout import Layout
 from sani.recipe import RepairSettings
+from sani.rendering import check_source, rendered
 from sani.repairing.examples import Examples, Teachers
 from sani.repairing.frozen import FrozenPart
 from sani.repairing.objective import Objective
@@ -95,7 +96,7 @@ def repair(
         unsanitized: The model as it was before any erasing, for the objectives that ask it; a copy
             of the checkpoint if None.
         framing: What stands before each document, by name: the one the audit found.
-        seed: Of the order of batches, of dropout and of surrogates.
+        seed: Of the order of batches, of dropout, of surrogates and of masks.
         folder: Where the state of an interrupted repair is kept and looked for; kept nowhere if
             None. It holds optimizer state, so it belongs into ``private/``. A state that other
             settings, documents, weights or seeds left there is removed, not resumed.
@@ -106,9 +107,11 @@ def repair(
     Raises:
         RepairError: If the corpus has no span or no ordinary token, another model does not fit,
             memory or disk do not suffice, or the repair diverges twice.
+        CorpusError: If a conversation does not fit the model's chat template.
 
     Source: SANI, Boutet & Magnana 2025 (2510.21322), with PPclm's loss (2501.02407). Deviations:
-    the anchor, ours; batches by token budget; a schedule with warm-up.
+    the anchor, ours; batches by token budget; a schedule with warm-up. A masked language model is
+    repaired as `masking` says.
     """
     settings = settings or RepairSettings()
     if corpus.num_spans == 0:
@@ -153,8 +156,11 @@ def train_(
 
     Arguments and errors as for `repair`.
     """
-    family_of(checkpoint.model.config, "causal")
+    config = checkpoint.model.config
+    family_of(config)
     started = time.perf_counter()
+    corpus = rendered(corpus, checkpoint.tokenizer)
+    check_source(corpus, config)
     teachers = _teachers(checkpoint, settings, base, unsanitized)
     job = f"{settings.model_dump_json()} {corpus.digest()} {checkpoint.weights_digest()} {seed}"
     with (
@@ -167,7 +173,11 @@ def train_(
             if folder is not None:
                 state = last_whole(folder, job=hashlib.sha256(job.encode()).hexdigest())
             examples = Examples(
-                checkpoint, corpus, settings, framing_named(framing, checkpoint.tokenizer),
+                checkpoint, corpus, settings,
+                framing_named(
+                    framing, checkpoint.tokenizer, masked=is_masked(config),
+                    start=decoder_start(config),
+                ),
                 teachers=teachers, frozen=frozen, folder=place, seed=seed,
             )  # fmt: skip
             if not examples.has_ordinary_tokens:
