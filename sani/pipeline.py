@@ -3,6 +3,8 @@
 read -> scan -> audit before -> audit the base (the control) -> erase -> audit -> repair ->
 audit after -> attack -> gate -> sanitized/ -> report. A stage is finished when its result file
 stands in the run folder; a resumed run takes it from there and begins at the first that is missing.
+Of several ranks each runs all of this; what is not shared among them (erase, report, every write)
+the main one does alone.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from sani import runtime
+from sani import ranks, runtime
 from sani.attacking.attack import BASE, LEAKY, SANITIZED, attack
 from sani.auditing.audit import AuditResult, audit, worst_framing
 from sani.auditing.generation import read_prompts
@@ -77,11 +79,11 @@ def run(
     runtime.quiet_libraries()
     runtime.deterministic()
     documents = read_documents(recipe)
+    ranks.agree("documents", documents.digests())
     if not recipe.scan.detects:
         scan(documents.corpus)  # one that marks nothing is refused before anything is written
-    with open_run(
-        out, recipe=dump_recipe(recipe), inputs=_inputs(recipe, documents), resume=resume
-    ) as folder:
+    inputs = ranks.on_main(lambda: _inputs(recipe, documents))
+    with open_run(out, recipe=dump_recipe(recipe), inputs=inputs, resume=resume) as folder:
         report_step = on_step or (lambda stage, done, total: None)
         documents = _scan(recipe, folder, documents, report_step)
         corpus = documents.corpus
@@ -96,32 +98,39 @@ def run(
             job.repair()
         job.audit("after", job.latest)
         job.attack()
-        checks = judge(
-            recipe.gate,
-            before=folder.load("audit-before"),
-            after=folder.load("audit-after"),
-            control=folder.load("audit-base"),
-            scan=folder.load("scan"),
-            attacks=folder.load("attack"),
-        )
-        report = build_report(folder, recipe, corpus, checks)
-        digest = folder.load("audit-after")["weights_digest"]
-        if not is_current(out / "sanitized", report, weights_digest=digest):
-            released = job.latest()
-            if released.weights_digest() != digest:
-                raise RunError(
-                    f"{out}: the weights changed after they were audited, so nothing was released; "
-                    "start again in another --out"
-                )
-            save_checkpoint(
-                released,
-                out / "sanitized",
-                finish=lambda staging: write_release_files(
-                    staging, report, corpus, weights_digest=digest, base=recipe.model.base
-                ),
-            )
-        write_report(folder.path, report)
+        report = ranks.on_main(lambda: _release(recipe, folder, job, corpus))
     return RunResult(out, bool(report["gate"]["holds"]), report)
+
+
+def _release(recipe: Recipe, folder: RunFolder, job: _Job, corpus: Corpus) -> dict[str, Any]:
+    """Judge, write ``sanitized/`` and the reports, and return ``report.json``."""
+    out = folder.path
+    checks = judge(
+        recipe.gate,
+        before=folder.load("audit-before"),
+        after=folder.load("audit-after"),
+        control=folder.load("audit-base"),
+        scan=folder.load("scan"),
+        attacks=folder.load("attack"),
+    )
+    report = build_report(folder, recipe, corpus, checks)
+    digest = folder.load("audit-after")["weights_digest"]
+    if not is_current(out / "sanitized", report, weights_digest=digest):
+        released = job.latest()
+        if released.weights_digest() != digest:
+            raise RunError(
+                f"{out}: the weights changed after they were audited, so nothing was released; "
+                "start again in another --out"
+            )
+        save_checkpoint(
+            released,
+            out / "sanitized",
+            finish=lambda staging: write_release_files(
+                staging, report, corpus, weights_digest=digest, base=recipe.model.base
+            ),
+        )
+    write_report(folder.path, report)
+    return report
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,10 @@ class Documents:
     corpus: Corpus
     held_out: Corpus | None
     pretraining: Corpus | None
+
+    def digests(self) -> dict[str, str]:
+        """Of each corpus that is there."""
+        return {name: found.digest() for name, found in vars(self).items() if found is not None}
 
 
 def read_documents(recipe: Recipe) -> Documents:
@@ -196,11 +209,13 @@ def audit_models(
         on_step: Called with (what, steps done, steps in all).
     """
     runtime.quiet_libraries()
+    ranks.agree("documents", documents.digests())
     found: dict[str, AuditResult] = {}
     pretraining: dict[str, AuditResult] = {}
     framing = None
     for name, folder in models.items():
         checkpoint = load_checkpoint(folder, base=models.get("base"), device=runtime.device())
+        ranks.agree("weights", checkpoint.weights_digest() if ranks.count() > 1 else "")
         found[name] = audit(
             checkpoint,
             documents.corpus,
@@ -324,7 +339,7 @@ def attack_models(
     with open_run(out, recipe=asked, inputs=inputs, resume=resume) as folder:
         if not folder.finished("attack"):
             place = folder.private / "attack"
-            place.mkdir(exist_ok=True)
+            ranks.on_main(partial(place.mkdir, exist_ok=True))
             folder.save("attack", run_attacks(place))
         found: dict[str, Any] = folder.load("attack")
     return found
@@ -447,7 +462,8 @@ class _Job:
             self._folder.save_arrays(f"{stage}-documents", result.documents)
         if result.generation is not None:
             self._folder.save_arrays(f"{stage}-generation", result.generation.one_by_one)
-        data = {**result.to_json(), "weights_digest": audited.weights_digest()}
+        digest = ranks.agree("weights", audited.weights_digest())
+        data = {**result.to_json(), "weights_digest": digest}
         self._folder.save(stage, {**data, "energy_joules": meter.joules()})
 
     def erase(self) -> None:
@@ -456,16 +472,19 @@ class _Job:
         if settings is None or self._folder.finished("erase"):
             return
         checkpoint, meter = self.latest(), runtime.EnergyMeter()
-        result = erase(
-            checkpoint,
-            settings,
-            corpus=self._corpus,
-            base=self.base
-            if settings.reset == "rewind" or settings.selector.kind == "drift"
-            else None,
-            framing=self._framing(),
-            seed=self._recipe.seed,
+        needs_base = settings.reset == "rewind" or settings.selector.kind == "drift"
+        base, framing = self.base if needs_base else None, self._framing()
+        result = ranks.on_main(
+            lambda: erase(
+                checkpoint,
+                settings,
+                corpus=self._corpus,
+                base=base,
+                framing=framing,
+                seed=self._recipe.seed,
+            )
         )
+        ranks.spread_(checkpoint.model)
         data = {**asdict(result), "plan": result.plan.to_json()}
         self._keep("erase", checkpoint, {**data, "energy_joules": meter.joules()})
 
@@ -489,7 +508,7 @@ class _Job:
         )
         data = {**asdict(result), "energy_joules": meter.joules()}
         self._keep("repair", checkpoint, data)
-        shutil.rmtree(trainer, ignore_errors=True)
+        ranks.on_main(lambda: shutil.rmtree(trainer, ignore_errors=True))
 
     def attack(self) -> None:
         """Attack the sanitized checkpoint; an interrupted one goes on with the next attack."""
@@ -497,7 +516,7 @@ class _Job:
         if settings is None or self._folder.finished("attack"):
             return
         place, meter = self._folder.private / "attack", runtime.EnergyMeter()
-        place.mkdir(exist_ok=True)
+        ranks.on_main(lambda: place.mkdir(exist_ok=True))
         models = {SANITIZED: self.latest(), LEAKY: self.unsanitized()}
         if self._recipe.model.base is not None:
             models[BASE] = self.base
@@ -517,7 +536,7 @@ class _Job:
 
     def _keep(self, stage: str, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
         """Keep a stage's weights in the private part, then its result, which finishes it."""
-        save_checkpoint(checkpoint, self._folder.private / stage)
+        ranks.on_main(lambda: save_checkpoint(checkpoint, self._folder.private / stage))
         self._folder.save(stage, {**result, "weights_digest": checkpoint.weights_digest()})
 
     def _framing(self) -> str:
@@ -541,9 +560,9 @@ def _inputs(recipe: Recipe, documents: Documents) -> dict[str, str]:
         "corpus": documents.corpus.digest(),
         "model.path": folder_digest(model.path, weights_only=False, base=model.base),
     }
-    for name in ("held_out", "pretraining"):
-        if (found := getattr(documents, name)) is not None:
-            inputs[f"corpus.{name}"] = found.digest()
+    for name, digest in documents.digests().items():
+        if name != "corpus":
+            inputs[f"corpus.{name}"] = digest
     for name, path in (("scan.terms", recipe.scan.terms), ("scan.gold", recipe.scan.gold)):
         if path is not None:
             inputs[name] = _file_digest(path, name)
