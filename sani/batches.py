@@ -49,6 +49,20 @@ class Batch:
             None if self.positions is None else self.positions.to(device),
         )
 
+    def rows(self, chosen: slice) -> Batch:
+        """The batch of some of the rows."""
+        before, within = (
+            int(self.identifier[part].sum()) for part in (slice(chosen.start), chosen)
+        )
+        return Batch(
+            self.ids[chosen],
+            self.targets[chosen],
+            self.ordinary[chosen],
+            self.identifier[chosen],
+            self.occurrences[before : before + within],
+            None if self.positions is None else self.positions[chosen],
+        )
+
 
 @dataclass(frozen=True)
 class _Row:

@@ -9,7 +9,7 @@ vocabulary projection runs only at positions that carry a term, a chunk at a tim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -130,16 +130,8 @@ class Example:
             return slice(int(where[:first].sum()), int(where[:last].sum()))
 
         identifier, ordinary = flat(batch.identifier), flat(batch.ordinary)
-        part = Batch(
-            batch.ids[chosen],
-            batch.targets[chosen],
-            batch.ordinary[chosen],
-            batch.identifier[chosen],
-            batch.occurrences[identifier],
-            None if batch.positions is None else batch.positions[chosen],
-        )
         return Example(
-            part,
+            batch.rows(chosen),
             None if self.taught is None else self.taught[:, identifier],
             None if self.skill is None else self.skill[ordinary],
             None if self.frozen is None else self.frozen[chosen],
@@ -175,7 +167,7 @@ class Objective:
         return {name: n for name, n in found.items() if n and self._weights.get(name)}
 
     def loss(
-        self, model: Any, hidden: Tensor, example: Example, counts: dict[str, int]
+        self, model: Any, hidden: Tensor, example: Example, counts: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the terms, and each term alone, in nats.
 
