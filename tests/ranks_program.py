@@ -5,7 +5,9 @@
 Each job leaves what it found in a file of the folder, one for each rank.
 """
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,7 @@ def short_of_memory(*, always: bool) -> Found:
     def hungry(*arguments: Any) -> Any:
         calls.append(1)
         if ranks.number() == ranks.count() - 1 and (always or len(calls) == 1):
-            raise torch.OutOfMemoryError
+            raise torch.OutOfMemoryError("CUDA out of memory.")
         return plain(*arguments)
 
     training.hidden_states = hungry
@@ -163,6 +165,11 @@ def do(job: str, out: Path, leaky: Path) -> Found:
             return audited(leaky)
         case "scan":
             return scanned(out / "cache")
+        case "wait":
+            (out / f"waiting-{ranks.number()}").write_text(str(os.getpid()))
+            if ranks.number() == 1:
+                time.sleep(600)
+            return {"found": ranks.gather(ranks.number())}
         case "count":
             return {"count": ranks.count(), "sharded": ranks.sharded()}
     return repaired(job)
