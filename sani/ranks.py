@@ -5,7 +5,7 @@ one, what they tell each other, who works on what. In one process its functions 
 
 The libraries below are not told: `start` takes the launcher's variables out of the environment, so
 that each rank loads whole models and its ``Trainer`` is that of one process. What is shared is
-shared here: work by `each`, decisions by `on_main`, sums of gradients by `sum_`.
+shared here: work by `each`, decisions by `on_main`, sums of gradients by `add_up_`.
 """
 
 from __future__ import annotations
@@ -265,16 +265,7 @@ def part(size: int) -> slice:
     return slice(*ends)
 
 
-def sum_(tensor: Tensor) -> Tensor:
-    """In place: the sum over the ranks."""
-    if _own.count > 1:
-        from torch import distributed
-
-        distributed.all_reduce(tensor)
-    return tensor
-
-
-def sum_all_(tensors: Sequence[Tensor]) -> None:
+def add_up_(tensors: Sequence[Tensor]) -> None:
     """In place: the sums over the ranks, each rank giving tensors of the same shapes."""
     if _own.count > 1:
         from torch import distributed

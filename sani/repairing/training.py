@@ -239,7 +239,7 @@ class Training(Trainer):
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
                     gradients.append(parameter.grad)
-            ranks.sum_all_(gradients)
+            ranks.add_up_(gradients)
         return torch.tensor(loss, device=self.args.device)
 
     def _check(self, loss: float, ordinary: float | None) -> None:
