@@ -54,15 +54,16 @@ class Batch:
         }
         return Batch(**parts)
 
-    def rows(self, first: int, last: int) -> Batch:
-        """The rows [first, last) alone."""
+    def rows(self, chosen: slice) -> Batch:
+        """The batch of some of the rows."""
         parts: dict[str, Any] = {
-            name: None if part is None else part[first:last]
+            name: None if part is None else part[chosen]
             for name, part in vars(self).items()
             if name != "occurrences"
         }
-        before, within = self.identifier[:first].sum(), self.identifier[:last].sum()
-        return Batch(**parts, occurrences=self.occurrences[int(before) : int(within)])
+        before = int(self.identifier[: chosen.start].sum())
+        within = int(parts["identifier"].sum())
+        return Batch(**parts, occurrences=self.occurrences[before : before + within])
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The command line: parse, call one library function, print, choose the exit code.
 
-Exit codes: 0 done and the gate holds, 1 an error, 2 wrong usage, 3 the gate does not hold.
+Exit codes: 0 done and the gate holds, 1 an error, 2 wrong usage, 3 the gate does not hold. Under
+``accelerate launch`` each rank has them, and the launcher ends with 1 for any that is not 0.
 Heavy libraries are imported inside the commands, so that `sani --help` answers at once.
 """
 
@@ -18,10 +19,11 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from sani import __version__, console
+from sani import __version__, console, ranks
 from sani.errors import SaniError
 
 GATE_FAILED = 3
+BY_RANK = ("run", "audit", "repair", "scan")  # commands whose work ranks share
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
 
 app = typer.Typer(
@@ -61,6 +63,10 @@ def _root(
         raise typer.Exit
     if context.invoked_subcommand is None:
         raise typer.Exit(2)
+    together = context.invoked_subcommand in BY_RANK
+    ranks.start(together=together)
+    if not (together or ranks.main()):
+        raise typer.Exit
 
 
 @app.command()
@@ -194,7 +200,7 @@ def scan(
         raise SaniError("--evaluate needs a detector: give --patterns, --ner or --terms")
     if evaluate and out:
         raise SaniError("--evaluate compares and marks nothing; give --out to a scan of its own")
-    if out and (out.exists() or not out.parent.is_dir()):
+    if out and ranks.on_main(lambda: out.exists() or not out.parent.is_dir()):
         raise SaniError(f"--out {out} is there already, or its folder is not; choose another file")
     documents = read_corpus(
         corpus, format=cast(Any, format), limit=limit, subject_pattern=subject_pattern
@@ -208,10 +214,8 @@ def scan(
                 quality = estimate(documents, settings, cache_folder=kept, on_step=on_step)
             else:
                 documents = detect(documents, settings, cache_folder=kept, on_step=on_step)
-    if int(os.environ.get("RANK", "0")) > 0:
-        return  # under accelerate launch, all ranks know the result and the first one tells it
     if out:
-        write_jsonl(documents, out)
+        ranks.on_main(lambda: write_jsonl(documents, out))
         console.say(f"{out} holds identifiers in the clear (mode 0600): keep it where records are")
     if quality is not None:
         data = quality.to_json()
@@ -569,7 +573,7 @@ def repair(
             seed=seed,
             on_step=partial(on_step, "repair"),
         )
-    save_checkpoint(checkpoint, out)
+    ranks.on_main(lambda: save_checkpoint(checkpoint, out))
     _say_left_behind(model)
     for note in result.notes:
         console.show(f"Note: {note}.")
@@ -858,21 +862,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     usual_hook, sys.unraisablehook = sys.unraisablehook, _ignored
     try:
         code = app(args=arguments, standalone_mode=False)
+        if code != _INTERRUPTED:
+            ranks.finish()
     except SaniError as error:
         if os.environ.get("SANI_DEBUG"):
             raise
-        console.say(f"error: {error}")
+        console.say_last(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except typer.Exit as stop:
+        ranks.finish()
         code = stop.exit_code
     except Exception as error:
         return _unexpected(error)
     finally:
         sys.unraisablehook = usual_hook
+        if ranks.launched():  # it ends anyway, and has said why
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if code == _INTERRUPTED:
-        console.say("interrupted; sani run goes on with --resume")
+        console.say_last("interrupted; sani run goes on with --resume")
         return 1
     return int(code or 0)
 
@@ -891,22 +900,29 @@ def _ignored(found: Any) -> None:
 def _unexpected(error: Exception) -> int:
     usage = getattr(error, "exit_code", None)
     if usage is not None and hasattr(error, "show"):
-        error.show(file=sys.stderr)
+        if ranks.first("last words"):
+            error.show(file=sys.stderr)
         return int(usage)
     if os.environ.get("SANI_DEBUG"):
         raise error
     reason = _disk_trouble(error)
     if reason is not None:
-        console.say(
+        console.say_last(
             f"error: a file could not be written or read ({reason}); free space or look at the "
             "rights, then go on with --resume"
+        )
+        return 1
+    if ranks.lost(error):
+        console.say_last(
+            "error: another rank ended without a word (killed, or out of memory?); go on with "
+            "--resume"
         )
         return 1
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame else "?"
-    console.say(
+    console.say_last(
         f"error: {type(error).__name__} at {where}, a defect of sani or of a library below it; "
         "its text is not shown because it may quote a record (SANI_DEBUG=1 shows it)"
     )

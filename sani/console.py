@@ -1,4 +1,7 @@
-"""The only place that prints. Results go to stdout, everything else to stderr."""
+"""The only place that prints. Results go to stdout, everything else to stderr.
+
+Of several ranks the main one prints.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+
+from sani import ranks
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -39,7 +44,7 @@ class StepReporter:
 def reporter(*, quiet: bool = False) -> Iterator[StepReporter]:
     """A reporter of steps on stderr; on a terminal its bars are gone at the end."""
     console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    if quiet or not console.is_terminal or not ranks.main():
         yield StepReporter(None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -49,12 +54,20 @@ def reporter(*, quiet: bool = False) -> Iterator[StepReporter]:
 
 def say(text: str) -> None:
     """A line for a person, on stderr."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    if ranks.main():
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def say_last(text: str) -> None:
+    """Why this process ends, on stderr, from whichever rank is the first to say anything."""
+    if ranks.first("last words"):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def show(text: str) -> None:
     """A result, on stdout."""
-    print(text, flush=True)  # noqa: T201
+    if ranks.main():
+        print(text, flush=True)  # noqa: T201
 
 
 def show_json(data: Any) -> None:
@@ -64,6 +77,8 @@ def show_json(data: Any) -> None:
 
 def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table, on stdout."""
+    if not ranks.main():
+        return
     columns = (Column(name, overflow="fold") for name in head)
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:

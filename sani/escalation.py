@@ -13,8 +13,10 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
+from sani import ranks
 from sani.checkpoint import Checkpoint, save_checkpoint
 from sani.errors import AuditError, RepairError, RunError, SelectionError, UnsavedError
 from sani.gate import Check
@@ -87,9 +89,9 @@ def climb(
                 break
             within = f"rung {number} of {len(ladder)} ({rung.name})"
             folder.save(stage, _attempt(stages, folder, rung, number, within, corpus_tokens))
-            shutil.rmtree(folder.private / "trainer", ignore_errors=True)
+            ranks.on_main(lambda: shutil.rmtree(folder.private / "trainer", ignore_errors=True))
         tried.append(folder.load(stage))
-        _keep_only(folder, best_of(tried), len(tried))
+        ranks.on_main(partial(_keep_only, folder, best_of(tried), len(tried)))
         if tried[-1]["holds"]:
             stopped = "holds"
             break
@@ -99,7 +101,7 @@ def climb(
             f"none of the {len(tried)} rungs that were tried came to an end; the last one: "
             f"{tried[-1]['failed']}; start again in another --out with another ladder"
         )
-    _install(folder, tried[best], best + 1)
+    ranks.on_main(lambda: _install(folder, tried[best], best + 1))
     folder.save(
         "escalation",
         {
@@ -152,7 +154,7 @@ def _attempt(
         found["tokens"] = found["repair"]["tokens"]
         found["weights_digest"] = found["repair"]["weights_digest"] = checkpoint.weights_digest()
         judged = stages.judged(checkpoint, within=within)
-        save_checkpoint(checkpoint, folder.private / f"rung-{number}")
+        ranks.on_main(lambda: save_checkpoint(checkpoint, folder.private / f"rung-{number}"))
         found |= {"audit": judged.audit, "attack": judged.attack}
         found["checks"] = [check.to_json() for check in judged.checks]
         found["holds"] = all(check.holds for check in judged.checks)

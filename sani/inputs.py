@@ -28,6 +28,10 @@ class Documents:
     held_out: Corpus | None
     pretraining: Corpus | None
 
+    def digests(self) -> dict[str, str]:
+        """Of each corpus that is there."""
+        return {name: found.digest() for name, found in vars(self).items() if found is not None}
+
 
 def read_documents(recipe: Recipe) -> Documents:
     """The recipe's corpus, held-out documents, and documents of the base's training.
@@ -88,9 +92,9 @@ def digests(recipe: Recipe, documents: Documents) -> dict[str, str]:
         "corpus": documents.corpus.digest(),
         "model.path": folder_digest(model.path, weights_only=False, base=model.base),
     }
-    for name in ("held_out", "pretraining"):
-        if (found := getattr(documents, name)) is not None:
-            inputs[f"corpus.{name}"] = found.digest()
+    for name, digest in documents.digests().items():
+        if name != "corpus":
+            inputs[f"corpus.{name}"] = digest
     for name, path in (("scan.terms", recipe.scan.terms), ("scan.gold", recipe.scan.gold)):
         if path is not None:
             inputs[name] = _file_digest(path, name)

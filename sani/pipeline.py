@@ -3,7 +3,9 @@
 read -> scan -> audit before -> audit the base (the control) -> erase -> audit -> repair ->
 audit after -> attack -> gate -> sanitized/ -> report; with `strategy: escalate`, the rungs of
 `sani.escalation` in place of erase and repair. A stage is finished when its result file stands in
-the run folder; a resumed run takes it from there and begins at the first that is missing.
+the run folder; a resumed run takes it from there and begins at the first that is missing. Of
+several ranks each runs all of this; what is not shared among them (erase, report, every write) the
+main one does alone.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from sani import runtime
+from sani import ranks, runtime
 from sani.attacking.attack import BASE, LEAKY, SANITIZED, attack
 from sani.auditing.audit import AuditResult, audit, worst_framing
 from sani.checkpoint import (
@@ -88,11 +90,11 @@ def run(
     runtime.quiet_libraries()
     runtime.deterministic()
     documents = read_documents(recipe)
+    ranks.agree("documents", documents.digests())
     if not recipe.scan.detects:
         scan(documents.corpus)  # one that marks nothing is refused before anything is written
-    with open_run(
-        out, recipe=dump_recipe(recipe), inputs=digests(recipe, documents), resume=resume
-    ) as folder:
+    inputs = ranks.on_main(lambda: digests(recipe, documents))
+    with open_run(out, recipe=dump_recipe(recipe), inputs=inputs, resume=resume) as folder:
         report_step = on_step or (lambda stage, done, total: None)
         documents = _scan(recipe, folder, documents, report_step)
         corpus = documents.corpus
@@ -107,25 +109,32 @@ def run(
             job.repair()
         job.audit("after", job.latest)
         job.attack()
-        checks = job.judge(recipe.gate, folder.load("audit-after"), folder.load("attack"))
-        report = build_report(folder, recipe, corpus, checks)
-        digest = folder.load("audit-after")["weights_digest"]
-        if not is_current(out / "sanitized", report, weights_digest=digest):
-            released = job.latest()
-            if released.weights_digest() != digest:
-                raise RunError(
-                    f"{out}: the weights changed after they were audited, so nothing was released; "
-                    "start again in another --out"
-                )
-            save_checkpoint(
-                released,
-                out / "sanitized",
-                finish=lambda staging: write_release_files(
-                    staging, report, corpus, weights_digest=digest, base=recipe.model.base
-                ),
-            )
-        write_report(folder.path, report)
+        report = ranks.on_main(lambda: _release(recipe, folder, job, corpus))
     return RunResult(out, bool(report["gate"]["holds"]), report)
+
+
+def _release(recipe: Recipe, folder: RunFolder, job: _Job, corpus: Corpus) -> dict[str, Any]:
+    """Judge, write ``sanitized/`` and the reports, and return ``report.json``."""
+    out = folder.path
+    checks = job.judge(recipe.gate, folder.load("audit-after"), folder.load("attack"))
+    report = build_report(folder, recipe, corpus, checks)
+    digest = folder.load("audit-after")["weights_digest"]
+    if not is_current(out / "sanitized", report, weights_digest=digest):
+        released = job.latest()
+        if released.weights_digest() != digest:
+            raise RunError(
+                f"{out}: the weights changed after they were audited, so nothing was released; "
+                "start again in another --out"
+            )
+        save_checkpoint(
+            released,
+            out / "sanitized",
+            finish=lambda staging: write_release_files(
+                staging, report, corpus, weights_digest=digest, base=recipe.model.base
+            ),
+        )
+    write_report(folder.path, report)
+    return report
 
 
 def audit_models(
@@ -147,11 +156,13 @@ def audit_models(
         on_step: Called with (what, steps done, steps in all).
     """
     runtime.quiet_libraries()
+    ranks.agree("documents", documents.digests())
     found: dict[str, AuditResult] = {}
     pretraining: dict[str, AuditResult] = {}
     framing = None
     for name, folder in models.items():
         checkpoint = load_checkpoint(folder, base=models.get("base"), device=runtime.device())
+        ranks.agree("weights", checkpoint.weights_digest() if ranks.count() > 1 else "")
         found[name] = audit(
             checkpoint,
             documents.corpus,
@@ -267,7 +278,7 @@ def attack_models(
     with open_run(out, recipe=asked, inputs=inputs, resume=resume) as folder:
         if not folder.finished("attack"):
             place = folder.private / "attack"
-            place.mkdir(exist_ok=True)
+            ranks.on_main(partial(place.mkdir, exist_ok=True))
             folder.save("attack", run_attacks(place))
         found: dict[str, Any] = folder.load("attack")
     return found
@@ -390,7 +401,8 @@ class _Job:
             self._folder.save_arrays(f"{stage}-documents", result.documents)
         if result.generation is not None:
             self._folder.save_arrays(f"{stage}-generation", result.generation.one_by_one)
-        data = {**result.to_json(), "weights_digest": audited.weights_digest()}
+        digest = ranks.agree("weights", audited.weights_digest())
+        data = {**result.to_json(), "weights_digest": digest}
         self._folder.save(stage, {**data, "energy_joules": meter.joules()})
 
     def erase(self) -> None:
@@ -404,16 +416,20 @@ class _Job:
         self.audit("erased", self.latest)
 
     def erased(self, checkpoint: Checkpoint, settings: EraseSettings) -> dict[str, Any]:
-        """In place: reset the selected neurons."""
+        """In place: reset the selected neurons; the main rank does it for all."""
         meter = runtime.EnergyMeter()
-        result = erase(
-            checkpoint,
-            settings,
-            corpus=self._corpus,
-            base=self.base if settings.needs_base else None,
-            framing=self._framing(),
-            seed=self._recipe.seed,
+        base, framing = self.base if settings.needs_base else None, self._framing()
+        result = ranks.on_main(
+            lambda: erase(
+                checkpoint,
+                settings,
+                corpus=self._corpus,
+                base=base,
+                framing=framing,
+                seed=self._recipe.seed,
+            )
         )
+        ranks.spread_(checkpoint.model)
         plan = result.plan
         data = {**asdict(result), "plan": plan.to_json(), "retrains": plan.retrains}
         return {**data, "energy_joules": meter.joules()}
@@ -425,7 +441,8 @@ class _Job:
             return
         checkpoint = self.latest()
         self._keep("repair", checkpoint, self.repaired(checkpoint, settings))
-        shutil.rmtree(self._folder.private / "trainer", ignore_errors=True)
+        trainer = self._folder.private / "trainer"
+        ranks.on_main(lambda: shutil.rmtree(trainer, ignore_errors=True))
 
     def repaired(
         self, checkpoint: Checkpoint, settings: RepairSettings, *, within: str = ""
@@ -469,10 +486,14 @@ class _Job:
         if self._recipe.gate.judges_attacks:
             if all(check.holds for check in checks):
                 attacks = self._attacked(checkpoint)
-                for kept in (self._folder.private / "attack").glob(f"*-{SANITIZED}.json"):
-                    kept.unlink()  # those of the other models serve the next rung too
+                ranks.on_main(self._forget_attacks)
             checks = self.judge(self._recipe.gate, found, attacks)
         return Judged(found, attacks, checks)
+
+    def _forget_attacks(self) -> None:
+        """Remove what is kept of attacks on a rung; those of other models serve the next one."""
+        for kept in (self._folder.private / "attack").glob(f"*-{SANITIZED}.json"):
+            kept.unlink()
 
     def _measured(
         self, checkpoint: Checkpoint, settings: AuditSettings, stage: str
@@ -517,7 +538,7 @@ class _Job:
     def _attacked(self, checkpoint: Checkpoint) -> dict[str, Any]:
         settings = self._recipe.attack or AttackSettings()
         place, meter = self._folder.private / "attack", runtime.EnergyMeter()
-        place.mkdir(exist_ok=True)
+        ranks.on_main(lambda: place.mkdir(exist_ok=True))
         models = {SANITIZED: checkpoint, LEAKY: self.unsanitized()}
         if self._recipe.model.base is not None:
             models[BASE] = self.base
@@ -537,7 +558,7 @@ class _Job:
 
     def _keep(self, stage: str, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
         """Keep a stage's weights in the private part, then its result, which finishes it."""
-        save_checkpoint(checkpoint, self._folder.private / stage)
+        ranks.on_main(lambda: save_checkpoint(checkpoint, self._folder.private / stage))
         self._folder.save(stage, {**result, "weights_digest": checkpoint.weights_digest()})
 
     def _framing(self) -> str:

@@ -2,6 +2,7 @@
 
 `private/` (mode 0700) is the only place where an identifier may stand in clear. Every result file
 is written beside its place and renamed, so a stage is finished if and only if its file is there.
+Of several ranks the main one alone looks and writes; the others learn from it what is there.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from sani import ranks
 from sani.checkpoint import write_text
 from sani.errors import RunError
 
@@ -36,10 +38,13 @@ class RunFolder:
 
     def finished(self, stage: str) -> bool:
         """Whether a stage's result file is there."""
-        return (self.path / f"{stage}.json").is_file()
+        return ranks.on_main((self.path / f"{stage}.json").is_file)
 
     def load(self, stage: str) -> Any:
         """A finished stage's result, or None."""
+        return ranks.on_main(lambda: self._load(stage))
+
+    def _load(self, stage: str) -> Any:
         if not self.finished(stage):
             return None
         return json.loads((self.path / f"{stage}.json").read_text(encoding="utf-8"))
@@ -47,10 +52,13 @@ class RunFolder:
     def save(self, stage: str, data: Any) -> None:
         """Write a stage's result; this finishes the stage."""
         text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
-        write_text(self.path / f"{stage}.json", text + "\n")
+        ranks.on_main(lambda: write_text(self.path / f"{stage}.json", text + "\n"))
 
     def save_arrays(self, name: str, arrays: Any) -> None:
         """Keep a dataclass of arrays (an audit's single verdicts) in the private part."""
+        ranks.on_main(lambda: self._save_arrays(name, arrays))
+
+    def _save_arrays(self, name: str, arrays: Any) -> None:
         place = self.private / f"{name}.npz"
         partial = place.with_suffix(".partial.npz")
         try:
@@ -76,11 +84,14 @@ class RunFolder:
 
     def read_key(self) -> None:
         """Read or make this run's secret."""
+        self._key = ranks.on_main(self._read_key)
+
+    def _read_key(self) -> bytes:
         place = self.private / "key"
         if not place.exists():
             place.write_bytes(secrets.token_bytes(32))
             place.chmod(0o600)
-        self._key = place.read_bytes()
+        return place.read_bytes()
 
 
 @contextmanager
@@ -99,6 +110,18 @@ def open_run(
         RunError: If the folder is in use, is there already and is not to be resumed, holds what
             no run wrote, or belongs to another recipe or other inputs.
     """
+    folder = RunFolder(path)
+    with ExitStack() as held:
+        ranks.on_main(lambda: _take(folder, recipe, inputs, held, resume=resume))
+        folder.read_key()
+        yield folder
+
+
+def _take(
+    folder: RunFolder, recipe: str, inputs: dict[str, str], held: ExitStack, *, resume: bool
+) -> None:
+    """Make or take up the folder, lock it until ``held`` ends, and see that it is this run's."""
+    path = folder.path
     if path.is_dir() and resume and not (path / "private" / "inputs.json").exists():
         strange = [entry for entry in path.iterdir() if entry.name not in ("private", RECIPE)]
         if strange:
@@ -111,24 +134,20 @@ def open_run(
             f"{path} is there already and not empty; continue it with --resume, or choose another "
             "--out"
         )
-    folder = RunFolder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         folder.private.mkdir(mode=0o700, exist_ok=True)
         folder.private.chmod(0o700)
-        lock = (folder.private / "lock").open("w")
+        lock = held.enter_context((folder.private / "lock").open("w"))
     except OSError as error:
         raise RunError(f"cannot write to {path} ({error.strerror}); choose another --out") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"{path} is in use by another run; wait for it, or choose another --out"
-            ) from None
-        folder.read_key()
-        _same_or_new(folder, recipe, inputs)
-        yield folder
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise RunError(
+            f"{path} is in use by another run; wait for it, or choose another --out"
+        ) from None
+    _same_or_new(folder, recipe, inputs)
 
 
 def _same_or_new(folder: RunFolder, recipe: str, inputs: dict[str, str]) -> None:

@@ -39,7 +39,7 @@ ELSEWHERE = {
     "pip install": "needs a network",
     "hf download": "needs a network",
     "sani --install-completion": "writes to the user's shell; tests/test_init.py completes",
-    "accelerate launch": "two processes: tests/test_repair.py (long)",
+    "accelerate launch": "two processes: tests/test_ranks.py (long)",
 }
 # What makes a real command small enough for a test; nothing else of it is changed.
 SMALLER = {

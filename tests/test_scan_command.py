@@ -88,7 +88,9 @@ def test_ranks_of_accelerate_find_together_what_one_process_finds(
 ) -> None:
     write_jsonl(bare(clinic.private), tmp_path / "notes.jsonl")
     out = tmp_path / "annotated.jsonl"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+              "--num_processes", "2",
+              "--main_process_port", "0",
               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
               "-m", "sani", "scan"]  # fmt: skip
     command = [*launch, str(tmp_path / "notes.jsonl"), "--patterns", "--no-cache"]

@@ -13,11 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sani import ranks
 from sani.attacking.guidance import guidance
 from sani.attacking.layers import layers
 from sani.attacking.neighbours import neighbours
@@ -125,14 +127,15 @@ def attack(
         if on_step is not None:
             on_step(f"attack: {attack_name}, {model}", number, (1 + len(chosen)) * len(names))
         place = folder / f"{attack_name}-{model}.json" if folder else None
-        variants = _kept(place)
+        variants = ranks.on_main(partial(_kept, place))
         if variants is None:
             variants = {
                 outcome.variant: _figures(outcome, scene)
                 for outcome in _outcomes(attack_name, models[model], scene, settings)
             }
             if place is not None:
-                write_text(place, json.dumps(variants, allow_nan=False))
+                text = json.dumps(variants, allow_nan=False)
+                ranks.on_main(partial(write_text, place, text))
         for variant, figures in variants.items():
             found.setdefault(attack_name, {}).setdefault(variant, {})[model] = figures
     plain = next(iter(found[UNATTACKED].values()))[SANITIZED]["extracted"]

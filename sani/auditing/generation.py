@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sani import families
+from sani import families, ranks
 from sani.auditing.rarefaction import Distinct, Incidence
 from sani.auditing.search import Identifier, IdentifierIndex
 from sani.checkpoint import Checkpoint
@@ -382,7 +382,6 @@ def _fitted(
     return [Prompt(p.kind, p.number, cut(p.tokens)) for p in prompts], new_tokens
 
 
-@torch.no_grad()
 def sample(
     checkpoint: Checkpoint,
     prompts: Sequence[Prompt],
@@ -396,7 +395,8 @@ def sample(
     """One continuation of each prompt, with a KV cache, in batches of similar length.
 
     Every sample has random numbers of its own, fixed by the seed and the prompt's kind and number,
-    so what is sampled does not depend on how prompts are batched, up to rounding.
+    so what is sampled does not depend on how prompts are batched, nor on how many ranks share
+    them, up to rounding.
 
     Returns:
         New tokens in the order of the prompts, up to the end token and without it.
@@ -404,6 +404,28 @@ def sample(
     Raises:
         AuditError: If the model gives NaN.
     """
+    mine = ranks.share([len(prompt.tokens) for prompt in prompts])
+
+    def work() -> list[tuple[int, tuple[int, ...]]]:
+        chosen = [prompts[at] for at in mine]
+        found = _sample_share(checkpoint, chosen, new_tokens, sampler, batch_tokens, seed, on_step)
+        return list(zip(mine, found, strict=True))
+
+    by_place = {at: tokens for part in ranks.each(work) for at, tokens in part}
+    return [by_place[at] for at in range(len(prompts))]
+
+
+@torch.no_grad()
+def _sample_share(
+    checkpoint: Checkpoint,
+    prompts: Sequence[Prompt],
+    new_tokens: int,
+    sampler: SamplerSettings,
+    batch_tokens: int,
+    seed: int,
+    on_step: OnStep | None,
+) -> list[tuple[int, ...]]:
+    """What `sample` gives for the prompts of this rank."""
     from transformers import GenerationConfig, LogitsProcessorList
 
     tokenizer, model = checkpoint.tokenizer, checkpoint.model

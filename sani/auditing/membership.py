@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sani import families
+from sani import families, ranks
 from sani.auditing.figures import BOOTSTRAP_ROUNDS, Estimate
 from sani.auditing.occurrences import document_windows, text_row
 from sani.auditing.scoring import Asked, Row, score
@@ -115,7 +115,27 @@ class Membership:
 def score_tokens(
     checkpoint: Checkpoint, encoded: Sequence[Encoded], framing: Framing, *, batch_tokens: int
 ) -> TokenScores:
-    """Read every token of the given documents once; a first token that nothing precedes is not."""
+    """Read every token of the given documents once; a first token that nothing precedes is not.
+
+    Ranks share the documents, which must be in the order of the corpus.
+    """
+    mine = [encoded[index] for index in ranks.share([len(item.ids) for item in encoded])]
+    found = ranks.each(lambda: _score_share(checkpoint, mine, framing, batch_tokens))
+    if len(found) == 1:
+        return found[0]
+    order = np.argsort(np.concatenate([part.document for part in found]), kind="stable")
+    return TokenScores(
+        **{
+            name: np.concatenate([getattr(part, name) for part in found])[order]
+            for name in vars(found[0])
+        }
+    )
+
+
+def _score_share(
+    checkpoint: Checkpoint, encoded: Sequence[Encoded], framing: Framing, batch_tokens: int
+) -> TokenScores:
+    """What `score_tokens` gives for the documents of this rank."""
     masked = families.is_masked(checkpoint.model.config)
     rows: list[Row] = []
     where: list[tuple[int, bool]] = []

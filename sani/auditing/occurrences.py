@@ -1,7 +1,7 @@
 """Every occurrence of every document, scored: which row of the model's input answers for which.
 
 An occurrence is scored once, with as much context as its window holds. One that cannot be scored
-is kept, with the reason; none is dropped.
+is kept, with the reason; none is dropped. Ranks share the documents.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from sani import families
+from sani import families, ranks
 from sani.auditing.cues import CueFinder
 from sani.auditing.figures import Preference, discoverable, preference
 from sani.auditing.scoring import AS_IT_IS, Asked, Reading, Row, Scores, score
@@ -112,6 +112,27 @@ def score_occurrences(
     Raises:
         AuditError: If the model gives NaN or infinity.
     """
+    mine = [encoded[index] for index in ranks.share([len(item.ids) for item in encoded])]
+    found = ranks.each(
+        lambda: _score_share(
+            checkpoint, corpus, mine, framing, settings, maker, jointly, reading, on_step
+        )
+    )
+    return found[0] if len(found) == 1 else _in_order(_joined(found))
+
+
+def _score_share(
+    checkpoint: Checkpoint,
+    corpus: Corpus,
+    encoded: Sequence[Encoded],
+    framing: Framing,
+    settings: AuditSettings,
+    maker: DecoyMaker | None,
+    jointly: bool,
+    reading: Reading,
+    on_step: OnStep | None,
+) -> Occurrences:
+    """What `score_occurrences` gives for the documents of this rank."""
     masked = families.is_masked(checkpoint.model.config)
     found, done = [], 0
     for group in _groups(encoded):
@@ -154,6 +175,15 @@ def _joined(found: Sequence[Occurrences]) -> Occurrences:
     return Occurrences(
         **{name: np.concatenate([getattr(part, name) for part in found]) for name in names}
     )
+
+
+def _in_order(found: Occurrences) -> Occurrences:
+    """The same in the order of documents and spans."""
+    order = np.lexsort((found.span, found.document))
+    ranks_of = found.ranks_of
+    tokens = [found.ranks[:0], *(ranks_of[index] for index in order)]
+    arrays = {name: array[order] for name, array in vars(found).items() if name != "ranks"}
+    return Occurrences(**arrays, ranks=np.concatenate(tokens))
 
 
 class _Rows:

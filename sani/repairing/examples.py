@@ -1,6 +1,7 @@
 """What each step reads: batches, with all that can be computed once for all epochs.
 
 Where the input changes with the epoch (surrogates, decoys, masks) nothing but the documents stays.
+Of several ranks each has the same steps, and of each step's batches its own rows, maybe none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sani import ranks
 from sani.batches import Batch, make_batches
 from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
@@ -94,10 +96,12 @@ class Examples:
         self._replacing = settings.context == "surrogate" or self._to == "decoys"
         self._changing = self._replacing or self._masked
         self._groups = self._documents_by_step() if self._changing else []
-        self._pack = settings.pack and not (self._masked or two_texts) and self._packs_exactly()
-        self._batches = [] if self._changing else self._make_batches(self._encoded)
+        packs = settings.pack and not (self._masked or two_texts)
+        self._pack = packs and ranks.on_main(self._packs_exactly)
+        self._batches = [] if self._changing else self._mine(self._make_batches(self._encoded))
         self._taught = [] if self._changing else self._all_taught()
-        self._store = _Store(folder / "states", self._place(folder))
+        own = f"states-{ranks.number()}" if ranks.number() else "states"
+        self._store = _Store(folder / own, self._place(folder))
         if self._store.place != "none":
             for number, batch in enumerate(self._batches):
                 self._store.save(number, self._states(batch))
@@ -113,7 +117,7 @@ class Examples:
             return any(free_words(item) for item in self._encoded)
         if self._changing:
             return any(False in item.in_span() for item in self._encoded)
-        return any(bool(batch.ordinary.any()) for batch in self._batches)
+        return any(ranks.gather(any(bool(batch.ordinary.any()) for batch in self._batches)))
 
     @property
     def num_tokens(self) -> int:
@@ -131,7 +135,7 @@ class Examples:
             return self._drawn(self._groups[number], epoch)
         batch, taught = self._batches[number], self._taught[number]
         kept = self._store.load(number)
-        if self._store.place == "none" and self._settings.keep_skill > 0:
+        if self._store.place == "none" and self._settings.keep_skill > 0 and len(batch.ids):
             kept = {"skill": states_at(self._teachers.unsanitized, batch, batch.ordinary)}
         return [Example(batch, taught, kept.get("skill"), kept.get("frozen"))]
 
@@ -143,6 +147,10 @@ class Examples:
             batch_tokens=self._settings.batch_tokens,
             pack=self._pack if pack is None else pack,
         )
+
+    def _mine(self, batches: Sequence[Batch]) -> list[Batch]:
+        """This rank's rows of all batches."""
+        return [batch.rows(ranks.part(len(batch.ids))) for batch in batches]
 
     def _documents_by_step(self) -> list[list[int]]:
         around = len(self._framing.prefix) + len(self._framing.suffix)
@@ -156,10 +164,11 @@ class Examples:
             return [None] * len(self._batches)
         if not isinstance(objective, AnchorObjective) or objective.to != "counterfactual":
             return [self._taught_at(batch) for batch in self._batches]
+        mine = {place[1] for batch in self._batches for place in batch.occurrences.tolist()}
         states = counterfactual_states(
             self._teachers.unsanitized,
             self._checkpoint.tokenizer,
-            self._encoded,
+            [item for item in self._encoded if item.document in mine],
             self._surrogates,
             make_batches=self._make_batches,
             samples=objective.samples,
@@ -179,7 +188,9 @@ class Examples:
 
     def _states(self, batch: Batch) -> dict[str, Tensor]:
         """What is kept of a batch beside the anchor."""
-        found = {}
+        found: dict[str, Tensor] = {}
+        if not len(batch.ids):
+            return found
         if self._frozen is not None:
             found["frozen"] = self._frozen.states(batch.to(self._checkpoint.model.device)).cpu()
         if self._settings.keep_skill > 0:
@@ -188,12 +199,16 @@ class Examples:
         return found
 
     def _place(self, folder: Path) -> str:
-        """Where states are kept: what was asked for, or what has room."""
+        """Where states are kept: what was asked for, or what has room.
+
+        Each rank may find another place, and no matter: what is kept is what would be computed.
+        """
         asked = self._settings.kept_states
         skill = self._settings.keep_skill > 0
         if not self._batches or asked == "none" or not (self._frozen or skill):
             return "none"
-        if self._frozen is not None and not self._skips_exactly(self._batches[-1]):
+        shortest = next((batch for batch in reversed(self._batches) if len(batch.ids)), None)
+        if self._frozen and (shortest is None or not self._skips_exactly(shortest)):
             return "none"
         if asked != "auto":
             return asked
@@ -240,11 +255,11 @@ class Examples:
             encoded, replaced = self._replaced(documents, epoch)
         examples = []
         batches = self._mask(encoded, epoch) if self._masked else self._make_batches(encoded)
-        for batch in batches:
+        for batch in self._mine(batches):
             if self._to == "decoys":
                 batch = _only(batch, replaced)
             skill = None
-            if self._settings.keep_skill > 0:
+            if self._settings.keep_skill > 0 and len(batch.ids):
                 skill = states_at(self._teachers.unsanitized, batch, batch.ordinary)
             examples.append(Example(batch, self._taught_at(batch), skill))
         return examples

@@ -29,9 +29,16 @@ class FrozenPart:
             trained: Names of all layers behind them.
         """
         self._model = model
+        self._names = (frozen, trained)
         self._layers = [model.get_submodule(name) for name in frozen]
         self._trained = [model.get_submodule(name) for name in trained]
         self._gives_tuples = False
+
+    def of(self, copy: Any) -> FrozenPart:
+        """The same layers of a copy of the model."""
+        found = FrozenPart(copy, frozen=self._names[0], trained=self._names[1])
+        found._gives_tuples = self._gives_tuples
+        return found
 
     def train(self) -> None:
         """Switch dropout on where something is trained, and off below."""

@@ -10,7 +10,7 @@ a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -131,7 +131,7 @@ class Example:
             return slice(int(where[:first].sum()), int(where[:last].sum()))
 
         return Example(
-            batch.rows(first, last),
+            batch.rows(slice(first, last)),
             None if self.taught is None else self.taught[:, flat(batch.identifier)],
             None if self.skill is None else self.skill[flat(batch.ordinary)],
             None if self.frozen is None else self.frozen[first:last],
@@ -167,7 +167,7 @@ class Objective:
         return {name: n for name, n in found.items() if n and self._weights.get(name)}
 
     def loss(
-        self, model: Any, hidden: Tensor, example: Example, counts: dict[str, int]
+        self, model: Any, hidden: Tensor, example: Example, counts: Mapping[str, float]
     ) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the terms, and each term alone, in nats.
 

@@ -1,7 +1,7 @@
 """Repair one checkpoint: fine-tune it so that ordinary text returns and identifiers do not.
 
 `repair` is the stage. The demo and the benchmarks also use its engine, `train_`, to make models
-that leak.
+that leak. Of several ranks each calls these alike, and all get the result.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import copy
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,8 +21,10 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
+from transformers import TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
+from sani import ranks, runtime
 from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
 from sani.encoding import framing_named
@@ -33,6 +36,7 @@ from sani.rendering import check_source, rendered
 from sani.repairing.examples import Examples, Teachers
 from sani.repairing.frozen import FrozenPart
 from sani.repairing.objective import Objective
+from sani.repairing.sharding import together
 from sani.repairing.training import (
     AUDITED,
     TERMS,
@@ -125,6 +129,11 @@ def repair(
         difference = other and architecture_difference(checkpoint, other)
         if difference and (name != "base" or settings.needs_base):
             raise RepairError(f"the {name} does not fit the checkpoint: {difference}")
+    if settings.early_stop and ranks.sharded():
+        raise RepairError(
+            "repair.early_stop: a sharded model is whole only at the end, so it cannot be audited "
+            "between epochs; leave it out, or use distributed_type MULTI_GPU"
+        )
     if settings.early_stop and on_epoch is None:
         raise RepairError(
             "repair.early_stop: nothing here has a gate to stop at; leave it out, or use sani run"
@@ -132,7 +141,7 @@ def repair(
     return train_(
         checkpoint, corpus, settings, base=base, unsanitized=unsanitized, framing=framing,
         seed=seed, folder=folder, on_step=on_step,
-        on_epoch=on_epoch if settings.early_stop else None,
+        on_epoch=on_epoch if settings.early_stop else None, sharded=ranks.sharded(),
     )  # fmt: skip
 
 
@@ -148,13 +157,15 @@ def train_(
     folder: Path | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
+    sharded: bool = False,
 ) -> RepairResult:
     """In place: train on the corpus; without spans this is plain fine-tuning.
 
     A repair that diverges goes back to the weights it began with, the last that are known to be
     good, and tries once more with half the learning rate.
 
-    Arguments and errors as for `repair`.
+    Arguments and errors as for `repair`. Where it is ``sharded``, a copy that is spread over the
+    ranks is trained, and ``on_step`` finds the checkpoint unchanged.
     """
     config = checkpoint.model.config
     family_of(config)
@@ -165,13 +176,14 @@ def train_(
     job = f"{settings.model_dump_json()} {corpus.digest()} {checkpoint.weights_digest()} {seed}"
     with (
         TemporaryDirectory() as nowhere,
-        _prepared(checkpoint, settings, seed) as (trained, frozen),
+        _prepared(checkpoint, settings, seed) as (trained, frozen, layers),
     ):
         place = folder or Path(nowhere)  # the Trainer insists on a folder
         try:
             state = None
             if folder is not None:
-                state = last_whole(folder, job=hashlib.sha256(job.encode()).hexdigest())
+                digest = hashlib.sha256(job.encode()).hexdigest()
+                state = ranks.on_main(lambda: last_whole(place, job=digest))
             examples = Examples(
                 checkpoint, corpus, settings,
                 framing_named(
@@ -185,10 +197,11 @@ def train_(
             training = _train(
                 checkpoint.model, examples, settings, teachers, frozen, place,
                 resume=state, save=folder is not None, seed=seed, on_step=on_step,
-                on_epoch=on_epoch,
+                on_epoch=on_epoch, units=layers if sharded else None,
             )  # fmt: skip
         except (OSError, SafetensorError) as error:
             raise cannot_write(error) from None
+    ranks.spread_(checkpoint.model)
     steps = training.state.global_step
     return RepairResult(
         steps=steps,
@@ -223,25 +236,30 @@ def _train(
     seed: int,
     on_step: OnStep | None,
     on_epoch: OnEpoch | None,
+    units: Sequence[str] | None,
 ) -> Training:
     """Train, once more from the start with half the learning rate if it diverges."""
     begin = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     objective = Objective(settings, base=teachers.base, unsanitized=teachers.unsanitized)
     halved = folder / "halved"  # an earlier process had to
     notes: list[str] = []
-    if resume and halved.exists():
-        notes.append(halved.read_text(encoding="utf-8"))
-    elif resume is None:
-        halved.unlink(missing_ok=True)
+    earlier = ranks.on_main(lambda: _note(halved, resumed=resume is not None))
+    if earlier is not None:
+        notes.append(earlier)
     while True:
         rate = settings.learning_rate / (2 if notes else 1)
         asked = settings.model_copy(update={"learning_rate": rate})
         told = arguments(asked, len(examples), folder, save=save, seed=seed)
-        training = Training(model, told, examples, objective, frozen, on_step)
-        if on_epoch is not None:
-            training.add_callback(EarlyStop(on_epoch))
         try:
-            training.train(resume_from_checkpoint=resume)
+            if units is None:
+                training = Training(model, told, examples, objective, frozen, on_step)
+                if on_epoch is not None:
+                    training.add_callback(EarlyStop(on_epoch))
+                training.train(resume_from_checkpoint=resume)
+            else:
+                training = _train_copy(
+                    model, told, examples, objective, frozen, on_step, units, resume
+                )
             _check_finite(model, training.state.global_step)
         except DivergedError as error:
             again = ", also from the start at half the learning rate" if notes else ""
@@ -258,13 +276,51 @@ def _train(
             training.notes[:0] = notes
             return training
         resume = None
-        for saved in folder.glob("checkpoint-*"):
-            shutil.rmtree(saved)
-        halved.write_text(notes[0], encoding="utf-8")
+        ranks.on_main(partial(_begin_again, folder, halved, notes[0]))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in begin:
                     parameter.copy_(begin[name])
+
+
+def _note(halved: Path, *, resumed: bool) -> str | None:
+    """That an earlier process had to begin again, if this one goes on with what it did."""
+    if resumed and halved.exists():
+        return halved.read_text(encoding="utf-8")
+    if not resumed:
+        halved.unlink(missing_ok=True)
+    return None
+
+
+def _begin_again(folder: Path, halved: Path, note: str) -> None:
+    """Remove what was saved, and say why to who resumes."""
+    for saved in folder.glob("checkpoint-*"):
+        shutil.rmtree(saved)
+    halved.write_text(note, encoding="utf-8")
+
+
+def _train_copy(
+    model: Any,
+    told: TrainingArguments,
+    examples: Examples,
+    objective: Objective,
+    frozen: FrozenPart | None,
+    on_step: OnStep | None,
+    units: Sequence[str],
+    resume: str | None,
+) -> Training:
+    """In place, by way of a copy that is spread over the ranks; the model waits on the CPU."""
+    model.to("cpu")
+    spread = copy.deepcopy(model)
+    lower = None if frozen is None else frozen.of(spread)
+    training = Training(spread, told, examples, objective, lower, on_step, units=units)
+    training.train(resume_from_checkpoint=resume)
+    with torch.no_grad():
+        for weight, part in zip(model.parameters(), spread.parameters(), strict=True):
+            if weight.requires_grad:
+                weight.copy_(together(part))
+    model.to(runtime.device())
+    return training
 
 
 def _teachers(
@@ -283,18 +339,24 @@ def _teachers(
 
 def frozen_part(model: Any, layout: Layout, last_layers: int) -> FrozenPart:
     """The layers below the last ``last_layers``."""
-    names = [name.removesuffix(".") for name in layout.trained_prefixes(layout.num_layers)]
-    first = layout.num_layers - last_layers
-    return FrozenPart(model, frozen=names[:first], trained=names[first : layout.num_layers])
+    names, first = layer_names(layout), layout.num_layers - last_layers
+    return FrozenPart(model, frozen=names[:first], trained=names[first:])
+
+
+def layer_names(layout: Layout) -> list[str]:
+    """Names of the layers, in order."""
+    names = layout.trained_prefixes(layout.num_layers)[: layout.num_layers]
+    return [name.removesuffix(".") for name in names]
 
 
 @contextmanager
 def _prepared(
     checkpoint: Checkpoint, settings: RepairSettings, seed: int
-) -> Iterator[tuple[float, FrozenPart | None]]:
-    """Within, only what is trained asks for gradients; the share that is, and the layers below.
+) -> Iterator[tuple[float, FrozenPart | None, list[str]]]:
+    """Within, only what is trained asks for gradients.
 
-    Afterwards adapters are merged and everything is as it was.
+    Gives the share that is, the layers below, and the names of all layers. Afterwards adapters are
+    merged and everything is as it was.
     """
     model = checkpoint.model
     size = sum(p.numel() for p in model.parameters())
@@ -327,7 +389,7 @@ def _prepared(
         model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        yield trained / size, frozen
+        yield trained / size, frozen, layer_names(layout)
         if adapted is not None:
             adapted.merge_and_unload()
             adapted = None

@@ -1,17 +1,20 @@
 """The engine: ``transformers.Trainer`` whose items are whole batches and whose loss is ours.
 
 It saves states that another process goes on from, notices divergence, and halves its batches
-once where memory runs out.
+once where memory runs out. Ranks share the rows of each step and add up their gradients, so that a
+step is that of one process; each has a Trainer of its own, which knows of no other.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -19,11 +22,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from sani import ranks
+from sani.batches import Batch
 from sani.errors import RepairError, UnsavedError
 from sani.recipe import RepairSettings
 from sani.repairing.examples import Examples
 from sani.repairing.frozen import FrozenPart, hidden_states
 from sani.repairing.objective import Example, Objective
+from sani.repairing.sharding import inside, shard_, spread_state, whole
 
 SAVES = 10
 TERMS = (
@@ -74,7 +80,7 @@ def arguments(
             "repair.precision: bfloat16 is asked for and this processor has no bfloat16 units, so "
             "it would be slower and no smaller; use float32"
         )
-    return TrainingArguments(
+    told = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,
         num_train_epochs=settings.epochs,
@@ -89,13 +95,15 @@ def arguments(
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
-        report_to=list(settings.report_to),
+        report_to=list(settings.report_to) if ranks.main() else [],
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         use_cpu=not torch.cuda.is_available(),
         seed=seed,
         data_seed=seed,
     )
+    told._n_gpu = min(told.n_gpu, 1)  # or it would spread a step over all GPUs in its own way
+    return told
 
 
 def _has_bfloat16() -> bool:
@@ -115,7 +123,20 @@ class Training(Trainer):
         objective: Objective,
         frozen: FrozenPart | None,
         on_step: OnStep | None,
+        *,
+        units: Sequence[str] | None = None,
     ) -> None:
+        """Take what is trained.
+
+        Args:
+            model: It is trained in place.
+            arguments: Of the Trainer.
+            examples: What each step reads.
+            objective: Its loss.
+            frozen: The layers of the model that are not trained, or None.
+            on_step: Called with (steps done, steps in all).
+            units: Layers of the model to spread over the ranks; None if each has all of them.
+        """
         super().__init__(
             model=model,
             args=arguments,
@@ -128,6 +149,8 @@ class Training(Trainer):
         self._examples = examples
         self._objective = objective
         self._frozen = frozen
+        self._units = units
+        self._whole: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._halved = False
         self._vocab_size: int = model.config.vocab_size
         self._terms: dict[str, float] = {}
@@ -142,16 +165,24 @@ class Training(Trainer):
             model.train()
         else:
             self._frozen.train()
+        if ranks.number():  # the main rank's random numbers are those of the state that it saves
+            torch.manual_seed((self.args.seed * 2**20 + step) * 2**12 + ranks.number())
+        own = None
+        counts = _sums(ranks.gather(self._counts(parts)))
         try:
-            return self._read(model, parts)
+            own = self._read(model, parts, counts)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            # Within a sharded model the others wait for this rank and cannot be told.
+            if not should_reduce_batch_size(error) or self._units is not None:
                 raise
-            if self._halved:
-                raise RepairError(
-                    f"out of memory at step {step + 1}, also with each batch read in halves; lower "
-                    "repair.batch_tokens, or set repair.last_layers or gradient_checkpointing"
-                ) from None
+        found = ranks.gather(own)
+        if None not in found:
+            return self._add_up(model, [part for part in found if part is not None])
+        if self._halved:
+            raise RepairError(
+                f"out of memory at step {step + 1}, also with each batch read in halves; lower "
+                "repair.batch_tokens, or set repair.last_layers or gradient_checkpointing"
+            )
         self._halved = True
         self.notes.append(
             f"out of memory at step {step + 1}: from there on each batch was read in two halves"
@@ -160,30 +191,60 @@ class Training(Trainer):
         clear_device_cache(garbage_collection=True)
         return self.training_step(model, inputs, num_items_in_batch)
 
-    def _read(self, model: Any, parts: list[Example]) -> Tensor:
+    def _counts(self, parts: list[Example]) -> dict[str, float]:
+        return _sums([self._objective.counts(part.batch) for part in parts])
+
+    def _read(
+        self, model: Any, parts: list[Example], counts: Mapping[str, float]
+    ) -> tuple[dict[str, float], list[bool]]:
+        """Accumulate the gradient of this rank's rows: each term, and which parameters have one.
+
+        Args:
+            model: The model.
+            parts: This rank's rows of the step's batches.
+            counts: Of the whole step.
+        """
         if self._halved:
             parts = [half for part in parts for half in part.halves()]
-        counts: dict[str, int] = {}
-        for part in parts:
-            for name, count in self._objective.counts(part.batch).items():
-                counts[name] = counts.get(name, 0) + count
-        total = torch.zeros((), device=self.args.device)
-        self._terms = dict.fromkeys(counts, 0.0)
+        terms = dict.fromkeys(("loss", *counts), 0.0)
         for part in parts:
             own = {name: counts[name] for name in self._objective.counts(part.batch)}
             if not own:
-                continue
+                if self._units is None:
+                    continue
+                part, own = _nothing(part.batch), {"ordinary": math.inf}
             part = part.to(model.device)
+            work = partial(self._loss, model, part, own)
             with self.accelerator.autocast():
-                with nullcontext() if self._frozen is None else self._frozen.skipped(part.frozen):
-                    hidden = hidden_states(model, part.batch)
-                loss, terms = self._objective.loss(model, hidden, part, own)
-            for name, value in terms.items():
-                self._terms[name] += value
-            total += loss.detach()
-            self._check(float(loss.detach()), self._terms.get("ordinary"))
+                loss, values = work() if self._units is None else inside(model, work)
+            if self._units is not None:
+                loss = loss * ranks.count()  # of which a sharded model gives the mean gradient
+            for name, value in {**values, "loss": float(loss.detach())}.items():
+                terms[name] = terms.get(name, 0.0) + value
             self.accelerator.backward(loss)
-        return total
+        return terms, [p.grad is not None for p in model.parameters()]
+
+    def _loss(
+        self, model: Any, part: Example, counts: Mapping[str, float]
+    ) -> tuple[Tensor, dict[str, float]]:
+        with nullcontext() if self._frozen is None else self._frozen.skipped(part.frozen):
+            hidden = hidden_states(model, part.batch)
+        return self._objective.loss(model, hidden, part, counts)
+
+    def _add_up(self, model: Any, found: Sequence[tuple[dict[str, float], list[bool]]]) -> Tensor:
+        """The loss of the whole step, once the gradients are those of the whole step."""
+        self._terms = _sums([terms for terms, _ in found])
+        loss = self._terms.pop("loss")
+        self._check(loss, self._terms.get("ordinary"))
+        if self._units is None and ranks.count() > 1:
+            gradients = []
+            for parameter, *has in zip(model.parameters(), *(has for _, has in found), strict=True):
+                if any(has):
+                    if parameter.grad is None:
+                        parameter.grad = torch.zeros_like(parameter)
+                    gradients.append(parameter.grad)
+            ranks.add_up_(gradients)
+        return torch.tensor(loss, device=self.args.device)
 
     def _check(self, loss: float, ordinary: float | None) -> None:
         """Refuse a loss that no repair has.
@@ -201,11 +262,44 @@ class Training(Trainer):
         if ordinary > limit:
             raise DivergedError(step, f"the loss is {ordinary:.1f} nats")
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Spread the model over the ranks first, if that is asked for."""
+        if self._units is not None:
+            shard_(self.model, self._units)
+        return super().create_optimizer(model)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self._units is not None:
+            model, optimizer = self.model, cast(Any, self.optimizer)
+            self._whole = whole(model.state_dict()), whole(optimizer.state_dict())
+        if not ranks.main():
+            return
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises the last
             raise cannot_write(error) from None
+        finally:
+            self._whole = None
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, self._whole[0] if self._whole else state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._whole is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        torch.save(self._whole[1], Path(output_dir) / "optimizer.pt")
+        schedule = cast(Any, self.lr_scheduler)
+        torch.save(schedule.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._units is None or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer, schedule = cast(Any, self.optimizer), cast(Any, self.lr_scheduler)
+        kept = torch.load(Path(checkpoint) / "optimizer.pt", map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(spread_state(kept, optimizer))
+        schedule.load_state_dict(torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the terms beside what the Trainer logs."""
@@ -225,7 +319,31 @@ class _Progress(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A state without this mark was cut off while it was written."""
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
+        if ranks.main():
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / _WHOLE).touch()
+
+
+def _sums(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """For each name, the sum over the parts that have it."""
+    found: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            found[name] = found.get(name, 0) + value
+    return found
+
+
+def _nothing(like: Batch) -> Example:
+    """What a rank without rows reads where it must take part: one token, to be counted as none.
+
+    Args:
+        like: A batch of the same model, of which only is asked whether it has a source.
+    """
+    ids, no = torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.bool)
+    ordinary = torch.tensor([[True, False]])
+    batch = Batch(ids, ids, ordinary, no, torch.zeros(0, 4, dtype=torch.long))
+    if like.source is not None:
+        batch = replace(batch, source=ids, source_seen=~no)
+    return Example(batch)
 
 
 class EarlyStop(TrainerCallback):

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sani import ranks
 from sani.corpus.documents import ANNOTATION, Corpus, Document, Span
 from sani.errors import ScanError
 from sani.recipe import ScanSettings, settings_from
@@ -124,44 +123,66 @@ def _with(document: Document, spans: Sequence[Span]) -> Document:
 def _find_all(
     corpus: Corpus, settings: ScanSettings, cache_folder: Path | None, report: OnStep
 ) -> list[tuple[Span, ...]]:
-    """What is found in each document by itself; this rank's share is worked on, all is returned."""
+    """What is found in each document by itself; ranks share the work, the main one the cache."""
     if not (settings.patterns or settings.ner or settings.terms):
         return [()] * len(corpus)
     asked = asked_of(settings)
-    ranks, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if ranks > 1:
-        from accelerate import PartialState
-
-        PartialState()  # gives each rank its own device
     detector = load_detector(asked)
     if settings.num_proc > 1 and detector.ner is not None and not detector.ner.forks:
         raise ScanError(
             "num_proc: processes cannot share a model on an accelerator; leave num_proc at 1, or "
             "start a process for each device with accelerate launch"
         )
-    mine = range(rank, len(corpus), ranks)
-    found: dict[int, tuple[Span, ...]] = {}
-    with SpanCache(cache_folder, detector=detector.name) if cache_folder else nullcontext() as kept:
-        if kept is not None:
-            known = kept.load(corpus[number].text for number in mine)
-            found = {n: s for n, s in zip(mine, known, strict=True) if s is not None}
-        rest = [number for number in mine if number not in found]
-        if rest and settings.patterns:
-            load_patterns()  # here, so that processes share it
-        step = _CHUNK * settings.num_proc
-        for first in range(0, len(rest), step):
-            numbers = rest[first : first + step]
-            texts = [corpus[number].text for number in numbers]
-            spans = _find_chunk(numbers, texts, asked, settings.num_proc)
-            if kept is not None:
-                kept.save(texts, spans)
-            found |= dict(zip(numbers, spans, strict=True))
-            report("scan: detect", len(found), len(mine))
-    if ranks > 1:
-        from accelerate.utils import gather_object
+    ranks.agree("detectors", detector.name)
+    texts = [document.text for document in corpus]
+    known = ranks.on_main(lambda: _known(cache_folder, detector, texts))
+    found = {number: spans for number, spans in enumerate(known) if spans is not None}
+    rest = [number for number in range(len(texts)) if number not in found]
+    if rest and settings.patterns:
+        load_patterns()  # here, so that processes share it
+    step = _CHUNK * settings.num_proc * ranks.count()
+    for first in range(0, len(rest), step):
+        numbers = rest[first : first + step]
+        new = _find_together(numbers, texts, asked, settings.num_proc)
+        ranks.on_main(partial(_keep, cache_folder, detector, texts, new))
+        found |= new
+        report("scan: detect", len(found), len(texts))
+    return [found[number] for number in range(len(texts))]
 
-        found = dict(gather_object(list(found.items())))
-    return [found[number] for number in range(len(corpus))]
+
+def _known(
+    folder: Path | None, detector: Detector, texts: Sequence[str]
+) -> Sequence[tuple[Span, ...] | None]:
+    """What the cache knows of each text."""
+    if folder is None:
+        return [None] * len(texts)
+    with SpanCache(folder, detector=detector.name) as kept:
+        return kept.load(texts)
+
+
+def _keep(
+    folder: Path | None,
+    detector: Detector,
+    texts: Sequence[str],
+    found: Mapping[int, tuple[Span, ...]],
+) -> None:
+    if folder is not None:
+        with SpanCache(folder, detector=detector.name) as kept:
+            kept.save([texts[number] for number in found], list(found.values()))
+
+
+def _find_together(
+    numbers: Sequence[int], texts: Sequence[str], asked: str, num_proc: int
+) -> dict[int, tuple[Span, ...]]:
+    """Spans of the texts of these numbers, each looked for by one rank."""
+    mine = [numbers[index] for index in ranks.share([len(texts[number]) for number in numbers])]
+
+    def work() -> list[tuple[int, tuple[Span, ...]]]:
+        spans = _find_chunk(mine, [texts[number] for number in mine], asked, num_proc)
+        return list(zip(mine, spans, strict=True))
+
+    found = ranks.each(work)
+    return {number: spans for part in found for number, spans in part}
 
 
 def _find_chunk(
