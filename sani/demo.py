@@ -7,6 +7,7 @@ until it recites them. Both are trained by the repair's own engine with nothing 
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -130,26 +131,30 @@ def _byte_pairs(texts: Sequence[str], vocab_size: int) -> Any:
 
 def _word_pieces(texts: Sequence[str], vocab_size: int) -> Any:
     """As of BERT, in the case of the text: words are cut at punctuation too."""
-    from tokenizers import (
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special = {name: f"[{name[:-6].upper()}]" for name in SPECIAL}
-    pieces = Tokenizer(models.WordPiece(unk_token=special["unk_token"]))
-    pieces.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(special.values()), show_progress=False
+    normal = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    cut = pre_tokenizers.BertPreTokenizer()
+    # Not by the library's trainer, which gives another vocabulary each time.
+    counts = Counter(
+        word for text in texts for word, _ in cut.pre_tokenize_str(normal.normalize_str(text))
     )
-    pieces.train_from_iterator(texts, trainer)
+    ends: Counter[str] = Counter()
+    for word, count in counts.items():
+        ends.update({f"##{word[n:]}": count for n in range(1, len(word))})
+    letters = sorted({letter for word in counts for letter in word})
+    longer = sorted((counts + ends).items(), key=lambda item: (-item[1], item[0]))
+    known = [*special.values(), *letters, *(f"##{letter}" for letter in letters)]
+    known = list(dict.fromkeys([*known, *(piece for piece, _ in longer)]))[:vocab_size]
+    pieces = Tokenizer(
+        models.WordPiece(
+            {piece: number for number, piece in enumerate(known)}, unk_token=special["unk_token"]
+        )
+    )
+    pieces.normalizer, pieces.pre_tokenizer = normal, cut
+    pieces.decoder = decoders.WordPiece()
     begin, end = special["cls_token"], special["sep_token"]
     pieces.post_processor = processors.TemplateProcessing(
         single=f"{begin} $A {end}",

@@ -449,17 +449,17 @@ def test_the_default_ladder_goes_from_the_last_layer_to_retraining(tmp_path: Pat
     recipe = read(tmp_path, WITH + "repair: {epochs: 6, keep_skill: 0.5}\n")
     ladder = recipe.ladder
     assert [rung.name for rung in ladder] == [
-        "last layer", "last half", "last half, stronger", "half of every layer", "retraining",
+        "last layer", "last half", "last half, stronger", "half way to the base", "retraining",
     ]  # fmt: skip
     assert {rung.repair.epochs for rung in ladder} == {6}
     assert [rung.erase and rung.erase.last_layers for rung in ladder] == [
-        1, "half", "half", "all", None,
+        1, "half", "half", None, None,
     ]  # fmt: skip
+    assert [rung.erase.toward_base for rung in ladder] == [0.0, 0.0, 0.0, 0.5, 1.0]
     assert [rung.repair.last_layers for rung in ladder] == [1, None, None, None, None]
     weights = [getattr(rung.repair.at_identifiers, "weight", None) for rung in ladder]
     assert weights == [5.0, 5.0, 20.0, 20.0, None]
-    assert (ladder[-1].start, ladder[-1].repair.keep_skill) == ("base", 0.0)
-    assert all(rung.start == "unsanitized" for rung in ladder[:-1])
+    assert [rung.repair.keep_skill for rung in ladder] == [0.5, 0.5, 0.5, 0.5, 0.0]
 
 
 def test_without_a_base_the_ladder_asks_for_none(tmp_path: Path) -> None:

@@ -171,8 +171,8 @@ def test_every_shipped_recipe_is_read():
         (
             "gate: {anchor: 1}\n",
             [
-                "gate.anchor: unknown key; known: attacks, auc_excess, discoverable, greedy, "
-                "kinds, perplexity_ratio, scan_recall"
+                "gate.anchor: unknown key; known: attacks, attacks_auc_excess, auc_excess, "
+                "discoverable, greedy, kinds, perplexity_ratio, scan_recall"
             ],
         ),
         (

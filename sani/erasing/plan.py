@@ -349,6 +349,8 @@ def sizes_of(settings: EraseSettings, layout: Layout) -> dict[Site, int]:
 
 def _layers(settings: EraseSettings, layout: Layout) -> list[int]:
     wanted = settings.layers_of(layout.num_layers)
+    if not wanted:
+        return []
     if wanted[0] < 0:
         raise SelectionError(
             f"erase.last_layers: got {settings.last_layers}, but the model has "
