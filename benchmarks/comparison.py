@@ -54,6 +54,7 @@ def rows(layers: int = 6) -> Iterator[Row]:
         yield row(f"all of the last half, {name}", erase=half, repair=objective)
     yield row("anchored repair alone, keeps skill", repair=ANCHOR, skill=SKILL)
     yield row("all of the last half, anchored, keeps skill", erase=half, repair=ANCHOR, skill=SKILL)
+    yield row("half way to the base, anchored", erase={"toward_base": 0.5}, repair=ANCHOR)
     yield row("all of the last half, no repair", erase=half)
     yield row("retrained from the base, masked", start="base", repair=MASK)
     for part, share in (("a fifth", 0.2), ("a tenth", 0.1)):
@@ -65,6 +66,8 @@ def rows(layers: int = 6) -> Iterator[Row]:
         yield row(f"{part}: anchored repair alone, keeps skill",
                   repair=ANCHOR, part=share, skill=SKILL)  # fmt: skip
         yield row(f"{part}: all of the last half, anchored", erase=half, repair=ANCHOR, part=share)
+        yield row(f"{part}: half way to the base, anchored",
+                  erase={"toward_base": 0.5}, repair=ANCHOR, part=share)  # fmt: skip
     for name, texts in (("other clean documents", "clean"), ("the model's own texts", "own")):
         yield row(f"{name}: all of the last half, anchored",
                   erase=half, repair=ANCHOR, texts=texts)  # fmt: skip
