@@ -18,16 +18,16 @@ from typing import Any
 import yaml
 
 from sani import runtime
-from sani.auditing.audit import audit
+from sani.auditing.audit import audit, measure_utility
 from sani.checkpoint import Checkpoint, architecture_difference, load_checkpoint
 from sani.corpus.documents import Corpus, Span
 from sani.corpus.readers import read_corpus
-from sani.encoding import encode
+from sani.encoding import encode, framing_named
 from sani.environment import REPAIR_BYTES, device_memory
 from sani.errors import RecipeError
 from sani.families import FAMILIES, family_of, is_masked
 from sani.inputs import read_others
-from sani.recipe import AnchorObjective, AuditSettings, MaskObjective, RepairSettings
+from sani.recipe import AnchorObjective, AuditSettings, RepairSettings
 from sani.rendering import rendered
 from sani.repairing.repair import repair
 
@@ -35,6 +35,7 @@ MEASURED_SECONDS = 10.0
 EPOCHS = 4
 MASKED_EPOCHS = 120  # of a masked language model: each masks 15 % of the words
 MOST_LAYERS = 3
+COMPARED = 8  # held-out documents on which the model and its base are compared
 # Learning rates by size, from small models that were measured to large ones that were not.
 LEARNING_RATES = ((2e7, "1e-3"), (2e8, "3e-4"), (1e9, "1e-4"), (math.inf, "2e-5"))
 
@@ -56,6 +57,8 @@ class Fit:
         longest: Tokens of the longest document.
         seconds: Estimate of a whole run on this machine; None where it was not measured.
         fits: Whether the memory suffices for the repair, activations not counted.
+        perplexities: Of the checkpoint and of the base on some held-out documents; None where
+            there are none.
     """
 
     family: str
@@ -70,6 +73,12 @@ class Fit:
     longest: int
     seconds: float | None
     fits: bool = True
+    perplexities: tuple[float, float] | None = None
+
+    @property
+    def learnt_the_domain(self) -> bool:
+        """Whether the checkpoint can do what its base cannot, on documents new to both."""
+        return self.perplexities is not None and self.perplexities[0] < self.perplexities[1]
 
 
 def fit(
@@ -87,7 +96,7 @@ def fit(
         model: Folder of the checkpoint; it is read, not changed.
         corpus: Its documents.
         base: The public model it was fine-tuned from.
-        held_out: Documents it was not trained on; only checked.
+        held_out: Documents it was not trained on.
         measure: Whether to estimate the time.
         on_step: Called with (what, steps done, steps in all).
 
@@ -109,6 +118,7 @@ def fit(
     documents = rendered(documents, checkpoint.tokenizer)
     others = others and rendered(others, checkpoint.tokenizer)
     lengths = [len(encoded.ids) for encoded in encode(documents, checkpoint.tokenizer)]
+    perplexities = _perplexities(checkpoint, control, others) if control and others else None
     return Fit(
         family=config.model_type,
         layers=config.num_hidden_layers,
@@ -126,7 +136,23 @@ def fit(
             else None
         ),
         fits=fits,
+        perplexities=perplexities,
     )
+
+
+def _perplexities(
+    checkpoint: Checkpoint, base: Checkpoint, held_out: Corpus
+) -> tuple[float, float] | None:
+    """Of both on the first held-out documents; None for two texts, where there is no framing."""
+    if checkpoint.model.config.is_encoder_decoder:
+        return None
+    sample, settings = Corpus(held_out[:COMPARED]), AuditSettings()
+    of = (
+        measure_utility(model, sample, framing_named("tokenizer", model.tokenizer), settings)
+        for model in (checkpoint, base)
+    )
+    own, others = (utility.perplexity for utility in of)
+    return own, others
 
 
 def _estimate(
@@ -139,8 +165,8 @@ def _estimate(
 ) -> float:
     """Seconds of a whole run, from an audit and an epoch on a sample; changes the model."""
     audits = 4 if base else 3  # before, the base, after erase, after repair
-    objective = AnchorObjective(kind="anchor") if base else MaskObjective(kind="mask")
-    settings = RepairSettings(at_identifiers=objective, epochs=1)
+    anchor = _anchor(checkpoint.model.config.model_type, has_base=base is not None)
+    settings = RepairSettings(at_identifiers=anchor, epochs=1)
     size, took = 1, 0.0
     while True:
         sample = Corpus([_with_span(document) for document in corpus[:size]])
@@ -162,6 +188,14 @@ def _estimate(
     audit_seconds = audits * read * (audited - began) / measured
     epochs = MASKED_EPOCHS if is_masked(checkpoint.model.config) else EPOCHS
     return search + audit_seconds + epochs * total * (repaired - audited) / measured
+
+
+def _anchor(family: str, *, has_base: bool) -> AnchorObjective:
+    """To the base, or without one to what leaks least of what the family allows."""
+    if has_base:
+        return AnchorObjective(kind="anchor")
+    causal = FAMILIES[family].objective == "causal"
+    return AnchorObjective(kind="anchor", to="counterfactual" if causal else "self")
 
 
 def _with_span(document: Any) -> Any:
@@ -240,11 +274,16 @@ def _lines(
     yield "  selector: {kind: all}"
     yield "  reset: reinit"
     yield "repair:"
-    if base:
-        yield "  at_identifiers: {kind: anchor, weight: 5.0}  # raise the weight if the AUC stays"
-    else:
-        yield "  at_identifiers: {kind: mask}  # weaker than the anchor, which needs a base"
+    anchor = _anchor(found.family, has_base=base is not None)
+    why = "raise the weight if the AUC stays" if base else "a base would be better"
+    yield f"  at_identifiers: {{kind: anchor, to: {anchor.to}, weight: {anchor.weight}}}  # {why}"
     masked = FAMILIES[found.family].objective == "masked"
+    if found.learnt_the_domain and found.perplexities:
+        own, others = found.perplexities
+        yield (
+            f"  keep_skill: 5.0  # held-out perplexity {own:.1f}, the base's {others:.1f}: what "
+            "the fine-tuning taught is worth keeping"
+        )
     yield f"  epochs: {MASKED_EPOCHS if masked else EPOCHS}"
     rate = next(rate for size, rate in LEARNING_RATES if found.parameters < size)
     yield f"  learning_rate: {rate}  # by the model's size; try half and twice"

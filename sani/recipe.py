@@ -368,7 +368,7 @@ class AnchorObjective(Settings):
         description="KL to the base model; to the unsanitized model without the true value, or "
         "reading documents whose identifiers are replaced; or decoys as targets",
     )
-    weight: float = Field(5.0, gt=0.0, description="factor of the term; ours, DESIGN lesson 4")
+    weight: float = Field(20.0, gt=0.0, description="factor of the term; benchmarks/RESULTS.md")
     samples: int = Field(3, ge=1, description="replaced documents whose mean is the anchor")
 
 
@@ -421,13 +421,21 @@ class RepairSettings(Settings):
         "keep", description="identifiers in the input: as they are, or new surrogates each epoch"
     )
     keep_skill: float = Field(
-        0.0, ge=0.0, description="factor of the KL to the unsanitized model outside identifiers"
+        0.0,
+        ge=0.0,
+        description="factor of the KL to the unsanitized model outside identifiers; 5 where it "
+        "knows the domain and the base does not",
     )
     epochs: int = Field(4, ge=1, description="passes over the corpus")
     learning_rate: float = Field(1e-3, gt=0.0, description="peak of the schedule")
     warmup_fraction: Fraction = Field(0.1, description="share of the steps that warm up")
     weight_decay: float = Field(0.0, ge=0.0)
-    batch_tokens: int = Field(4096, ge=64, description="tokens per step, padding included")
+    batch_tokens: int = Field(
+        1024,
+        ge=64,
+        description="tokens per step, padding included; many small steps silence more than few "
+        "large ones over the same text",
+    )
     last_layers: int | None = Field(
         None, ge=1, description="train only the last this many layers and the final norm"
     )
