@@ -204,7 +204,7 @@ def test_retraining_begins_with_every_weight_of_the_base(
     )
     repair(retrained, clinic.private, settings, framing="bos", seed=3)
     assert load(out, "rung-1.json")["weights_digest"] == retrained.weights_digest()
-    assert "began with all weights of the base" in (out / "report.md").read_text()
+    assert "all weights were the base" in (out / "report.md").read_text()
     assert "Retrained: every weight" in (out / "sanitized" / "README.md").read_text()
 
 
@@ -226,16 +226,16 @@ def test_without_a_base_it_climbs_too(recipe: Path, tmp_path: Path) -> None:
 def test_only_a_rung_that_holds_otherwise_is_attacked_and_it_must_hold_then_too(
     recipe: Path, tmp_path: Path
 ) -> None:
-    """The quick attacks try too few occurrences to hold, so the last rung does not end it."""
+    """Some attack finds some preference that the base has not, so the last rung does not hold."""
     quick = QUICK.model_dump_json()
-    options = [f"attack={quick}", "gate.attacks=0.5", "escalation.tokens=9000000"]
+    options = [f"attack={quick}", "gate.attacks=0.5", "gate.attacks_auc_excess=0.0"]
     ladder = load_recipe(recipe).model_dump(mode="json")["escalation"]["ladder"]
     options.append(f"escalation.ladder={json.dumps([ladder[0], ladder[2]])}")
     out = tmp_path / "run"
     assert not run(load_recipe(recipe, overrides=options), out).gate_holds
     leaking, attacked = (load(out, f"rung-{number}.json") for number in (1, 2))
     assert leaking["attack"] is None
-    assert [c["why"] for c in leaking["checks"] if c["name"] == "attacks"] == ["no attack was run"]
+    assert "no attack was run" in [c["why"] for c in leaking["checks"] if c["name"] == "attacks"]
     broken = {check["name"] for check in attacked["checks"] if not check["holds"]}
     assert broken
     assert all(name.startswith("attack.") for name in broken)
