@@ -486,14 +486,8 @@ class _Job:
         if self._recipe.gate.judges_attacks:
             if all(check.holds for check in checks):
                 attacks = self._attacked(checkpoint)
-                ranks.on_main(self._forget_attacks)
             checks = self.judge(self._recipe.gate, found, attacks)
         return Judged(found, attacks, checks)
-
-    def _forget_attacks(self) -> None:
-        """Remove what is kept of attacks on a rung; those of other models serve the next one."""
-        for kept in (self._folder.private / "attack").glob(f"*-{SANITIZED}.json"):
-            kept.unlink()
 
     def _measured(
         self, checkpoint: Checkpoint, settings: AuditSettings, stage: str

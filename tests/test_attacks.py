@@ -530,6 +530,21 @@ def test_an_interrupted_attack_goes_on_and_gives_the_same(
     assert {**again, "seconds": 0} == {**found, "seconds": 0}
 
 
+def test_what_is_kept_of_other_weights_is_not_taken_for_these(
+    clinic: Clinic, leaky: Checkpoint, base: Checkpoint, tmp_path: Path
+) -> None:
+    """A rung whose attack failed leaves what was done; the next rung has the same folder."""
+    nothing = AttackSettings.model_validate(dict.fromkeys(ATTACKS) | {"decoys": 0})
+    rates = []
+    for model in (base, leaky):
+        found = attack(
+            {"sanitized": model}, clinic.private, nothing, framing="bos", folder=tmp_path
+        )
+        figures = found["attacks"]["unattacked"]["as it is"]["models"]["sanitized"]
+        rates.append(figures["greedy"]["value"])
+    assert rates[0] < 0.1 < 0.6 < rates[1]
+
+
 def test_no_identifier_stands_in_what_attacks_give_back(
     quick: tuple[dict[str, Any], Path], clinic: Clinic
 ) -> None:
