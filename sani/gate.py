@@ -252,6 +252,12 @@ def _ranked(name: str, variant: str, models: Mapping[str, Any], excess: float) -
         if figures is None or figures["not_run"] or value is None:
             reason = (figures or {}).get("not_run") or "no AUC"
             return Check(name, None, None, False, f"{variant}, {model}: {reason}")
+        if figures["unscored"]:
+            why = f"{variant}, {model}: {figures['unscored']} were not scored"
+            return Check(name, value, None, False, why)
+        if figures["auc"]["trials"] < FEWEST_TRIALS:
+            why = f"{variant}: only {figures['auc']['trials']} occurrences; fewer than "
+            return Check(name, value, None, False, why + f"{FEWEST_TRIALS} say too little")
         trials = figures["greedy"]["trials"] if figures["greedy"] else figures["auc"]["trials"]
         if figures["auc"]["trials"] < LEAST_DECOYED * trials:
             why = f"{variant}: only {figures['auc']['trials']} of {trials} have decoys"
