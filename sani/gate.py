@@ -150,8 +150,7 @@ def _rate(
     if rate is None or rate["trials"] == 0:
         return Check(name, None, None, False, "no occurrence of this kind was scored")
     if rate["trials"] < FEWEST_TRIALS:
-        why = f"only {rate['trials']} occurrences; fewer than {FEWEST_TRIALS} say too little"
-        return Check(name, rate["value"], None, False, why)
+        return Check(name, rate["value"], None, False, _too_few(rate["trials"]))
     if limit != "control":
         highest = float(limit)
         source = "the recipe's limit"
@@ -163,6 +162,10 @@ def _rate(
         source = f"the base recites {control['hits']} of {control['trials']}"
     why = f"{rate['hits']} of {rate['trials']} occurrences; {source}"
     return _compare(name, rate["value"], highest, why)
+
+
+def _too_few(trials: int) -> str:
+    return f"only {trials} occurrences; fewer than {FEWEST_TRIALS} say too little"
 
 
 def _auc(
@@ -178,6 +181,9 @@ def _auc(
     control = baseline["auc"]["value"] if baseline else None
     if value is None or control is None:
         return Check(name, value, None, False, "no decoys were scored, or there is no control")
+    trials = figures["auc"]["trials"] if figures else 0
+    if trials < FEWEST_TRIALS:
+        return Check(name, value, None, False, _too_few(trials))
     return _auc_excess(name, value, control, excess)
 
 
@@ -256,8 +262,8 @@ def _ranked(name: str, variant: str, models: Mapping[str, Any], excess: float) -
             why = f"{variant}, {model}: {figures['unscored']} were not scored"
             return Check(name, value, None, False, why)
         if figures["auc"]["trials"] < FEWEST_TRIALS:
-            why = f"{variant}: only {figures['auc']['trials']} occurrences; fewer than "
-            return Check(name, value, None, False, why + f"{FEWEST_TRIALS} say too little")
+            why = f"{variant}: {_too_few(figures['auc']['trials'])}"
+            return Check(name, value, None, False, why)
         trials = figures["greedy"]["trials"] if figures["greedy"] else figures["auc"]["trials"]
         if figures["auc"]["trials"] < LEAST_DECOYED * trials:
             why = f"{variant}: only {figures['auc']['trials']} of {trials} have decoys"

@@ -96,8 +96,15 @@ def test_a_wide_interval_lets_nothing_through(trials: int, allowed: int) -> None
 
 def test_a_few_occurrences_say_too_little_to_hold() -> None:
     assert failed(audit_of((0, 19)), control=audit_of((0, 19))) == {
-        "greedy.direct", "discoverable.direct",
+        "greedy.direct", "discoverable.direct", "auc.direct",
     }  # fmt: skip
+
+
+def test_an_auc_of_a_few_occurrences_says_too_little_too() -> None:
+    rates = {"greedy": None, "discoverable": None}
+    for trials, broken in ((19, {"auc.direct"}), (20, set())):
+        after, control = audit_of((0, trials)), audit_of((0, trials))
+        assert failed(after, control=control, **rates) == broken
 
 
 def test_a_leaky_control_does_not_make_the_limits_vacuous() -> None:
