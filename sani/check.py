@@ -23,6 +23,7 @@ from sani.hygiene import left_behind
 from sani.inputs import check_base, read_documents, read_neighbours
 from sani.layout import Layout
 from sani.recipe import AttackSettings, EraseSettings, ModelSettings, Recipe, Rung
+from sani.rendering import rendered
 from sani.reporting.tried import erase_in_words, repair_in_words
 from sani.scanning.detection import asked_of, load_detector
 from sani.scanning.inventory import scan
@@ -150,8 +151,8 @@ def _escalation(recipe: Recipe) -> str:
     """What the rungs read at most, from the tokens of a sample of the documents."""
     settings, ladder = recipe.escalation, recipe.ladder
     corpus = read_documents(recipe).corpus
-    sample = Corpus(corpus[:TOKENIZED])
-    encoded = encode(sample, _tokenizer(recipe.model))
+    sample, tokenizer = Corpus(corpus[:TOKENIZED]), _tokenizer(recipe.model)
+    encoded = encode(rendered(sample, tokenizer), tokenizer)
     tokens = sum(len(item.ids) for item in encoded) * len(corpus) / len(sample)
     whole = [rung.repair.epochs * tokens for rung in ladder]
     limits = "none"

@@ -12,12 +12,13 @@ from transformers import PreTrainedTokenizerFast
 
 from sani.auditing.audit import audit
 from sani.batches import make_batches
+from sani.check import check
 from sani.corpus.documents import BETWEEN_TURNS, Corpus, Document, Span, Turn
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.encoding import Framing, encode
 from sani.errors import CorpusError
-from sani.recipe import AuditSettings, RepairSettings
+from sani.recipe import AuditSettings, RepairSettings, load_recipe
 from sani.rendering import rendered
 from sani.repairing.repair import repair, train_
 from tests.words import WORDS, checkpoint, llama
@@ -212,6 +213,22 @@ def test_a_broken_conversation_names_its_message_and_no_value(tmp_path, row, pro
     with pytest.raises(CorpusError) as caught:
         read_corpus(path)
     assert problem in str(caught.value)
+
+
+def test_a_check_counts_the_tokens_that_an_escalation_reads(tmp_path):
+    tokenizer = tokenizer_with(template())
+    tokenizer.save_pretrained(tmp_path)
+    said = conversation(("user", "a b"), ("assistant", "name c"), spans=[(1, 5, 6)])
+    write_jsonl([said], tmp_path / "one.jsonl")
+    (tmp_path / "recipe.yaml").write_text(
+        f"{{version: 1, strategy: escalate, model: {{path: {tmp_path}}}, "
+        f"corpus: {{path: {tmp_path}/one.jsonl}}, escalation: {{ladder: [{{}}]}}, repair: "
+        "{epochs: 3, at_identifiers: {kind: mask}}, gate: {greedy: 0.0, discoverable: null, "
+        "auc_excess: null, perplexity_ratio: null}}"
+    )
+    items = check(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
+    (found,) = [item.detail for item in items if item.name == "escalation"]
+    assert "about 24 tokens of training a rung, 24 if all are tried" in found  # 8 with the marks
 
 
 # ---- audited and repaired --------------------------------------------------------------------
