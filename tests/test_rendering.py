@@ -18,9 +18,10 @@ from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.encoding import Framing, encode
 from sani.errors import CorpusError
-from sani.recipe import AuditSettings, RepairSettings, load_recipe
+from sani.recipe import AuditSettings, RepairSettings, ScanSettings, load_recipe
 from sani.rendering import rendered
 from sani.repairing.repair import repair, train_
+from sani.scanning.detection import detect
 from tests.words import WORDS, checkpoint, llama
 
 TURN = "{% for m in messages %}<|{{ m.role }}|>FRONT{{ m.content STRIP}}BACK<|end|>{% endfor %}"
@@ -162,6 +163,16 @@ def test_a_template_that_does_something_else_is_refused_without_a_word_of_the_te
     refused(across, tokenizer_with(template()), "reaches from one message into the next")
     plain = Corpus([Document("1", "1", "a")])
     assert rendered(plain, tokenizer_with(None)) is plain
+
+
+def test_what_a_scan_finds_across_messages_is_cut_where_one_ends(tmp_path):
+    (tmp_path / "terms.txt").write_text("Anna Lopez Ruiz\n")
+    said = conversation(("user", "here is Anna"), ("assistant", "Lopez Ruiz was seen"))
+    settings = ScanSettings(terms=tmp_path / "terms.txt", patterns=False, propagate=None)
+    found = detect(Corpus([said]), settings)
+    assert [found[0].value(span) for span in found[0].spans] == ["Anna", "Lopez Ruiz"]
+    (read,) = rendered(found, tokenizer_with(template()))
+    assert [read.value(span) for span in read.spans] == ["Anna", "Lopez Ruiz"]
 
 
 # ---- files -----------------------------------------------------------------------------------
