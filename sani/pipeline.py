@@ -35,7 +35,14 @@ from sani.errors import AuditError, RecipeError, RunError
 from sani.escalation import Judged, climb
 from sani.gate import Check, judge
 from sani.hygiene import check_texts
-from sani.inputs import NO_CONTROL, Documents, digests, read_documents, read_neighbours
+from sani.inputs import (
+    NO_CONTROL,
+    Documents,
+    check_kind,
+    digests,
+    read_documents,
+    read_neighbours,
+)
 from sani.recipe import (
     AttackSettings,
     AuditSettings,
@@ -89,6 +96,7 @@ def run(
     """
     runtime.quiet_libraries()
     runtime.deterministic()
+    check_kind(recipe)
     documents = read_documents(recipe)
     ranks.agree("documents", documents.digests())
     if not recipe.scan.detects:

@@ -12,13 +12,16 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
+from sani import run
 from sani.auditing.audit import audit
+from sani.check import check
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
+from sani.corpus.tables import write_jsonl
 from sani.demo import _word_pieces, new_model, train_on_text
 from sani.encoding import Framing, encode, framing_named
 from sani.erasing.erase import erase
-from sani.errors import RepairError
+from sani.errors import RecipeError, RepairError
 from sani.recipe import (
     AnchorObjective,
     AuditSettings,
@@ -27,6 +30,7 @@ from sani.recipe import (
     NpoObjective,
     RepairSettings,
     UnlikelihoodObjective,
+    load_recipe,
 )
 from sani.repairing import objective as objective_module
 from sani.repairing.examples import Examples, Teachers
@@ -562,3 +566,32 @@ def test_what_has_no_sense_for_a_masked_model_is_refused(case):
     with pytest.raises(RepairError, match=message):
         repair(sick, corpus, settings_of(at))
     assert sick.weights_digest() == digest
+
+
+def test_what_the_models_kind_cannot_be_asked_is_refused_before_anything_is_written(tmp_path):
+    sick = checkpoint()
+    sick.path = tmp_path / "tokenizer"
+    sick.tokenizer.save_pretrained(sick.path)
+    save_checkpoint(sick, tmp_path / "model")
+    write_jsonl(corpus_of(), tmp_path / "corpus.jsonl")
+    limits = "greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: null"
+    text = (
+        f"{{version: 1, model: {{path: {tmp_path}/model}}, corpus: {{path: "
+        f"{tmp_path}/corpus.jsonl}}, gate: {{{limits}}}, "
+    )
+    for rest, sentence in (
+        ("repair: {at_identifiers: {kind: mask}}, attack: {}",
+         "attack: .* is not a causal language model"),
+        ("repair: {at_identifiers: {kind: anchor, to: counterfactual}}",
+         "repair.at_identifiers: a counterfactual anchor is for causal models"),
+        ("strategy: escalate",
+         "escalation.ladder, last layer: repair.at_identifiers: a counterfactual anchor"),
+    ):  # fmt: skip
+        place = tmp_path / "recipe.yaml"
+        place.write_text(f"{text}{rest}}}")
+        recipe = load_recipe(place)
+        with pytest.raises(RecipeError, match=sentence):
+            run(recipe, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        items = {item.name: item.holds for item in check(recipe, tmp_path / "run")}
+        assert (items["kind"], items["model.path"], items["corpus"]) == (False, True, True)
