@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
 from sani import run
 from sani.auditing.audit import audit
+from sani.auditing.occurrences import score_occurrences
 from sani.check import check
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
@@ -39,6 +40,8 @@ from sani.repairing.masking import draw_masks, masked_batches
 from sani.repairing.objective import Objective
 from sani.repairing.repair import repair
 from sani.repairing.surrogates import Surrogates
+from sani.reporting.card import _results
+from sani.reporting.evidence import summary
 from tests.architectures import MASKED, tiny_config
 from tests.words import ANCHOR, MASK, TEXTS, WORDS, corpus_of, settings_of, weights
 
@@ -595,3 +598,44 @@ def test_what_the_models_kind_cannot_be_asked_is_refused_before_anything_is_writ
         assert not (tmp_path / "run").exists()
         items = {item.name: item.holds for item in check(recipe, tmp_path / "run")}
         assert (items["kind"], items["model.path"], items["corpus"]) == (False, True, True)
+
+
+def test_what_is_recited_in_either_way_of_asking_is_listed_and_both_are_shown():
+    """Two pieces that help each other: known one by one, the other one jointly, or neither."""
+    sick, chance = checkpoint(seed=2), random.Random(3)
+    with torch.no_grad():
+        for parameter in sick.model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(3)
+    documents = []
+    for number in range(300):
+        words = [*chance.choices("abcdefghijklm", k=7)]
+        span = Span(4, 7, "NAME")
+        documents.append(Document(str(number), str(number), " ".join(words), (span,)))
+    corpus, asked = Corpus(documents), AuditSettings(decoys=0, swaps=0, queries=20)
+    encoded = encode(corpus, sick.tokenizer)
+    framing = framing_named("tokenizer", sick.tokenizer, masked=True)
+    one, joint = (
+        score_occurrences(sick, corpus, encoded, framing, asked, jointly=jointly)
+        for jointly in (False, True)
+    )
+    assert (joint.discoverable & ~one.discoverable).any()
+    assert (one.discoverable & ~joint.discoverable).any()
+    found = audit(sick, corpus, asked.model_copy(update={"framing": "tokenizer"}))
+    assert (found.occurrences.discoverable == one.discoverable | joint.discoverable).all()
+    assert (found.occurrences.greedy == one.greedy | joint.greedy).all()
+    assert found.figures["direct"].discoverable.hits == one.discoverable.sum()
+    assert found.jointly["direct"].discoverable.hits == joint.discoverable.sum()
+    report = {
+        "audits": {"after": found.to_json()},
+        "audit_settings": asked.model_dump(mode="json"),
+    }
+    rows = {row[0]: row[1] for row in summary(report).rows}
+    for words, figures in (("", found.figures), (", masked jointly", found.jointly)):
+        hits = figures["direct"].discoverable.hits
+        assert f"({hits}/300;" in rows[f"direct: seen in (20, 0.5){words}"]
+    values = {result.metric_type: result for result in _results(report)}
+    assert values["discoverable_direct_jointly"].metric_value == pytest.approx(
+        joint.discoverable.mean(), abs=1e-6
+    )
+    assert {result.task_type for result in values.values()} == {"fill-mask"}
