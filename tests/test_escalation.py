@@ -367,6 +367,30 @@ def test_a_full_disk_is_no_failed_rung_and_a_ladder_that_only_fails_is_no_result
         assert not folder.finished("escalation")
 
 
+@pytest.mark.parametrize(
+    ("limits", "spent"),
+    [({"seconds": 9.0}, True), ({"seconds": 9.1}, False), ({"tokens": 70}, True),
+     ({"tokens": 71}, False), ({"tokens": 71, "seconds": 1.0}, True), ({}, False)],
+)  # fmt: skip
+def test_either_budget_is_spent_by_all_rungs_together(
+    limits: dict[str, float], spent: bool, tmp_path: Path
+) -> None:
+    """Two rungs took 4.5 seconds and 35 tokens each and leak; is there a third?"""
+    ladder = [{"name": name} for name in "abc"]
+    settings = EscalationSettings.model_validate({"ladder": tuple(ladder), **limits})
+    done = {"seconds": 4.5, "tokens": 35, "erase": None, "repair": {}, "attack": None}
+    with open_run(tmp_path / "run", recipe="x", inputs={}, resume=False) as folder:
+        for number in (1, 2):
+            folder.save(f"rung-{number}", {**rung(greedy=0.9), **done})
+        try:
+            climb(Broken(UnsavedError("begun")), folder, settings, corpus_tokens=1)
+        except UnsavedError:
+            assert not spent
+        else:
+            assert spent
+            assert load(folder.path, "escalation.json")["stopped"] == "budget"
+
+
 # Which one is best.
 
 
