@@ -226,8 +226,8 @@ def test_without_a_base_it_climbs_too(recipe: Path, tmp_path: Path) -> None:
 def test_only_a_rung_that_holds_otherwise_is_attacked_and_it_must_hold_then_too(
     recipe: Path, tmp_path: Path
 ) -> None:
-    """The quick attacks try too few occurrences to hold, so the last rung does not end it."""
-    quick = QUICK.model_dump_json()
+    """Attacks on two documents try too few occurrences to hold, so no rung ends it."""
+    quick = QUICK.model_copy(update={"documents": 2}).model_dump_json()
     options = [f"attack={quick}", "gate.attacks=0.5", "escalation.tokens=9000000"]
     ladder = load_recipe(recipe).model_dump(mode="json")["escalation"]["ladder"]
     options.append(f"escalation.ladder={json.dumps([ladder[0], ladder[2]])}")
