@@ -628,6 +628,20 @@ def test_an_early_stop_that_is_cut_off_ends_at_the_same_bytes(tmp_path: Path, at
     assert result.curve == whole.curve
 
 
+def test_an_early_stop_whose_result_was_not_kept_ends_at_the_same_bytes_once_more(
+    tmp_path: Path,
+) -> None:
+    """Killed behind the last step: a state of that step would go on where the gate held."""
+    settings = settings_of(ANCHOR, epochs=5, early_stop="gate", batch_tokens=64, pack=False)
+    holds = [0.0, 0.0, 1.0]
+    digest, whole, _ = looked(settings, holds, folder=tmp_path)
+    steps = whole.steps // len(holds)
+    kept = [int(p.name.split("-")[1]) for p in tmp_path.glob("checkpoint-*")]
+    assert kept
+    again, result, left = looked(settings, holds[max(kept) // steps :], folder=tmp_path)
+    assert (again, result.by_epoch, left) == (digest, whole.by_epoch, [])
+
+
 def test_an_early_stop_without_a_gate_is_refused() -> None:
     sick = checkpoint()
     with pytest.raises(RepairError) as caught:
