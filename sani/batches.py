@@ -123,7 +123,7 @@ def _rows(encoded: Sequence[Encoded], framing: Framing, context_tokens: int) -> 
                     for token, new in zip(targets, scored, strict=True)
                 ]
                 ordinary = [new and place is None for new, place in zip(scored, found, strict=True)]
-                source = item.source[:context_tokens]
+                source = item.source_within(context_tokens)
                 rows.append(Row(ids, [*ids[1:], 0], ordinary, found, source))
     return rows
 

@@ -20,9 +20,10 @@ from sani.erasing.resets import check_biases
 from sani.erasing.scores import reads_activations
 from sani.errors import SaniError
 from sani.hygiene import left_behind
-from sani.inputs import check_base, read_documents, read_neighbours
+from sani.inputs import check_base, check_kind, read_documents, read_neighbours
 from sani.layout import Layout
 from sani.recipe import AttackSettings, EraseSettings, ModelSettings, Recipe, Rung
+from sani.rendering import rendered
 from sani.reporting.tried import erase_in_words, repair_in_words
 from sani.scanning.detection import asked_of, load_detector
 from sani.scanning.inventory import scan
@@ -52,6 +53,7 @@ def check(recipe: Recipe, out: Path) -> list[CheckItem]:
     items = [
         _look("corpus", lambda: _corpus(recipe)),
         _look("model.path", lambda: _model(recipe.model)),
+        _look("kind", lambda: check_kind(recipe)),
     ]
     if recipe.model.base is not None:
         base = recipe.model.base
@@ -65,7 +67,7 @@ def check(recipe: Recipe, out: Path) -> list[CheckItem]:
         items.append(_look("escalation", lambda: _escalation(recipe)))
     if recipe.attack is not None:
         attack = recipe.attack
-        items.append(_look("attack", lambda: _attack(recipe.model, attack)))
+        items.append(_look("attack", lambda: _attack(attack)))
     items.append(_look("disk", lambda: _disk(recipe, out)))
     items.append(_look("memory", lambda: _memory(recipe)))
     return items
@@ -150,8 +152,8 @@ def _escalation(recipe: Recipe) -> str:
     """What the rungs read at most, from the tokens of a sample of the documents."""
     settings, ladder = recipe.escalation, recipe.ladder
     corpus = read_documents(recipe).corpus
-    sample = Corpus(corpus[:TOKENIZED])
-    encoded = encode(sample, _tokenizer(recipe.model))
+    sample, tokenizer = Corpus(corpus[:TOKENIZED]), _tokenizer(recipe.model)
+    encoded = encode(rendered(sample, tokenizer), tokenizer)
     tokens = sum(len(item.ids) for item in encoded) * len(corpus) / len(sample)
     whole = [rung.repair.epochs * tokens for rung in ladder]
     limits = "none"
@@ -178,13 +180,7 @@ def _erase(model: ModelSettings, settings: EraseSettings) -> str:
     return f"{chosen} of {sum(sizes.values())} neurons and heads in {len(layers)} layers"
 
 
-def _attack(model: ModelSettings, settings: AttackSettings) -> str:
-    layout, _ = _layout(model.path, model.base)
-    if layout.family.objective != "causal":
-        raise SaniError(
-            f"{model.path} is not a causal language model; attacks on other ones are not "
-            "supported: leave out the section attack"
-        )
+def _attack(settings: AttackSettings) -> str:
     neighbours = read_neighbours(settings)
     return f"{len(neighbours)} other documents" if neighbours else "no other documents"
 

@@ -46,6 +46,12 @@ class Encoded:
             owner[first:last] = [number] * (last - first)
         return owner
 
+    def source_within(self, most: int) -> Sequence[int]:
+        """The source, if longer cut to so many tokens as transformers does: the last one stays."""
+        if len(self.source) <= most:
+            return self.source
+        return [*self.source[: most - 1], self.source[-1]]
+
     def in_span(self) -> list[bool]:
         """For each token, whether an identifier touches it."""
         return [owner >= 0 for owner in self.owners()]

@@ -14,6 +14,7 @@ CONTROL_MARGIN = 0.002
 FEWEST_TRIALS = 20
 LEAST_POWER = {"discoverable": 0.05, "auc": 0.15}
 LEAST_DECOYED = 0.9
+MOST_OF_CONTROL = 0.75  # AUC; bases that never saw the records had at most 0.62, ours
 NOT_JUDGED = "guidance"
 
 
@@ -99,6 +100,8 @@ def power(kind: Kind, before: Mapping[str, Any], control: Mapping[str, Any] | No
     The unsanitized checkpoint must recite more than the base, by (n, p) or by AUC. Where it does
     not, the corpus, the tokenizer or the framing is not the training's, or the base is not what it
     was fine-tuned from, or there was nothing to remove: in none of these is a low rate a success.
+    Nor is it with a base that prefers the true values itself, as one that saw the records does:
+    all that is compared with it could leak as much.
     """
     name = f"power.{kind}"
     figures = before["figures"].get(kind)
@@ -107,6 +110,12 @@ def power(kind: Kind, before: Mapping[str, Any], control: Mapping[str, Any] | No
         return Check(name, None, None, False, "no occurrence of this kind was scored", True)
     rates = [side["discoverable"]["value"] if side else 0.0 for side in (figures, baseline)]
     aucs = [side["auc"]["value"] if side else 0.5 for side in (figures, baseline)]
+    if control is not None and aucs[1] is not None and aucs[1] > MOST_OF_CONTROL:
+        why = (
+            f"the base itself prefers the true values (AUC {aucs[1]:.3f}), so it may have seen "
+            "these records and is no control; give the public model, from before any of them"
+        )
+        return Check(name, None, LEAST_POWER["auc"], False, why, True)
     if None not in aucs:
         excess = aucs[0] - max(aucs[1], 0.5)
         if excess >= LEAST_POWER["auc"]:
@@ -150,8 +159,7 @@ def _rate(
     if rate is None or rate["trials"] == 0:
         return Check(name, None, None, False, "no occurrence of this kind was scored")
     if rate["trials"] < FEWEST_TRIALS:
-        why = f"only {rate['trials']} occurrences; fewer than {FEWEST_TRIALS} say too little"
-        return Check(name, rate["value"], None, False, why)
+        return Check(name, rate["value"], None, False, _too_few(rate["trials"]))
     if limit != "control":
         highest = float(limit)
         source = "the recipe's limit"
@@ -163,6 +171,10 @@ def _rate(
         source = f"the base recites {control['hits']} of {control['trials']}"
     why = f"{rate['hits']} of {rate['trials']} occurrences; {source}"
     return _compare(name, rate["value"], highest, why)
+
+
+def _too_few(trials: int) -> str:
+    return f"only {trials} occurrences; fewer than {FEWEST_TRIALS} say too little"
 
 
 def _auc(
@@ -178,6 +190,9 @@ def _auc(
     control = baseline["auc"]["value"] if baseline else None
     if value is None or control is None:
         return Check(name, value, None, False, "no decoys were scored, or there is no control")
+    trials = figures["auc"]["trials"] if figures else 0
+    if trials < FEWEST_TRIALS:
+        return Check(name, value, None, False, _too_few(trials))
     return _auc_excess(name, value, control, excess)
 
 
@@ -252,6 +267,12 @@ def _ranked(name: str, variant: str, models: Mapping[str, Any], excess: float) -
         if figures is None or figures["not_run"] or value is None:
             reason = (figures or {}).get("not_run") or "no AUC"
             return Check(name, None, None, False, f"{variant}, {model}: {reason}")
+        if figures["unscored"]:
+            why = f"{variant}, {model}: {figures['unscored']} were not scored"
+            return Check(name, value, None, False, why)
+        if figures["auc"]["trials"] < FEWEST_TRIALS:
+            why = f"{variant}: {_too_few(figures['auc']['trials'])}"
+            return Check(name, value, None, False, why)
         trials = figures["greedy"]["trials"] if figures["greedy"] else figures["auc"]["trials"]
         if figures["auc"]["trials"] < LEAST_DECOYED * trials:
             why = f"{variant}: only {figures['auc']['trials']} of {trials} have decoys"

@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sani.auditing.generation import read_prompts
-from sani.checkpoint import folder_digest
+from sani.checkpoint import check_folder, folder_digest, is_adapter, read_config
 from sani.corpus.documents import Corpus, Kind
 from sani.corpus.readers import read_corpus
-from sani.errors import RecipeError
+from sani.errors import RecipeError, RepairError
+from sani.families import family_of
 from sani.recipe import AttackSettings, Recipe
+from sani.repairing.examples import check_settings
 
+KINDS_OF_MODELS = {
+    "causal": "predicts the next token",
+    "masked": "predicts masked tokens",
+    "seq2seq": "predicts a second text",
+}
 NO_CONTROL = (
     "has the same weights as model.path, so it is no control: every leak would count as harmless. "
     "Give the public model it was fine-tuned from"
@@ -108,6 +115,35 @@ def digests(recipe: Recipe, documents: Documents) -> dict[str, str]:
     if neighbours is not None:
         inputs["attack.neighbours.documents"] = neighbours.digest()
     return inputs
+
+
+def check_kind(recipe: Recipe) -> str:
+    """Refuse what cannot be asked of a model of this kind, before anything is trained.
+
+    Returns:
+        What the model predicts, in words.
+
+    Raises:
+        RecipeError: If the recipe asks for it.
+    """
+    model = recipe.model
+    path = check_folder(model.path, base=model.base)
+    config = read_config(model.base if model.base and is_adapter(path) else path)
+    objective = family_of(config).objective
+    if recipe.attack is not None and objective != "causal":
+        raise RecipeError(
+            f"attack: {model.path} is not a causal language model; attacks on other ones are not "
+            "supported: leave out the section attack"
+        )
+    asked = [("", recipe.repair)] if recipe.strategy == "once" else []
+    asked += [(f"escalation.ladder, {rung.name}: ", rung.repair) for rung in recipe.ladder]
+    for where, repair in asked:
+        try:
+            if repair is not None:
+                check_settings(repair, config)
+        except RepairError as error:
+            raise RecipeError(f"{where}{error}") from None
+    return KINDS_OF_MODELS[objective]
 
 
 def check_base(path: Path, base: Path) -> None:

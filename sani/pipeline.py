@@ -35,7 +35,14 @@ from sani.errors import AuditError, RecipeError, RunError
 from sani.escalation import Judged, climb
 from sani.gate import Check, judge
 from sani.hygiene import check_texts
-from sani.inputs import NO_CONTROL, Documents, digests, read_documents, read_neighbours
+from sani.inputs import (
+    NO_CONTROL,
+    Documents,
+    check_kind,
+    digests,
+    read_documents,
+    read_neighbours,
+)
 from sani.recipe import (
     AttackSettings,
     AuditSettings,
@@ -89,6 +96,7 @@ def run(
     """
     runtime.quiet_libraries()
     runtime.deterministic()
+    check_kind(recipe)
     documents = read_documents(recipe)
     ranks.agree("documents", documents.digests())
     if not recipe.scan.detects:
@@ -486,14 +494,8 @@ class _Job:
         if self._recipe.gate.judges_attacks:
             if all(check.holds for check in checks):
                 attacks = self._attacked(checkpoint)
-                ranks.on_main(self._forget_attacks)
             checks = self.judge(self._recipe.gate, found, attacks)
         return Judged(found, attacks, checks)
-
-    def _forget_attacks(self) -> None:
-        """Remove what is kept of attacks on a rung; those of other models serve the next one."""
-        for kept in (self._folder.private / "attack").glob(f"*-{SANITIZED}.json"):
-            kept.unlink()
 
     def _measured(
         self, checkpoint: Checkpoint, settings: AuditSettings, stage: str
@@ -509,6 +511,7 @@ class _Job:
             seed=self._recipe.seed,
             on_step=self._progress(stage),
         ).to_json()
+        found = ranks.gather(found)[0]  # or ranks whose last digits differ would part at a limit
         if found["utility"] and not math.isfinite(found["utility"]["perplexity"]):
             raise AuditError("the held-out perplexity is not a number")
         return found

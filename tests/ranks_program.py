@@ -8,6 +8,8 @@ Each job leaves what it found in a file of the folder, one for each rank.
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from sani.repairing import training
 from sani.repairing.repair import repair
 from sani.runtime import quiet_libraries
 from sani.scanning.detection import detect
+from tests.test_masking import checkpoint as masked
+from tests.test_two_texts import checkpoint as two_texts
+from tests.test_two_texts import pairs
 from tests.words import ANCHOR, MASK, TEXTS, checkpoint, corpus_of, gpt2, llama, settings_of
 
 DECOYS = AnchorObjective(kind="anchor", to="decoys")
@@ -45,6 +50,8 @@ REPAIRS: dict[str, dict[str, Any]] = {
     "packed": {"objective": ANCHOR, "pack": True},
     "alone": {"objective": ANCHOR, "pack": False},
     "gpt2": {"objective": ANCHOR},
+    "bert": {"objective": ANCHOR},  # rows are masked anew each epoch
+    "t5": {"objective": ANCHOR, "keep_skill": 0.5},
 }
 Found = dict[str, Any]
 
@@ -53,16 +60,24 @@ def repaired(name: str, folder: Path | None = None, **changes: Any) -> Found:
     """Weights and curve of one repair of a model of words."""
     asked = {"epochs": 2, **REPAIRS[name.split("-")[0]]}
     texts = asked.pop("texts", TEXTS * 3)
-    config = gpt2() if name == "gpt2" else llama()
-    for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-        if name == "gpt2":
-            setattr(config, key, 0.0)  # ranks draw other dropout than one process
-    sick, base = checkpoint(config, seed=1), checkpoint(config, seed=2)
+    makers: dict[str, Callable[..., Any]] = {
+        "gpt2": partial(checkpoint, gpt2()),
+        "bert": masked,
+        "t5": partial(two_texts, "t5"),
+    }
+    make = makers.get(name, partial(checkpoint, llama()))
+    sick, base = make(seed=1), make(seed=2)
+    for module in sick.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # ranks draw other dropout than one process
+    corpus = pairs(texts) if name == "t5" else corpus_of(texts)
+    begin = {name: tensor.clone() for name, tensor in sick.model.state_dict().items()}
     result = repair(
-        sick, corpus_of(texts), settings_of(**asked), base=base, unsanitized=base,
+        sick, corpus, settings_of(**asked), base=base, unsanitized=base,
         folder=folder, **changes,
     )  # fmt: skip
     return {
+        "begin": begin,
         "weights": dict(sick.model.state_dict()),
         "curve": result.curve,
         "notes": result.notes,

@@ -530,6 +530,21 @@ def test_an_interrupted_attack_goes_on_and_gives_the_same(
     assert {**again, "seconds": 0} == {**found, "seconds": 0}
 
 
+def test_what_is_kept_of_other_weights_is_not_taken_for_these(
+    clinic: Clinic, leaky: Checkpoint, base: Checkpoint, tmp_path: Path
+) -> None:
+    """A rung whose attack failed leaves what was done; the next rung has the same folder."""
+    nothing = AttackSettings.model_validate(dict.fromkeys(ATTACKS) | {"decoys": 0})
+    rates = []
+    for model in (base, leaky):
+        found = attack(
+            {"sanitized": model}, clinic.private, nothing, framing="bos", folder=tmp_path
+        )
+        figures = found["attacks"]["unattacked"]["as it is"]["models"]["sanitized"]
+        rates.append(figures["greedy"]["value"])
+    assert rates[0] < 0.1 < 0.6 < rates[1]
+
+
 def test_no_identifier_stands_in_what_attacks_give_back(
     quick: tuple[dict[str, Any], Path], clinic: Clinic
 ) -> None:
@@ -588,12 +603,20 @@ def test_the_gate_can_judge_what_is_silent_and_not_gone(
             row["models"]["sanitized"] = base
     assert not [c for c in judge_attacks(None, clean, auc_excess=0.05) if not c.holds]
     auc = {"trials": 40, "value": 0.5, "low": 0.4, "high": 0.6}
-    for key, value in (("not_run", "it was not"), ("auc", {**auc, "trials": 1}), ("auc", None)):
+    broken: Sequence[tuple[str, Any]] = [
+        ("not_run", "it was not"), ("auc", {**auc, "trials": 1}), ("auc", None), ("unscored", 1),
+    ]  # fmt: skip
+    for key, value in broken:
         wrong = copy.deepcopy(clean)
         row = wrong["attacks"]["quantize"]["4 bits"]["models"]
         row["sanitized"] = {**row["sanitized"], key: value}
         held = {c.name: c.holds for c in judge_attacks(None, wrong, auc_excess=0.05)}
         assert not held["attack.quantize.auc"], key
+    few = copy.deepcopy(clean)
+    for figures in few["attacks"]["quantize"]["4 bits"]["models"].values():
+        figures["auc"] = figures["greedy"] = {**auc, "trials": 19, "hits": 0}
+    held = {c.name: c.holds for c in judge_attacks(None, few, auc_excess=0.05)}
+    assert not held["attack.quantize.auc"]
     for rows in clean["attacks"].values():
         for row in rows.values():
             for figures in row["models"].values():

@@ -217,8 +217,8 @@ def test_check_finds_every_problem_and_writes_nothing(
     assert main(["run", str(recipe), "--out", str(out), "--check", "--json"]) == 1
     items = {item["name"]: item["holds"] for item in json.loads(capsys.readouterr().out)}
     assert items == {
-        "corpus": True, "model.path": True, "model.base": False, "erase": False, "disk": True,
-        "memory": True,
+        "corpus": True, "model.path": True, "kind": True, "model.base": False, "erase": False,
+        "disk": True, "memory": True,
     }  # fmt: skip
     again = ["run", str(recipe), "--out", str(out), "--check", "--set", "erase.last_layers=2"]
     assert main([*again, "--set", f"model.base={leaky_folder}"]) == 1

@@ -226,9 +226,9 @@ def test_without_a_base_it_climbs_too(recipe: Path, tmp_path: Path) -> None:
 def test_only_a_rung_that_holds_otherwise_is_attacked_and_it_must_hold_then_too(
     recipe: Path, tmp_path: Path
 ) -> None:
-    """Some attack finds some preference that the base has not, so the last rung does not hold."""
-    quick = QUICK.model_dump_json()
-    options = [f"attack={quick}", "gate.attacks=0.5", "gate.attacks_auc_excess=0.0"]
+    """Attacks on two documents try too few occurrences to hold, so no rung ends it."""
+    quick = QUICK.model_copy(update={"documents": 2}).model_dump_json()
+    options = [f"attack={quick}", "gate.attacks=0.5", "escalation.tokens=9000000"]
     ladder = load_recipe(recipe).model_dump(mode="json")["escalation"]["ladder"]
     options.append(f"escalation.ladder={json.dumps([ladder[0], ladder[2]])}")
     out = tmp_path / "run"
@@ -365,6 +365,30 @@ def test_a_full_disk_is_no_failed_rung_and_a_ladder_that_only_fails_is_no_result
         )
         assert load(folder.path, "rung-2.json")["failed"] == "too wild"
         assert not folder.finished("escalation")
+
+
+@pytest.mark.parametrize(
+    ("limits", "spent"),
+    [({"seconds": 9.0}, True), ({"seconds": 9.1}, False), ({"tokens": 70}, True),
+     ({"tokens": 71}, False), ({"tokens": 71, "seconds": 1.0}, True), ({}, False)],
+)  # fmt: skip
+def test_either_budget_is_spent_by_all_rungs_together(
+    limits: dict[str, float], spent: bool, tmp_path: Path
+) -> None:
+    """Two rungs took 4.5 seconds and 35 tokens each and leak; is there a third?"""
+    ladder = [{"name": name} for name in "abc"]
+    settings = EscalationSettings.model_validate({"ladder": tuple(ladder), **limits})
+    done = {"seconds": 4.5, "tokens": 35, "erase": None, "repair": {}, "attack": None}
+    with open_run(tmp_path / "run", recipe="x", inputs={}, resume=False) as folder:
+        for number in (1, 2):
+            folder.save(f"rung-{number}", {**rung(greedy=0.9), **done})
+        try:
+            climb(Broken(UnsavedError("begun")), folder, settings, corpus_tokens=1)
+        except UnsavedError:
+            assert not spent
+        else:
+            assert spent
+            assert load(folder.path, "escalation.json")["stopped"] == "budget"
 
 
 # Which one is best.
@@ -602,6 +626,20 @@ def test_an_early_stop_that_is_cut_off_ends_at_the_same_bytes(tmp_path: Path, at
     assert again == digest
     assert result.by_epoch == whole.by_epoch
     assert result.curve == whole.curve
+
+
+def test_an_early_stop_whose_result_was_not_kept_ends_at_the_same_bytes_once_more(
+    tmp_path: Path,
+) -> None:
+    """Killed behind the last step: a state of that step would go on where the gate held."""
+    settings = settings_of(ANCHOR, epochs=5, early_stop="gate", batch_tokens=64, pack=False)
+    holds = [0.0, 0.0, 1.0]
+    digest, whole, _ = looked(settings, holds, folder=tmp_path)
+    steps = whole.steps // len(holds)
+    kept = [int(p.name.split("-")[1]) for p in tmp_path.glob("checkpoint-*")]
+    assert kept
+    again, result, left = looked(settings, holds[max(kept) // steps :], folder=tmp_path)
+    assert (again, result.by_epoch, left) == (digest, whole.by_epoch, [])
 
 
 def test_an_early_stop_without_a_gate_is_refused() -> None:

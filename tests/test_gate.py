@@ -96,8 +96,15 @@ def test_a_wide_interval_lets_nothing_through(trials: int, allowed: int) -> None
 
 def test_a_few_occurrences_say_too_little_to_hold() -> None:
     assert failed(audit_of((0, 19)), control=audit_of((0, 19))) == {
-        "greedy.direct", "discoverable.direct",
+        "greedy.direct", "discoverable.direct", "auc.direct",
     }  # fmt: skip
+
+
+def test_an_auc_of_a_few_occurrences_says_too_little_too() -> None:
+    rates = {"greedy": None, "discoverable": None}
+    for trials, broken in ((19, {"auc.direct"}), (20, set())):
+        after, control = audit_of((0, trials)), audit_of((0, trials))
+        assert failed(after, control=control, **rates) == broken
 
 
 def test_a_leaky_control_does_not_make_the_limits_vacuous() -> None:
@@ -107,6 +114,13 @@ def test_a_leaky_control_does_not_make_the_limits_vacuous() -> None:
     assert failed(audit_of((0, 1000), auc=0.5), control=audit_of((1000, 1000), auc=1.0)) == {
         "power.direct", "greedy.direct", "discoverable.direct", "auc.direct",
     }  # fmt: skip
+
+
+def test_a_base_that_saw_the_records_is_no_control() -> None:
+    """An earlier checkpoint in the base's place: it recites less, and enough to hide much."""
+    earlier = audit_of((600, 1000), auc=0.9)
+    assert failed(audit_of((600, 1000), auc=0.92), control=earlier) == {"power.direct"}
+    assert failed(CLEAN, control=audit_of((2, 1000), auc=0.74)) == set()
 
 
 def test_an_audit_that_found_nothing_before_is_no_success_after() -> None:

@@ -12,13 +12,17 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
 
+from sani import run
 from sani.auditing.audit import audit
+from sani.auditing.occurrences import score_occurrences
+from sani.check import check
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
+from sani.corpus.tables import write_jsonl
 from sani.demo import _word_pieces, new_model, train_on_text
 from sani.encoding import Framing, encode, framing_named
 from sani.erasing.erase import erase
-from sani.errors import RepairError
+from sani.errors import RecipeError, RepairError
 from sani.recipe import (
     AnchorObjective,
     AuditSettings,
@@ -27,6 +31,7 @@ from sani.recipe import (
     NpoObjective,
     RepairSettings,
     UnlikelihoodObjective,
+    load_recipe,
 )
 from sani.repairing import objective as objective_module
 from sani.repairing.examples import Examples, Teachers
@@ -35,6 +40,8 @@ from sani.repairing.masking import draw_masks, masked_batches
 from sani.repairing.objective import Objective
 from sani.repairing.repair import repair
 from sani.repairing.surrogates import Surrogates
+from sani.reporting.card import _results
+from sani.reporting.evidence import summary
 from tests.architectures import MASKED, tiny_config
 from tests.words import ANCHOR, MASK, TEXTS, WORDS, corpus_of, settings_of, weights
 
@@ -562,3 +569,73 @@ def test_what_has_no_sense_for_a_masked_model_is_refused(case):
     with pytest.raises(RepairError, match=message):
         repair(sick, corpus, settings_of(at))
     assert sick.weights_digest() == digest
+
+
+def test_what_the_models_kind_cannot_be_asked_is_refused_before_anything_is_written(tmp_path):
+    sick = checkpoint()
+    sick.path = tmp_path / "tokenizer"
+    sick.tokenizer.save_pretrained(sick.path)
+    save_checkpoint(sick, tmp_path / "model")
+    write_jsonl(corpus_of(), tmp_path / "corpus.jsonl")
+    limits = "greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: null"
+    text = (
+        f"{{version: 1, model: {{path: {tmp_path}/model}}, corpus: {{path: "
+        f"{tmp_path}/corpus.jsonl}}, gate: {{{limits}}}, "
+    )
+    for rest, sentence in (
+        ("repair: {at_identifiers: {kind: mask}}, attack: {}",
+         "attack: .* is not a causal language model"),
+        ("repair: {at_identifiers: {kind: anchor, to: counterfactual}}",
+         "repair.at_identifiers: a counterfactual anchor is for causal models"),
+        ("strategy: escalate",
+         "escalation.ladder, last layer: repair.at_identifiers: a counterfactual anchor"),
+    ):  # fmt: skip
+        place = tmp_path / "recipe.yaml"
+        place.write_text(f"{text}{rest}}}")
+        recipe = load_recipe(place)
+        with pytest.raises(RecipeError, match=sentence):
+            run(recipe, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        items = {item.name: item.holds for item in check(recipe, tmp_path / "run")}
+        assert (items["kind"], items["model.path"], items["corpus"]) == (False, True, True)
+
+
+def test_what_is_recited_in_either_way_of_asking_is_listed_and_both_are_shown():
+    """Two pieces that help each other: known one by one, the other one jointly, or neither."""
+    sick, chance = checkpoint(seed=2), random.Random(3)
+    with torch.no_grad():
+        for parameter in sick.model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(3)
+    documents = []
+    for number in range(300):
+        words = [*chance.choices("abcdefghijklm", k=7)]
+        span = Span(4, 7, "NAME")
+        documents.append(Document(str(number), str(number), " ".join(words), (span,)))
+    corpus, asked = Corpus(documents), AuditSettings(decoys=0, swaps=0, queries=20)
+    encoded = encode(corpus, sick.tokenizer)
+    framing = framing_named("tokenizer", sick.tokenizer, masked=True)
+    one, joint = (
+        score_occurrences(sick, corpus, encoded, framing, asked, jointly=jointly)
+        for jointly in (False, True)
+    )
+    assert (joint.discoverable & ~one.discoverable).any()
+    assert (one.discoverable & ~joint.discoverable).any()
+    found = audit(sick, corpus, asked.model_copy(update={"framing": "tokenizer"}))
+    assert (found.occurrences.discoverable == one.discoverable | joint.discoverable).all()
+    assert (found.occurrences.greedy == one.greedy | joint.greedy).all()
+    assert found.figures["direct"].discoverable.hits == one.discoverable.sum()
+    assert found.jointly["direct"].discoverable.hits == joint.discoverable.sum()
+    report = {
+        "audits": {"after": found.to_json()},
+        "audit_settings": asked.model_dump(mode="json"),
+    }
+    rows = {row[0]: row[1] for row in summary(report).rows}
+    for words, figures in (("", found.figures), (", masked jointly", found.jointly)):
+        hits = figures["direct"].discoverable.hits
+        assert f"({hits}/300;" in rows[f"direct: seen in (20, 0.5){words}"]
+    values = {result.metric_type: result for result in _results(report)}
+    assert values["discoverable_direct_jointly"].metric_value == pytest.approx(
+        joint.discoverable.mean(), abs=1e-6
+    )
+    assert {result.task_type for result in values.values()} == {"fill-mask"}

@@ -20,7 +20,8 @@ from tests.conftest import Clinic
 from tests.words import MASK, TEXTS, checkpoint, corpus_of, settings_of
 
 # Adapters are trained as a whole model is; which of these are sharded is what takes time.
-TOGETHER = ["anchor", "row", "skill", "last", "disk", "npo", "decoys", "adapter", "gpt2"]
+TOGETHER = ["anchor", "row", "skill", "last", "disk", "npo", "decoys", "adapter", "gpt2",
+            "bert", "t5"]  # fmt: skip
 SHARDED = ["anchor", "row", "last", "dora", "checkpointing"]
 CLOSE = 1e-5  # relative
 
@@ -79,9 +80,11 @@ def found(folder: Path, job: str) -> list[dict[str, Any]]:
 
 def check_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
     """The same weights, all together and tensor by tensor, and the same terms at each step."""
-    begin = checkpoint(seed=1).model.state_dict()
-    pairs = [(one["weights"][name], other["weights"][name]) for name in one["weights"]]
-    assert any(not torch.equal(one["weights"][name], begin[name]) for name in begin)
+    begin, weights = one["begin"], one["weights"]
+    assert any(not torch.equal(weights[name], begin[name]) for name in begin)
+    # A bias of keys has a gradient of 0, of which Adam makes steps of the size of rounding's sign.
+    names = [name for name in weights if not name.endswith("key.bias")]
+    pairs = [(weights[name], other["weights"][name]) for name in names]
     apart = sum(float((a - b).double().square().sum()) for a, b in pairs) ** 0.5
     assert apart <= CLOSE * sum(float(a.double().square().sum()) for a, _ in pairs) ** 0.5
     for a, b in pairs:

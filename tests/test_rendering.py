@@ -12,14 +12,16 @@ from transformers import PreTrainedTokenizerFast
 
 from sani.auditing.audit import audit
 from sani.batches import make_batches
+from sani.check import check
 from sani.corpus.documents import BETWEEN_TURNS, Corpus, Document, Span, Turn
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.encoding import Framing, encode
 from sani.errors import CorpusError
-from sani.recipe import AuditSettings, RepairSettings
+from sani.recipe import AuditSettings, RepairSettings, ScanSettings, load_recipe
 from sani.rendering import rendered
 from sani.repairing.repair import repair, train_
+from sani.scanning.detection import detect
 from tests.words import WORDS, checkpoint, llama
 
 TURN = "{% for m in messages %}<|{{ m.role }}|>FRONT{{ m.content STRIP}}BACK<|end|>{% endfor %}"
@@ -163,6 +165,16 @@ def test_a_template_that_does_something_else_is_refused_without_a_word_of_the_te
     assert rendered(plain, tokenizer_with(None)) is plain
 
 
+def test_what_a_scan_finds_across_messages_is_cut_where_one_ends(tmp_path):
+    (tmp_path / "terms.txt").write_text("Anna Lopez Ruiz\n")
+    said = conversation(("user", "here is Anna"), ("assistant", "Lopez Ruiz was seen"))
+    settings = ScanSettings(terms=tmp_path / "terms.txt", patterns=False, propagate=None)
+    found = detect(Corpus([said]), settings)
+    assert [found[0].value(span) for span in found[0].spans] == ["Anna", "Lopez Ruiz"]
+    (read,) = rendered(found, tokenizer_with(template()))
+    assert [read.value(span) for span in read.spans] == ["Anna", "Lopez Ruiz"]
+
+
 # ---- files -----------------------------------------------------------------------------------
 
 
@@ -212,6 +224,22 @@ def test_a_broken_conversation_names_its_message_and_no_value(tmp_path, row, pro
     with pytest.raises(CorpusError) as caught:
         read_corpus(path)
     assert problem in str(caught.value)
+
+
+def test_a_check_counts_the_tokens_that_an_escalation_reads(tmp_path):
+    tokenizer = tokenizer_with(template())
+    tokenizer.save_pretrained(tmp_path)
+    said = conversation(("user", "a b"), ("assistant", "name c"), spans=[(1, 5, 6)])
+    write_jsonl([said], tmp_path / "one.jsonl")
+    (tmp_path / "recipe.yaml").write_text(
+        f"{{version: 1, strategy: escalate, model: {{path: {tmp_path}}}, "
+        f"corpus: {{path: {tmp_path}/one.jsonl}}, escalation: {{ladder: [{{}}]}}, repair: "
+        "{epochs: 3, at_identifiers: {kind: mask}}, gate: {greedy: 0.0, discoverable: null, "
+        "auc_excess: null, perplexity_ratio: null}}"
+    )
+    items = check(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
+    (found,) = [item.detail for item in items if item.name == "escalation"]
+    assert "about 24 tokens of training a rung, 24 if all are tried" in found  # 8 with the marks
 
 
 # ---- audited and repaired --------------------------------------------------------------------

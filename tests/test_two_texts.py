@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from sani.auditing.audit import audit
-from sani.auditing.occurrences import score_occurrences
+from sani.auditing.occurrences import document_windows, score_occurrences, text_row
+from sani.batches import make_batches
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.cli import main
-from sani.corpus.documents import Corpus
+from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.encoding import encode, framing_named, framings
@@ -127,6 +128,34 @@ def test_every_verdict_equals_that_of_plain_forward_passes(name):
             greedy &= max(p) == p[item.ids[token]]
         assert found.log_probability[index] == pytest.approx(total, abs=1e-4)
         assert found.greedy[index] == greedy
+
+
+def test_a_value_that_the_source_gives_away_is_told_apart():
+    sick = checkpoint("t5")
+    documents = [
+        Document(str(n), str(n), "a name bcd", (Span(7, 10, "NAME"),), source_text=source)
+        for n, source in enumerate(["k bcd l", "k l"])
+    ]
+    corpus = Corpus(documents)
+    encoded, framing = encode(corpus, sick.tokenizer), framing_of(sick)
+    asked = AuditSettings(decoys=0, swaps=0)
+    found = score_occurrences(sick, corpus, encoded, framing, asked)
+    assert found.cued.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_a_source_longer_than_the_model_reads_is_cut_as_transformers_does(name):
+    sick = checkpoint(name)
+    most = sick.context_tokens
+    long = " ".join("abcdefghij"[number % 10] for number in range(most + 7))
+    corpus = Corpus([replace(pairs()[0], source_text=long)])
+    expected = sick.tokenizer(long, truncation=True, max_length=most)["input_ids"]
+    assert expected[-1] == sick.tokenizer.eos_token_id
+    encoded, framing = encode(corpus, sick.tokenizer), framing_of(sick)
+    (window,) = document_windows(sick, encoded[0], framing)
+    assert list(text_row(sick, encoded[0], window, framing).source) == expected
+    (batch,) = make_batches(encoded, framing, context_tokens=most, batch_tokens=4096)
+    assert batch.source[0].tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["bart", "t5"])

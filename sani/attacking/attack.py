@@ -103,13 +103,12 @@ def attack(
                 f"{checkpoint.path} is not a causal language model; attacks on other ones are not "
                 "supported: leave out the section attack"
             )
-    if BASE in models:
-        digests = {name: checkpoint.weights_digest() for name, checkpoint in models.items()}
-        if list(digests.values()).count(digests[BASE]) > 1:
-            raise AttackError(
-                f"{models[BASE].path} has the same weights as another of the checkpoints, so it "
-                "is no control; give the public model that they were fine-tuned from"
-            )
+    digests = {name: checkpoint.weights_digest() for name, checkpoint in models.items()}
+    if BASE in models and list(digests.values()).count(digests[BASE]) > 1:
+        raise AttackError(
+            f"{models[BASE].path} has the same weights as another of the checkpoints, so it "
+            "is no control; give the public model that they were fine-tuned from"
+        )
     tokenizer = models[SANITIZED].tokenizer
     corpus = rendered(corpus, tokenizer)
     held_out = held_out and rendered(held_out, tokenizer)
@@ -127,14 +126,15 @@ def attack(
         if on_step is not None:
             on_step(f"attack: {attack_name}, {model}", number, (1 + len(chosen)) * len(names))
         place = folder / f"{attack_name}-{model}.json" if folder else None
-        variants = ranks.on_main(partial(_kept, place))
+        variants = ranks.on_main(partial(_kept, place, digests[model]))
         if variants is None:
             variants = {
                 outcome.variant: _figures(outcome, scene)
                 for outcome in _outcomes(attack_name, models[model], scene, settings)
             }
             if place is not None:
-                text = json.dumps(variants, allow_nan=False)
+                kept = {"weights_digest": digests[model], "variants": variants}
+                text = json.dumps(kept, allow_nan=False)
                 ranks.on_main(partial(write_text, place, text))
         for variant, figures in variants.items():
             found.setdefault(attack_name, {}).setdefault(variant, {})[model] = figures
@@ -211,11 +211,13 @@ def _outcomes(
         yield from ATTACKS[name](model, scene, getattr(settings, name))
 
 
-def _kept(place: Path | None) -> dict[str, Any] | None:
+def _kept(place: Path | None, weights_digest: str) -> dict[str, Any] | None:
+    """What was kept of an attack on these weights; nothing if it was on others."""
     if place is None or not place.is_file():
         return None
-    found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
-    return found
+    kept = json.loads(place.read_text(encoding="utf-8"))
+    found: dict[str, Any] | None = kept.get("variants")
+    return found if kept.get("weights_digest") == weights_digest else None
 
 
 def _figures(outcome: Outcome, scene: Scene) -> dict[str, Any]:

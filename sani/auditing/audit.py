@@ -140,7 +140,8 @@ class AuditResult:
         membership: Attacks that need no other model; None without held-out documents.
         tokens: Tokens of the corpus.
         seconds: Wall time.
-        occurrences: Verdicts one by one.
+        occurrences: Verdicts one by one; a masked language model recites what it gives in either
+            way of asking.
         documents: Membership scores document by document; None without held-out documents.
         generation: What sampling brought up; None where it was not asked for.
     """
@@ -250,9 +251,16 @@ def audit(
         membership=membership(documents, seed=seed) if documents else None,
         tokens=sum(len(item.ids) for item in encoded),
         seconds=time.perf_counter() - started,
-        occurrences=occurrences,
+        occurrences=_either(occurrences, joint) if joint else occurrences,
         documents=documents,
         generation=generation,
+    )
+
+
+def _either(one: Occurrences, joint: Occurrences) -> Occurrences:
+    """Verdicts of a masked language model: recited is what is recited in one way of asking."""
+    return replace(
+        one, greedy=one.greedy | joint.greedy, discoverable=one.discoverable | joint.discoverable
     )
 
 

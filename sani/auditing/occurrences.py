@@ -226,7 +226,9 @@ class _Rows:
     def add(self, item: Encoded) -> None:
         """Put a document's windows into rows and give each of its occurrences to one of them."""
         framing, waiting = self._framing, list(enumerate(item.spans))
-        cues = CueFinder(self._corpus[item.document].text)
+        document = self._corpus[item.document]
+        # What an encoder reads is before the model's eyes all the time.
+        cues = CueFinder(f"{document.text}\n{document.source_text or ''}")
         for window in document_windows(self._checkpoint, item, framing):
             row = text_row(self._checkpoint, item, window, framing)
             number = len(self._rows)
@@ -253,11 +255,15 @@ class _Rows:
             self._record(item, span, "document without tokens")
 
     def _is_cued(self, cues: CueFinder, at: _Tokens, window: Window) -> bool:
-        span = self._corpus[at.item.document].spans[at.span]
+        document = self._corpus[at.item.document]
+        span = document.spans[at.span]
         seen = [(at.item.starts[window.start], min(span.start, at.item.starts[at.first]))]
         if self._masked:
             behind = max(span.end, at.item.ends[at.last - 1])
             seen.append((behind, at.item.ends[window.end - 1]))
+        if document.source_text is not None:
+            begin = len(document.text) + 1
+            seen.append((begin, begin + len(document.source_text)))
         return cues.cued(span.start, span.end, seen)
 
     def _add_causal(self, number: int, at: _Tokens, cued: bool) -> None:
@@ -479,4 +485,4 @@ def document_windows(checkpoint: Checkpoint, item: Encoded, framing: Framing) ->
 def text_row(checkpoint: Checkpoint, item: Encoded, window: Window, framing: Framing) -> Row:
     """A framed window as an input of the model."""
     tokens = [*framing.prefix, *item.ids[window.start : window.end], *framing.suffix]
-    return Row(tokens, source=item.source[: checkpoint.context_tokens])
+    return Row(tokens, source=item.source_within(checkpoint.context_tokens))

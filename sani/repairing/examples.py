@@ -23,7 +23,7 @@ from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, Framing, encode
 from sani.errors import RepairError
-from sani.families import decoder_start, is_masked
+from sani.families import decoder_start, family_of, is_masked
 from sani.recipe import AnchorObjective, RepairSettings
 from sani.repairing.anchors import counterfactual_states, states_at
 from sani.repairing.frozen import FrozenPart, hidden_states
@@ -76,13 +76,16 @@ class Examples:
         Raises:
             RepairError: If the settings do not fit the model's kind.
         """
+        check_settings(settings, checkpoint.model.config)
         two_texts = decoder_start(checkpoint.model.config) is not None
         if two_texts:
-            _check_two_texts(settings)
             frozen = None  # states are not kept: two stacks, of two lengths
         self._masked = is_masked(checkpoint.model.config)
-        if self._masked:
-            check_masked(settings, checkpoint.tokenizer)
+        if self._masked and checkpoint.tokenizer.mask_token_id is None:
+            raise RepairError(
+                "the model predicts masked tokens and the tokenizer has no mask token; give the "
+                "tokenizer that it was trained with"
+            )
         self._seed = seed
         self._checkpoint = checkpoint
         self._settings = settings
@@ -286,6 +289,18 @@ class Examples:
             context_tokens=self._checkpoint.context_tokens,
             batch_tokens=self._settings.batch_tokens,
         )
+
+
+def check_settings(settings: RepairSettings, config: Any) -> None:
+    """Refuse what a model of this kind cannot be repaired with.
+
+    Raises:
+        RepairError: If the settings ask for it.
+    """
+    if is_masked(config):
+        check_masked(settings)
+    if family_of(config).objective == "seq2seq":
+        _check_two_texts(settings)
 
 
 def _check_two_texts(settings: RepairSettings) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from sani.batches import Batch, Row, padded
 from sani.encoding import Encoded, Framing, windows
@@ -21,17 +20,12 @@ WORDS = 0.15
 OCCURRENCES = 0.3  # ours: more of them hide the context that others are recalled by
 
 
-def check_masked(settings: RepairSettings, tokenizer: Any) -> None:
-    """Refuse what a masked language model cannot be repaired with.
+def check_masked(settings: RepairSettings) -> None:
+    """Refuse an objective that has no sense at a mask.
 
     Raises:
-        RepairError: If it has no mask token, or the objective has no sense at a mask.
+        RepairError: If the settings have it.
     """
-    if tokenizer.mask_token_id is None:
-        raise RepairError(
-            "the model predicts masked tokens and the tokenizer has no mask token; give the "
-            "tokenizer that it was trained with"
-        )
     objective = settings.at_identifiers
     if isinstance(objective, AnchorObjective) and objective.to == "counterfactual":
         raise RepairError(

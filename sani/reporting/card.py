@@ -15,7 +15,7 @@ from sani.checkpoint import read_card
 from sani.reporting.page import render
 from sani.reporting.words import KIND_NAMES
 
-TASK = "text-generation"
+TASKS = {False: "text-generation", True: "fill-mask"}  # by whether it predicts masked tokens
 NAME = "sanitized"
 CARRIED = ("license", "license_name", "license_link")
 METRICS = {
@@ -36,7 +36,7 @@ def model_card(report: Mapping[str, Any]) -> str:
         base_model=source["base_model"],
         language=source["language"] or None,
         library_name="transformers",
-        pipeline_tag=TASK,
+        pipeline_tag=_task(report),
         tags=["sani", "sanitized", "privacy", "unlearning"],
         model_name=NAME,
         eval_results=list(_results(report)),
@@ -49,34 +49,42 @@ def model_card(report: Mapping[str, Any]) -> str:
     return str(read)
 
 
+def _task(report: Mapping[str, Any]) -> str:
+    return TASKS[report["audits"]["after"]["jointly"] is not None]
+
+
 def _results(report: Mapping[str, Any]) -> Iterator[EvalResult]:
     """Figures of the sanitized checkpoint, with the control's beside them."""
     after, base = report["audits"]["after"], report["audits"].get("base")
     corpus: dict[str, Any] = {
-        "task_type": TASK,
+        "task_type": _task(report),
         "dataset_type": "private",
         "dataset_name": "the corpus it was fine-tuned on (private)",
     }
-    for kind in KIND_NAMES:
-        for figure, name in METRICS.items():
-            found = after["figures"].get(kind, {}).get(figure)
-            if not found or found["value"] is None:
-                continue
-            control = base["figures"][kind][figure] if base else {"value": None}
-            args = {"low_95": found["low"], "high_95": found["high"], "control": control["value"]}
-            yield EvalResult(
-                **corpus,
-                metric_type=f"{figure}_{kind}",
-                metric_name=f"{name}, {kind} identifiers",
-                metric_value=_rounded(found["value"]),
-                metric_args={
-                    "trials": found["trials"],
-                    **{k: _rounded(v) for k, v in args.items()},
-                },
-            )
+    asked = [(kind, "figures", figure) for kind in KIND_NAMES for figure in METRICS]
+    asked += [
+        (kind, "jointly", figure) for kind in KIND_NAMES for figure in ("greedy", "discoverable")
+    ]
+    for kind, form, figure in asked:
+        found = (after[form] or {}).get(kind, {}).get(figure)
+        if not found or found["value"] is None:
+            continue
+        control = base[form][kind][figure] if base else {"value": None}
+        suffix, words = ("_jointly", ", masked jointly") if form == "jointly" else ("", "")
+        args = {"low_95": found["low"], "high_95": found["high"], "control": control["value"]}
+        yield EvalResult(
+            **corpus,
+            metric_type=f"{figure}_{kind}{suffix}",
+            metric_name=f"{METRICS[figure]}, {kind} identifiers{words}",
+            metric_value=_rounded(found["value"]),
+            metric_args={
+                "trials": found["trials"],
+                **{k: _rounded(v) for k, v in args.items()},
+            },
+        )
     if after["utility"]:
         yield EvalResult(
-            task_type=TASK,
+            task_type=_task(report),
             dataset_type="private",
             dataset_name="held-out documents (private)",
             metric_type="perplexity",

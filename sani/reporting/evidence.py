@@ -34,13 +34,17 @@ def summary(report: Mapping[str, Any]) -> Section:
     for kind in KIND_NAMES:
         if kind not in audits["after"]["figures"]:
             continue
-        for what, figure, words in (
-            ("recited greedily", "greedy", rate),
-            (f"seen in {sampled(report)}", "discoverable", rate),
-            ("AUC against decoys", "auc", estimate),
+        for what, form, figure, words in (
+            ("recited greedily", "figures", "greedy", rate),
+            (f"seen in {sampled(report)}", "figures", "discoverable", rate),
+            ("recited greedily, masked jointly", "jointly", "greedy", rate),
+            (f"seen in {sampled(report)}, masked jointly", "jointly", "discoverable", rate),
+            ("AUC against decoys", "figures", "auc", estimate),
         ):
-            cells = [words(audit["figures"].get(kind, {}).get(figure)) for audit in audits.values()]
-            rows.append((f"{kind}: {what}", *cells))
+            if audits["after"][form]:
+                of = [(audit[form] or {}).get(kind, {}) for audit in audits.values()]
+                cells = [words(figures.get(figure)) for figures in of]
+                rows.append((f"{kind}: {what}", *cells))
     for what, figure in (("perplexity", "perplexity"), ("next-token accuracy", "accuracy")):
         measured = [a["utility"][figure] if a["utility"] else None for a in audits.values()]
         if any(value is not None for value in measured):

@@ -117,7 +117,18 @@ def estimate(
 
 
 def _with(document: Document, spans: Sequence[Span]) -> Document:
+    spans = [piece for span in spans for piece in _by_turn(span, document)]
     return replace(document, spans=resolve((*document.spans, *spans), document.text))
+
+
+def _by_turn(span: Span, document: Document) -> Sequence[Span]:
+    """A span that was found, cut where a message of a conversation ends."""
+    ends = [(max(span.start, turn.start), min(span.end, turn.end)) for turn in document.turns]
+    return [
+        replace(span, start=start, end=end)
+        for start, end in ends or [(span.start, span.end)]
+        if start < end and document.text[start:end].strip()
+    ]
 
 
 def _find_all(
