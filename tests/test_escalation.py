@@ -129,7 +129,7 @@ def test_the_report_says_what_was_tried_and_what_it_cost(
         assert "Not tried: retraining." in form
     seconds = load(climbed, "rung-3.json")["seconds"]
     assert (
-        "| 3. last half (kept) | all of last half, reinit | anchor to base, weight 5, 3 epochs at "
+        "| 3. last half (kept) | all of last half, reinit | anchor to base, weight 20, 3 epochs at "
         "0.003 | 0.0% | 0.0% | - |"
     ) in text
     assert f"| {seconds:.1f} | {load(climbed, 'rung-3.json')['tokens']} | none: the gate" in text
@@ -482,7 +482,7 @@ def test_the_default_ladder_goes_from_the_last_layer_to_retraining(tmp_path: Pat
     assert [rung.erase.toward_base for rung in ladder] == [0.0, 0.0, 0.0, 0.5, 1.0]
     assert [rung.repair.last_layers for rung in ladder] == [1, None, None, None, None]
     weights = [getattr(rung.repair.at_identifiers, "weight", None) for rung in ladder]
-    assert weights == [5.0, 5.0, 20.0, 20.0, None]
+    assert weights == [20.0, 20.0, 80.0, 80.0, None]
     assert [rung.repair.keep_skill for rung in ladder] == [0.5, 0.5, 0.5, 0.5, 0.0]
 
 

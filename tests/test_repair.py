@@ -283,8 +283,8 @@ def copy_of(sick):
 @pytest.mark.parametrize(
     "at",
     [
-        {"kind": "anchor", "to": "self"},
-        {"kind": "anchor", "to": "decoys"},
+        {"kind": "anchor", "to": "self", "weight": 5.0},
+        {"kind": "anchor", "to": "decoys", "weight": 5.0},
         {"kind": "unlikelihood"},
         {"kind": "npo"},
     ],
