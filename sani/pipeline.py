@@ -2,10 +2,10 @@
 
 read -> scan -> audit before -> audit the base (the control) -> erase -> audit -> repair ->
 audit after -> attack -> gate -> sanitized/ -> report; with `strategy: escalate`, the rungs of
-`sani.escalation` in place of erase and repair. A stage is finished when its result file stands in
-the run folder; a resumed run takes it from there and begins at the first that is missing. Of
-several ranks each runs all of this; what is not shared among them (erase, report, every write) the
-main one does alone.
+`sani.escalation` in place of erase and repair, with `rounds` above 1 those of `sani.rounds`. A
+stage is finished when its result file stands in the run folder; a resumed run takes it from there
+and begins at the first that is missing. Of several ranks each runs all of this; what is not shared
+among them (erase, report, every write) the main one does alone.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ from sani.repairing.repair import repair
 from sani.reporting.compare import compare_audits, compare_pretraining
 from sani.reporting.report import build_report, write_report
 from sani.reporting.reveal import reveal
+from sani.rounds import repeat
 from sani.runfolder import RECIPE, RunFolder, open_run
 from sani.scanning.detection import detect, estimate
 from sani.scanning.inventory import scan
@@ -112,6 +113,8 @@ def run(
             job.audit("base", lambda: job.base)
         if recipe.strategy == "escalate":
             job.escalate()
+        elif recipe.rounds > 1:
+            repeat(job, folder, recipe, corpus)
         else:
             job.erase()
             job.repair()
@@ -423,7 +426,14 @@ class _Job:
             self._keep("erase", checkpoint, self.erased(checkpoint, settings))
         self.audit("erased", self.latest)
 
-    def erased(self, checkpoint: Checkpoint, settings: EraseSettings) -> dict[str, Any]:
+    def erased(
+        self,
+        checkpoint: Checkpoint,
+        settings: EraseSettings,
+        *,
+        corpus: Corpus | None = None,
+        seed: int | None = None,
+    ) -> dict[str, Any]:
         """In place: reset the selected neurons; the main rank does it for all."""
         meter = runtime.EnergyMeter()
         base, framing = self.base if settings.needs_base else None, self._framing()
@@ -431,10 +441,10 @@ class _Job:
             lambda: erase(
                 checkpoint,
                 settings,
-                corpus=self._corpus,
+                corpus=corpus or self._corpus,
                 base=base,
                 framing=framing,
-                seed=self._recipe.seed,
+                seed=self._recipe.seed if seed is None else seed,
             )
         )
         ranks.spread_(checkpoint.model)
@@ -453,7 +463,12 @@ class _Job:
         ranks.on_main(lambda: shutil.rmtree(trainer, ignore_errors=True))
 
     def repaired(
-        self, checkpoint: Checkpoint, settings: RepairSettings, *, within: str = ""
+        self,
+        checkpoint: Checkpoint,
+        settings: RepairSettings,
+        *,
+        within: str = "",
+        seed: int | None = None,
     ) -> dict[str, Any]:
         """In place: fine-tune, or go on with what an earlier process began."""
         meter = runtime.EnergyMeter()
@@ -464,7 +479,7 @@ class _Job:
             base=self.base if settings.needs_base else None,
             unsanitized=self.unsanitized() if settings.needs_unsanitized else None,
             framing=self._framing(),
-            seed=self._recipe.seed,
+            seed=self._recipe.seed if seed is None else seed,
             folder=self._folder.private / "trainer",
             on_step=self._progress(_in(within, "repair")),
             on_epoch=lambda: self._look(checkpoint, within),
@@ -501,8 +516,20 @@ class _Job:
         self, checkpoint: Checkpoint, settings: AuditSettings, stage: str
     ) -> dict[str, Any]:
         """What the gate asks of an audit, and no more of it."""
+        found = self._less(checkpoint, settings, stage).to_json()
+        found = ranks.gather(found)[0]  # or ranks whose last digits differ would part at a limit
+        if found["utility"] and not math.isfinite(found["utility"]["perplexity"]):
+            raise AuditError("the held-out perplexity is not a number")
+        return found
+
+    def measured(self, checkpoint: Checkpoint, *, within: str) -> AuditResult:
+        """A round's audit."""
+        return self._less(checkpoint, self._recipe.audit, _in(within, "audit"))
+
+    def _less(self, checkpoint: Checkpoint, settings: AuditSettings, stage: str) -> AuditResult:
+        """An audit without what the gate does not ask."""
         less = {"generation": None, "membership_documents": 0, "swaps": 0}
-        found = audit(
+        return audit(
             checkpoint,
             self._corpus,
             settings.model_copy(update=less),
@@ -510,11 +537,7 @@ class _Job:
             control_framing=self._framing(),
             seed=self._recipe.seed,
             on_step=self._progress(stage),
-        ).to_json()
-        found = ranks.gather(found)[0]  # or ranks whose last digits differ would part at a limit
-        if found["utility"] and not math.isfinite(found["utility"]["perplexity"]):
-            raise AuditError("the held-out perplexity is not a number")
-        return found
+        )
 
     @property
     def _but_attacks(self) -> GateSettings:

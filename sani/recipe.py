@@ -748,6 +748,13 @@ class Recipe(Settings):
     strategy: Literal["once", "escalate"] = Field(
         "once", description="escalate: climb escalation.ladder until the gate holds"
     )
+    rounds: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="erase and repair at most so often, as long as anything is extractable that "
+        "the base does not give; selectors then look at that alone",
+    )
     model: ModelSettings
     corpus: CorpusSettings
     scan: ScanSettings = Field(default_factory=ScanSettings)
@@ -788,6 +795,8 @@ class Recipe(Settings):
             if self.model.base is None:
                 yield from _without_base("", self.erase, self.repair)
             return
+        if self.rounds > 1:
+            yield "rounds: strategy: escalate tries settings, not the same ones again; leave it out"
         if self.erase is not None:
             yield "erase: each rung of strategy: escalate has its own, in escalation.ladder"
         if self.model.base is None:

@@ -27,10 +27,10 @@ from sani.attacking.prompting import prompting
 from sani.attacking.quantize import quantize
 from sani.attacking.relearn import relearn
 from sani.attacking.sampling import sampling
-from sani.attacking.scene import Outcome, Scene, all_places, only
+from sani.attacking.scene import Outcome, Scene, all_places
 from sani.auditing.figures import clustered_mean
 from sani.checkpoint import Checkpoint, write_text
-from sani.corpus.documents import Corpus, Kind
+from sani.corpus.documents import Corpus, Kind, only
 from sani.errors import AttackError
 from sani.families import family_of
 from sani.rates import rate

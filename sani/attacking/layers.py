@@ -20,12 +20,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sani import families
-from sani.attacking.scene import Outcome, Place, Scene, all_places, surrogated
+from sani.attacking.scene import Outcome, Scene, all_places, surrogated
 from sani.auditing.figures import Estimate, clustered_mean
 from sani.auditing.occurrences import document_windows, text_row
 from sani.auditing.scoring import Reading
 from sani.checkpoint import Checkpoint
-from sani.corpus.documents import Corpus
+from sani.corpus.documents import Corpus, Place
 from sani.encoding import encode
 from sani.recipe import LayersSettings
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sani.attacking.scene import Outcome, Place, Scene, cut, one_by_one
+from sani.attacking.scene import Outcome, Scene, cut, one_by_one
 from sani.checkpoint import Checkpoint
-from sani.corpus.documents import Corpus, Document, Span
+from sani.corpus.documents import Corpus, Document, Place, Span
 from sani.encoding import encode
 from sani.recipe import PromptingSettings
 

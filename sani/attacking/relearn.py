@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Any
 
-from sani.attacking.scene import Outcome, Place, Scene, duplicate, plain, surrogated
+from sani.attacking.scene import Outcome, Scene, duplicate, plain, surrogated
 from sani.auditing.occurrences import Occurrences
 from sani.batches import make_batches
 from sani.checkpoint import Checkpoint
-from sani.corpus.documents import Corpus
+from sani.corpus.documents import Corpus, Place
 from sani.encoding import encode
 from sani.recipe import MaskObjective, RelearnSettings, RepairSettings
 from sani.repairing.repair import train_

@@ -18,14 +18,11 @@ from sani.auditing.figures import Estimate
 from sani.auditing.occurrences import Occurrences, score_occurrences
 from sani.auditing.scoring import AS_IT_IS, Reading
 from sani.checkpoint import Checkpoint
-from sani.corpus.documents import Corpus, Document, Span
+from sani.corpus.documents import Corpus, Document, Place, only
 from sani.encoding import Encoded, Framing, encode, framing_named
 from sani.recipe import AuditSettings
 from sani.values.decoys import DecoyMaker
 from sani.values.phrases import PhraseIndex, words_of
-
-Place = tuple[int, int]
-"""Where an occurrence stands: number of its document, number of its span in it."""
 
 BLANK = "___"
 
@@ -157,14 +154,6 @@ def duplicate(checkpoint: Checkpoint) -> Checkpoint:
 def all_places(corpus: Corpus) -> list[Place]:
     """Every occurrence of a corpus, in order."""
     return [(d, s) for d, document in enumerate(corpus) for s in range(len(document.spans))]
-
-
-def only(corpus: Corpus, places: Sequence[Place]) -> Corpus:
-    """The same documents with these spans marked and no others."""
-    spans: list[list[Span]] = [[] for _ in corpus]
-    for document, span in places:
-        spans[document].append(corpus[document].spans[span])
-    return Corpus([replace(d, spans=tuple(s)) for d, s in zip(corpus, spans, strict=True)])
 
 
 def one_by_one(corpus: Corpus, places: Sequence[Place]) -> Corpus:

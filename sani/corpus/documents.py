@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 Kind = Literal["direct", "indirect"]
@@ -128,3 +128,15 @@ class Corpus(Sequence[Document]):
                 row = (*row, document.turns, document.source_text)
             state.update(repr(row).encode("utf-8", "surrogatepass"))
         return state.hexdigest()
+
+
+Place = tuple[int, int]
+"""Where an occurrence stands: number of its document, number of its span in it."""
+
+
+def only(corpus: Corpus, places: Sequence[Place]) -> Corpus:
+    """The same documents with these spans marked and no others."""
+    spans: list[list[Span]] = [[] for _ in corpus]
+    for document, span in places:
+        spans[document].append(corpus[document].spans[span])
+    return Corpus([replace(d, spans=tuple(s)) for d, s in zip(corpus, spans, strict=True)])

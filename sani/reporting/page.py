@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sani.reporting import attempts, evidence, process
 from sani.reporting.charts import draw
+from sani.reporting.repeated import turns
 from sani.reporting.sections import chapters
 from sani.reporting.tried import tried
 
@@ -31,6 +32,7 @@ def render(report: Mapping[str, Any], template: str) -> str:
         untested=evidence.untested(report),
         limits=process.limits(report),
         tried=tried(report),
+        turns=turns(report),
         onion=attempts.rounds(report),
         scan=process.scan(report),
         versions=process.versions(report),

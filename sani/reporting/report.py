@@ -34,6 +34,7 @@ from sani.reporting.compare import (
     compare_pretraining,
 )
 from sani.reporting.page import render
+from sani.reporting.repeated import repeated, rounds_between
 from sani.reporting.ripple import ripples
 from sani.reporting.schema import SCHEMA_VERSION
 from sani.reporting.spread import against_control, by_subject
@@ -66,6 +67,8 @@ def build_report(
     Its shape is `sani.reporting.schema.Report`.
     """
     verdicts = _arrays(folder, "audit-{}", Occurrences)
+    between = rounds_between(folder)
+    steps = ("before", "erased", *between, "after")
     return {
         "schema_version": SCHEMA_VERSION,
         "gate": {
@@ -75,22 +78,23 @@ def build_report(
         "scan": folder.load("scan"),
         **compare_audits(
             _audits(folder, "audit"),
-            verdicts,
+            verdicts | between,
             _arrays(folder, "audit-{}-documents", DocumentScores),
             _arrays(folder, "audit-{}-generation", Hits),
             _searched(recipe, corpus),
-            rounds=("before", "erased", "after"),
+            rounds=steps,
             seed=recipe.seed,
         ),
         "pretraining": compare_pretraining(
             _audits(folder, "pretraining"), _arrays(folder, "pretraining-{}", Occurrences)
         ),
         "changes": _changes(folder, corpus, verdicts),
-        "ripples": ripples(verdicts, corpus, rounds=("before", "erased", "after")),
+        "ripples": ripples(verdicts | between, corpus, rounds=steps),
         "attacks": _attacked(folder.load("attack")),
         "subjects": by_subject(verdicts, corpus, folder.digest),
         "picture": against_control(verdicts, corpus),
         "escalation": escalation(folder),
+        "repeated": repeated(folder),
         "erase": _erased(folder.load("erase")),
         "repair": _repaired(folder.load("repair")),
         "audit_settings": _without_paths(recipe.audit.model_dump()),

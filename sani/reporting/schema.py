@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,7 @@ from sani.scanning.inventory import LabelCount
 SCHEMA_VERSION = 3
 PLACE = Path(__file__).with_name("report.schema.json")
 Stage = Literal["base", "before", "erased", "after"]
+Step = Annotated[str, Field(pattern=r"^(before|erased|round-\d+|after)$")]
 Counts = dict[str, int]
 
 
@@ -139,8 +140,8 @@ class Change(Part):
 class Round(Change):
     """One stage; `sani.reporting.compare.onion`."""
 
-    source: Stage = Field(alias="from")
-    to: Stage
+    source: Step = Field(alias="from")
+    to: Step
     first_seen: int
 
 
@@ -155,8 +156,8 @@ class RippleCount(Part):
 class Ripple(Part):
     """What a stage made newly extractable, by label."""
 
-    source: Stage = Field(alias="from")
-    to: Stage
+    source: Step = Field(alias="from")
+    to: Step
     labels: dict[str, RippleCount]
 
 
@@ -312,6 +313,29 @@ class Escalation(Part):
     rungs: list[TriedRung]
 
 
+class Turn(Part):
+    """One round: what its selector looked at, what it did, and what it left."""
+
+    looked_at: int
+    neurons: int
+    figures: dict[Kind, RungFigures]
+    perplexity: float | None
+    left: int
+    tokens: int
+    seconds: float
+    energy_joules: float | None
+
+
+class Repeated(Part):
+    """Rounds of erase and repair; ``left`` of the last is what is still beyond the base."""
+
+    asked: int
+    turns: list[Turn]
+    seconds: float
+    tokens: int
+    energy_joules: float | None
+
+
 class SourceCard(Part):
     """What the cards of the checkpoint and of its base say of themselves."""
 
@@ -347,6 +371,7 @@ class Report(Part):
     subjects: Subjects
     picture: Picture
     escalation: Escalation | None
+    repeated: Repeated | None = None
     erase: Erase | None
     repair: Repair | None
     audit_settings: AuditSettings

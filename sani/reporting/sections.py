@@ -7,6 +7,7 @@ from typing import Any
 
 from sani.reporting import attempts, evidence, leakage, process
 from sani.reporting.attacks import attack_sections
+from sani.reporting.repeated import turns
 from sani.reporting.ripple import ripple_sections
 from sani.reporting.tried import tried
 from sani.reporting.words import Section
@@ -38,6 +39,7 @@ def chapters(report: Mapping[str, Any]) -> dict[str, list[Section]]:
             leakage.memory(report),
         ],
         "What each stage brought up": [
+            *([turns(report)] if report.get("repeated") else []),
             attempts.rounds(report),
             *leakage.listed(report),
             *ripple_sections(report["ripples"]),

@@ -39,6 +39,13 @@ def _rung(found: Mapping[str, Any]) -> dict[str, Any]:
         "attacked": found["attack"] is not None,
         "steps": repair["steps"] if repair else None,
         "by_epoch": repair["by_epoch"] if repair else [],
+        **figures_of(audit),
+    }
+
+
+def figures_of(audit: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What decides, out of an audit: figures by kind, and perplexity."""
+    return {
         "figures": {
             kind: {name: audit["figures"][kind][name] for name in FIGURES}
             for kind in ("direct", "indirect")
@@ -89,24 +96,27 @@ def _sentences(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _row(rung: Mapping[str, Any], number: int, kinds: Sequence[str], *, kept: bool) -> Cells:
-    figures = [rung["figures"].get(kind) for kind in kinds]
-    rates = [
-        " / ".join(_value(of and of[name]["value"], "{:.1%}") for of in figures)
-        for name in ("greedy", "discoverable")
-    ]
-    auc = " / ".join(_value(of and of["auc"]["value"], "{:.3f}") for of in figures)
     broken = ", ".join(check["name"] for check in rung["checks"] if not check["holds"])
     return (
         f"{number}. {rung['name']}{' (kept)' if kept else ''}",
         erase_in_words(rung["settings"]),
         repair_in_words(rung["settings"]["repair"], rung["by_epoch"]),
-        *rates,
-        auc,
-        _value(rung["perplexity"], "{:.2f}"),
+        *cells(rung, kinds),
         f"{rung['seconds']:.1f}",
         str(rung["tokens"]),
         f"failed: {rung['failed']}" if rung["failed"] else broken or "none: the gate holds",
     )
+
+
+def cells(found: Mapping[str, Any], kinds: Sequence[str]) -> Cells:
+    """Greedy, (n, p), AUC (of each kind) and perplexity, as `figures_of` gives them."""
+    figures = [found["figures"].get(kind) for kind in kinds]
+    rates = [
+        " / ".join(_value(of and of[name]["value"], "{:.1%}") for of in figures)
+        for name in ("greedy", "discoverable")
+    ]
+    auc = " / ".join(_value(of and of["auc"]["value"], "{:.3f}") for of in figures)
+    return (*rates, auc, _value(found["perplexity"], "{:.2f}"))
 
 
 def _value(value: float | None, form: str) -> str:

@@ -39,7 +39,7 @@ class Section:
 
 def stage_name(stage: str) -> str:
     """A checkpoint of the run in words."""
-    return STAGE_NAMES.get(stage, stage)
+    return STAGE_NAMES.get(stage, stage.replace("round-", "round "))
 
 
 def rate(rate: Mapping[str, Any] | None) -> str:

@@ -1,0 +1,81 @@
+"""Rounds of erase and repair: what each one looked at, did and left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sani.auditing.occurrences import Occurrences
+from sani.reporting.tried import cells, figures_of
+from sani.reporting.words import Section, sampled
+from sani.runfolder import RunFolder
+
+
+def repeated(folder: RunFolder) -> dict[str, Any] | None:
+    """The rounds of a run as `sani.reporting.schema.Repeated`; None if it had but one."""
+    done = folder.load("rounds")
+    if done is None:
+        return None
+    turns = [_turn(folder.load(f"round-{number + 1}")) for number in range(done["done"])]
+    energies = [turn["energy_joules"] for turn in turns]
+    return {
+        "asked": done["asked"],
+        "turns": turns,
+        "seconds": sum(turn["seconds"] for turn in turns),
+        "tokens": sum(turn["tokens"] for turn in turns),
+        "energy_joules": None if None in energies else sum(energies),
+    }
+
+
+def _turn(found: Mapping[str, Any]) -> dict[str, Any]:
+    erase, repair = found["erase"], found["repair"]
+    entries = erase["plan"]["entries"] if erase else []
+    return {
+        **{name: found[name] for name in ("looked_at", "left", "seconds", "energy_joules")},
+        **figures_of(found["audit"]),
+        "neurons": sum(len(entry["neurons"]) for entry in entries),
+        "tokens": repair["tokens"] if repair else 0,
+    }
+
+
+def rounds_between(folder: RunFolder) -> dict[str, Occurrences]:
+    """The verdicts after every round but the last, which are those of the whole run."""
+    done = folder.load("rounds")
+    names = [f"round-{number}" for number in range(1, done["done"])] if done else []
+    found = {name: folder.load_arrays(name, Occurrences) for name in names}
+    return {name: verdicts for name, verdicts in found.items() if verdicts is not None}
+
+
+def turns(report: Mapping[str, Any]) -> Section:
+    """Round by round; a section without rows if the run had but one."""
+    found, title = report.get("repeated"), "Rounds"
+    if found is None:
+        return Section("rounds", title)
+    kinds: Sequence[str] = report["gate_settings"]["kinds"]
+    of = f" ({' / '.join(kinds)})" if len(kinds) > 1 else ""
+    left = found["turns"][-1]["left"]
+    return Section(
+        "rounds",
+        title,
+        (
+            "Erase and repair again, on what surfaced: what is extractable and the base does not "
+            f"give. {len(found['turns'])} of at most {found['asked']} rounds took "
+            f"{found['seconds']:.0f} s and {found['tokens']} tokens of training; "
+            + (f"{left} occurrences are left." if left else "nothing is left."),
+        ),
+        (
+            "round", "surfaced before it", "neurons reset", f"greedy{of}",
+            f"{sampled(report)}{of}", f"AUC{of}", "perplexity", "left", "seconds",
+        ),
+        tuple(
+            (
+                str(number),
+                "-" if number == 1 else str(turn["looked_at"]),
+                str(turn["neurons"]),
+                *cells(turn, kinds),
+                str(turn["left"]),
+                f"{turn['seconds']:.1f}",
+            )
+            for number, turn in enumerate(found["turns"], start=1)
+        ),
+    )  # fmt: skip
