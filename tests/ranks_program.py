@@ -1,4 +1,4 @@
-"""What `test_ranks` runs, in one process and in several: repairs, an audit and a scan.
+"""What `test_ranks` runs, in one process and in several: repairs, an audit, attacks and a scan.
 
     accelerate launch ... -m tests.ranks_program FOLDER LEAKY_FOLDER JOB ...
 
@@ -16,12 +16,20 @@ from typing import Any
 import torch
 
 from sani import ranks
+from sani.attacking.attack import attack
 from sani.auditing.audit import audit
 from sani.checkpoint import load_checkpoint
 from sani.clinic import invent_clinics
 from sani.corpus.documents import Corpus
 from sani.errors import SaniError
-from sani.recipe import AnchorObjective, AuditSettings, NpoObjective, ScanSettings, settings_from
+from sani.recipe import (
+    QUICK,
+    AnchorObjective,
+    AuditSettings,
+    NpoObjective,
+    ScanSettings,
+    settings_from,
+)
 from sani.repairing import training
 from sani.repairing.repair import repair
 from sani.runtime import quiet_libraries
@@ -157,6 +165,14 @@ def audited(leaky: Path) -> Found:
     }
 
 
+def attacked(leaky: Path) -> Found:
+    """Every attack, in its quick form; guided by itself."""
+    _, private, held_out = invent_clinics([20, 8, 5], seed=11)
+    models = {name: load_checkpoint(leaky) for name in ("sanitized", "leaky")}
+    settings = QUICK.model_copy(update={"documents": 4})
+    return attack(models, private, settings, framing="bos", held_out=held_out)["attacks"]
+
+
 def scanned(folder: Path) -> Found:
     """What a scan finds, twice, the second time from its cache."""
     (corpus,) = invent_clinics([8], seed=4)
@@ -178,6 +194,8 @@ def do(job: str, out: Path, leaky: Path) -> Found:
             return diverged()
         case "audit":
             return audited(leaky)
+        case "attack":
+            return attacked(leaky)
         case "scan":
             return scanned(out / "cache")
         case "wait":

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sani import ranks
+from sani.attacking.attack import ATTACKS
 from sani.cli import main
 from sani.errors import RunError
 from tests import ranks_program as program
@@ -60,7 +61,8 @@ def run_jobs(folder: Path, leaky: Path, *jobs: str, fsdp: str = "") -> None:
 def together(leaky_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes found, each with all the weights."""
     folder = tmp_path_factory.mktemp("together")
-    jobs = ["count", *TOGETHER, "stop", "resume", "memory", "no memory", "nan", "audit", "scan"]
+    jobs = ["count", *TOGETHER, "stop", "resume", "memory", "no memory", "nan"]
+    jobs += ["audit", "attack", "scan"]
     run_jobs(folder, leaky_folder, *jobs)
     return folder
 
@@ -179,6 +181,28 @@ def test_two_processes_audit_as_one_does(together: Path, leaky_folder: Path) -> 
                     np.testing.assert_allclose(other, array, rtol=1e-6, atol=1e-5)
                 else:
                     np.testing.assert_array_equal(other, array)
+
+
+@pytest.mark.long
+def test_two_processes_attack_as_one_does(together: Path, leaky_folder: Path) -> None:
+    alone = program.attacked(leaky_folder)
+    assert set(alone) == {"unattacked", *ATTACKS}
+    for each in found(together, "attack"):
+        check_alike(each, alone)
+
+
+def check_alike(one: Any, other: Any) -> None:
+    """The same plain data; numbers but for the last digits."""
+    if isinstance(other, dict):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            check_alike(one[name], value)
+    elif isinstance(other, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            check_alike(a, b)
+    else:
+        assert one == (pytest.approx(other, abs=1e-5) if isinstance(other, float) else other)
 
 
 @pytest.mark.long
