@@ -21,7 +21,10 @@ model: {path: m, base: b}
 corpus: {path: c.jsonl, held_out: h.jsonl}
 erase: {last_layers: 1}
 """
-TOP = "attack, audit, corpus, erase, escalation, gate, model, repair, scan, seed, strategy, version"
+TOP = (
+    "attack, audit, corpus, erase, escalation, gate, model, repair, rounds, scan, seed, strategy, "
+    "version"
+)
 
 
 @pytest.fixture
