@@ -266,13 +266,7 @@ def _lines(
         yield "scan: {}  # the corpus's own spans count; see README, Finding identifiers"
     else:
         yield "scan: {patterns: true, propagate: subject}  # nothing is marked; add ner for names"
-    yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
-    yield (
-        f"  last_layers: {max(1, min(MOST_LAYERS, found.layers // 2))}  # of {found.layers}; more "
-        "removes more and costs skill"
-    )
-    yield "  selector: {kind: all}"
-    yield "  reset: reinit"
+    yield from _erase(found, has_base=base is not None)
     yield "repair:"
     anchor = _anchor(found.family, has_base=base is not None)
     why = "raise the weight if the AUC stays" if base else "a base would be better"
@@ -298,6 +292,27 @@ def _lines(
         yield "  discoverable: 0.0"
         yield "  auc_excess: null"
     yield f"  perplexity_ratio: {'1.03' if held_out else 'null  # needs held_out'}"
+
+
+def _erase(found: Fit, *, has_base: bool) -> Iterator[str]:
+    """What pays by ``benchmarks/RESULTS.md``, where it was measured: in causal models with a base.
+
+    Fresh layers cost a pretrained model skill that a small corpus cannot give back.
+    """
+    layers = f"last_layers: {max(1, min(MOST_LAYERS, found.layers // 2))}"
+    masked = FAMILIES[found.family].objective == "masked"
+    if not has_base or masked:
+        yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
+        yield f"  {layers}  # of {found.layers}; more removes more and costs skill"
+        yield "  selector: {kind: all}"
+        yield "  reset: reinit"
+    elif found.learnt_the_domain:
+        yield f"# erase: {{{layers}}}  # costs skill that the base lacks; write strategy: escalate"
+        yield "#   (recipes/escalate.yaml) to try it where the gate does not hold without"
+    else:
+        yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
+        yield "  toward_base: 0.5  # all weights half way to the base's, as good on new text"
+        yield f"  # {layers}  # of {found.layers}: also resets these"
 
 
 def duration(seconds: float) -> str:

@@ -73,7 +73,7 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(job, tmp_path, capsys
     recipe = load_recipe(out)
     assert (recipe.model.path, recipe.model.base) == (job / "fine-tuned", job / "base")
     assert recipe.corpus.held_out == job / "held_out.jsonl"
-    assert recipe.erase.last_layers == 2
+    assert (recipe.erase is None) == (recipe.repair.keep_skill > 0)
     assert recipe.repair.at_identifiers.kind == "anchor"
     assert recipe.gate.greedy == "control"
     assert main(["run", str(out), "--check"]) == 0
@@ -115,7 +115,12 @@ def test_skill_that_the_base_lacks_is_to_be_kept(clinic, base_folder, tmp_path):
         out = tmp_path / f"{model.name}.yaml"
         asked = ["--corpus", corpus, "--base", base, "--held-out", held_out, "--out", out]
         assert main(["init", str(model), "--no-time", *map(str, asked)]) == 0
-        assert load_recipe(out).repair.keep_skill == kept
+        recipe = load_recipe(out)
+        assert recipe.repair.keep_skill == kept
+        if kept:  # fresh layers would lose what the base cannot give back
+            assert recipe.erase is None
+        else:
+            assert (recipe.erase.toward_base, recipe.erase.last_layers) == (0.5, None)
 
 
 def test_a_corpus_that_marks_nothing_is_to_be_scanned(job, tmp_path):
@@ -144,7 +149,10 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
     recipe = load_recipe(out)
     assert recipe.model.path == recipe.corpus.path == path
     assert recipe.model.base == (path if with_base else None)
-    assert 1 <= recipe.erase.last_layers <= max(1, layers // 2)
+    if with_base:
+        assert (recipe.erase.toward_base, recipe.erase.last_layers) == (0.5, None)
+    else:
+        assert 1 <= recipe.erase.last_layers <= max(1, layers // 2)
     assert recipe.repair.learning_rate <= (1e-3 if parameters < 2e7 else 3e-4)
 
 
