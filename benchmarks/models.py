@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, help="only so many held-out ones")
     parser.add_argument("--pretrained", type=Path, help="the base, instead of a new one")
     parser.add_argument("--learning-rate", type=float, help="2e-3, or 7e-4 for bert, if absent")
+    parser.add_argument("--batch-tokens", type=int, help="tokens a step; 2048 if absent")
     parser.add_argument("--base-epochs", type=int, help="5, or 20 for bert, if absent")
     parser.add_argument("--leaky-epochs", type=int, help="42, or 700 for bert, if absent")
     parser.add_argument("--seed", type=int, default=0)
@@ -114,7 +115,7 @@ def main() -> None:
             seed=arguments.seed,
             # Norms behind the blocks bear no more than 7e-4.
             learning_rate=arguments.learning_rate or (7e-4 if masked else 2e-3),
-            batch_tokens=4096 if masked and name == "leaky" else 2048,
+            batch_tokens=arguments.batch_tokens or (4096 if masked and name == "leaky" else 2048),
             on_step=said(name),
         )
         save_checkpoint(model, out / name)
