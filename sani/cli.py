@@ -326,7 +326,7 @@ def erase(
         Path | None, typer.Option(help="Folder for the new checkpoint; not for --dry-run.")
     ] = None,
     last_layers: Annotated[
-        int | None, typer.Option(min=1, help="The last this many layers; 3 if absent.")
+        str | None, typer.Option(help="The last this many layers, half or all; 3 if absent.")
     ] = None,
     layer: Annotated[
         list[int] | None, typer.Option(min=0, help="Or this layer, from 0; may be repeated.")
@@ -434,7 +434,10 @@ def erase(
         chosen["layers"] = layer
     asks_for_neurons = any((selector, fraction, per, part, reset))
     if last_layers is not None or not (layer or (toward_base and not asks_for_neurons)):
-        chosen["last_layers"] = last_layers or 3
+        number = last_layers or "3"
+        if not number.isdecimal() and number not in ("half", "all"):
+            raise SaniError("--last-layers: expected a whole number, half or all")
+        chosen["last_layers"] = int(number) if number.isdecimal() else number
     if part:
         chosen["parts"] = part
     settings = _settings("EraseSettings", **chosen)
@@ -529,7 +532,7 @@ def repair(
         typer.Option(help="The checkpoint before erasing, for npo, self and counterfactual."),
     ] = None,
     weight: Annotated[
-        float | None, typer.Option(help="Weight at identifiers; anchor 5, else 1.")
+        float | None, typer.Option(help="Weight at identifiers; anchor 20, else 1.")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the corpus.")] = 4,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
@@ -883,9 +886,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if ranks.launched():  # it ends anyway, and has said why
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if code == _INTERRUPTED:
-        console.say_last("interrupted; sani run goes on with --resume")
+        words = sys.argv[1:] if arguments is None else arguments
+        command = next((word for word in words if not word.startswith("-")), "")
+        way_on = f"sani {command} goes on with --resume" if command in RESUMES else HALF_WRITTEN
+        console.say_last(f"interrupted; {way_on}")
         return 1
     return int(code or 0)
+
+
+RESUMES = ("run", "attack")
+HALF_WRITTEN = "nothing was left half-written"
 
 
 def _interrupted(number: int, frame: object) -> None:

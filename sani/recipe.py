@@ -967,7 +967,11 @@ def _validate(data: dict[str, Any], model: type[_S], *, where: str) -> _S:
 
 
 def _problems(error: ValidationError, model: type[Settings]) -> Iterator[str]:
-    for problem in error.errors(include_url=False, include_input=False):
+    found = error.errors(include_url=False, include_input=False)
+    inside = {problem["loc"][:-1] for problem in found}
+    for problem in found:
+        if problem["type"] == "too_short" and problem["loc"] in inside:
+            continue  # what is wrong in it was left out, and so it is empty
         location, names = _locate([str(part) for part in problem["loc"]], problem["type"], model)
         path = ".".join(location) or "recipe"
         context = problem.get("ctx", {})

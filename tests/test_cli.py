@@ -65,6 +65,10 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
          "--selector random"),
         (["erase", "{model}", "--out", "{out}", "--last-layers", "9"],
          "error: erase.last_layers: got 9, but the model has 3 layers"),
+        (["erase", "{model}", "--out", "{out}", "--part", "foo"],
+         "error: options: parts.0: input should be 'mlp' or 'attention'"),
+        (["erase", "{model}", "--out", "{out}", "--last-layers", "foo"],
+         "error: --last-layers: expected a whole number, half or all"),
         (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--at-identifiers",
           "anchor"],
          "error: the anchor needs the base model; give it, or use kind: mask"),
@@ -104,6 +108,12 @@ def test_the_text_of_an_unexpected_error_is_not_shown(
     monkeypatch.setenv("SANI_DEBUG", "1")
     with pytest.raises(KeyError):
         main(["scan", str(tmp_path / "x.jsonl")])
+
+
+def test_every_layer_can_be_erased(leaky_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["erase", str(leaky_folder), "--last-layers", "all", "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert {entry["layer"] for entry in plan["entries"]} == {0, 1, 2}
 
 
 def test_the_stages_work_on_their_own(

@@ -111,5 +111,5 @@ def test_an_interrupt_in_a_destructor_is_not_lost(monkeypatch, capsys):
     assert time.monotonic() - began < 5
     error = capsys.readouterr().err
     assert error.startswith("interrupted; ")
-    assert error.endswith("--resume\n")
+    assert error.endswith("nothing was left half-written\n")
     assert sys.unraisablehook is hook
