@@ -1,12 +1,13 @@
 """Every attack on every model: leaky, masked only, sani's default, retrained from the base.
 
     python benchmarks/attack.py [--quick | --small] [--models FOLDER] [--rows NAME ...]
-        [--learning-rate R] [--json FILE]
+        [--learning-rate R] [--relearn '{...}'] [--json FILE]
 
 FOLDER is one that benchmarks/models.py makes: base/, leaky/, private.jsonl, held_out.jsonl. What
 is made on the way (the repaired models) and each attack's result lie in FOLDER/attacks and are
 found again. --quick takes the attacks' quick settings and two rows, --small few steps and prompts,
-for a model that takes long; --learning-rate is that of every repair, where the rows' are too high.
+for a model that takes long; --learning-rate is that of every repair, where the rows' are too high,
+--relearn changes settings of that attack (JSON).
 """
 
 from __future__ import annotations
@@ -31,12 +32,10 @@ ROWS: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = {
 
 QUICK_ROWS = ("leaky", "sani")
 SMALL: dict[str, Any] = {
+    "documents": 24,
     "decoys": 2,
-    "relearn": {
-        "steps": 8, "learning_rates": [1e-4, 3e-4], "texts": ["harmless", "part"], "points": 2,
-        "batch_tokens": 512,
-    },
-    "prompting": {"occurrences": 20, "prefixes": [25, 100]},
+    "relearn": {"steps": 24, "points": 2, "batch_tokens": 1024},
+    "prompting": {"occurrences": 60, "prefixes": [25, 100]},
     "sampling": {"occurrences": 10, "samples": 20, "prefix": 25},
     "layers": {"layers": 2},
 }  # fmt: skip
@@ -71,7 +70,12 @@ def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
 
 
 def attacked(
-    name: str, folder: Path, *, kind: str = "full", rate: float | None = None, settings: Any = None
+    name: str,
+    folder: Path,
+    *,
+    kind: str = "full",
+    rate: float | None = None,
+    relearn: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All attacks on one row and on the base, which is attacked once for all rows."""
     from sani.attacking.attack import attack
@@ -87,8 +91,10 @@ def attacked(
         for key, path in (("sanitized", place), ("leaky", folder / "leaky"),
                           ("base", folder / "base"))
     }  # fmt: skip
-    asked = {"quick": QUICK, "full": AttackSettings()}
-    settings = settings or asked.get(kind) or settings_from("AttackSettings", SMALL)
+    known = {"quick": QUICK, "full": AttackSettings()}
+    asked = known[kind].model_dump(mode="json") if kind in known else SMALL
+    asked = {**asked, "relearn": {**asked.get("relearn", {}), **(relearn or {})}}
+    settings = settings_from("AttackSettings", asked)
     held_out, sanitized = read_corpus(folder / "held_out.jsonl"), models["sanitized"]
     utility = measure_utility(
         sanitized, held_out, framing_named("bos", sanitized.tokenizer), AuditSettings()
@@ -158,12 +164,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_const", const="quick", dest="kind", default="full")
     parser.add_argument("--small", action="store_const", const="small", dest="kind")
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--relearn", type=json.loads)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     quiet_libraries()
     entries, seconds = [], {}
     for name in arguments.rows or (QUICK_ROWS if arguments.kind == "quick" else ROWS):
-        data = attacked(name, arguments.models, kind=arguments.kind, rate=arguments.learning_rate)
+        data = attacked(
+            name,
+            arguments.models,
+            kind=arguments.kind,
+            rate=arguments.learning_rate,
+            relearn=arguments.relearn,
+        )
         print(f"{name}: held-out perplexity {data['perplexity']:.2f}", flush=True)
         seconds[name] = {"attacks": data["found"]["seconds"], "epoch": data["epoch_seconds"]}
         entries += rows_of(name, data)
