@@ -1,13 +1,13 @@
 """Every attack on every model: leaky, masked only, sani's default, retrained from the base.
 
     python benchmarks/attack.py [--quick | --small] [--models FOLDER] [--rows NAME ...]
-        [--learning-rate R] [--relearn '{...}'] [--json FILE]
+        [--learning-rate R] [--set '{...}'] [--json FILE]
 
 FOLDER is one that benchmarks/models.py makes: base/, leaky/, private.jsonl, held_out.jsonl. What
 is made on the way (the repaired models) and each attack's result lie in FOLDER/attacks and are
 found again. --quick takes the attacks' quick settings and two rows, --small few steps and prompts,
 for a model that takes long; --learning-rate is that of every repair, where the rows' are too high,
---relearn changes settings of that attack (JSON).
+--set changes settings of attacks, JSON by the name of the attack.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ ANCHOR = {"at_identifiers": {"kind": "anchor", "weight": 20.0}, "epochs": 6, "le
 ERASE = {"last_layers": 3}
 ROWS: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = {
     "leaky": ("leaky", None, None),
-    "sani": ("leaky", ERASE, ANCHOR),
+    "sani": ("leaky", {"toward_base": 0.5}, ANCHOR),
+    "last layers erased": ("leaky", ERASE, ANCHOR),
     "masked only": ("leaky", None, MASK),
     "retrained": ("base", None, MASK),
 }
-"""Name -> where it starts, the erase, the repair: those of recipes/meddocan*.yaml."""
+"""Name -> where it starts, the erase, the repair: what `sani init` writes for a model that does no
+better than its base, and those of recipes/meddocan*.yaml."""
 
 QUICK_ROWS = ("leaky", "sani")
 SMALL: dict[str, Any] = {
@@ -75,7 +77,7 @@ def attacked(
     *,
     kind: str = "full",
     rate: float | None = None,
-    relearn: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """All attacks on one row and on the base, which is attacked once for all rows."""
     from sani.attacking.attack import attack
@@ -93,8 +95,8 @@ def attacked(
     }  # fmt: skip
     known = {"quick": QUICK, "full": AttackSettings()}
     asked = known[kind].model_dump(mode="json") if kind in known else SMALL
-    asked = {**asked, "relearn": {**asked.get("relearn", {}), **(relearn or {})}}
-    settings = settings_from("AttackSettings", asked)
+    changes = {name: {**asked.get(name, {}), **new} for name, new in (changes or {}).items()}
+    settings = settings_from("AttackSettings", {**asked, **changes})
     held_out, sanitized = read_corpus(folder / "held_out.jsonl"), models["sanitized"]
     utility = measure_utility(
         sanitized, held_out, framing_named("bos", sanitized.tokenizer), AuditSettings()
@@ -164,7 +166,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_const", const="quick", dest="kind", default="full")
     parser.add_argument("--small", action="store_const", const="small", dest="kind")
     parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--relearn", type=json.loads)
+    parser.add_argument("--set", type=json.loads, dest="changes")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     quiet_libraries()
@@ -175,7 +177,7 @@ def main() -> None:
             arguments.models,
             kind=arguments.kind,
             rate=arguments.learning_rate,
-            relearn=arguments.relearn,
+            changes=arguments.changes,
         )
         print(f"{name}: held-out perplexity {data['perplexity']:.2f}", flush=True)
         seconds[name] = {"attacks": data["found"]["seconds"], "epoch": data["epoch_seconds"]}
