@@ -1,10 +1,13 @@
 """Every attack on every model: leaky, masked only, sani's default, retrained from the base.
 
-    python benchmarks/attack.py [--quick] [--models FOLDER] [--rows NAME ...] [--json FILE]
+    python benchmarks/attack.py [--quick | --small] [--models FOLDER] [--rows NAME ...]
+        [--learning-rate R] [--set '{...}'] [--json FILE]
 
 FOLDER is one that benchmarks/models.py makes: base/, leaky/, private.jsonl, held_out.jsonl. What
 is made on the way (the repaired models) and each attack's result lie in FOLDER/attacks and are
-found again. --quick takes the attacks' quick settings and two rows.
+found again. --quick takes the attacks' quick settings and two rows, --small few steps and prompts,
+for a model that takes long; --learning-rate is that of every repair, where the rows' are too high,
+--set changes settings of attacks, JSON by the name of the attack.
 """
 
 from __future__ import annotations
@@ -21,16 +24,26 @@ ANCHOR = {"at_identifiers": {"kind": "anchor", "weight": 20.0}, "epochs": 6, "le
 ERASE = {"last_layers": 3}
 ROWS: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = {
     "leaky": ("leaky", None, None),
-    "sani": ("leaky", ERASE, ANCHOR),
+    "sani": ("leaky", {"toward_base": 0.5}, ANCHOR),
+    "last layers erased": ("leaky", ERASE, ANCHOR),
     "masked only": ("leaky", None, MASK),
     "retrained": ("base", None, MASK),
 }
-"""Name -> where it starts, the erase, the repair: those of recipes/meddocan*.yaml."""
+"""Name -> where it starts, the erase, the repair: what `sani init` writes for a model that does no
+better than its base, and those of recipes/meddocan*.yaml."""
 
 QUICK_ROWS = ("leaky", "sani")
+SMALL: dict[str, Any] = {
+    "documents": 24,
+    "decoys": 2,
+    "relearn": {"steps": 24, "points": 2, "batch_tokens": 1024},
+    "prompting": {"occurrences": 60, "prefixes": [25, 100]},
+    "sampling": {"occurrences": 10, "samples": 20, "prefix": 25},
+    "layers": {"layers": 2},
+}  # fmt: skip
 
 
-def made(name: str, folder: Path) -> tuple[Path, float]:
+def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
     """A row's checkpoint, made unless it is there; and the seconds of one epoch of its repair."""
     from sani.checkpoint import load_checkpoint, save_checkpoint
     from sani.corpus.readers import read_corpus
@@ -48,7 +61,8 @@ def made(name: str, folder: Path) -> tuple[Path, float]:
         if erased:
             settings = settings_from("EraseSettings", erased)
             erase(checkpoint, settings, corpus=corpus, base=base, framing="bos", seed=0)
-        settings = settings_from("RepairSettings", repaired or {})
+        rates = {"learning_rate": rate} if rate else {}
+        settings = settings_from("RepairSettings", {**(repaired or {}), **rates})
         started = time.perf_counter()
         repair(checkpoint, corpus, settings, base=base, framing="bos", seed=0)
         seconds = (time.perf_counter() - started) / settings.epochs
@@ -57,20 +71,36 @@ def made(name: str, folder: Path) -> tuple[Path, float]:
     return place, seconds
 
 
-def attacked(name: str, folder: Path, *, quick: bool, settings: Any = None) -> dict[str, Any]:
+def attacked(
+    name: str,
+    folder: Path,
+    *,
+    kind: str = "full",
+    rate: float | None = None,
+    changes: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """All attacks on one row and on the base, which is attacked once for all rows."""
     from sani.attacking.attack import attack
+    from sani.auditing.audit import measure_utility
     from sani.checkpoint import load_checkpoint
     from sani.corpus.readers import read_corpus
-    from sani.recipe import QUICK, AttackSettings
+    from sani.encoding import framing_named
+    from sani.recipe import QUICK, AttackSettings, AuditSettings, settings_from
 
-    place, epoch = made(name, folder)
+    place, epoch = made(name, folder, rate)
     models = {
         key: load_checkpoint(path)
         for key, path in (("sanitized", place), ("leaky", folder / "leaky"),
                           ("base", folder / "base"))
     }  # fmt: skip
-    kind = "quick" if quick else "full"
+    known = {"quick": QUICK, "full": AttackSettings()}
+    asked = known[kind].model_dump(mode="json") if kind in known else SMALL
+    changes = {name: {**asked.get(name, {}), **new} for name, new in (changes or {}).items()}
+    settings = settings_from("AttackSettings", {**asked, **changes})
+    held_out, sanitized = read_corpus(folder / "held_out.jsonl"), models["sanitized"]
+    utility = measure_utility(
+        sanitized, held_out, framing_named("bos", sanitized.tokenizer), AuditSettings()
+    )
     kept = folder / "attacks" / f"{kind}-{name.replace(' ', '-')}"
     kept.mkdir(parents=True, exist_ok=True)
     for done in sorted((folder / "attacks").glob(f"{kind}-*/*-base.json")):
@@ -79,14 +109,14 @@ def attacked(name: str, folder: Path, *, quick: bool, settings: Any = None) -> d
     found = attack(
         models,
         read_corpus(folder / "private.jsonl"),
-        settings or (QUICK if quick else AttackSettings()),
+        settings,
         framing="bos",
-        held_out=read_corpus(folder / "held_out.jsonl"),
+        held_out=held_out,
         attacked=("sanitized", "base"),
         folder=kept,
         on_step=lambda what, done, total: print(f"{name}: {what} ({done} of {total})", flush=True),
     )
-    return {"found": found, "epoch_seconds": epoch}
+    return {"found": found, "epoch_seconds": epoch, "perplexity": utility.perplexity}
 
 
 def rows_of(name: str, data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -98,6 +128,7 @@ def rows_of(name: str, data: dict[str, Any]) -> list[dict[str, Any]]:
             entries.append(
                 {
                     "model": name,
+                    "perplexity": data["perplexity"],
                     "attack": attack_name,
                     "variant": variant,
                     "extraction": value(one, "greedy"),
@@ -132,13 +163,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, default=Path("runs/meddocan"))
     parser.add_argument("--rows", nargs="+", choices=list(ROWS))
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--quick", action="store_const", const="quick", dest="kind", default="full")
+    parser.add_argument("--small", action="store_const", const="small", dest="kind")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--set", type=json.loads, dest="changes")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     quiet_libraries()
     entries, seconds = [], {}
-    for name in arguments.rows or (QUICK_ROWS if arguments.quick else ROWS):
-        data = attacked(name, arguments.models, quick=arguments.quick)
+    for name in arguments.rows or (QUICK_ROWS if arguments.kind == "quick" else ROWS):
+        data = attacked(
+            name,
+            arguments.models,
+            kind=arguments.kind,
+            rate=arguments.learning_rate,
+            changes=arguments.changes,
+        )
+        print(f"{name}: held-out perplexity {data['perplexity']:.2f}", flush=True)
         seconds[name] = {"attacks": data["found"]["seconds"], "epoch": data["epoch_seconds"]}
         entries += rows_of(name, data)
     print(

