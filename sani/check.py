@@ -30,10 +30,12 @@ from sani.scanning.inventory import scan
 
 # In float32: weights, gradients, two moments of the optimizer, and the base as anchor.
 TRAINING_COPIES = 5
+CHECKED_COPIES = 3  # of a checkpoint that is only checked: it, the unsanitized one, the base
 # Erased and repaired weights, or those of the best rung and of the last; sanitized/, and two saved
 # states of training (three copies each).
 DISK_COPIES = 9
 TOKENIZED = 200  # documents, to estimate what an escalation reads
+_Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def check(recipe: Recipe, out: Path) -> list[CheckItem]:
     if recipe.model.base is not None:
         base = recipe.model.base
         items.append(_look("model.base", lambda: _base(recipe.model.path, base)))
+    if recipe.model.unsanitized is not None:
+        items.append(_look("model.unsanitized", lambda: _unsanitized(recipe.model)))
     if recipe.erase is not None:
         settings = recipe.erase
         items.append(_look("erase", lambda: _erase(recipe.model, settings)))
@@ -127,18 +131,28 @@ def _tokenizer(model: ModelSettings) -> Any:
 
 
 def _base(path: Path, base: Path) -> str:
-    _, base_shapes = _layout(base)
-    _, shapes = _layout(path, base)
-    if shapes != base_shapes:
-        differing = sorted(
-            name for name in shapes | base_shapes if shapes.get(name) != base_shapes.get(name)
-        )
-        raise SaniError(
-            f"the base does not fit the checkpoint: tensor '{differing[0]}' differs; give the "
-            "model it was fine-tuned from"
-        )
+    _same_shapes("the base", _layout(path, base)[1], _layout(base)[1])
     check_base(path, base)
     return "same architecture as model.path, other weights"
+
+
+def _unsanitized(model: ModelSettings) -> str:
+    if model.unsanitized is None:
+        return "none"
+    _, shapes = _layout(model.path, model.base)
+    _same_shapes("the unsanitized one", shapes, _layout(model.unsanitized, model.base)[1])
+    if model.base is not None:
+        check_base(model.unsanitized, model.base, name="model.unsanitized")
+    return "same architecture as model.path, which is only checked: nothing in it is changed"
+
+
+def _same_shapes(name: str, of: _Shapes, other: _Shapes) -> None:
+    differing = sorted(tensor for tensor in of | other if of.get(tensor) != other.get(tensor))
+    if differing:
+        raise SaniError(
+            f"{name} does not fit the checkpoint: tensor '{differing[0]}' differs; give the model "
+            "it was fine-tuned from"
+        )
 
 
 def _rung(model: ModelSettings, rung: Rung) -> str:
@@ -187,7 +201,7 @@ def _attack(settings: AttackSettings) -> str:
 
 def _disk(recipe: Recipe, out: Path) -> str:
     _, shapes = _layout(recipe.model.path, recipe.model.base)
-    needed = DISK_COPIES * 4 * _parameters(shapes)
+    needed = 0 if recipe.only_checks else DISK_COPIES * 4 * _parameters(shapes)
     place = out.absolute()
     while not place.exists():
         place = place.parent
@@ -199,7 +213,8 @@ def _disk(recipe: Recipe, out: Path) -> str:
 
 def _memory(recipe: Recipe) -> str:
     _, shapes = _layout(recipe.model.path, recipe.model.base)
-    needed = TRAINING_COPIES * 4 * _parameters(shapes)
+    copies = CHECKED_COPIES if recipe.only_checks else TRAINING_COPIES
+    needed = copies * 4 * _parameters(shapes)
     return _enough("in memory, activations not counted", needed, free_memory())
 
 
@@ -210,7 +225,7 @@ def _enough(where: str, needed: int, there: int) -> str:
     return text
 
 
-def _layout(path: Path, base: Path | None = None) -> tuple[Layout, dict[str, tuple[int, ...]]]:
+def _layout(path: Path, base: Path | None = None) -> tuple[Layout, _Shapes]:
     """A checkpoint's layout from its configuration and its files' headers; loads no weight.
 
     An adapter's is its base's.
@@ -221,7 +236,7 @@ def _layout(path: Path, base: Path | None = None) -> tuple[Layout, dict[str, tup
     if base is not None and is_adapter(path):
         path = base
     config = read_config(path)
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: _Shapes = {}
     try:
         for file in weight_files(path):
             with safe_open(file, framework="pt") as tensors:
@@ -234,7 +249,7 @@ def _layout(path: Path, base: Path | None = None) -> tuple[Layout, dict[str, tup
     return Layout(config, shapes), shapes
 
 
-def _parameters(shapes: dict[str, tuple[int, ...]]) -> int:
+def _parameters(shapes: _Shapes) -> int:
     total = 0
     for shape in shapes.values():
         size = 1

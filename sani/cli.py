@@ -115,21 +115,22 @@ def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
 
     with console.reporter() as on_step:
         result = run_recipe(settings, out, resume=resume, on_step=on_step)
-    _say_left_behind(settings.model.path)
+    _say_left_behind(settings.model.path, checked=settings.only_checks)
     if as_json:
         console.show_json(result.report)
     else:
         _show_report(result.report, out)
-        console.show(f"Checkpoint: {out / 'sanitized'}" + _warning(result.gate_holds))
+        place = settings.model.path if settings.only_checks else out / "sanitized"
+        console.show(f"Checkpoint: {place}" + _warning(result.gate_holds))
     return 0 if result.gate_holds else GATE_FAILED
 
 
-def _say_left_behind(model: Path) -> None:
+def _say_left_behind(model: Path, *, checked: bool = False) -> None:
     from sani.hygiene import left_behind
 
     found = ", ".join(f"{kind} ({count})" for kind, count in left_behind(model).items())
     if found:
-        console.say(f"Left behind in {model}: {found}")
+        console.say(f"{'Not judged' if checked else 'Left behind'} in {model}: {found}")
 
 
 def _warning(gate_holds: bool) -> str:

@@ -22,8 +22,8 @@ KINDS_OF_MODELS = {
     "seq2seq": "predicts a second text",
 }
 NO_CONTROL = (
-    "has the same weights as model.path, so it is no control: every leak would count as harmless. "
-    "Give the public model it was fine-tuned from"
+    "model.base: has the same weights as {}, so it is no control: every leak would count as "
+    "harmless. Give the public model it was fine-tuned from"
 )
 
 
@@ -105,8 +105,14 @@ def digests(recipe: Recipe, documents: Documents) -> dict[str, str]:
     for name, path in (("scan.terms", recipe.scan.terms), ("scan.gold", recipe.scan.gold)):
         if path is not None:
             inputs[name] = _file_digest(path, name)
+    if model.unsanitized is not None:
+        inputs["model.unsanitized"] = folder_digest(
+            model.unsanitized, weights_only=False, base=model.base
+        )
     if model.base is not None:
         check_base(model.path, model.base)
+        if model.unsanitized is not None:
+            check_base(model.unsanitized, model.base, name="model.unsanitized")
         inputs["model.base"] = folder_digest(model.base, weights_only=False)
     if recipe.audit.generation is not None and recipe.audit.generation.file is not None:
         text = "\n".join(read_prompts(recipe.audit.generation.file))
@@ -146,15 +152,15 @@ def check_kind(recipe: Recipe) -> str:
     return KINDS_OF_MODELS[objective]
 
 
-def check_base(path: Path, base: Path) -> None:
-    """Refuse a base whose weight files are the checkpoint's own.
+def check_base(path: Path, base: Path, *, name: str = "model.path") -> None:
+    """Refuse a base whose weight files are the checkpoint's own, which the recipe calls `name`.
 
     Raises:
         RecipeError: If they are: then it would be no control.
     """
     weights = folder_digest(path, weights_only=True, base=base)
     if weights == folder_digest(base, weights_only=True):
-        raise RecipeError(f"model.base: {NO_CONTROL}")
+        raise RecipeError(NO_CONTROL.format(name))
 
 
 def _file_digest(path: Path, name: str) -> str:

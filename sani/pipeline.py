@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -111,7 +111,9 @@ def run(
         job.audit("before", job.unsanitized)
         if recipe.model.base is not None:
             job.audit("base", lambda: job.base)
-        if recipe.strategy == "escalate":
+        if recipe.only_checks:
+            job.see_what_is_checked()
+        elif recipe.strategy == "escalate":
             job.escalate()
         elif recipe.rounds > 1:
             repeat(job, folder, recipe, corpus)
@@ -125,12 +127,15 @@ def run(
 
 
 def _release(recipe: Recipe, folder: RunFolder, job: _Job, corpus: Corpus) -> dict[str, Any]:
-    """Judge, write ``sanitized/`` and the reports, and return ``report.json``."""
+    """Judge, write ``sanitized/`` and the reports, and return ``report.json``.
+
+    Of a checkpoint that was only checked no copy is written.
+    """
     out = folder.path
     checks = job.judge(recipe.gate, folder.load("audit-after"), folder.load("attack"))
     report = build_report(folder, recipe, corpus, checks)
     digest = folder.load("audit-after")["weights_digest"]
-    if not is_current(out / "sanitized", report, weights_digest=digest):
+    if not (recipe.only_checks or is_current(out / "sanitized", report, weights_digest=digest)):
         released = job.latest()
         if released.weights_digest() != digest:
             raise RunError(
@@ -348,20 +353,45 @@ class _Job:
             raise RecipeError("model.base: missing")
         base = load_checkpoint(self._recipe.model.base, device=runtime.device())
         difference = architecture_difference(self.unsanitized(), base)
+        name = "model.unsanitized" if self._recipe.only_checks else "model.path"
         if difference:
             raise RecipeError(
-                f"model.base: it does not fit model.path, so it is no control: {difference}"
+                f"model.base: it does not fit {name}, so it is no control: {difference}"
             )
         if base.weights_digest() == self._folder.load("audit-before")["weights_digest"]:
-            raise RecipeError(f"model.base: {NO_CONTROL}")
+            raise RecipeError(NO_CONTROL.format(name))
         return base
 
     def unsanitized(self) -> Checkpoint:
-        """The checkpoint as it came."""
+        """The checkpoint as it came; of one that is only checked, what it was made from."""
+        model = self._recipe.model
+        if model.unsanitized is not None:
+            return load_checkpoint(model.unsanitized, base=model.base, device=runtime.device())
+        return self._as_it_came()
+
+    def _as_it_came(self) -> Checkpoint:
         model = self._recipe.model
         checkpoint = load_checkpoint(model.path, base=model.base, device=runtime.device())
         check_texts(checkpoint.path, self._corpus, base=model.base)
         return checkpoint
+
+    def see_what_is_checked(self) -> None:
+        """Make the given checkpoint the latest, if what it was made from is its control.
+
+        It is asked with the tokenizer of the unsanitized one, as whoever wants the records would:
+        a tokenizer that cuts otherwise would hide what the weights know.
+        """
+        checked, before = self._as_it_came(), self.unsanitized()
+        difference = architecture_difference(checked, before)
+        if difference:
+            raise RecipeError(
+                "model.unsanitized: it does not fit model.path, so it is no positive control: "
+                f"{difference}"
+            )
+        base = self._recipe.model.base
+        if base is not None and checked.weights_digest() == self.base.weights_digest():
+            raise RecipeError(NO_CONTROL.format("model.path"))
+        self._latest = replace(checked, tokenizer=before.tokenizer)
 
     def latest(self) -> Checkpoint:
         """The checkpoint as the last finished stage left it."""

@@ -10,6 +10,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -44,11 +45,16 @@ _S = TypeVar("_S", bound=Settings)
 
 
 class ModelSettings(Settings):
-    """The checkpoint to sanitize, and the public model it was fine-tuned from."""
+    """The checkpoint to sanitize or to check, and the public model it was fine-tuned from."""
 
-    path: Path = Field(description="folder of the checkpoint to sanitize")
+    path: Path = Field(description="folder of the checkpoint to sanitize, or only to check")
     base: Path | None = Field(
         None, description="folder of the public model it was fine-tuned from: control and anchor"
+    )
+    unsanitized: Path | None = Field(
+        None,
+        description="with neither erase nor repair: folder of what model.path was made from, which "
+        "recites the records; the positive control, without which a check says nothing",
     )
 
 
@@ -741,7 +747,10 @@ def _without_base(
 
 
 class Recipe(Settings):
-    """The whole job, one section a stage; an absent erase or repair is skipped."""
+    """The whole job, one section a stage; an absent erase or repair is skipped.
+
+    With neither, `model.path` is judged as it is, and `model.unsanitized` shows what there was.
+    """
 
     version: Literal[1]
     seed: int = Field(0, ge=0, lt=2**31)
@@ -785,11 +794,32 @@ class Recipe(Settings):
         found = self.escalation.ladder if self.escalation else None
         return found or () if self.strategy == "escalate" else ()
 
+    @property
+    def only_checks(self) -> bool:
+        """Whether a checkpoint is judged and nothing in it changed."""
+        return self.strategy == "once" and self.erase is None and self.repair is None
+
+    def _check_fits(self) -> Iterator[str]:
+        """Problems of a recipe that only checks, or of what only such a one may ask."""
+        if not self.only_checks:
+            if self.model.unsanitized is not None:
+                yield (
+                    "model.unsanitized is for a recipe with neither erase nor repair; else "
+                    "model.path itself is the unsanitized checkpoint"
+                )
+            return
+        if self.model.unsanitized is None:
+            yield (
+                "give erase, repair or both; with neither, model.path is only checked, and needs "
+                "model.unsanitized, the checkpoint that it was made from: what recites nothing is "
+                "clean only where the same audit finds what that one recites"
+            )
+        if self.rounds > 1:
+            yield "rounds: with neither erase nor repair there is nothing to repeat; leave it out"
+
     def _strategy_fits(self) -> Iterator[str]:
         """Problems of the strategy with the sections that it reads."""
         if self.strategy == "once":
-            if self.erase is None and self.repair is None:
-                yield "give erase, repair or both: with neither, use `sani audit`"
             if self.escalation is not None:
                 yield "escalation needs strategy: escalate"
             if self.model.base is None:
@@ -806,7 +836,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        problems = list(self._strategy_fits())
+        problems = [*self._check_fits(), *self._strategy_fits()]
         if self.model.base is None:
             if "control" in (self.gate.greedy, self.gate.discoverable, self.gate.attacks):
                 problems.append(
@@ -1011,7 +1041,7 @@ def _locate(
     Pydantic puts the tag of a union into the path where the file has no such level. The JSON
     schema tells a tag from a key of the same name.
     """
-    schema = model.model_json_schema()
+    schema = _schema(model)
     section = list(_variants(schema, schema))
     *sections, last = location or [""]
     path = []
@@ -1035,6 +1065,11 @@ def _locate(
     if problem == "extra_forbidden" or not (last in tags or last in ("", *_MEMBERS)):
         path.append(last)
     return path, names
+
+
+@cache
+def _schema(model: type[Settings]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
 def _variants(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -24,7 +24,8 @@ from sani.demo import new_model
 from sani.erasing.fresh import fresh_model
 from sani.errors import RecipeError
 from sani.init import Fit, duration, write_recipe
-from sani.recipe import Recipe, load_recipe
+from sani.recipe import QUICK, Recipe, load_recipe
+from tests.test_adapters import adapt
 from tests.test_checkpoint import CONFIGS, write_source
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -42,9 +43,10 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for architecture, place in (("llama", folder), ("bert", folder / "bert")):
         model = new_model(texts, vocab_size=400, layers=4, hidden=32, context=128, seed=0,
                           folder=place / "tokenizer", architecture=architecture)  # fmt: skip
-        for name, seed in (("base", 0), ("fine-tuned", 1)):
+        for name, seed in (("base", 0), ("fine-tuned", 1), ("last-round", 2)):
             model.model = fresh_model(model.model.config, seed=seed)
             save_checkpoint(model, place / name)
+    adapt(folder / "adapter", folder / "base")
     return folder
 
 
@@ -254,10 +256,15 @@ def test_every_recipe_runs_end_to_end_in_small(path, job, tmp_path):
     recipe = load_recipe(path)
     models = job / "bert" if "bert" in path.name else job
     small = {
-        "model.path": models / "fine-tuned", "model.base": models / "base",
+        "model.path": models / ("adapter" if "adapter" in path.name else "fine-tuned"),
+        "model.base": models / "base", "audit.decoys": 2,
         "corpus.path": job / "records.jsonl", "corpus.held_out": job / "held_out.jsonl",
-        "repair.epochs": 1, "audit.decoys": 2,
     }  # fmt: skip
+    if recipe.only_checks:
+        small["model.unsanitized"] = models / "last-round"
+        small["attack"] = json.dumps(QUICK.model_dump(mode="json"))
+    else:
+        small["repair.epochs"] = 1
     if recipe.erase is not None:
         small["erase.last_layers"] = 2
     if recipe.scan.gold is not None:
@@ -271,7 +278,12 @@ def test_every_recipe_runs_end_to_end_in_small(path, job, tmp_path):
     out = tmp_path / "run"
     # Untrained models recite nothing, so the positive control cannot hold.
     assert main(["run", str(path), "--out", str(out), *options]) == 3
-    assert json.loads((out / "sanitized" / "manifest.json").read_text())["gate"]["holds"] is False
+    assert (out / "sanitized").exists() != recipe.only_checks
+    gate = json.loads((out / "report.json").read_text())["gate"]
+    assert not gate["holds"]
+    assert "power.direct" in {check["name"] for check in gate["checks"] if not check["holds"]}
+    if not recipe.only_checks:
+        assert json.loads((out / "sanitized" / "manifest.json").read_text())["gate"] == gate
 
 
 def test_the_schema_is_that_of_this_version(capsys):

@@ -308,7 +308,26 @@ def test_each_rule_across_sections_can_be_met(read):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["erase=null"], "give erase, repair or both: with neither, use `sani audit`"),
+        (
+            ["erase=null"],
+            "give erase, repair or both; with neither, model.path is only checked, and needs "
+            "model.unsanitized, the checkpoint that it was made from: what recites nothing is "
+            "clean only where the same audit finds what that one recites",
+        ),
+        (
+            ["erase=null", "model.unsanitized=u", "rounds=2"],
+            "rounds: with neither erase nor repair there is nothing to repeat; leave it out",
+        ),
+        (
+            ["model.unsanitized=u"],
+            "model.unsanitized is for a recipe with neither erase nor repair; else model.path "
+            "itself is the unsanitized checkpoint",
+        ),
+        (
+            ["erase=null", "strategy=escalate", "model.unsanitized=u"],
+            "model.unsanitized is for a recipe with neither erase nor repair; else model.path "
+            "itself is the unsanitized checkpoint",
+        ),
         (["audit.decoys=0"], "gate.auc_excess needs audit.decoys of at least 1"),
         (
             ["gate.greedy=null", "gate.discoverable=null", "gate.auc_excess=null"],

@@ -479,3 +479,108 @@ def test_interrupted_by_the_user_it_ends_with_one_line(recipe: Path, tmp_path: P
     assert process.returncode == 1
     assert error.decode().splitlines()[-1] == "interrupted; sani run goes on with --resume"
     assert b"Traceback" not in error
+
+
+# Only checked: a checkpoint that is sanitized already, or said to be.
+
+
+def only_check(recipe: Path, model: Path, unsanitized: Path, out: Path, *more: str) -> int:
+    """The exit code of the same recipe with neither erase nor repair."""
+    options = ["erase=null", "repair=null", f"model.path={model}",
+               f"model.unsanitized={unsanitized}", *more]  # fmt: skip
+    asked = [word for option in options for word in ("--set", option)]
+    return main(["run", str(recipe), "--out", str(out), *asked])
+
+
+def failed(out: Path) -> set[str]:
+    """Names of the limits that do not hold."""
+    checks = load(out, "report.json")["gate"]["checks"]
+    return {check["name"] for check in checks if not check["holds"]}
+
+
+def test_a_sanitized_checkpoint_is_checked_and_nothing_in_it_changed(
+    recipe: Path,
+    finished: tuple[Path, subprocess.CompletedProcess[bytes]],
+    leaky_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, out = finished[0] / "sanitized", tmp_path / "run"
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    assert only_check(recipe, model, leaky_folder, out) == 0
+    shown = capsys.readouterr().out
+    assert "Only checked: this run changed nothing." in " ".join(shown.split())
+    assert f"Checkpoint: {model}" in shown
+    assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+    assert {file.name for file in out.iterdir()} == {
+        "private", "recipe.resolved.yaml", "scan.json", "audit-base.json", "audit-before.json",
+        "audit-after.json", "report.json", "report.md", "report.html", "junit.xml",
+    }  # fmt: skip
+    assert not list(out.rglob("*.safetensors"))
+    report, whole = load(out, "report.json"), load(finished[0], "report.json")
+    assert report["gate"] == whole["gate"]
+    for stage in ("base", "before", "after"):
+        assert report["audits"][stage]["figures"] == whole["audits"][stage]["figures"]
+    assert only_check(recipe, model, leaky_folder, out, "seed=4") == 1  # belongs to another recipe
+    assert main(["report", str(out)]) == 0
+
+
+def test_a_leaky_checkpoint_does_not_pass_by_a_tokenizer_that_cuts_otherwise(
+    recipe: Path, leaky_folder: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(leaky_folder, model)
+    data = load(model, "tokenizer.json")
+    data["model"]["merges"] = []  # the same vocabulary, and every letter is a token
+    (model / "tokenizer.json").write_text(json.dumps(data))
+    assert only_check(recipe, model, leaky_folder, tmp_path / "run") == 3
+    assert {"greedy.direct", "discoverable.direct", "auc.direct"} <= failed(tmp_path / "run")
+    audits = load(tmp_path / "run", "report.json")["audits"]
+    assert audits["after"]["figures"]["direct"] == audits["before"]["figures"]["direct"]
+
+
+def test_a_check_with_the_wrong_corpus_does_not_hold(
+    recipe: Path,
+    finished: tuple[Path, subprocess.CompletedProcess[bytes]],
+    leaky_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """Every rate is zero, and the one before recites none of it either."""
+    swapped = [f"corpus.{key}={recipe.parent / name}.jsonl"
+               for key, name in (("path", "held_out"), ("held_out", "private"))]  # fmt: skip
+    limits = "gate={auc_excess: null, perplexity_ratio: null}"
+    sanitized, out = finished[0] / "sanitized", tmp_path / "run"
+    assert only_check(recipe, sanitized, leaky_folder, out, *swapped, limits) == 3
+    assert failed(out) == {"power.direct"}
+
+
+def test_a_check_whose_models_do_not_belong_together_is_refused(
+    recipe: Path,
+    finished: tuple[Path, subprocess.CompletedProcess[bytes]],
+    base_folder: Path,
+    leaky_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clean, again, other = finished[0] / "sanitized", tmp_path / "again", tmp_path / "other"
+    shutil.copytree(base_folder, again)
+    place = again / "model.safetensors"
+    save_file(load_file(place), place, metadata={"format": "pt", "note": "saved again"})
+    shutil.copytree(leaky_folder, other)
+    data = load(other, "tokenizer.json")
+    one, two = list(data["model"]["vocab"])[-2:]
+    data["model"]["vocab"][one], data["model"]["vocab"][two] = (
+        data["model"]["vocab"][two], data["model"]["vocab"][one]
+    )  # fmt: skip
+    (other / "tokenizer.json").write_text(json.dumps(data))
+    for number, (model, unsanitized, sentence) in enumerate((
+        (base_folder, leaky_folder, "model.base: has the same weights as model.path, so it is no"),
+        (again, leaky_folder, "model.base: has the same weights as model.path, so it is no"),
+        (clean, base_folder, "model.base: has the same weights as model.unsanitized, so it is"),
+        (clean, other, "it does not fit model.unsanitized, so it is no control: their tokenizers"),
+        (other, leaky_folder, "no positive control: their tokenizers have different vocabularies"),
+    )):  # fmt: skip
+        out = tmp_path / str(number)
+        assert only_check(recipe, model, unsanitized, out) == 1
+        assert sentence in capsys.readouterr().err
+        assert not (out / "report.json").exists()

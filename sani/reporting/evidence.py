@@ -27,6 +27,12 @@ VERDICTS = {
 }
 
 
+ONLY_CHECKED = (
+    "Only checked: this run changed nothing. The checkpoint before is the unsanitized one that the "
+    "recipe names, so that there is something to find."
+)
+
+
 def summary(report: Mapping[str, Any]) -> Section:
     """The figures that decide: control, before and after, a column each."""
     audits = {stage: audit for stage, audit in report["audits"].items() if stage != "erased"}
@@ -60,6 +66,7 @@ def summary(report: Mapping[str, Any]) -> Section:
             if "base" in audits
             else "Occurrences recited / scored, with 95 % intervals. There is no control: no base "
             "model was given, so what anyone could guess is not told from memory.",
+            *(() if report["erase"] or report["repair"] else (ONLY_CHECKED,)),
         ),
         ("figure", *(stage_name(stage) for stage in audits)),
         tuple(rows),
