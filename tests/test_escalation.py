@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 
 from sani import run
-from sani.checkpoint import load_checkpoint
+from sani.checkpoint import load_checkpoint, save_checkpoint
 from sani.cli import main
 from sani.corpus.tables import write_jsonl
+from sani.demo import new_model
+from sani.erasing.fresh import fresh_model
 from sani.errors import RecipeError, RepairError, RunError, UnsavedError
 from sani.escalation import best_of, climb
 from sani.recipe import QUICK, EscalationSettings, RepairSettings, dump_recipe, load_recipe
 from sani.repairing.repair import repair
 from sani.reporting.schema import json_schema, read_report
+from sani.reporting.tried import cells
 from sani.runfolder import open_run
 from tests.conftest import Clinic
 from tests.words import ANCHOR, checkpoint, corpus_of, gpt2, settings_of
@@ -665,3 +668,47 @@ def test_sani_run_stops_a_repair_once_its_gate_holds(recipe: Path, tmp_path: Pat
     rate = load(out, "audit-after.json")["figures"]["direct"]["greedy"]["value"]
     assert repaired["by_epoch"][-1]["greedy.direct"] == rate
     assert "The gate after each epoch" in (out / "report.html").read_text()
+
+
+def test_what_was_tried_on_a_masked_model_is_shown_one_by_one_and_jointly(
+    clinic: Clinic, tmp_path: Path
+) -> None:
+    texts = [document.text for document in clinic.public]
+    model = new_model(texts, vocab_size=500, layers=2, hidden=32, context=128, seed=0,
+                      folder=tmp_path / "base", architecture="bert")  # fmt: skip
+    save_checkpoint(model, tmp_path / "base")
+    model.model = fresh_model(model.model.config, seed=1)
+    save_checkpoint(model, tmp_path / "leaky")
+    write_jsonl(clinic.private[:4], tmp_path / "private.jsonl")
+    write_jsonl(clinic.held_out[:2], tmp_path / "held_out.jsonl")
+    text = RECIPE.format(leaky=tmp_path / "leaky", base=tmp_path / "base", folder=tmp_path)
+    (tmp_path / "recipe.yaml").write_text(text)
+    options = ["escalation.ladder=[{repair: {epochs: 1}}]", "audit.framing=auto",
+               "gate={auc_excess: null, perplexity_ratio: 9.0}"]  # fmt: skip
+    run(load_recipe(tmp_path / "recipe.yaml", overrides=options), tmp_path / "run")
+    audit = load(tmp_path / "run", "rung-1.json")["audit"]
+    (rung,) = read_report(tmp_path / "run")["escalation"]["rungs"]
+    for form in ("figures", "jointly"):
+        for name in ("greedy", "discoverable"):
+            assert rung[form]["direct"][name] == audit[form]["direct"][name]
+    shown = [
+        f"{rung['figures']['direct'][name]['value']:.1%}; jointly "
+        f"{rung['jointly']['direct'][name]['value']:.1%}"
+        for name in ("greedy", "discoverable")
+    ]
+    assert f"| {shown[0]} | {shown[1]} |" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_rates_of_both_ways_of_asking_stand_in_one_cell() -> None:
+    def of(greedy: float, discoverable: float) -> dict[str, Any]:
+        return {"greedy": {"value": greedy}, "discoverable": {"value": discoverable},
+                "auc": {"value": None}}  # fmt: skip
+
+    found = {"figures": {"direct": of(0.1, 0.2), "indirect": of(0.3, 0.4)}, "perplexity": 2.0}
+    alone = ("10.0% / 30.0%", "20.0% / 40.0%", "- / -", "2.00")
+    assert cells(found, ["direct", "indirect"]) == alone
+    found["jointly"] = {"direct": of(0.5, 0.6), "indirect": of(0.7, 0.8)}
+    assert cells(found, ["direct", "indirect"])[:2] == (
+        "10.0% / 30.0%; jointly 50.0% / 70.0%",
+        "20.0% / 40.0%; jointly 60.0% / 80.0%",
+    )

@@ -274,11 +274,16 @@ class Repair(Part):
     curve: list[dict[str, float]]
 
 
-class RungFigures(Part):
-    """What decides, of one kind of identifiers."""
+class RungRates(Part):
+    """What decides, of one kind of identifiers, masked jointly."""
 
     greedy: Rate
     discoverable: Rate
+
+
+class RungFigures(RungRates):
+    """What decides, of one kind of identifiers."""
+
     auc: Estimate
 
 
@@ -288,6 +293,7 @@ class TriedRung(Part):
     name: str
     settings: dict[str, Any]
     figures: dict[Kind, RungFigures]
+    jointly: dict[Kind, RungRates] | None = None
     perplexity: float | None
     checks: list[Check]
     holds: bool
@@ -319,6 +325,7 @@ class Turn(Part):
     looked_at: int
     neurons: int
     figures: dict[Kind, RungFigures]
+    jointly: dict[Kind, RungRates] | None = None
     perplexity: float | None
     left: int
     tokens: int

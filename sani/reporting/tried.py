@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sani.reporting.words import Cells, Section, sampled
+from sani.reporting.words import KIND_NAMES, Cells, Section, sampled
 from sani.runfolder import RunFolder
 
 STOPPED = {
@@ -44,14 +44,20 @@ def _rung(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def figures_of(audit: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What decides, out of an audit: figures by kind, and perplexity."""
+    """What decides, out of an audit: figures by kind, of a masked model jointly too; perplexity."""
+    jointly = audit["jointly"] if audit else None
     return {
-        "figures": {
-            kind: {name: audit["figures"][kind][name] for name in FIGURES}
-            for kind in ("direct", "indirect")
-            if audit and kind in audit["figures"]
-        },
+        "figures": _by_kind(audit["figures"] if audit else {}, FIGURES),
+        "jointly": None if jointly is None else _by_kind(jointly, FIGURES[:2]),
         "perplexity": audit["utility"]["perplexity"] if audit and audit["utility"] else None,
+    }
+
+
+def _by_kind(figures: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {
+        kind: {name: figures[kind][name] for name in names}
+        for kind in KIND_NAMES
+        if kind in figures
     }
 
 
@@ -110,12 +116,16 @@ def _row(rung: Mapping[str, Any], number: int, kinds: Sequence[str], *, kept: bo
 
 def cells(found: Mapping[str, Any], kinds: Sequence[str]) -> Cells:
     """Greedy, (n, p), AUC (of each kind) and perplexity, as `figures_of` gives them."""
-    figures = [found["figures"].get(kind) for kind in kinds]
-    rates = [
-        " / ".join(_value(of and of[name]["value"], "{:.1%}") for of in figures)
-        for name in ("greedy", "discoverable")
-    ]
-    auc = " / ".join(_value(of and of["auc"]["value"], "{:.3f}") for of in figures)
+
+    def of_each(form: str, name: str, digits: str) -> str:
+        figures = [found[form].get(kind) for kind in kinds]
+        return " / ".join(_value(of and of[name]["value"], digits) for of in figures)
+
+    rates = [of_each("figures", name, "{:.1%}") for name in ("greedy", "discoverable")]
+    if found.get("jointly"):
+        rates[0] += f"; jointly {of_each('jointly', 'greedy', '{:.1%}')}"
+        rates[1] += f"; jointly {of_each('jointly', 'discoverable', '{:.1%}')}"
+    auc = of_each("figures", "auc", "{:.3f}")
     return (*rates, auc, _value(found["perplexity"], "{:.2f}"))
 
 
