@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,9 @@ def test_the_python_of_the_readme_runs(
 
 # ---- jobs for CI -----------------------------------------------------------------------------
 
+PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
+STEP_KEYS = {"name", "id", "if", "uses", "with", "run", "env", "shell", "working-directory",
+             "continue-on-error", "timeout-minutes"}  # fmt: skip
 JOBS = [text for text in blocks("yaml") if text.startswith((CI, OTHER_CI))]
 
 
@@ -207,6 +211,7 @@ def lint(text: str) -> list[str]:
             for step in one.get("steps", ()):
                 if ("run" in step) == ("uses" in step):
                     problems.append(f"{name}: a step runs or uses")
+                problems += [f"{name}: {key}" for key in sorted(step.keys() - STEP_KEYS)]
                 if "uses" in step and not re.fullmatch(r"[\w./-]+@v\d+", step["uses"]):
                     problems.append(f"{name}: {step['uses']} has no version")
     else:
@@ -214,6 +219,8 @@ def lint(text: str) -> list[str]:
             if isinstance(one, dict) and not (one.keys() & {"script", "trigger"}):
                 problems.append(f"{name}: no script")
     lines = [shlex.split(line) for line in scripts(job)]
+    installed = [words[2] for words in lines if words[:2] == ["pip", "install"]]
+    problems += [f"{name} is not this package" for name in installed if name != PACKAGE]
     asked = [words for words in lines if words and words[0] == "sani"]
     if not asked:
         problems.append("sani is never run")
@@ -244,6 +251,7 @@ jobs:
     runs-on: self-hosted
     steps:
       - uses: actions/checkout@v4
+      - run: pip install {PACKAGE}
       - run: sani run recipe.yaml --out runs/ci
 """
 
@@ -259,6 +267,8 @@ jobs:
         ("runs/ci", "runs/ci || true", "the exit code of sani run is lost"),
         ("sani run recipe.yaml --out runs/ci", "echo", "sani is never run"),
         ("- run", "- uses: x@v1\n        run", "gate: a step runs or uses"),
+        ("- run", "- when: always\n        run", "gate: when"),
+        (f"install {PACKAGE}", "install sani", "sani is not this package"),
     ],
 )
 def test_a_job_that_is_not_in_order_is_found_out(old: str, new: str, problem: str) -> None:

@@ -183,6 +183,30 @@ def test_the_first_screen_holds_verdict_figures_and_what_was_not_tested(
         assert 0 < browser.value(f"{box}.bottom") <= DESK[1]
 
 
+def test_no_figure_of_the_first_screen_is_broken_over_lines(browser: Browser, page: Path) -> None:
+    browser.open(page, DESK)
+    lines = browser.value(
+        "[...document.querySelectorAll('.first td')].map(t => { const r = document.createRange();"
+        "r.selectNodeContents(t); return r.getClientRects().length; })"
+    )
+    assert set(lines) == {1}
+
+
+def test_on_a_phone_a_wide_table_is_moved_and_its_row_names_stay(
+    browser: Browser, page: Path
+) -> None:
+    browser.open(page, PHONE)
+    moved = browser.value(
+        "[...document.querySelectorAll('.wide')].map(t => { const s = t.parentElement;"
+        "s.scrollLeft = 200; const [name, cell] = t.querySelectorAll('tbody th, tbody td');"
+        "return [s.scrollLeft, name.getBoundingClientRect().left - s.getBoundingClientRect().left,"
+        "cell.getBoundingClientRect().left - s.getBoundingClientRect().left]; })"
+    )
+    wide = [one for one in moved if one[0] == 200]
+    assert len(wide) > 5
+    assert all(abs(name) < 1 and cell < 100 for _, name, cell in wide)
+
+
 def contrast(one: str, other: str) -> float:
     """WCAG 2.2's contrast of two colours written as rgb(r, g, b)."""
 
