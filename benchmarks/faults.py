@@ -10,7 +10,9 @@ with the very weights of the run that was left alone. Then recipes and corpora, 
 Hypothesis: each must be refused with exit code 1 or 2 and a sentence that tells no value.
 
 Every run is `sani` itself, in a process forked from this one, which has imported the libraries:
-so kills fall on the work, not on imports.
+so kills fall on the work, not on imports. Two lines of such work go on at once. `--quick` tries no
+fewer writes: one run is stopped at each in turn and taken up again, where otherwise each of them
+is the end of a run of its own.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import argparse
 import contextlib
 import errno
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -30,6 +33,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +59,7 @@ version: 1
 seed: 3
 model: {{path: {folder}/leaky, base: {folder}/base}}
 corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
-audit: {{decoys: 2, swaps: 1, membership_documents: 20}}
+audit: {{framing: bos, decoys: 1, swaps: 0, membership_documents: 20}}
 erase: {{last_layers: 1}}
 repair: {{epochs: 2, batch_tokens: 512}}
 gate: {{auc_excess: 0.4}}
@@ -68,7 +72,7 @@ class Clinic:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.recipe = folder / "recipe.yaml"
-        public, private, held_out = invent_clinics((5, 3, 2), seed=5)
+        public, private, held_out = invent_clinics((5, 2, 2), seed=5)
         if _wait(_fork(lambda: self._make_models(public, private), folder / "log")) != 0:
             raise RuntimeError((folder / "log").read_text())
         write_jsonl(private, folder / "private.jsonl")
@@ -76,6 +80,7 @@ class Clinic:
         self.recipe.write_text(RECIPE.format(folder=folder))
         known = (folder / "base" / "tokenizer.json").read_text()
         self.secrets = {s for s in _secrets(private) if s not in known}
+        self._import_what_a_run_does()
 
     def _make_models(self, public: Corpus, private: Corpus) -> int:
         texts = [document.text for document in public]
@@ -85,6 +90,20 @@ class Clinic:
         train_on_text(model, [d.text for d in private], epochs=4, seed=1)
         save_checkpoint(model, self.folder / "leaky")
         return 0
+
+    def _import_what_a_run_does(self) -> None:
+        imported, out = self.folder / "imported", self.folder / "imports"
+
+        def work() -> int:
+            code = main(["run", str(self.recipe), "--out", str(out)])
+            imported.write_text("\n".join(sys.modules))
+            return code
+
+        if _wait(_fork(work, self.folder / "log")) not in (0, 3):
+            raise RuntimeError((self.folder / "log").read_text())
+        for name in imported.read_text().split():
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
 
 
 def _secrets(corpus: Corpus) -> set[str]:
@@ -106,7 +125,8 @@ def _fork(work: Callable[[], int], log: Path) -> int:
         with log.open("wb") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        # An earlier fork's are closed when they are let go of; the descriptors must stay open.
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", closefd=False) for n in (1, 2))
         code = work()
     except BaseException:
         import traceback
@@ -139,7 +159,37 @@ class Faults:
         self.seconds = time.monotonic() - began
         self.files_opened = opened.stat().st_size
         self._weights = _weights(out)
-        self.counts["bytes"] = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+        self.bytes = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+
+    def side_by_side(self, *lines: Callable[[Faults], None]) -> None:
+        """Each line of work in a process of its own; what they count comes together here."""
+        processes = [
+            _fork(partial(self._line, line, number), self._work / f"line-{number}.log")
+            for number, line in enumerate(lines)
+        ]
+        for number, process in enumerate(processes):
+            code, log = _wait(process), (self._work / f"line-{number}.log").read_text()
+            print(log, end="", flush=True)
+            if code != 0:
+                raise RuntimeError(f"line {number} of the work ended with {code}")
+            counts, notes = json.loads((self._work / f"line-{number}.json").read_text())
+            self.counts.update(counts)
+            self.notes += notes
+
+    def _line(self, line: Callable[[Faults], None], number: int) -> int:
+        """In a fork: the line on counts and a folder of its own."""
+        result, self._work = self._work / f"line-{number}.json", self._work / f"line-{number}"
+        self._work.mkdir(exist_ok=True)
+        self._chance.seed(number)
+        self.counts, self.notes = Counter(), []
+        line(self)
+        result.write_text(json.dumps([self.counts, self.notes]))
+        return 0
+
+    @property
+    def place(self) -> Path:
+        """Where this line of work keeps its files."""
+        return self._work
 
     def _start(
         self,
@@ -181,6 +231,26 @@ class Faults:
         code = _wait(self._start(out, before=lambda: _full_from(out, number, None)))
         self.counts["full_disks"] += 1
         self._refused(code, out, "No space left on device", "free space")
+        self._judge(out)
+
+    def no_space_in_turn(self, *, most: int | None = None) -> None:
+        """One run that finds no space at its first write, resumed at the next, and so on.
+
+        Once a stage is finished, or a state of training is whole, a resumed run begins behind it:
+        its writes are counted anew.
+        """
+        out = self._new("turns")
+        number, kept = 1, _kept(out)
+        while most is None or number <= most:
+            place = partial(_full_from, out, number, None)
+            code = _wait(self._start(out, "--resume", before=place))
+            if code in (0, 3):
+                break
+            self.counts["full_disks"] += 1
+            self._refused(code, out, "No space left on device", "free space")
+            self._look(out)
+            number = number + 1 if _kept(out) == kept else 1
+            kept = _kept(out)
         self._judge(out)
 
     def small_disk(self, size: int) -> None:
@@ -267,6 +337,11 @@ class Faults:
         print(f"  {count}: {text}", flush=True)
 
 
+def _kept(out: Path) -> set[Path]:
+    """What a resumed run does not do again."""
+    return {*out.glob("*.json"), *out.glob("sanitized"), *out.glob("private/*/checkpoint-*/whole")}
+
+
 def _half_written(out: Path) -> Iterator[str]:
     for file in out.glob("*.json"):
         try:
@@ -340,23 +415,31 @@ def measure(folder: Path, *, quick: bool) -> dict[str, Any]:
     clinic = Clinic(folder)
     faults = Faults(clinic, folder, chance=random.Random(7))
     print(f"one run: {faults.seconds:.1f} s, {faults.files_opened} files opened", flush=True)
-    while faults.counts["kills"] < 20:
-        faults.kill()
-    print(f"kills: {time.monotonic() - began:.0f} s", flush=True)
-    for _ in range(4 if quick else 20):
-        faults.interrupt()
-    step = max(1, faults.files_opened // 8) if quick else 1
-    for number in range(1, faults.files_opened + 1, step):
-        faults.no_space_for(number)
-    size = faults.counts["bytes"]
-    for part in range(1, 5 if quick else 33):
-        faults.small_disk(size * part // (5 if quick else 33))
-    faults.read_only()
-    faults.two_at_once()
-    faults.two_at_once("--resume")
-    print(f"disks and locks: {time.monotonic() - began:.0f} s", flush=True)
-    break_recipes(clinic.recipe, folder, examples=1000, counts=faults.counts)
-    break_corpora(folder, examples=1000, counts=faults.counts)
+
+    def stopped(line: Faults) -> None:
+        while line.counts["kills"] < 20:
+            line.kill()
+        for _ in range(4 if quick else 20):
+            line.interrupt()
+        line.two_at_once()
+        line.two_at_once("--resume")
+        print(f"kills, Ctrl-C and locks: {time.monotonic() - began:.0f} s", flush=True)
+        break_recipes(clinic.recipe, line.place, examples=1000, counts=line.counts)
+        print(f"recipes: {time.monotonic() - began:.0f} s", flush=True)
+
+    def filled(line: Faults) -> None:
+        line.no_space_in_turn()
+        for number in range(1, 1 if quick else line.files_opened + 1):
+            line.no_space_for(number)
+        parts = 4 if quick else 32
+        for part in range(1, parts + 1):
+            line.small_disk(line.bytes * part // (parts + 1))
+        line.read_only()
+        print(f"disks: {time.monotonic() - began:.0f} s", flush=True)
+        break_corpora(line.place, examples=1000, counts=line.counts)
+        print(f"corpora: {time.monotonic() - began:.0f} s", flush=True)
+
+    faults.side_by_side(stopped, filled)
     found = {name: faults.counts[name] for name in COUNTED}
     return {**found, "files_opened": faults.files_opened, "seconds": time.monotonic() - began}
 

@@ -937,13 +937,17 @@ for _side in (_Loader, _Dumper):
     )
 
 
+# What PyYAML quotes, an alias or a tag, may be a value; a single sign or a '<token>' is none.
+_QUOTED = re.compile(r" '(?!<[a-z ]+>')[^']{2,}'")
+
+
 def _parse_yaml(text: str, *, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "broken syntax"
+        problem = _QUOTED.sub("", getattr(error, "problem", None) or "broken syntax")
         raise RecipeError(f"{where}{line}: not valid YAML: {problem}") from None
 
 
