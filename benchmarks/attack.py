@@ -148,13 +148,24 @@ def value(figures: dict[str, Any], name: str) -> float | None:
     return figures[name]["value"] if figures[name] else None
 
 
-def line(entry: dict[str, Any]) -> str:
-    def pair(name: str) -> str:
-        both = (entry[name], entry[f"{name}_control"])
-        return " ".join("    -" if number is None else f"{number:.3f}" for number in both)
+def table(entries: list[dict[str, Any]]) -> str:
+    """Greedy / (n, p) / AUC, a row an attack and variant, a column a model; the base is one."""
+    models = [*dict.fromkeys(entry["model"] for entry in entries), "base (control)"]
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for entry in entries:
+        row = rows.setdefault((entry["attack"], entry["variant"]), {})
+        row[entry["model"]] = entry["not_run"] or cell(entry, "")
+        row["base (control)"] = cell(entry, "_control")
+    lines = [f"| attack | {' | '.join(models)} |", "|---" * (1 + len(models)) + "|"]
+    for (attack, variant), row in rows.items():
+        cells = " | ".join(row.get(model, "") for model in models)
+        lines.append(f"| {attack}, {variant} | {cells} |")
+    return "\n".join(lines)
 
-    head = f"{entry['model']:12} {entry['attack']:10} {entry['variant']:36}"
-    return f"{head} {pair('extraction')}  {pair('discoverable')}  {pair('auc')} {entry['not_run']}"
+
+def cell(entry: dict[str, Any], side: str) -> str:
+    figures = [entry[name + side] for name in ("extraction", "discoverable", "auc")]
+    return " / ".join("-" if value is None else f"{value:.3f}".lstrip("0") for value in figures)
 
 
 def main() -> None:
@@ -182,10 +193,7 @@ def main() -> None:
         print(f"{name}: held-out perplexity {data['perplexity']:.2f}", flush=True)
         seconds[name] = {"attacks": data["found"]["seconds"], "epoch": data["epoch_seconds"]}
         entries += rows_of(name, data)
-    print(
-        f"{'model':12} {'attack':10} {'variant':36} greedy, control; (n, p), control; AUC, control"
-    )
-    print("\n".join(map(line, entries)))
+    print(table(entries))
     print(f"seconds, of attacks and of an epoch of the repair where it was run now: {seconds}")
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": entries, "seconds": seconds}, indent=1))
