@@ -33,6 +33,9 @@ from sani.repairing.repair import repair
 
 MEASURED_SECONDS = 10.0
 EPOCHS = 4
+BATCH_TOKENS = RepairSettings().batch_tokens
+STEPS = 64  # at least, of a repair: few records are read in smaller steps, and more often
+FEWEST_TOKENS, MOST_EPOCHS = 256, 20
 MASKED_EPOCHS = 120  # of a masked language model: each masks 15 % of the words
 MOST_LAYERS = 3
 COMPARED = 8  # held-out documents on which the model and its base are compared
@@ -186,7 +189,7 @@ def _estimate(
     others = encode(held_out, checkpoint.tokenizer) if held_out else []
     read = total + sum(len(encoded.ids) for encoded in others)
     audit_seconds = audits * read * (audited - began) / measured
-    epochs = MASKED_EPOCHS if is_masked(checkpoint.model.config) else EPOCHS
+    epochs = MASKED_EPOCHS if is_masked(checkpoint.model.config) else schedule(total)[0]
     return search + audit_seconds + epochs * total * (repaired - audited) / measured
 
 
@@ -278,7 +281,10 @@ def _lines(
             f"  keep_skill: 5.0  # held-out perplexity {own:.1f}, the base's {others:.1f}: what "
             "the fine-tuning taught is worth keeping"
         )
-    yield f"  epochs: {MASKED_EPOCHS if masked else EPOCHS}"
+    epochs, batch_tokens = (MASKED_EPOCHS, BATCH_TOKENS) if masked else schedule(found.tokens)
+    yield f"  epochs: {epochs}"
+    if batch_tokens != BATCH_TOKENS:
+        yield f"  batch_tokens: {batch_tokens}  # few records: many small steps silence more"
     rate = next(rate for size, rate in LEARNING_RATES if found.parameters < size)
     yield f"  learning_rate: {rate}  # by the model's size; try half and twice"
     yield "gate:"
@@ -313,6 +319,15 @@ def _erase(found: Fit, *, has_base: bool) -> Iterator[str]:
         yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
         yield "  toward_base: 0.5  # all weights half way to the base's, as good on new text"
         yield f"  # {layers}  # of {found.layers}: also resets these"
+
+
+def schedule(tokens: int) -> tuple[int, int]:
+    """Epochs and tokens a step for a corpus of so many tokens: the usual ones if it has enough."""
+    batch_tokens = BATCH_TOKENS
+    while batch_tokens > FEWEST_TOKENS and EPOCHS * tokens < STEPS * batch_tokens:
+        batch_tokens //= 2
+    epochs = math.ceil(STEPS * batch_tokens / max(1, tokens))
+    return max(EPOCHS, min(MOST_EPOCHS, epochs)), batch_tokens
 
 
 def duration(seconds: float) -> str:

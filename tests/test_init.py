@@ -23,7 +23,7 @@ from sani.corpus.tables import write_jsonl
 from sani.demo import new_model
 from sani.erasing.fresh import fresh_model
 from sani.errors import RecipeError
-from sani.init import Fit, duration, write_recipe
+from sani.init import Fit, duration, schedule, write_recipe
 from sani.recipe import QUICK, Recipe, load_recipe
 from tests.test_adapters import adapt
 from tests.test_checkpoint import CONFIGS, write_source
@@ -191,6 +191,17 @@ def test_a_model_that_does_not_fit_is_not_trained_to_measure_it(job, tmp_path, m
     assert "# Memory: too little here: the repair needs 1," in out.read_text()
     assert "Takes" not in out.read_text()
     load_recipe(out)
+
+
+@given(st.integers(1, 10**7))
+def test_few_records_are_read_in_smaller_steps_and_more_often(tokens):
+    epochs, batch_tokens = schedule(tokens)
+    assert epochs >= 4
+    assert 256 <= batch_tokens <= 1024
+    if epochs < 20:
+        assert epochs * tokens >= 64 * batch_tokens
+    if tokens >= 64 * 1024 / 4:
+        assert (epochs, batch_tokens) == (4, 1024)
 
 
 def test_times_are_said_as_people_do():
