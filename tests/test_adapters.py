@@ -291,7 +291,11 @@ def test_selectors_that_need_gradients_look_at_the_merged_model(adapter, llama, 
     settings = EraseSettings(last_layers=2, selector=selector, reset="rewind")
     corpus = corpus_of(["a b name c d", "name e f a b"])
     found = plan_folder(adapter, settings, base=llama, corpus=corpus)
-    assert found.entries == plan_folder(tmp_path / "merged", settings, corpus=corpus).entries
+    again = plan_folder(tmp_path / "merged", settings, corpus=corpus)
+    for one, other in zip(found.entries, again.entries, strict=True):
+        assert replace(one, scores=()) == replace(other, scores=())
+        # Where a tensor lies in memory decides its last digits.
+        assert one.scores == pytest.approx(other.scores, rel=1e-4)
     dampened = replace(found, reset="dampen")
     apply_folder(adapter, tmp_path / "out", dampened, base=llama, merge=True, corpus=corpus)
 
