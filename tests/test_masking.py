@@ -629,6 +629,8 @@ def test_what_is_recited_in_either_way_of_asking_is_listed_and_both_are_shown():
     report = {
         "audits": {"after": found.to_json()},
         "audit_settings": asked.model_dump(mode="json"),
+        "erase": None,
+        "repair": None,
     }
     rows = {row[0]: row[1] for row in summary(report).rows}
     for words, figures in (("", found.figures), (", masked jointly", found.jointly)):
