@@ -50,10 +50,11 @@ def fold(text: str) -> Folded:
     """Fold a text: every character becomes one character or none, so that offsets stay exact."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
     mapped = _table()[codes]
-    blank = mapped == _BLANK
-    kept = mapped != _DROPPED
-    kept[1:] &= ~(blank[1:] & blank[:-1])
-    starts = np.flatnonzero(kept)
+    starts = np.flatnonzero(mapped != _DROPPED)
+    blank = mapped[starts] == _BLANK
+    blank[1:] &= blank[:-1]  # a further blank of a run
+    blank[:1] = False
+    starts = starts[~blank]
     ends = np.append(starts[1:], len(codes)) if len(starts) else starts
     folded = mapped[starts].astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
     return Folded(folded, starts, ends)

@@ -937,8 +937,9 @@ for _side in (_Loader, _Dumper):
     )
 
 
-# What PyYAML quotes, an alias or a tag, may be a value; a single sign or a '<token>' is none.
-_QUOTED = re.compile(r" '(?!<[a-z ]+>')[^']{2,}'")
+# What PyYAML quotes, an alias or a tag, may be a value and hold quotes; a sign or '<token>' none.
+_SIGN = re.compile(r"""(["'])(?:.|<[a-z ]+>)\1""")
+_QUOTED = re.compile(r""" ["'].*["']""", re.DOTALL)
 
 
 def _parse_yaml(text: str, *, where: str) -> Any:
@@ -947,7 +948,9 @@ def _parse_yaml(text: str, *, where: str) -> Any:
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = _QUOTED.sub("", getattr(error, "problem", None) or "broken syntax")
+        problem = str(getattr(error, "problem", None) or "broken syntax")
+        if _QUOTED.search(_SIGN.sub("", problem)):
+            problem = _QUOTED.sub("", problem)
         raise RecipeError(f"{where}{line}: not valid YAML: {problem}") from None
 
 

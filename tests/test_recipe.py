@@ -396,6 +396,10 @@ WORD = "not valid YAML: a key must be a word; put numbers, yes, no, on and off i
         (GOOD + "audit: *b\n", ", line 5: not valid YAML: found undefined alias 'b'"),
         (GOOD + "audit: *Mbeki\n", ", line 5: not valid YAML: found undefined alias"),
         (
+            GOOD + "audit: !O'Brien x\n",
+            ", line 5: not valid YAML: could not determine a constructor for the tag",
+        ),
+        (
             GOOD + "audit: !Mbeki x\n",
             ", line 5: not valid YAML: could not determine a constructor for the tag",
         ),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import regex
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sani.corpus.documents import ANNOTATION, Corpus, Document, Span
@@ -177,6 +177,8 @@ def test_an_expression_that_takes_too_long_is_an_error_and_not_a_miss(
 
 
 @settings(max_examples=200, deadline=None)
+@example("Ana \u00ad Ruiz")  # a soft hyphen parts two blanks
+@example("\u200b")
 @given(st.text(max_size=40))
 def test_folding_leads_every_character_back_to_where_it_stands(text: str) -> None:
     folded = fold(text)

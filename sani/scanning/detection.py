@@ -208,7 +208,7 @@ def _find_chunk(
         "text": [texts[i] for i in order],
     }
     if num_proc == 1 or len(texts) < num_proc:
-        answers = _find_batch(batch, asked)["found"]
+        answers = _find_batch(batch, asked)
     else:
         from datasets import Dataset
 
@@ -224,16 +224,23 @@ def _find_chunk(
             load_from_cache_file=False,
             new_fingerprint="scan",
         )
-        answers = dataset["found"]
+        answers = {"found": dataset["found"], "problem": dataset["problem"]}
+    for problem in filter(None, answers["problem"]):
+        raise ScanError(problem)
     spans: list[tuple[Span, ...]] = [()] * len(texts)
-    for index, answer in zip(order, answers, strict=True):
+    for index, answer in zip(order, answers["found"], strict=True):
         spans[index] = spans_from_json(answer)
     return spans
 
 
 def _find_batch(batch: dict[str, list[Any]], asked: str) -> dict[str, list[str]]:
-    found = load_detector(asked).find(batch["text"], numbers=batch["number"])
-    return {"found": [spans_to_json(spans) for spans in found]}
+    """What is found, or what went wrong: a pool whose process raises can hang as it is closed."""
+    count = len(batch["text"])
+    try:
+        found = load_detector(asked).find(batch["text"], numbers=batch["number"])
+    except ScanError as problem:
+        return {"found": [""] * count, "problem": [str(problem)] * count}
+    return {"found": [spans_to_json(spans) for spans in found], "problem": [""] * count}
 
 
 def asked_of(settings: ScanSettings) -> str:
