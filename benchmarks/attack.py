@@ -13,6 +13,7 @@ for a model that takes long; --learning-rate is that of every repair, where the 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import time
@@ -52,7 +53,8 @@ def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
     from sani.repairing.repair import repair
 
     start, erased, repaired = ROWS[name]
-    place, seconds = folder / "attacks" / name.replace(" ", "-"), 0.0
+    code = digest([ROWS[name], rate])
+    place, seconds = folder / "attacks" / f"{name.replace(' ', '-')}-{code}", 0.0
     if erased is None and repaired is None:
         return folder / start, seconds
     if not place.is_dir():
@@ -69,6 +71,11 @@ def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
         place.parent.mkdir(exist_ok=True)
         save_checkpoint(checkpoint, place)
     return place, seconds
+
+
+def digest(asked: Any) -> str:
+    """Names what was asked, so that nothing made for other settings is taken for it."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def attacked(
@@ -101,9 +108,10 @@ def attacked(
     utility = measure_utility(
         sanitized, held_out, framing_named("bos", sanitized.tokenizer), AuditSettings()
     )
-    kept = folder / "attacks" / f"{kind}-{name.replace(' ', '-')}"
+    code = digest(settings.model_dump(mode="json"))
+    kept = folder / "attacks" / f"{code}-{place.name}"
     kept.mkdir(parents=True, exist_ok=True)
-    for done in sorted((folder / "attacks").glob(f"{kind}-*/*-base.json")):
+    for done in sorted((folder / "attacks").glob(f"{code}-*/*-base.json")):
         if not (kept / done.name).exists():
             shutil.copyfile(done, kept / done.name)
     found = attack(
