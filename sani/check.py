@@ -15,9 +15,10 @@ from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.encoding import encode
 from sani.environment import free_memory
+from sani.erasing.activations import all_of, outputs_of
 from sani.erasing.plan import number_chosen, sizes_of
 from sani.erasing.resets import check_biases
-from sani.erasing.scores import reads_activations
+from sani.erasing.scores import check_outputs
 from sani.errors import SaniError
 from sani.hygiene import left_behind
 from sani.inputs import check_base, check_kind, read_documents, read_neighbours
@@ -184,10 +185,10 @@ def _escalation(recipe: Recipe) -> str:
 def _erase(model: ModelSettings, settings: EraseSettings) -> str:
     layout, shapes = _layout(model.path, model.base)
     sizes = sizes_of(settings, layout)
-    reads = reads_activations(settings.selector) or settings.reset == "mean"
-    outputs = [layout.output_projection(part, layer=layer) for layer, part in sizes if reads]
+    outputs = outputs_of(layout, sizes)
+    check_outputs(settings.selector, outputs)
     if settings.reset == "mean":
-        check_biases(outputs, shapes)
+        check_biases((output.name for output in all_of(outputs)), shapes)
     chosen, layers = number_chosen(settings, sizes), {layer for layer, _ in sizes}
     if not sizes:
         return f"no neuron; all weights {settings.toward_base:.0%} of the way to the base's"

@@ -5,13 +5,14 @@ Adding a family is adding one row to `FAMILIES`; `sani.layout` and the tests go 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 import transformers
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache
 
 from sani.errors import UnsupportedModelError
@@ -406,6 +407,46 @@ def hidden_states(
         cached = {}
     hidden: Tensor = model.base_model(**inputs, **cached).last_hidden_state
     return hidden
+
+
+def run_experts(
+    experts: Any,
+    hidden: Tensor,
+    chosen: Tensor,
+    shares: Tensor,
+    *,
+    change: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """What a module of experts gives, its neurons' activations changed on the way.
+
+    Args:
+        experts: The module, which holds all experts' weights in tensors [experts, out, in].
+        hidden: Its input, [tokens, hidden].
+        chosen: The experts of each token, [tokens, chosen].
+        shares: What each counts, likewise.
+        change: Takes the activations and gives others, [tokens, experts * neurons]. An expert
+            that a token was not sent to has 0 there, and what is given for it has no effect.
+
+    Returns:
+        [tokens, hidden].
+    """
+    count, _, size = experts.down_proj.shape
+    owner, order = chosen.flatten().sort(stable=True)
+    token = order // chosen.shape[1]
+    lengths = torch.bincount(owner, minlength=count).tolist()
+    active = []
+    for rows, weight in zip(torch.split(hidden[token], lengths), experts.gate_up_proj, strict=True):
+        gate, up = functional.linear(rows, weight).chunk(2, dim=-1)
+        active.append(experts.act_fn(gate) * up)
+    silent = hidden.new_zeros(len(hidden), count, size)
+    spread = silent.index_put((token, owner), torch.cat(active)).flatten(1)
+    taken = change(spread).reshape(len(hidden), count, size)[token, owner]
+    said = [
+        functional.linear(rows, weight)
+        for rows, weight in zip(torch.split(taken, lengths), experts.down_proj, strict=True)
+    ]
+    weighted = torch.cat(said) * shares.flatten()[order, None]
+    return torch.zeros_like(hidden).index_add(0, token, weighted.to(hidden))
 
 
 def layer_states(

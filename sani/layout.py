@@ -15,7 +15,7 @@ what needs no activations needs no model either.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, takewhile
 from typing import Any
 
@@ -42,6 +42,23 @@ class Slice:
     def of(self, tensor: Tensor) -> Tensor:
         """The matrix or vector that ``dim`` and ``index`` count in, a view of ``tensor``."""
         return tensor if self.expert is None else tensor[self.expert]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A module that takes in the activations of neurons, which are numbered one after the other.
+
+    Attributes:
+        name: Of the module; where one holds all experts, of that.
+        neurons: How many neurons or heads.
+        experts: Experts in the module; 0 where its input is the activation, [..., channels].
+        of_source: It stands in the encoder of an encoder-decoder, whose positions predict nothing.
+    """
+
+    name: str
+    neurons: int
+    experts: int = 0
+    of_source: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,7 @@ class Layout:
                     for row in self.family.attention
                     if self._has(layer, row)
                 ]
+        self._first_stack = getattr(text_config(config), self.family.stacks[0].length)
         self._check()
 
     @property
@@ -93,20 +111,18 @@ class Layout:
         """MLP neurons, of all experts, or attention heads, of self- and cross-attention."""
         return sum(block.size for block in self._blocks[layer, part])
 
-    def output_projection(self, part: Part, *, layer: int) -> str:
-        """Module whose input is the neurons' activation, [..., neurons] or [..., heads * size].
-
-        Raises:
-            UnsupportedModelError: If no single module sees them all.
-        """
-        first, *others = self._blocks[layer, part]
-        if others:
-            raise UnsupportedModelError(
-                f"model_type '{self._model_type}': the {part} neurons of layer {layer} stand in "
-                f"{1 + len(others)} blocks (experts, cross-attention), whose activations are not "
-                "read; choose a selector and a reset that need none, such as random and zero"
-            )
-        return self._layers[layer] + first.row.output
+    def outputs(self, part: Part, *, layer: int) -> tuple[Output, ...]:
+        """Where the activations of a layer's neurons go in, in the order of their numbers."""
+        found: dict[str, Output] = {}
+        of_source = self.family.objective == "seq2seq" and layer < self._first_stack
+        for block in self._blocks[layer, part]:
+            name = self._layers[layer] + block.row.output
+            if block.expert is not None:
+                name = name.rpartition(".")[0]
+            before = found.get(name, Output(name, 0, 0, of_source))
+            experts = before.experts + (block.expert is not None)
+            found[name] = replace(before, neurons=before.neurons + block.size, experts=experts)
+        return tuple(found.values())
 
     def slices(self, part: Part, *, layer: int, neurons: Iterable[int]) -> list[Slice]:
         """Every part of every tensor that belongs to these neurons of a layer, each once."""

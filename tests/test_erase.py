@@ -24,6 +24,7 @@ from sani.batches import make_batches
 from sani.checkpoint import Checkpoint, load_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.encoding import Framing, encode
+from sani.erasing.activations import outputs_of
 from sani.erasing.erase import apply_, erase
 from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.fresh import fresh_model
@@ -385,7 +386,8 @@ def slow_means(sick, corpus, *, gradients):
     sites = [(layer, part) for layer in range(LAYERS) for part in ("mlp", "attention")]
     seen, handles = {}, []
     for layer, part in sites:
-        module = model.get_submodule(layout.output_projection(part, layer=layer))
+        (output,) = layout.outputs(part, layer=layer)
+        module = model.get_submodule(output.name)
 
         def keep(module, inputs, site=(layer, part)):
             seen[site] = inputs[0]
@@ -438,9 +440,7 @@ def test_statistics_are_those_of_the_slow_version(sick, fast, gradients):
     assert not batches[-1].identifier.any()  # and one batch without any identifier
     layout = layout_of(sick)
     sites = [(layer, part) for layer in range(LAYERS) for part in ("mlp", "attention")]
-    names = {site: layout.output_projection(site[1], layer=site[0]) for site in sites}
-    sizes = {site: MLP if site[1] == "mlp" else HEADS for site in sites}
-    found = fast(sick.model.double(), batches, names, sizes)
+    found = fast(sick.model.double(), batches, outputs_of(layout, sites))
     expected = slow_means(sick, corpus, gradients=gradients)
     for mine, theirs in zip(found, expected, strict=True):
         assert set(mine) == set(theirs) == set(sites)
@@ -459,14 +459,14 @@ def test_hooks_are_gone_afterwards_even_after_an_error(measure):
     sick = checkpoint(CONFIGS["llama"]())
     during = []
     sick.model.model.norm.register_forward_hook(lambda *_: during.append(num_hooks(sick.model)))
-    names, sizes = {(0, "mlp"): "model.layers.0.mlp.down_proj"}, {(0, "mlp"): MLP}
+    outputs = outputs_of(layout_of(sick), [(0, "mlp")])
     batches = batches_of(sick, corpus_of(TEXTS))
-    measure(sick.model, batches, names, sizes)
+    measure(sick.model, batches, outputs)
     assert set(during) == {1}  # they were there
     assert num_hooks(sick.model) == 0
     batches[1].ids[0, 0] = len(WORDS)
     with pytest.raises(IndexError):
-        measure(sick.model, batches, names, sizes)
+        measure(sick.model, batches, outputs)
     assert num_hooks(sick.model) == 0
 
 

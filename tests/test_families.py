@@ -4,7 +4,6 @@ Which rows of a tensor belong to which neuron is not read off the table: each ro
 turn, and the neurons whose activation changes with it are those that read it.
 """
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -20,21 +19,25 @@ from sani import families
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing import hard_concrete
+from sani.erasing.activations import all_of, outputs_of
 from sani.erasing.attribution import attributions
 from sani.erasing.erase import apply_, erase
 from sani.erasing.fresh import FreshWeights, fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, layout_of
-from sani.erasing.statistics import activation_means, channel_means, gradient_means
+from sani.erasing.statistics import (
+    activation_means,
+    channel_means,
+    fisher_diagonals,
+    gradient_means,
+)
 from sani.erasing.texts import Texts
-from sani.errors import UnsupportedModelError
+from sani.errors import CorpusError, SelectionError, UnsupportedModelError
 from sani.families import FAMILIES
 from sani.layout import Layout
 from sani.recipe import EraseSettings
 from tests.architectures import (
     ARCHITECTURES,
-    CAUSAL,
     HEADS,
-    MASKED,
     tiny_config,
     tiny_tokenizer,
 )
@@ -200,8 +203,11 @@ def slow_experts(module, hidden, routed, weights, change):
 
 
 @contextmanager
-def watched(model, silenced=()) -> Iterator[dict[str, torch.Tensor]]:
-    """Activations that go into output projections, in the order they do; some set to zero."""
+def watched(model, silenced=(), then=lambda name, activation: activation):
+    """Activations that go into output projections, in the order they do; some set to zero.
+
+    What ``then`` gives for the name of a module and its activations goes in instead.
+    """
     seen: dict[str, torch.Tensor] = {}
     silent = {}
     for layer, part, chosen in silenced:
@@ -213,7 +219,7 @@ def watched(model, silenced=()) -> Iterator[dict[str, torch.Tensor]]:
             activation = activation.clone()
             activation[..., silent.get(name, [])] = 0
             seen[name] = activation
-            return activation
+            return then(name, activation)
 
         return change
 
@@ -260,13 +266,7 @@ def test_the_layout_counts_layers_neurons_and_heads(model):
     assert layout.num_layers == len(layers_of(model)) >= 2
     for layer in range(layout.num_layers):
         for part in ("mlp", "attention"):
-            blocks = blocks_of(model, layer, part)
             assert layout.num_neurons(part, layer=layer) == num_neurons(model, layer, part) >= 2
-            if len(blocks) == 1 and not blocks[0][0].endswith("experts"):
-                assert layout.output_projection(part, layer=layer) == blocks[0][0]
-            else:
-                with pytest.raises(UnsupportedModelError, match="blocks"):
-                    layout.output_projection(part, layer=layer)
 
 
 # ---- what a neuron is ------------------------------------------------------------------------
@@ -506,7 +506,9 @@ def test_every_matrix_of_a_layer_belongs_to_neurons_or_is_named_as_an_exception(
 
 def test_rows_of_identifier_only_tokens_change_in_embedding_and_head(name, model):
     sick = Checkpoint(model, tiny_tokenizer(times=2), Path("nowhere"))
-    corpus = Corpus([Document("1", "1", "aa bb cc dd bb", (Span(3, 8, "NAME"),))])
+    two = families.family_of(model.config).objective == "seq2seq"
+    document = Document("1", "1", "aa bb cc dd bb", (Span(3, 8, "NAME"),))
+    corpus = Corpus([replace(document, source_text="dd aa" if two else None)])
     before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
     settings = EraseSettings(layers=(0,), parts=("mlp",), reset="zero", token_rows=True)
     result = erase(sick, settings, corpus=corpus)
@@ -618,142 +620,332 @@ def test_hidden_states_and_logits_are_the_models_own(name):
     torch.testing.assert_close(found, expected[:, 3], rtol=1e-5, atol=1e-5)
 
 
-READ = sorted({*CAUSAL, *MASKED})
 NOTES = ["a b c d e", "f g", "h i j a b k l m", "c c", "d e f m"]
+SOURCES = ["m l", "k j i h", "a", "b d f h j", "c"]
 
 
-def noted():
-    """Documents of unequal length, most with an identifier."""
+def noted(model):
+    """Documents of unequal length, most with an identifier; with a source where one is read."""
     spans = [((4, 5),), (), ((2, 3), (8, 9)), ((0, 1),), ((6, 7),)]
+    two = families.family_of(model.config).objective == "seq2seq"
     return Corpus(
         [
-            Document(str(n), str(n), text, tuple(Span(*where, "NAME") for where in own))
-            for n, (text, own) in enumerate(zip(NOTES, spans, strict=True))
+            Document(str(n), str(n), text, tuple(Span(*where, "NAME") for where in own),
+                     source_text=source if two else None)
+            for n, (text, own, source) in enumerate(zip(NOTES, spans, SOURCES, strict=True))
         ]
-    )
+    )  # fmt: skip
 
 
-def read_sites(model):
-    """Output projections of the sites whose activations are read, and how many neurons each has."""
-    blocks = {
+def batches_of(model):
+    return Texts(checkpoint(model), noted(model)).batches()
+
+
+def in_encoder(model, layer):
+    """Whether a layer reads the source and not the text."""
+    two = families.family_of(model.config).objective == "seq2seq"
+    return two and layer < len(model.get_submodule(OUTPUTS[model.config.model_type][0][0]))
+
+
+def slow_sites(model, *, encoder=True):
+    """For each layer and part, the modules that take in its neurons' activations; see `blocks_of`.
+
+    Args:
+        model: The model.
+        encoder: Also those of the layers that read a source.
+    """
+    return {
         (layer, part): blocks_of(model, layer, part)
         for layer in range(len(layers_of(model)))
         for part in PARTS
+        if encoder or not in_encoder(model, layer)
     }
-    whole = {
-        site: found[0]
-        for site, found in blocks.items()
-        if len(found) == 1 and not found[0][0].endswith("experts")
-    }
-    return {s: block[0] for s, block in whole.items()}, {s: block[2] for s, block in whole.items()}
 
 
-def hidden_row_by_row(model, ids):
-    return torch.cat([families.hidden_states(model, input_ids=row[None]) for row in ids])
+def outputs(model, *, encoder=True):
+    return outputs_of(layout_of(checkpoint(model)), slow_sites(model, encoder=encoder))
 
 
-@pytest.mark.parametrize("name", READ)
+def by_itself(model, ids, source=None, seen=None):
+    """Hidden states of one text, [seq, hidden], behind its source without padding."""
+    given = {}
+    if source is not None:
+        given = {"source_ids": source[seen][None], "source_seen": seen[seen][None]}
+    return families.hidden_states(model, input_ids=ids[None], **given)[0]
+
+
+def row_of(batch, row):
+    """What `by_itself` takes of a row."""
+    if batch.source is None:
+        return (batch.ids[row],)
+    return batch.ids[row], batch.source[row], batch.source_seen[row]
+
+
+def strengths(values, neurons):
+    """Root mean square of each neuron's channels, at every position."""
+    return values.reshape(len(values), neurons, -1).square().mean(-1).sqrt()
+
+
+def test_neurons_go_in_where_they_do(model):
+    found = outputs(model)
+    assert sum(map(len, found.values())) > 0
+    for (layer, part), blocks in slow_sites(model).items():
+        own = found[layer, part]
+        assert [(output.name, output.neurons) for output in own] == [
+            (name, neurons) for name, _, neurons, _ in blocks
+        ]
+        assert {output.of_source for output in own} == {in_encoder(model, layer)}
+        for output in own:
+            assert bool(output.experts) == output.name.endswith("experts")
+
+
 def test_what_neurons_do_is_read_position_by_position(name):
     """Each row read by itself, and each position; some models flatten rows and positions."""
     model = random_model(name)
-    batches = Texts(checkpoint(model), noted()).batches()
+    batches = batches_of(model)
     assert max(len(batch.ids) for batch in batches) > 1
-    modules, sizes = read_sites(model)
-    assert {part for _, part in modules} >= {"attention"}
-    sums = {site: [0.0, 0.0, 0.0] for site in modules}
-    counts = [0, 0, 0]
+    sums, counts = {}, [0, 0, 0, 0]
     for batch in batches:
-        sorts = (batch.identifier, batch.ordinary, batch.identifier | batch.ordinary)
-        counts = [count + int(where.sum()) for count, where in zip(counts, sorts, strict=True)]
-        for row, ids in enumerate(batch.ids):
+        for row in range(len(batch.ids)):
+            given = row_of(batch, row)
+            ordinary, identifier = batch.ordinary[row], batch.identifier[row]
+            of_source = torch.ones(int(given[2].sum()) if given[1:] else 0, dtype=torch.bool)
+            sorts = (identifier, ordinary, identifier | ordinary, of_source)
+            counts = [count + int(where.sum()) for count, where in zip(counts, sorts, strict=True)]
             with watched(model) as seen, torch.no_grad():
-                families.hidden_states(model, input_ids=ids[None])
-            for site, module in modules.items():
-                active = seen[module].reshape(len(ids), -1)
-                strength = active.reshape(len(ids), sizes[site], -1).square().mean(-1).sqrt()
-                for sort, values in enumerate((strength, strength, active)):
-                    for position in sorts[sort][row].nonzero().flatten().tolist():
-                        sums[site][sort] = sums[site][sort] + values[position]
-    means = activation_means(model, batches, modules, sizes)
-    held = channel_means(model, batches, modules)
-    for site, own in sums.items():
-        for found, total, count in zip((means[0][site], means[1][site], held[site]), own, counts,
-                                       strict=True):  # fmt: skip
-            torch.testing.assert_close(found, total / count, rtol=1e-5, atol=1e-7)
+                by_itself(model, *given)
+            for site, blocks in slow_sites(model).items():
+                for module, _, neurons, _ in blocks:
+                    length = len(of_source if in_encoder(model, site[0]) else ordinary)
+                    active = seen[module].reshape(length, -1)
+                    own = sums.setdefault(module, [0.0, 0.0, 0.0])
+                    if in_encoder(model, site[0]):
+                        own[2] = own[2] + active.sum(0)
+                        continue
+                    for position in range(length):
+                        strength = strengths(active, neurons)[position]
+                        for sort, value in enumerate((strength, strength, active[position])):
+                            if sorts[sort][position]:
+                                own[sort] = own[sort] + value
+    means = activation_means(model, batches, outputs(model, encoder=False))
+    held = channel_means(model, batches, all_of(outputs(model)))
+    for output, found in held.items():
+        count = counts[3 if output.of_source else 2]
+        torch.testing.assert_close(found, sums[output.name][2] / count, rtol=1e-5, atol=1e-7)
+    for site, blocks in slow_sites(model, encoder=False).items():
+        for sort in (0, 1):
+            slow = torch.cat([sums[module][sort] for module, *_ in blocks]) / counts[sort]
+            torch.testing.assert_close(means[sort][site], slow, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", READ)
-def test_products_with_gradients_are_those_of_each_row_by_itself(name):
+def test_products_with_gradients_are_the_gradients_of_a_factor_for_each_neuron(name):
+    """Each row by itself; at every position each channel has a factor of its own, which is 1."""
     model = random_model(name)
-    batches = Texts(checkpoint(model), noted()).batches()
-    rows = [
-        replace(batch, ids=batch.ids[r : r + 1], targets=batch.targets[r : r + 1],
-                identifier=batch.identifier[r : r + 1], ordinary=batch.ordinary[r : r + 1])
-        for batch in batches
-        for r in range(len(batch.ids))
-    ]  # fmt: skip
-    assert len(rows) > len(batches)
-    modules, sizes = read_sites(model)
-    pairs = [gradient_means(model, given, modules, sizes) for given in (batches, rows)]
-    for together, alone in zip(*pairs, strict=True):
-        for site in modules:
-            assert together[site].max() > 0
-            torch.testing.assert_close(together[site], alone[site], rtol=1e-4, atol=1e-9)
+    batches = batches_of(model)
+    factors, sums, counts = {}, {}, [0, 0]
+
+    def multiplied(module, activation):
+        factors[module] = torch.ones_like(activation, requires_grad=True)
+        return activation * factors[module]
+
+    for batch in batches:
+        for row in range(len(batch.ids)):
+            for sort, where in enumerate((batch.identifier[row], batch.ordinary[row])):
+                counts[sort] += int(where.sum())
+                if not where.any():
+                    continue
+                with watched(model, then=multiplied):
+                    hidden = by_itself(model, *row_of(batch, row))
+                chances = families.logits(model, hidden[where]).log_softmax(-1)
+                loss = -sum(p[t] for p, t in zip(chances, batch.targets[row][where], strict=True))
+                slopes = torch.autograd.grad(loss, list(factors.values()))
+                slopes = dict(zip(factors, slopes, strict=True))
+                for site, blocks in slow_sites(model).items():
+                    rows = [
+                        strengths(slopes[module].flatten(0, -2), neurons).sum(0)
+                        for module, _, neurons, _ in blocks
+                    ]
+                    own = sums.setdefault(site, [0.0, 0.0])
+                    own[sort] = own[sort] + torch.cat(rows)
+    means = gradient_means(model, batches, outputs(model))
+    for site, slow in sums.items():
+        for sort in (0, 1):
+            assert slow[sort].max() > 0
+            torch.testing.assert_close(
+                means[sort][site], slow[sort] / counts[sort], rtol=1e-4, atol=1e-8
+            )
 
 
-@pytest.mark.parametrize("name", READ)
 def test_masks_of_their_own_silence_neurons_row_by_row(name):
     model = random_model(name)
-    modules, sizes = read_sites(model)
-    ids = torch.randint(2, 16, (2, 9), generator=torch.Generator().manual_seed(0))
-    site = max(modules)  # of the last layer
-    masks = torch.ones(2, sizes[site], dtype=torch.float64)
-    masks[1, [0, 2]] = 0
+    (batch,) = [b for b in batches_of(model) if len(b.ids) > 1][:1]
+    ids = batch.ids[:2]
+    given = [row_of(batch, row) for row in range(2)]
+    sources = {} if batch.source is None else {
+        "source_ids": batch.source[:2], "source_seen": batch.source_seen[:2]
+    }  # fmt: skip
+    where = outputs(model)
+    sizes = {site: sum(output.neurons for output in own) for site, own in where.items()}
+    silent = [(*site, [0, size // 2, size - 1]) for site, size in sizes.items()]
+    masks = {site: torch.ones(2, size, dtype=torch.float64) for site, size in sizes.items()}
+    for layer, part, chosen in silent:
+        masks[layer, part][1, chosen] = 0
     with torch.no_grad():
-        plain = hidden_row_by_row(model, ids)
-        with watched(model, [(*site, [0, 2])]):
-            silenced = hidden_row_by_row(model, ids)
-        with hard_concrete.masked(model, modules, {site: masks}):
-            found = families.hidden_states(model, input_ids=ids)
-        with hard_concrete.masked(model, modules, {site: masks[1]}):
-            alike = families.hidden_states(model, input_ids=ids)
+        plain = torch.stack([by_itself(model, *own) for own in given])
+        with watched(model, silent):
+            silenced = torch.stack([by_itself(model, *own) for own in given])
+        with hard_concrete.masked(model, where, masks):
+            found = families.hidden_states(model, input_ids=ids, **sources)
+        with hard_concrete.masked(model, where, {site: own[1] for site, own in masks.items()}):
+            alike = families.hidden_states(model, input_ids=ids, **sources)
+        again = families.hidden_states(model, input_ids=ids, **sources)
     assert (plain - silenced).abs().max() > 1e-3
     torch.testing.assert_close(found, torch.stack([plain[0], silenced[1]]), rtol=0, atol=1e-5)
     torch.testing.assert_close(alike, silenced, rtol=0, atol=1e-5)
+    torch.testing.assert_close(again, plain, rtol=0, atol=1e-5)  # the masks are gone
 
 
-@pytest.mark.parametrize("name", READ)
 def test_attributions_are_those_of_whole_texts_without_a_cache(name):
     """One step at a time: the position's activation is scaled, and the scale has the gradient."""
     model = random_model(name)
-    question = Texts(checkpoint(model), noted()).questions(2, 1)[0]
+    question = Texts(checkpoint(model), noted(model)).questions(2, 1)[0]
+    given = [torch.tensor(question.ids)]
+    if families.family_of(model.config).objective == "seq2seq":
+        assert question.source == (2,)  # the document's own, and no other
+        given += [torch.tensor(question.source), torch.tensor([True])]
     with torch.no_grad():  # of the token that a random model holds for likely
-        hidden = families.hidden_states(model, input_ids=torch.tensor([question.ids]))
-        likely = int(families.logits(model, hidden[0, question.at]).argmax())
+        hidden = by_itself(model, *given)
+        likely = int(families.logits(model, hidden[None, question.at]).argmax())
     question = replace(question, target=likely)
-    modules, sizes = read_sites(model)
-    found = attributions(model, question, modules, sizes, steps=3)
+    found = attributions(model, question, outputs(model, encoder=False), steps=3)
     largest = 0.0
-    for site, module in modules.items():
-        total = torch.zeros(sizes[site], dtype=torch.float64)
+    for site, blocks in slow_sites(model, encoder=False).items():
+        sizes = [neurons for _, _, neurons, _ in blocks]
+        total = torch.zeros(sum(sizes), dtype=torch.float64)
         for step in (1, 2, 3):
-            scale = torch.full((sizes[site],), step / 3, dtype=torch.float64, requires_grad=True)
+            scale = torch.full((sum(sizes),), step / 3, dtype=torch.float64, requires_grad=True)
+            own = dict(zip([module for module, *_ in blocks], scale.split(sizes), strict=True))
+            plain = {}
 
-            def scaled(_, inputs, scale=scale):
-                rows = inputs[0].reshape(len(question.ids), len(scale), -1)
+            def note(module, activation, plain=plain):
+                plain[module] = activation
+                return activation
+
+            def scaled(module, activation, own=own, plain=plain):
+                if module not in own:
+                    return activation
+                # at the position it is the scaled activation of the unchanged model
+                rows = activation.reshape(len(question.ids), len(own[module]), -1)
+                there = plain[module].reshape(rows.shape) * own[module][:, None]
                 at = torch.arange(len(rows))[:, None, None] == question.at
-                rows = torch.where(at, rows * scale[:, None], rows)
-                return (rows.reshape(inputs[0].shape), *inputs[1:])
+                return torch.where(at, there, rows).reshape(activation.shape)
 
-            handle = model.get_submodule(module).register_forward_pre_hook(scaled)
-            hidden = families.hidden_states(model, input_ids=torch.tensor([question.ids]))
-            handle.remove()
-            chances = families.logits(model, hidden[:, question.at]).softmax(-1)
+            with torch.no_grad(), watched(model, then=note):
+                by_itself(model, *given)
+            with watched(model, then=scaled):
+                hidden = by_itself(model, *given)
+            chances = families.logits(model, hidden[None, question.at]).softmax(-1)
             (slope,) = torch.autograd.grad(chances[0, question.target], scale)
             total += slope / 3
         torch.testing.assert_close(found[site], total, rtol=1e-3, atol=1e-6)
         largest = max(largest, float(total.abs().max()))
     assert largest > 1e-3
+
+
+@pytest.mark.parametrize("name", ["bart", "mixtral", "qwen2_moe", "t5 gated"])
+def test_fisher_diagonals_are_those_of_the_models_own_loss(name):
+    """One document at a time, whole model, token by token."""
+    model = random_model(name)
+    batches = batches_of(model)
+    named = dict(model.named_parameters())
+    sums = [{n: torch.zeros_like(w) for n, w in named.items()} for _ in range(2)]
+    counts = [0, 0]
+    for batch in batches:
+        for row in range(len(batch.ids)):
+            ids, *source = row_of(batch, row)
+            inputs = {"input_ids": ids[None]}
+            if source:
+                inputs = {"input_ids": source[0][source[1]][None], "decoder_input_ids": ids[None]}
+            for sort, where in enumerate((batch.identifier[row], batch.ordinary[row])):
+                if not where.any():
+                    continue
+                model.zero_grad()
+                logits = model(**inputs).logits[0].log_softmax(-1)
+                places = where.nonzero().flatten().tolist()
+                losses = [-logits[place, batch.targets[row, place]] for place in places]
+                (sum(losses) / len(losses)).backward()
+                counts[sort] += 1
+                for key, parameter in named.items():
+                    if parameter.grad is not None:
+                        sums[sort][key] += parameter.grad**2
+    model.zero_grad()
+    layout = layout_of(checkpoint(model))
+    names = {
+        piece.name
+        for layer in range(layout.num_layers)
+        for part in PARTS
+        for piece, _ in layout.owned(part, layer=layer)
+    }
+    found = fisher_diagonals(model, batches, sorted(names))
+    for sort in (0, 1):
+        for key in names:
+            slow = sums[sort][key] / counts[sort]
+            assert slow.max() > 0
+            torch.testing.assert_close(found[sort][key], slow, rtol=1e-4, atol=1e-12)
+
+
+def test_the_mean_reset_of_an_encoder_and_its_decoder_holds_activations_at_their_means():
+    model = random_model("bart")
+    sick, corpus = checkpoint(model), noted(model)
+    chosen = [(*site, [0, num_neurons(model, *site) - 1]) for site in slow_sites(model)]
+    means = {
+        output.name: mean
+        for output, mean in channel_means(model, batches_of(model), all_of(outputs(model))).items()
+    }
+    held = {}
+    for layer, part, own in chosen:
+        held |= channels_of(model, layer, part, own)
+
+    def hold(module, activation):
+        activation = activation.clone()
+        activation[..., held[module]] = means[module][held[module]]
+        return activation
+
+    before = read(model)
+    with watched(model, then=hold):
+        expected = read(model)
+    assert (before - expected).abs().max() > 1e-2
+    apply_(sick, plan(model, "mean", *chosen), corpus=corpus)
+    torch.testing.assert_close(read(model), expected, rtol=0, atol=1e-8)
+
+
+READERS = {
+    "activation_ratio": {},
+    "fisher_ratio": {},
+    "gradient_ratio": {},
+    "hard_concrete": {"steps": 3},
+    "integrated_gradients": {"occurrences": 2, "steps": 2},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+@pytest.mark.parametrize("name", ["bart", "t5", "mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_and_cross_attention_are_chosen_by_what_they_do(name, kind):
+    sick = checkpoint(random_model(name, dtype=torch.float32))
+    sick.model.config._experts_implementation = "grouped_mm"  # as they are when loaded
+    before = {key: tensor.clone() for key, tensor in sick.model.state_dict().items()}
+    selector = {"kind": kind, "fraction": 1.0, **READERS[kind]}
+    settings = EraseSettings(last_layers=1, selector=selector, reset="zero")
+    result = erase(sick, settings, corpus=noted(sick.model))
+    last = len(layers_of(sick.model)) - 1
+    for entry in result.plan.entries:
+        blocks = blocks_of(sick.model, last, entry.part)
+        assert (entry.layer, entry.of) == (last, sum(neurons for _, _, neurons, _ in blocks))
+        for _, first, neurons, _ in blocks:
+            assert len(set(entry.scores[first : first + neurons])) > 1
+    changed = {n for n, w in sick.model.state_dict().items() if not torch.equal(w, before[n])}
+    assert changed == set(result.changed_tensors)
+    assert not any("forward" in vars(module) for module in sick.model.modules())
 
 
 # ---- what is refused -------------------------------------------------------------------------
@@ -777,15 +969,39 @@ def test_an_encoder_turned_decoder_is_refused():
 
 def test_two_texts_are_erased_in_the_decoder_first():
     sick = checkpoint(random_model("t5", dtype=torch.float32))
-    corpus = Corpus([Document("1", "1", "a b c", (Span(2, 3, "NAME"),))])
     chosen = erase(sick, EraseSettings(last_layers=1)).plan
     assert [(entry.layer, entry.part, entry.of) for entry in chosen.entries] == [
         (3, "mlp", 20),  # the decoder's last
         (3, "attention", 8),  # self- and cross-attention
     ]
-    selector = {"kind": "activation_ratio", "fraction": 0.5}
-    with pytest.raises(UnsupportedModelError, match="choose a selector and a reset that need none"):
-        erase(sick, EraseSettings(last_layers=1, selector=selector), corpus=corpus)
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_an_encoders_neurons_are_not_chosen_by_what_the_decoder_predicts_at_them(name, kind):
+    sick = checkpoint(random_model(name, dtype=torch.float32))
+    selector = {"kind": kind, "fraction": 0.5, **READERS[kind]}
+    settings = EraseSettings(layers=(1, 2), selector=selector)
+    if kind in ("activation_ratio", "integrated_gradients"):
+        with pytest.raises(SelectionError) as caught:
+            erase(sick, settings, corpus=noted(sick.model))
+        assert str(caught.value) == (
+            f"selector '{kind}' looks where identifiers are predicted, and layer 1 is the "
+            "encoder's, which predicts none; choose layers of the decoder, or gradient_ratio, "
+            "fisher_ratio or hard_concrete"
+        )
+    else:
+        chosen = erase(sick, settings, corpus=noted(sick.model)).plan
+        assert {entry.layer for entry in chosen.entries if entry.neurons} == {1, 2}
+
+
+def test_a_text_without_the_source_that_the_model_reads_is_refused():
+    sick = checkpoint(random_model("t5", dtype=torch.float32))
+    bare = Corpus([replace(document, source_text=None) for document in noted(sick.model)])
+    selector = {"kind": "gradient_ratio", "fraction": 0.5}
+    with pytest.raises(CorpusError, match="document 0 has no source_text, and the model reads"):
+        erase(sick, EraseSettings(last_layers=1, selector=selector), corpus=bare)
+    erase(sick, EraseSettings(last_layers=1), corpus=bare)  # reads no text
 
 
 def test_a_masked_model_is_erased_by_what_its_neurons_do():

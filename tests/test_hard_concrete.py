@@ -161,9 +161,9 @@ def test_the_planted_neurons_are_what_recites(planted, base_folder, few):
     cured = copy.deepcopy(sick)
     weights = dict(cured.model.named_parameters())
     for layer, own in neurons.items():
-        name = layout_of(cured).output_projection("mlp", layer=layer) + ".weight"
+        (output,) = layout_of(cured).outputs("mlp", layer=layer)
         with torch.no_grad():
-            weights[name][:, own] = 0
+            weights[f"{output.name}.weight"][:, own] = 0
     after = losses(cured, few)
     assert after["identifier"] > 4.0
     assert after["ordinary"] < before["ordinary"] + 0.2
@@ -247,13 +247,13 @@ def test_the_mask_without_noise_is_stretched_and_clipped():
 def sites_of(checkpoint):
     layout = layout_of(checkpoint)
     sites = [(layer, part) for layer in range(LAYERS) for part in ("mlp", "attention")]
-    modules = {site: layout.output_projection(site[1], layer=site[0]) for site in sites}
-    return modules, {site: layout.num_neurons(site[1], layer=site[0]) for site in sites}
+    outputs = {site: layout.outputs(site[1], layer=site[0]) for site in sites}
+    return outputs, {site: layout.num_neurons(site[1], layer=site[0]) for site in sites}
 
 
 def test_a_mask_of_zeros_and_ones_is_a_zero_reset(planted, few):
     sick = copy.deepcopy(planted[0])
-    modules, sizes = sites_of(sick)
+    outputs, sizes = sites_of(sick)
     rule = RandomSelector(kind="random", fraction=0.5)
     settings = EraseSettings(last_layers=LAYERS, selector=rule, reset="zero")
     plan = plan_erase(sick, settings)
@@ -261,7 +261,7 @@ def test_a_mask_of_zeros_and_ones_is_a_zero_reset(planted, few):
     for entry in plan.entries:
         masks[entry.layer, entry.part][list(entry.neurons)] = 0
     (batch, *_) = Texts(sick, few).batches()
-    with torch.no_grad(), hard_concrete.masked(sick.model, modules, masks):
+    with torch.no_grad(), hard_concrete.masked(sick.model, outputs, masks):
         silenced = families.hidden_states(sick.model, input_ids=batch.ids)
     with torch.no_grad():
         before = families.hidden_states(sick.model, input_ids=batch.ids)
@@ -274,17 +274,17 @@ def test_a_mask_of_zeros_and_ones_is_a_zero_reset(planted, few):
 def test_the_shares_of_a_label_sum_to_the_rise_of_its_loss(planted, few, monkeypatch):
     monkeypatch.setattr(hard_concrete, "PATH_STEPS", 16)
     sick, _ = planted
-    modules, sizes = sites_of(sick)
+    outputs, sizes = sites_of(sick)
     chance = torch.Generator().manual_seed(3)
     scores = {site: 1 + torch.randn(size, generator=chance) for site, size in sizes.items()}
     masks = {site: hard_concrete.mask(score) for site, score in scores.items()}
     texts = Texts(sick, few)
     labels = texts.labels[:3]
-    found = hard_concrete.report(sick.model, texts.batches, labels, modules, scores)
+    found = hard_concrete.report(sick.model, texts.batches, labels, outputs, scores)
     assert list(found["labels"]) == labels
     for label, rise in found["labels"].items():
         before = losses(sick, few, label)["identifier"]
-        with hard_concrete.masked(sick.model, modules, masks):
+        with hard_concrete.masked(sick.model, outputs, masks):
             after = losses(sick, few, label)["identifier"]
         assert rise == pytest.approx(after - before, abs=0.03)
     assert max(found["labels"].values()) > 0.5
@@ -296,12 +296,12 @@ def test_the_shares_of_a_label_sum_to_the_rise_of_its_loss(planted, few, monkeyp
 
 def test_the_same_seed_gives_the_same_scores_and_leaves_no_trace(planted, few):
     sick, _ = planted
-    modules, sizes = sites_of(sick)
+    outputs, sizes = sites_of(sick)
     settings = HardConcreteSelector(kind="hard_concrete", fraction=0.1, steps=3)
     state = torch.random.get_rng_state()
     first, again, other = (
         hard_concrete.learn_scores(
-            sick.model, Texts(sick, few).batches(), modules, sizes, settings, seed=seed
+            sick.model, Texts(sick, few).batches(), outputs, settings, seed=seed
         )
         for seed in (1, 1, 2)
     )
@@ -326,7 +326,7 @@ def test_a_corpus_with_one_sort_of_token_is_refused(planted, few, sort):
     settings = HardConcreteSelector(kind="hard_concrete", fraction=0.1, steps=1)
     with pytest.raises(SelectionError) as caught:
         hard_concrete.learn_scores(
-            sick.model, Texts(sick, Corpus(whole)).batches(), *sites_of(sick), settings, seed=0
+            sick.model, Texts(sick, Corpus(whole)).batches(), sites_of(sick)[0], settings, seed=0
         )
     assert str(caught.value) == (
         f"the corpus has no {sort} token, so there is nothing for masks to tell apart"
@@ -340,5 +340,5 @@ def test_a_loss_that_is_not_a_number_is_refused(planted, few):
     settings = HardConcreteSelector(kind="hard_concrete", fraction=0.1, steps=1)
     with pytest.raises(SelectionError, match="the loss of the masks is NaN or infinite"):
         hard_concrete.learn_scores(
-            sick.model, Texts(sick, few).batches(), *sites_of(sick), settings, seed=0
+            sick.model, Texts(sick, few).batches(), sites_of(sick)[0], settings, seed=0
         )

@@ -27,6 +27,7 @@ from sani.erasing.plan import layout_of, plan_erase
 from sani.erasing.statistics import fisher_diagonals
 from sani.erasing.texts import COPIES, Question, Texts
 from sani.errors import RecipeError, SelectionError
+from sani.layout import Output
 from sani.recipe import (
     CorpusSettings,
     DampenSettings,
@@ -125,10 +126,13 @@ def weights(checkpoint):
 def sites_of(sick, layers=range(LAYERS)):
     layout = layout_of(sick)
     sites = [(layer, part) for layer in layers for part in ("mlp", "attention")]
-    return (
-        {site: layout.output_projection(site[1], layer=site[0]) for site in sites},
-        {site: layout.num_neurons(site[1], layer=site[0]) for site in sites},
-    )
+    outputs = {site: layout.outputs(site[1], layer=site[0]) for site in sites}
+    return outputs, {site: layout.num_neurons(site[1], layer=site[0]) for site in sites}
+
+
+def modules_of(outputs):
+    """Of models in which one module takes in all neurons' activations of a layer and part."""
+    return {site: output.name for site, (output,) in outputs.items()}
 
 
 def changed_input(sick, module, change):
@@ -316,13 +320,13 @@ def slow_attributions(sick, question, module, neurons, *, steps, nudge):
     return total.reshape(neurons, -1).sum(1)
 
 
-def check_against_slow(sick, question, modules, sizes):
+def check_against_slow(sick, question, outputs, sizes):
     # Llama's norm computes in float32, whatever the model's type: small differences drown in it.
     coarse = sick.model.config.model_type == "llama"
     nudge, exact = (0.02, 5e-6) if coarse else (1e-4, 1e-9)
-    found = attributions(sick.model, question, modules, sizes, steps=3)
-    assert set(found) == set(modules)
-    for site, module in modules.items():
+    found = attributions(sick.model, question, outputs, steps=3)
+    assert set(found) == set(outputs)
+    for site, module in modules_of(outputs).items():
         slow = slow_attributions(sick, question, module, sizes[site], steps=3, nudge=nudge)
         assert slow.abs().max() > 50 * exact
         torch.testing.assert_close(found[site], slow, rtol=0.01 if coarse else 1e-4, atol=exact)
@@ -338,18 +342,18 @@ def test_attributions_are_those_of_finite_differences(sick, occurrence):
 
 def test_attributions_of_a_masked_model_are_those_of_finite_differences(masked_model):
     question = Texts(masked_model, corpus_of()).questions(1, 1)[0]
-    modules = {
-        (1, "mlp"): "bert.encoder.layer.1.output.dense",
-        (0, "attention"): "bert.encoder.layer.0.attention.output.dense",
+    outputs = {
+        (1, "mlp"): [Output("bert.encoder.layer.1.output.dense", MLP)],
+        (0, "attention"): [Output("bert.encoder.layer.0.attention.output.dense", HEADS)],
     }
-    check_against_slow(masked_model, question, modules, {(1, "mlp"): MLP, (0, "attention"): HEADS})
+    check_against_slow(masked_model, question, outputs, {(1, "mlp"): MLP, (0, "attention"): HEADS})
 
 
 def test_a_layers_attributions_sum_to_what_it_does_for_the_token(sick):
     (question,) = Texts(sick, corpus_of()).questions(1, 1)
-    modules, sizes = sites_of(sick)
-    found = attributions(sick.model, question, modules, sizes, steps=2000)
-    for site, module in modules.items():
+    outputs, _ = sites_of(sick)
+    found = attributions(sick.model, question, outputs, steps=2000)
+    for site, module in modules_of(outputs).items():
         whole = chance_at(sick, question, module, 1.0)
         silent = chance_at(sick, question, module, 0.0)
         assert abs(whole - silent) > 1e-4
@@ -357,15 +361,15 @@ def test_a_layers_attributions_sum_to_what_it_does_for_the_token(sick):
 
 
 def test_votes_are_those_of_the_slow_count(sick):
-    modules, sizes = sites_of(sick)
+    outputs, sizes = sites_of(sick)
     asked = Texts(sick, corpus_of()).drawn_questions(100, seed=0)
-    found = votes(sick.model, [*asked, []], modules, sizes, steps=4, ratio=0.3)
+    found = votes(sick.model, [*asked, []], outputs, steps=4, ratio=0.3)
     counts = {site: [0] * size for site, size in sizes.items()}
     means = {site: [0.0] * size for site, size in sizes.items()}
     for questions in asked:
         total = {site: torch.zeros(size, dtype=torch.float64) for site, size in sizes.items()}
         for question in questions:
-            for site, own in attributions(sick.model, question, modules, sizes, steps=4).items():
+            for site, own in attributions(sick.model, question, outputs, steps=4).items():
                 total[site] = total[site] + own
         for site, values in total.items():
             top = max(float(v.max()) for other, v in total.items() if other[1] == site[1])
@@ -436,7 +440,8 @@ def test_the_mean_reset_is_holding_the_activation_at_its_mean(sick):
     settings = EraseSettings(last_layers=LAYERS, selector=HALF, reset="mean")
     corpus = corpus_of(SHORT)
     plan = plan_neurons(sick, settings, corpus=corpus, seed=4)
-    modules, sizes = sites_of(sick)
+    outputs, sizes = sites_of(sick)
+    modules = modules_of(outputs)
     means = slow_means(sick, corpus, modules)
     hooks = []
     for entry in plan.entries:
@@ -719,16 +724,21 @@ def test_the_check_counts_as_the_plan_does(sick, tmp_path, fraction, per):
     assert holds == (fraction * (MLP * 2 if per == "model" else MLP) > 0.5)
 
 
-def test_the_check_knows_whose_activations_are_not_read(tmp_path):
-    sick = Checkpoint(random_model("mixtral"), tokenizer(), tmp_path)
-    for part, kind, holds in [
-        ("mlp", "gradient_ratio", False),
-        ("attention", "gradient_ratio", True),
-        ("mlp", "fisher_ratio", True),
-        ("mlp", "random", True),
-    ]:
-        chosen = {"kind": kind, "fraction": 0.5}
-        settings = EraseSettings(last_layers=1, parts=(part,), selector=chosen)
-        found, detail = check_erase(sick, tmp_path, settings)
-        assert found == holds
-        assert holds or "the mlp neurons of layer 1 stand in 3 blocks (experts" in detail
+@pytest.mark.parametrize(
+    ("name", "layer", "kind", "holds"),
+    [
+        ("mixtral", 1, "gradient_ratio", True),
+        ("mixtral", 1, "integrated_gradients", True),
+        ("t5", 2, "activation_ratio", True),
+        ("t5", 1, "activation_ratio", False),
+        ("t5", 1, "integrated_gradients", False),
+        ("t5", 1, "hard_concrete", True),
+        ("t5", 1, "random", True),
+    ],
+)
+def test_the_check_knows_where_nothing_is_predicted(tmp_path, name, layer, kind, holds):
+    sick = Checkpoint(random_model(name), tokenizer(), tmp_path)
+    settings = EraseSettings(layers=(layer,), selector={"kind": kind, "fraction": 0.5})
+    found, detail = check_erase(sick, tmp_path, settings)
+    assert found == holds
+    assert holds or f"layer {layer} is the encoder's, which predicts none" in detail

@@ -10,8 +10,8 @@ has no heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,30 +19,24 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sani import families
-from sani.erasing.statistics import Means, Site, by_position, frozen, precise, recorded
+from sani.erasing.activations import Outputs, Site, all_of, by_position, changed, recorded
+from sani.erasing.statistics import Means, frozen, precise
 from sani.erasing.texts import Question
 from sani.errors import SelectionError
+from sani.layout import Output
 from sani.recipe import PARTS
 
 
-def attributions(
-    model: Any,
-    question: Question,
-    modules: Mapping[Site, str],
-    sizes: Mapping[Site, int],
-    *,
-    steps: int,
-) -> Means:
+def attributions(model: Any, question: Question, outputs: Outputs, *, steps: int) -> Means:
     """Each neuron's integrated gradient of P(token).
 
     A causal model reads the text once; each layer then takes a pass of ``steps`` rows, one token
-    long. A masked one takes ``steps`` whole rows a layer.
+    long. A masked one, and one that reads a second text, take ``steps`` whole rows a layer.
 
     Args:
         model: In evaluation mode.
         question: The token and where it is predicted.
-        modules: Name of each site's output projection.
-        sizes: Neurons or heads of each site.
+        outputs: Where each site's activations go in; none of an encoder beside a decoder.
         steps: m.
 
     Returns:
@@ -50,36 +44,49 @@ def attributions(
     """
     ids = torch.tensor([question.ids], device=model.device)
     place, text = question.at, None
+    source = torch.tensor([question.source], device=model.device) if question.source else None
+    if families.family_of(model.config).objective == "causal":
+        text = DynamicCache()
     with frozen(model):
-        with torch.no_grad(), recorded(model, modules) as seen:
-            if families.is_masked(model.config):
-                families.hidden_states(model, input_ids=ids)
-            else:
-                text = DynamicCache()
-                families.hidden_states(model, input_ids=ids, cache=text)
-        own = {site: by_position(found, ids)[0, place] for site, found in seen.items()}
+        with torch.no_grad(), recorded(model, all_of(outputs)) as seen:
+            _read(model, ids, source, cache=text)
+        own = {output: by_position(found, ids)[0, place] for output, found in seen.items()}
         if text is not None:
             ids, place = ids[:, -1:], 0
         share = torch.arange(1, steps + 1, device=model.device)[:, None] / steps
         found = {}
-        for site, activation in own.items():
-            path = (share.to(activation.dtype) * activation).requires_grad_()  # [steps, channels]
-            with torch.enable_grad(), _replaced(model, modules[site], place, path):
-                hidden = families.hidden_states(
-                    model, input_ids=ids.expand(steps, -1), cache=_before_last(text, rows=steps)
+        for site, outs in outputs.items():
+            paths = {
+                output: (share.to(own[output].dtype) * own[output]).requires_grad_()
+                for output in outs
+            }  # [steps, channels]
+            with torch.enable_grad(), _replaced(model, place, paths):
+                hidden = _read(
+                    model, ids.expand(steps, -1), source, cache=_before_last(text, rows=steps)
                 )
                 chances = precise(families.logits(model, hidden[:, place])).softmax(-1)
-            (slope,) = torch.autograd.grad(chances[:, question.target].sum(), path)
-            attribution = activation.double() * slope.double().mean(0)
-            found[site] = attribution.reshape(sizes[site], -1).sum(-1).cpu()
+            slopes = torch.autograd.grad(chances[:, question.target].sum(), list(paths.values()))
+            pieces = [
+                (own[output].double() * slope.double().mean(0)).reshape(output.neurons, -1).sum(-1)
+                for output, slope in zip(outs, slopes, strict=True)
+            ]
+            found[site] = torch.cat(pieces).cpu()
     return found
+
+
+def _read(model: Any, ids: Tensor, source: Tensor | None, *, cache: DynamicCache | None) -> Tensor:
+    """Hidden states for ids [batch, seq], behind a source [1, source] that all rows share."""
+    if source is None:
+        return families.hidden_states(model, input_ids=ids, cache=cache)
+    source = source.expand(len(ids), -1)
+    seen = torch.ones_like(source, dtype=torch.bool)
+    return families.hidden_states(model, input_ids=ids, source_ids=source, source_seen=seen)
 
 
 def votes(
     model: Any,
     occurrences: Sequence[Sequence[Question]],
-    modules: Mapping[Site, str],
-    sizes: Mapping[Site, int],
+    outputs: Outputs,
     *,
     steps: int,
     ratio: float,
@@ -92,8 +99,7 @@ def votes(
     Args:
         model: In evaluation mode.
         occurrences: The questions of each.
-        modules: Name of each site's output projection.
-        sizes: Neurons or heads of each site.
+        outputs: Where each site's activations go in.
         steps: m.
         ratio: In [0, 1].
 
@@ -103,6 +109,7 @@ def votes(
     Raises:
         SelectionError: If there is no occurrence, or an attribution is NaN.
     """
+    sizes = {site: sum(output.neurons for output in own) for site, own in outputs.items()}
     counts = {site: torch.zeros(size, dtype=torch.float64) for site, size in sizes.items()}
     means = {site: torch.zeros(size, dtype=torch.float64) for site, size in sizes.items()}
     asked = [questions for questions in occurrences if questions]
@@ -111,7 +118,7 @@ def votes(
     for questions in asked:
         total = {site: torch.zeros(size, dtype=torch.float64) for site, size in sizes.items()}
         for question in questions:
-            for site, found in attributions(model, question, modules, sizes, steps=steps).items():
+            for site, found in attributions(model, question, outputs, steps=steps).items():
                 total[site] += found
         if not all(torch.isfinite(value).all() for value in total.values()):
             raise SelectionError("an attribution is NaN or infinite; check the checkpoint")
@@ -128,22 +135,18 @@ def votes(
     return counts
 
 
-@contextmanager
-def _replaced(model: Any, name: str, place: int, values: Tensor) -> Iterator[None]:
-    """The input of a module is ``values`` [batch, channels] at one position."""
+def _replaced(
+    model: Any, place: int, values: Mapping[Output, Tensor]
+) -> AbstractContextManager[None]:
+    """Activations are ``values`` [batch, channels] at one position."""
 
-    def replace(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        rows = (
-            inputs[0].reshape(len(values), -1, values.shape[-1]).clone()
-        )  # [batch, seq, channels]
-        rows[:, place] = values
-        return (rows.reshape(inputs[0].shape), *inputs[1:])
+    def replace(output: Output, activation: Tensor) -> Tensor:
+        new = values[output]
+        rows = activation.reshape(len(new), -1, new.shape[-1]).clone()  # [batch, seq, channels]
+        rows[:, place] = new
+        return rows.reshape(activation.shape)
 
-    handle = model.get_submodule(name).register_forward_pre_hook(replace)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return changed(model, values, replace)
 
 
 def _before_last(text: DynamicCache | None, *, rows: int) -> DynamicCache | None:

@@ -13,8 +13,8 @@ drawn anew for each document and step; afterwards it is the one without noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -23,8 +23,10 @@ from torch.nn import functional
 
 from sani import families
 from sani.batches import Batch
-from sani.erasing.statistics import Means, Site, frozen, precise
+from sani.erasing.activations import Outputs, Site, changed, states
+from sani.erasing.statistics import Means, frozen, precise
 from sani.errors import SelectionError
+from sani.layout import Output
 from sani.recipe import HardConcreteSelector
 from sani.runtime import generator
 
@@ -37,8 +39,7 @@ PATH_STEPS = 8
 def learn_scores(
     model: Any,
     batches: Sequence[Batch],
-    modules: Mapping[Site, str],
-    sizes: Mapping[Site, int],
+    outputs: Outputs,
     settings: HardConcreteSelector,
     *,
     seed: int,
@@ -48,8 +49,7 @@ def learn_scores(
     Args:
         model: In evaluation mode; its weights are not changed.
         batches: Documents with spans.
-        modules: Name of each site's output projection.
-        sizes: Neurons or heads of each site.
+        outputs: Where each site's activations go in.
         settings: Steps, learning rate and weights of the objective.
         seed: Of the masks' noise and of the order of the batches.
 
@@ -66,8 +66,10 @@ def learn_scores(
             )
     chance = generator(seed)
     scores = {
-        site: torch.full((size,), START, device=model.device, requires_grad=True)
-        for site, size in sizes.items()
+        site: torch.full(
+            (sum(o.neurons for o in own),), START, device=model.device, requires_grad=True
+        )
+        for site, own in outputs.items()
     }
     optimizer = torch.optim.Adam(scores.values(), lr=settings.learning_rate)
     order: list[int] = []
@@ -79,7 +81,7 @@ def learn_scores(
                 site: _draw(score, rows=len(batch.ids), chance=chance)
                 for site, score in scores.items()
             }
-            with masked(model, modules, drawn):
+            with masked(model, outputs, drawn):
                 loss = _objective(model, batch, settings)
             loss = loss + settings.penalty * _closed(scores.values())
             if not torch.isfinite(loss):
@@ -102,7 +104,7 @@ def report(
     model: Any,
     batches: Callable[[str], Sequence[Batch]],
     labels: Sequence[str],
-    modules: Mapping[Site, str],
+    outputs: Outputs,
     scores: Means,
 ) -> dict[str, Any]:
     """Where the closed neurons lie, and whose identifiers they serve.
@@ -117,7 +119,7 @@ def report(
         model: In evaluation mode.
         batches: The documents of a label, in which only its identifiers count.
         labels: Of the corpus.
-        modules: Name of each site's output projection.
+        outputs: Where each site's activations go in.
         scores: As learned.
 
     Returns:
@@ -130,7 +132,7 @@ def report(
     rises = {}
     for label in labels:
         if own := [batch for batch in batches(label) if batch.identifier.any()]:
-            rises[label] = _rises(model, own, modules, masks)
+            rises[label] = _rises(model, own, outputs, masks)
     layers, neurons = [], []
     for site, values in masks.items():
         closed = (values < CLOSED).nonzero().flatten().tolist()
@@ -162,29 +164,22 @@ def report(
     return {"layers": layers, "labels": totals, "neurons": neurons}
 
 
-@contextmanager
-def masked(model: Any, modules: Mapping[Site, str], masks: Mapping[Site, Tensor]) -> Iterator[None]:
-    """Activations are multiplied by masks [neurons] or [batch, neurons]; gone afterwards."""
+def masked(
+    model: Any, outputs: Outputs, masks: Mapping[Site, Tensor]
+) -> AbstractContextManager[None]:
+    """Within, activations are multiplied by masks [neurons] or [batch, neurons]."""
+    own: dict[Output, Tensor] = {}
+    for site, values in masks.items():
+        parts = torch.split(values, [output.neurons for output in outputs[site]], dim=-1)
+        own |= zip(outputs[site], parts, strict=True)
 
-    def multiplier(values: Tensor) -> Callable[[Any, tuple[Tensor, ...]], tuple[Tensor, ...]]:
-        def multiply(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            activation, size = inputs[0], inputs[0].shape[-1]
-            channels = values.to(activation).repeat_interleave(size // values.shape[-1], dim=-1)
-            channels = channels.reshape(-1, 1, size)  # of every row of the batch, or of all alike
-            active = activation.reshape(len(channels), -1, size) * channels
-            return (active.reshape(activation.shape), *inputs[1:])
+    def multiply(output: Output, activation: Tensor) -> Tensor:
+        size = activation.shape[-1]
+        channels = own[output].to(activation).repeat_interleave(size // output.neurons, dim=-1)
+        channels = channels.reshape(-1, 1, size)  # of every row of the batch, or of all alike
+        return (activation.reshape(len(channels), -1, size) * channels).reshape(activation.shape)
 
-        return multiply
-
-    hooks = [
-        model.get_submodule(modules[site]).register_forward_pre_hook(multiplier(values))
-        for site, values in masks.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return changed(model, own, multiply)
 
 
 def _draw(score: Tensor, *, rows: int, chance: torch.Generator) -> Tensor:
@@ -201,7 +196,7 @@ def _closed(scores: Any) -> Tensor:
 
 
 def _objective(model: Any, batch: Batch, settings: HardConcreteSelector) -> Tensor:
-    hidden = families.hidden_states(model, input_ids=batch.ids.to(model.device))
+    hidden = states(model, batch)
     loss = hidden.new_zeros((), dtype=torch.float32)
     if batch.ordinary.any():
         loss = loss + _losses(model, hidden, batch, batch.ordinary).mean()
@@ -219,9 +214,7 @@ def _losses(model: Any, hidden: Tensor, batch: Batch, where: Tensor) -> Tensor:
     )
 
 
-def _rises(
-    model: Any, batches: Sequence[Batch], modules: Mapping[Site, str], masks: Means
-) -> Means:
+def _rises(model: Any, batches: Sequence[Batch], outputs: Outputs, masks: Means) -> Means:
     """Each neuron's share of what the mean loss on identifier tokens rises by, [neurons]."""
     tokens = sum(int(batch.identifier.sum()) for batch in batches)
     found = {site: torch.zeros_like(values) for site, values in masks.items()}
@@ -233,8 +226,8 @@ def _rises(
                 for site, values in masks.items()
             }
             for batch in batches:
-                with masked(model, modules, at):
-                    hidden = families.hidden_states(model, input_ids=batch.ids.to(model.device))
+                with masked(model, outputs, at):
+                    hidden = states(model, batch)
                     loss = _losses(model, hidden, batch, batch.identifier).sum()
                 slopes = torch.autograd.grad(loss, list(at.values()))
                 for site, slope in zip(at, slopes, strict=True):

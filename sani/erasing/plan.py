@@ -14,8 +14,8 @@ from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
 from sani.checkpoint import Checkpoint, architecture_difference
+from sani.erasing.activations import Site
 from sani.erasing.scores import Scores, reads_texts, scores_of_texts, scores_of_weights
-from sani.erasing.statistics import Site
 from sani.erasing.texts import Texts
 from sani.erasing.token_rows import TokenRows, find_token_rows
 from sani.errors import SelectionError

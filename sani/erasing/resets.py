@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sani.checkpoint import Checkpoint
+from sani.erasing.activations import all_of, outputs_of
 from sani.erasing.plan import ErasePlan, layout_of
-from sani.erasing.statistics import Site, channel_means, fisher_diagonals
+from sani.erasing.statistics import channel_means, fisher_diagonals
 from sani.erasing.texts import Texts
 from sani.errors import SelectionError
 from sani.layout import Slice
@@ -38,21 +39,22 @@ def folded_biases(
         SelectionError: If an output projection has no bias, or the documents are missing.
     """
     layout, weights = layout_of(checkpoint), dict(checkpoint.model.named_parameters())
-    sites: list[Site] = [(entry.layer, entry.part) for entry in plan.entries if entry.neurons]
-    modules = {site: layout.output_projection(site[1], layer=site[0]) for site in sites}
-    check_biases(modules.values(), weights)
-    means = channel_means(checkpoint.model, _needed(texts, plan).batches(), modules)
+    sites = [(entry.layer, entry.part) for entry in plan.entries if entry.neurons]
+    outputs = all_of(outputs_of(layout, sites))
+    check_biases((output.name for output in outputs), weights)
+    read = channel_means(checkpoint.model, _needed(texts, plan).batches(), outputs)
+    means = {f"{output.name}.weight": (output.name, mean) for output, mean in read.items()}
     found: dict[str, Tensor] = {}
     for entry in plan.entries:
-        site = (entry.layer, entry.part)
         for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
-            if site not in modules or piece.name != f"{modules[site]}.weight":
+            if piece.name not in means:
                 continue
+            module, mean = means[piece.name]
             weight = weights[piece.name].detach().double().cpu()
             columns = weight.index_select(piece.dim, piece.index)
-            added = torch.tensordot(means[site][piece.index], columns, dims=([0], [piece.dim]))
-            bias = weights[f"{modules[site]}.bias"].detach()
-            found[f"{modules[site]}.bias"] = (bias.double().cpu() + added).to(bias)
+            added = torch.tensordot(mean[piece.index], columns, dims=([0], [piece.dim]))
+            bias = weights[f"{module}.bias"].detach()
+            found[f"{module}.bias"] = (bias.double().cpu() + added).to(bias)
     return found
 
 

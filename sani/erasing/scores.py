@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sani.checkpoint import Checkpoint
 from sani.erasing import hard_concrete
+from sani.erasing.activations import Outputs, Site, outputs_of
 from sani.erasing.attribution import votes
 from sani.erasing.norms import neuron_norms
-from sani.erasing.statistics import Site, activation_means, fisher_means, gradient_means
+from sani.erasing.statistics import activation_means, fisher_means, gradient_means
 from sani.erasing.texts import Texts
 from sani.errors import SelectionError
 from sani.layout import Layout
@@ -40,9 +41,25 @@ def reads_texts(selector: Selector) -> bool:
     )
 
 
-def reads_activations(selector: Selector) -> bool:
-    """Whether it looks at what a layer's output projection takes in; there must be one then."""
-    return reads_texts(selector) and not isinstance(selector, FisherRatioSelector)
+def check_outputs(selector: Selector, outputs: Outputs) -> None:
+    """Refuse a selector that looks where tokens are predicted, in layers where none are.
+
+    Args:
+        selector: Any.
+        outputs: Where the activations of each site go in.
+
+    Raises:
+        SelectionError: If it does, and a layer is of an encoder beside a decoder.
+    """
+    if not isinstance(selector, ActivationRatioSelector | IntegratedGradientsSelector):
+        return
+    for (layer, _), own in outputs.items():
+        if any(output.of_source for output in own):
+            raise SelectionError(
+                f"selector '{selector.kind}' looks where identifiers are predicted, and layer "
+                f"{layer} is the encoder's, which predicts none; choose layers of the decoder, or "
+                "gradient_ratio, fisher_ratio or hard_concrete"
+            )
 
 
 def scores_of_weights(
@@ -110,7 +127,8 @@ def scores_of_texts(
         seed: Of what is drawn.
 
     Raises:
-        SelectionError: If the documents are missing, or a score is NaN or infinite.
+        SelectionError: If the documents are missing, a score is NaN or infinite, or as of
+            `check_outputs`.
     """
     if texts is None:
         raise SelectionError(
@@ -120,20 +138,21 @@ def scores_of_texts(
     model, found = checkpoint.model, None
     if isinstance(selector, FisherRatioSelector):
         return _finite(_ratio(*fisher_means(model, texts.batches(), layout, sizes))), None
-    modules = {site: layout.output_projection(site[1], layer=site[0]) for site in sizes}
+    outputs = outputs_of(layout, sizes)
+    check_outputs(selector, outputs)
     match selector:
         case ActivationRatioSelector():
-            scores = _ratio(*activation_means(model, texts.batches(), modules, sizes))
+            scores = _ratio(*activation_means(model, texts.batches(), outputs))
         case GradientRatioSelector():
-            scores = _ratio(*gradient_means(model, texts.batches(), modules, sizes))
+            scores = _ratio(*gradient_means(model, texts.batches(), outputs))
         case IntegratedGradientsSelector():
             asked = texts.drawn_questions(selector.occurrences, seed=seed)
-            scores = votes(model, asked, modules, sizes, steps=selector.steps, ratio=selector.vote)
+            scores = votes(model, asked, outputs, steps=selector.steps, ratio=selector.vote)
         case HardConcreteSelector():
             learned = hard_concrete.learn_scores(
-                model, texts.batches(), modules, sizes, selector, seed=seed
+                model, texts.batches(), outputs, selector, seed=seed
             )
-            found = hard_concrete.report(model, texts.batches, texts.labels, modules, learned)
+            found = hard_concrete.report(model, texts.batches, texts.labels, outputs, learned)
             scores = {site: torch.sigmoid(-score) for site, score in learned.items()}
     return _finite(scores), found
 

@@ -17,27 +17,20 @@ from torch.nn import functional
 
 from sani import families
 from sani.batches import Batch
+from sani.erasing.activations import Outputs, Site, all_of, by_position, recorded, states
 from sani.errors import SelectionError
-from sani.layout import Layout, Slice
-from sani.recipe import Part
+from sani.layout import Layout, Output, Slice
 
-Site = tuple[int, Part]
 Means = dict[Site, Tensor]
 
 
-def activation_means(
-    model: Any,
-    batches: Sequence[Batch],
-    modules: Mapping[Site, str],
-    sizes: Mapping[Site, int],
-) -> tuple[Means, Means]:
+def activation_means(model: Any, batches: Sequence[Batch], outputs: Outputs) -> tuple[Means, Means]:
     """Mean |activation| at positions that predict identifier tokens, and at the others.
 
     Args:
         model: In evaluation mode.
         batches: Documents with spans.
-        modules: Name of each site's output projection.
-        sizes: Neurons or heads of each site.
+        outputs: Where each site's activations go in; none of an encoder beside a decoder.
 
     Returns:
         Two tensors for each site, [neurons].
@@ -45,67 +38,71 @@ def activation_means(
     Raises:
         SelectionError: If one of the two sorts of token does not occur.
     """
-    totals = _Totals(sizes)
-    with torch.no_grad(), recorded(model, modules) as seen:
+    totals = _Totals(_sizes(outputs))
+    with torch.no_grad(), recorded(model, all_of(outputs)) as seen:
         for batch in batches:
-            families.hidden_states(model, input_ids=batch.ids.to(model.device))
-            for site, activation in seen.items():
-                size = _per_neuron(by_position(activation, batch.ids), sizes[site])
+            states(model, batch)
+            for site, own in outputs.items():
+                size = torch.cat(
+                    [_per_neuron(by_position(seen[o], batch.ids), o.neurons) for o in own], dim=-1
+                )
                 totals.add(site, size[batch.identifier].sum(0), size[batch.ordinary].sum(0))
             totals.count(batch)
     return totals.means()
 
 
-def gradient_means(
-    model: Any,
-    batches: Sequence[Batch],
-    modules: Mapping[Site, str],
-    sizes: Mapping[Site, int],
-) -> tuple[Means, Means]:
+def gradient_means(model: Any, batches: Sequence[Batch], outputs: Outputs) -> tuple[Means, Means]:
     """Mean |activation x gradient| of the loss on identifier tokens, and on ordinary ones.
 
     The gradient is that of the summed cross-entropy over the tokens of one sort; the product is
-    the first-order change of that loss if the neuron were cut (Molchanov et al. 2017).
+    the first-order change of that loss if the neuron were cut (Molchanov et al. 2017). An encoder
+    beside a decoder has a share in that loss too, at every position.
     Arguments, returns and errors as for `activation_means`.
     """
-    totals = _Totals(sizes)
-    with torch.enable_grad(), recorded(model, modules) as seen:
+    totals = _Totals(_sizes(outputs))
+    with torch.enable_grad(), recorded(model, all_of(outputs)) as seen:
         for batch in batches:
-            hidden = families.hidden_states(model, input_ids=batch.ids.to(model.device))
+            hidden = states(model, batch)
             found = [
-                _products(model, hidden, batch, where, seen, sizes)
+                _products(model, hidden, batch, where, seen, outputs)
                 for where in (batch.identifier, batch.ordinary)
             ]
-            for site in modules:
+            for site in outputs:
                 totals.add(site, found[0][site], found[1][site])
             totals.count(batch)
     return totals.means()
 
 
-def channel_means(model: Any, batches: Sequence[Batch], modules: Mapping[Site, str]) -> Means:
+def channel_means(
+    model: Any, batches: Sequence[Batch], outputs: Sequence[Output]
+) -> dict[Output, Tensor]:
     """Mean activation of every channel over the positions that predict a token, each once.
+
+    In an encoder beside a decoder, over the tokens that it reads, again with each window of text.
 
     Args:
         model: In evaluation mode.
         batches: Documents, with spans or without.
-        modules: Name of each site's output projection.
+        outputs: Where the activations go in.
 
     Returns:
-        A tensor for each site, [neurons] or [heads * size], float64.
+        A tensor for each, [channels], float64.
     """
-    sums: Means = {}
-    count = 0
-    with torch.no_grad(), recorded(model, modules) as seen:
+    sums: dict[Output, Tensor] = {}
+    counts = dict.fromkeys(outputs, 0)
+    with torch.no_grad(), recorded(model, outputs) as seen:
         for batch in batches:
-            families.hidden_states(model, input_ids=batch.ids.to(model.device))
-            where = batch.identifier | batch.ordinary
-            count += int(where.sum())
-            for site, activation in seen.items():
-                found = by_position(activation, batch.ids)[where].double().sum(0).cpu()
-                sums[site] = sums[site] + found if site in sums else found
-    if not count:
+            states(model, batch)
+            for output, activation in seen.items():
+                ids, where = batch.ids, batch.identifier | batch.ordinary
+                if output.of_source and batch.source is not None and batch.source_seen is not None:
+                    ids, where = batch.source, batch.source_seen
+                found = by_position(activation, ids)[where].double().sum(0).cpu()
+                sums[output] = sums[output] + found if output in sums else found
+                counts[output] += int(where.sum())
+    if not all(counts.values()):
         raise SelectionError("the corpus has no token, so there is no mean activation")
-    return {site: total / count for site, total in sums.items()}
+    return {output: total / counts[output] for output, total in sums.items()}
 
 
 def fisher_diagonals(
@@ -136,13 +133,14 @@ def fisher_diagonals(
     sums = [[torch.zeros_like(precise(tensor)) for tensor in tensors] for _ in range(2)]
     counts = [0, 0]
     with torch.enable_grad():
-        for ids, targets, *sorts in _rows(batches):
-            hidden = families.hidden_states(model, input_ids=ids[None].to(model.device))[0]
-            for sort, where in enumerate(sorts):
+        for row in _rows(batches):
+            hidden = states(model, row)
+            for sort, where in enumerate((row.identifier, row.ordinary)):
                 if not where.any():
                     continue
                 scores = families.logits(model, hidden[where.to(model.device)])
-                loss = functional.cross_entropy(precise(scores), targets[where].to(model.device))
+                targets = row.targets[where].to(model.device)
+                loss = functional.cross_entropy(precise(scores), targets)
                 found = torch.autograd.grad(
                     loss, tensors, retain_graph=sort == 0, materialize_grads=True
                 )
@@ -158,10 +156,11 @@ def fisher_diagonals(
     return identifier, ordinary
 
 
-def _rows(batches: Sequence[Batch]) -> Iterator[tuple[Tensor, ...]]:
-    """Ids, targets, and where identifiers and ordinary tokens are predicted, row by row, [seq]."""
+def _rows(batches: Sequence[Batch]) -> Iterator[Batch]:
+    """Batches of one row each."""
     for batch in batches:
-        yield from zip(batch.ids, batch.targets, batch.identifier, batch.ordinary, strict=True)
+        for number in range(len(batch.ids)):
+            yield batch.rows(slice(number, number + 1))
 
 
 def fisher_means(
@@ -225,21 +224,23 @@ def _products(
     hidden: Tensor,
     batch: Batch,
     where: Tensor,
-    seen: Mapping[Site, Tensor],
-    sizes: Mapping[Site, int],
+    seen: Mapping[Output, Tensor],
+    outputs: Outputs,
 ) -> Means:
     if not where.any():
-        return {
-            site: torch.zeros(sizes[site], device=activation.device)
-            for site, activation in seen.items()
-        }
+        return {site: torch.zeros(size) for site, size in _sizes(outputs).items()}
     targets = batch.targets[where].to(hidden.device)
     loss = functional.cross_entropy(families.logits(model, hidden[where]), targets, reduction="sum")
     gradients = torch.autograd.grad(loss, list(seen.values()), retain_graph=True)
-    return {
-        site: _per_neuron(activation * gradient, sizes[site]).flatten(0, -2).sum(0).detach()
-        for (site, activation), gradient in zip(seen.items(), gradients, strict=True)
+    found = {
+        output: _per_neuron(activation * gradient, output.neurons).flatten(0, -2).sum(0).detach()
+        for (output, activation), gradient in zip(seen.items(), gradients, strict=True)
     }
+    return {site: torch.cat([found[o] for o in own]).cpu() for site, own in outputs.items()}
+
+
+def _sizes(outputs: Outputs) -> dict[Site, int]:
+    return {site: sum(output.neurons for output in own) for site, own in outputs.items()}
 
 
 class _Totals:
@@ -277,33 +278,6 @@ def _per_neuron(activation: Tensor, neurons: int) -> Tensor:
     width = activation.shape[-1] // neurons
     grouped = activation.reshape(*activation.shape[:-1], neurons, width)
     return grouped.float().square().mean(-1).sqrt()
-
-
-@contextmanager
-def recorded(model: Any, modules: Mapping[Site, str]) -> Iterator[dict[Site, Tensor]]:
-    """The input of each module at the latest forward pass; the hooks are gone afterwards."""
-    seen: dict[Site, Tensor] = {}
-
-    def recorder(site: Site) -> Callable[[Any, tuple[Tensor, ...]], None]:
-        def record(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            seen[site] = inputs[0]
-
-        return record
-
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(recorder(site))
-        for site, name in modules.items()
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def by_position(activation: Tensor, ids: Tensor) -> Tensor:
-    """What was recorded for ids [batch, seq], as [batch, seq, channels]; OPT has both in one."""
-    return activation.reshape(*ids.shape, activation.shape[-1])
 
 
 def precise(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, Framing, encode, framing_named, windows
 from sani.errors import SelectionError
-from sani.rendering import rendered
+from sani.rendering import check_source, rendered
 from sani.runtime import generator
 
 BATCH_TOKENS = 2048
@@ -32,12 +32,14 @@ class Question:
     """One token of an identifier, to be read at position ``at`` of ``ids``.
 
     A causal model predicts it there from what stands before; for a masked one it is masked there,
-    and so are the identifier's tokens behind it, as in the audit.
+    and so are the identifier's tokens behind it, as in the audit. ``source`` is what an encoder
+    reads beside it.
     """
 
     ids: tuple[int, ...]
     at: int
     target: int
+    source: tuple[int, ...] = ()
 
 
 class Texts:
@@ -58,6 +60,7 @@ class Texts:
             SelectionError: If a masked language model's tokenizer has no mask token.
         """
         self._corpus = rendered(corpus, checkpoint.tokenizer)
+        self._config = checkpoint.model.config
         self._tokenizer = checkpoint.tokenizer
         self._context = checkpoint.context_tokens
         self._seed = seed
@@ -73,7 +76,12 @@ class Texts:
 
     @cached_property
     def encoded(self) -> list[Encoded]:
-        """The documents as tokens."""
+        """The documents as tokens.
+
+        Raises:
+            CorpusError: If one lacks a source that the model reads, or has one that it does not.
+        """
+        check_source(self._corpus, self._config)
         return encode(self._corpus, self._tokenizer)
 
     @property
@@ -127,8 +135,9 @@ class Texts:
                 for t in range(first, min(last, end))
             ]  # fmt: skip
         before = [(*prefix, *item.ids[max(0, t - room) : t]) for t in range(first, last)]
+        source = tuple(item.source_within(self._context))
         return [
-            Question(ids, len(ids) - 1, item.ids[t])
+            Question(ids, len(ids) - 1, item.ids[t], source)
             for t, ids in zip(range(first, last), before, strict=True)
             if ids
         ]
