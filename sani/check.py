@@ -70,6 +70,8 @@ def check(recipe: Recipe, out: Path) -> list[CheckItem]:
         items.append(_look(f"rung {number}", partial(_rung, recipe.model, rung)))
     if recipe.escalation is not None:
         items.append(_look("escalation", lambda: _escalation(recipe)))
+    if recipe.rounds > 1:
+        items.append(_look("rounds", lambda: _rounds(recipe)))
     if recipe.attack is not None:
         attack = recipe.attack
         items.append(_look("attack", lambda: _attack(attack)))
@@ -164,12 +166,8 @@ def _rung(model: ModelSettings, rung: Rung) -> str:
 
 
 def _escalation(recipe: Recipe) -> str:
-    """What the rungs read at most, from the tokens of a sample of the documents."""
-    settings, ladder = recipe.escalation, recipe.ladder
-    corpus = read_documents(recipe).corpus
-    sample, tokenizer = Corpus(corpus[:TOKENIZED]), _tokenizer(recipe.model)
-    encoded = encode(rendered(sample, tokenizer), tokenizer)
-    tokens = sum(len(item.ids) for item in encoded) * len(corpus) / len(sample)
+    """What the rungs read at most."""
+    settings, ladder, tokens = recipe.escalation, recipe.ladder, _tokens(recipe)
     whole = [rung.repair.epochs * tokens for rung in ladder]
     limits = "none"
     if settings is not None and (settings.seconds or settings.tokens):
@@ -180,6 +178,23 @@ def _escalation(recipe: Recipe) -> str:
         f"{max(whole):,.0f} tokens of training a rung, {sum(whole):,.0f} if all are tried; budget: "
         f"{limits}"
     )
+
+
+def _rounds(recipe: Recipe) -> str:
+    """What they read at most."""
+    tokens = recipe.repair.epochs * _tokens(recipe) if recipe.repair else 0
+    return (
+        f"{recipe.rounds} at most, each only if the one before left anything that the base does "
+        f"not give; about {tokens:,.0f} tokens of training a round"
+    )
+
+
+def _tokens(recipe: Recipe) -> float:
+    """Tokens of all documents, from a sample of them."""
+    corpus, tokenizer = read_documents(recipe).corpus, _tokenizer(recipe.model)
+    sample = Corpus(corpus[:TOKENIZED])
+    encoded = encode(rendered(sample, tokenizer), tokenizer)
+    return sum(len(item.ids) for item in encoded) * len(corpus) / len(sample)
 
 
 def _erase(model: ModelSettings, settings: EraseSettings) -> str:

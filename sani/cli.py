@@ -641,11 +641,11 @@ def _compare_runs(first: Path, second: Path, *, as_json: bool) -> int:
 def _show_report(report: dict[str, Any], folder: Path) -> None:
     """The compact table, the gate, and where the rest stands."""
     from sani.reporting.evidence import summary, untested
-    from sani.reporting.repeated import turns
+    from sani.reporting.rounds import rounds
     from sani.reporting.tried import tried
 
     console.show_section(tried(report))
-    console.show_section(turns(report))
+    console.show_section(rounds(report))
     console.show_section(summary(report))
     console.show_checks(report["gate"]["checks"])
     inventory = report["scan"]

@@ -151,9 +151,9 @@ def test_the_stages_work_on_their_own(
     found = json.loads(capsys.readouterr().out)
     assert found["audits"]["model"]["figures"]["direct"]["greedy"]["trials"] == before["trials"]
     assert set(found["audits"]) == {"model", "round 1", "round 2", "base"}
-    steps = [(step["from"], step["to"]) for step in found["rounds"]]
+    steps = [(step["from"], step["to"]) for step in found["onion"]]
     assert steps == [("round 1", "round 2"), ("round 2", "model")]
-    assert found["rounds"][0]["cured"] > 0
+    assert found["onion"][0]["cured"] > 0
 
 
 def test_documents_of_the_corpus_are_neither_held_out_nor_unseen(

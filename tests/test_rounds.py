@@ -9,6 +9,7 @@ import pytest
 
 from sani import run
 from sani.auditing.audit import audit
+from sani.check import check
 from sani.checkpoint import Checkpoint, load_checkpoint
 from sani.cli import main
 from sani.corpus.documents import Corpus, Place, only
@@ -105,10 +106,10 @@ def test_it_ends_as_soon_as_nothing_surfaces(recipe: Path, tmp_path: Path) -> No
     ]  # fmt: skip
     run(load_recipe(recipe, overrides=options), tmp_path / "run")
     done = load(tmp_path / "run", "rounds.json")["done"]
-    turns = [load(tmp_path / "run", f"round-{n}.json")["left"] for n in range(1, done + 1)]
+    rounds = [load(tmp_path / "run", f"round-{n}.json")["left"] for n in range(1, done + 1)]
     assert done < 50
-    assert turns[-1] == 0
-    assert all(turns[:-1])
+    assert rounds[-1] == 0
+    assert all(rounds[:-1])
 
 
 def test_a_run_folder_has_one_result_a_round_and_the_weights_of_the_last(repeated: Path) -> None:
@@ -124,18 +125,18 @@ def test_the_report_shows_what_each_round_left_and_brought_up(
     repeated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = read_report(repeated)  # fits the schema, too
-    assert [step["to"] for step in found["rounds"]] == ["round-1", "round-2", "after"]
+    assert [step["to"] for step in found["onion"]] == ["round-1", "round-2", "after"]
     assert [step["from"] for step in found["ripples"]] == ["before", "round-1", "round-2"]
-    turns = found["repeated"]["turns"]
-    assert found["repeated"]["tokens"] == sum(turn["tokens"] for turn in turns) > 0
-    assert all(turn["neurons"] for turn in turns)
+    rounds = found["rounds"]["made"]
+    assert found["rounds"]["tokens"] == sum(each["tokens"] for each in rounds) > 0
+    assert all(each["neurons"] for each in rounds)
     page = (repeated / "report.html").read_text()
     assert main(["report", str(repeated)]) == 3
     printed = " ".join(capsys.readouterr().out.split())
-    sentence = f"3 of at most 3 rounds took {found['repeated']['seconds']:.0f} s"
+    sentence = f"3 of at most 3 rounds took {found['rounds']['seconds']:.0f} s"
     for form in (page, (repeated / "report.md").read_text(), printed):
         assert sentence in form
-        assert f"{turns[-1]['left']} occurrences are left." in form
+        assert f"{rounds[-1]['left']} occurrences are left." in form
     assert "round 2 to after (sanitized)" in page
 
 
@@ -222,3 +223,15 @@ def test_an_escalation_has_no_rounds(recipe: Path) -> None:
     options = ["strategy=escalate", "erase=null"]
     with pytest.raises(RecipeError, match="rounds: strategy: escalate"):
         load_recipe(recipe, overrides=options)
+
+
+def test_the_check_tells_what_rounds_read(
+    recipe: Path, clinic: Clinic, leaky: Checkpoint, tmp_path: Path
+) -> None:
+    items = {item.name: item for item in check(load_recipe(recipe), tmp_path / "run")}
+    tokens = 2 * sum(len(leaky.tokenizer(document.text).input_ids) for document in clinic.private)
+    assert items["rounds"].holds
+    assert items["rounds"].detail.startswith("3 at most, each only if the one before left anything")
+    assert f"about {tokens:,} tokens of training a round" in items["rounds"].detail
+    once = check(load_recipe(recipe, overrides=["rounds=1"]), tmp_path / "run")
+    assert "rounds" not in {item.name for item in once}

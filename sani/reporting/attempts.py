@@ -174,7 +174,7 @@ def pretraining(report: Mapping[str, Any]) -> Iterator[Section]:
         )
 
 
-def rounds(report: Mapping[str, Any]) -> Section:
+def onion(report: Mapping[str, Any]) -> Section:
     """What each stage cured and brought up."""
     return Section(
         "onion",
@@ -190,6 +190,6 @@ def rounds(report: Mapping[str, Any]) -> Section:
                 *(str(item[key]) for key in ("cured", "kept", "new", "first_seen")),
                 p_value(item["p_value"]),
             )
-            for item in report["rounds"]
+            for item in report["onion"]
         ),
     )

@@ -117,7 +117,7 @@ def compare_audits(
 
     Returns:
         ``audits``, with membership inference that also looks at the base's loss and with what
-        sampling brought up ``beyond`` the base, and ``rounds``.
+        sampling brought up ``beyond`` the base, and ``onion``.
     """
     reference = documents.get("base")
     found = {}
@@ -134,7 +134,7 @@ def compare_audits(
     steps = zip(pairwise(names), onion([verdicts[name] for name in names]), strict=True)
     return {
         "audits": found,
-        "rounds": [{"from": one, "to": other, **step} for (one, other), step in steps],
+        "onion": [{"from": one, "to": other, **step} for (one, other), step in steps],
     }
 
 

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sani.reporting import attempts, evidence, process
 from sani.reporting.charts import draw
-from sani.reporting.repeated import turns
+from sani.reporting.rounds import rounds
 from sani.reporting.sections import chapters
 from sani.reporting.tried import tried
 
@@ -32,8 +32,8 @@ def render(report: Mapping[str, Any], template: str) -> str:
         untested=evidence.untested(report),
         limits=process.limits(report),
         tried=tried(report),
-        turns=turns(report),
-        onion=attempts.rounds(report),
+        rounds=rounds(report),
+        onion=attempts.onion(report),
         scan=process.scan(report),
         versions=process.versions(report),
         chapters=chapters(report) if template == "report.html.jinja" else {},

@@ -228,8 +228,8 @@ def stages(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
         found[f"escalation, {len(escalation['rungs'])} rungs"] = escalation
         kept = escalation["rungs"][escalation["best"] - 1]
         names = [] if kept["attacked"] else ["attacks"]
-    if report.get("repeated"):
-        found[f"{len(report['repeated']['turns'])} rounds"], names = report["repeated"], ["attacks"]
+    if report["rounds"]:
+        found[f"{len(report['rounds']['made'])} rounds"], names = report["rounds"], ["attacks"]
     return {**found, **{name: report[name] for name in names if report[name]}}
 
 

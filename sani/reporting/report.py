@@ -34,8 +34,8 @@ from sani.reporting.compare import (
     compare_pretraining,
 )
 from sani.reporting.page import render
-from sani.reporting.repeated import repeated, rounds_between
 from sani.reporting.ripple import ripples
+from sani.reporting.rounds import rounds_between, rounds_made
 from sani.reporting.schema import SCHEMA_VERSION
 from sani.reporting.spread import against_control, by_subject
 from sani.reporting.tried import escalation
@@ -94,7 +94,7 @@ def build_report(
         "subjects": by_subject(verdicts, corpus, folder.digest),
         "picture": against_control(verdicts, corpus),
         "escalation": escalation(folder),
-        "repeated": repeated(folder),
+        "rounds": rounds_made(folder),
         "erase": _erased(folder.load("erase")),
         "repair": _repaired(folder.load("repair")),
         "audit_settings": _without_paths(recipe.audit.model_dump()),

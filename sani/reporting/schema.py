@@ -24,7 +24,7 @@ from sani.rates import Rate
 from sani.recipe import AuditSettings, GateSettings
 from sani.scanning.inventory import LabelCount
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 PLACE = Path(__file__).with_name("report.schema.json")
 Stage = Literal["base", "before", "erased", "after"]
 Step = Annotated[str, Field(pattern=r"^(before|erased|round-\d+|after)$")]
@@ -137,7 +137,7 @@ class Change(Part):
     p_value: float | None
 
 
-class Round(Change):
+class OnionStep(Change):
     """One stage; `sani.reporting.compare.onion`."""
 
     source: Step = Field(alias="from")
@@ -319,7 +319,7 @@ class Escalation(Part):
     rungs: list[TriedRung]
 
 
-class Turn(Part):
+class Round(Part):
     """One round: what its selector looked at, what it did, and what it left."""
 
     looked_at: int
@@ -333,11 +333,11 @@ class Turn(Part):
     energy_joules: float | None
 
 
-class Repeated(Part):
+class Rounds(Part):
     """Rounds of erase and repair; ``left`` of the last is what is still beyond the base."""
 
     asked: int
-    turns: list[Turn]
+    made: list[Round]
     seconds: float
     tokens: int
     energy_joules: float | None
@@ -366,11 +366,11 @@ class Provenance(Part):
 class Report(Part):
     """``report.json``."""
 
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     gate: Gate
     scan: Scan
     audits: dict[Stage, Audit]
-    rounds: list[Round]
+    onion: list[OnionStep]
     pretraining: Pretraining
     changes: Changes
     ripples: list[Ripple]
@@ -378,7 +378,7 @@ class Report(Part):
     subjects: Subjects
     picture: Picture
     escalation: Escalation | None
-    repeated: Repeated | None = None
+    rounds: Rounds | None
     erase: Erase | None
     repair: Repair | None
     audit_settings: AuditSettings

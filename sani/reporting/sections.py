@@ -7,8 +7,8 @@ from typing import Any
 
 from sani.reporting import attempts, evidence, leakage, process
 from sani.reporting.attacks import attack_sections
-from sani.reporting.repeated import turns
 from sani.reporting.ripple import ripple_sections
+from sani.reporting.rounds import rounds
 from sani.reporting.tried import tried
 from sani.reporting.words import Section
 
@@ -21,7 +21,7 @@ def audit_sections(report: Mapping[str, Any]) -> list[Section]:
         *attempts.membership(report),
         *attempts.generation(report),
         *attempts.pretraining(report),
-        attempts.rounds(report),
+        attempts.onion(report),
     ]
 
 
@@ -39,8 +39,8 @@ def chapters(report: Mapping[str, Any]) -> dict[str, list[Section]]:
             leakage.memory(report),
         ],
         "What each stage brought up": [
-            *([turns(report)] if report.get("repeated") else []),
-            attempts.rounds(report),
+            *([rounds(report)] if report["rounds"] else []),
+            attempts.onion(report),
             *leakage.listed(report),
             *ripple_sections(report["ripples"]),
         ],

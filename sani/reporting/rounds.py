@@ -11,23 +11,23 @@ from sani.reporting.words import Section, sampled
 from sani.runfolder import RunFolder
 
 
-def repeated(folder: RunFolder) -> dict[str, Any] | None:
-    """The rounds of a run as `sani.reporting.schema.Repeated`; None if it had but one."""
+def rounds_made(folder: RunFolder) -> dict[str, Any] | None:
+    """The rounds of a run as `sani.reporting.schema.Rounds`; None if it had but one."""
     done = folder.load("rounds")
     if done is None:
         return None
-    turns = [_turn(folder.load(f"round-{number + 1}")) for number in range(done["done"])]
-    energies = [turn["energy_joules"] for turn in turns]
+    made = [_round(folder.load(f"round-{number + 1}")) for number in range(done["done"])]
+    energies = [each["energy_joules"] for each in made]
     return {
         "asked": done["asked"],
-        "turns": turns,
-        "seconds": sum(turn["seconds"] for turn in turns),
-        "tokens": sum(turn["tokens"] for turn in turns),
+        "made": made,
+        "seconds": sum(each["seconds"] for each in made),
+        "tokens": sum(each["tokens"] for each in made),
         "energy_joules": None if None in energies else sum(energies),
     }
 
 
-def _turn(found: Mapping[str, Any]) -> dict[str, Any]:
+def _round(found: Mapping[str, Any]) -> dict[str, Any]:
     erase, repair = found["erase"], found["repair"]
     entries = erase["plan"]["entries"] if erase else []
     return {
@@ -46,20 +46,20 @@ def rounds_between(folder: RunFolder) -> dict[str, Occurrences]:
     return {name: verdicts for name, verdicts in found.items() if verdicts is not None}
 
 
-def turns(report: Mapping[str, Any]) -> Section:
+def rounds(report: Mapping[str, Any]) -> Section:
     """Round by round; a section without rows if the run had but one."""
-    found, title = report.get("repeated"), "Rounds"
+    found, title = report["rounds"], "Rounds"
     if found is None:
         return Section("rounds", title)
     kinds: Sequence[str] = report["gate_settings"]["kinds"]
     of = f" ({' / '.join(kinds)})" if len(kinds) > 1 else ""
-    left = found["turns"][-1]["left"]
+    left = found["made"][-1]["left"]
     return Section(
         "rounds",
         title,
         (
             "Erase and repair again, on what surfaced: what is extractable and the base does not "
-            f"give. {len(found['turns'])} of at most {found['asked']} rounds took "
+            f"give. {len(found['made'])} of at most {found['asked']} rounds took "
             f"{found['seconds']:.0f} s and {found['tokens']} tokens of training; "
             + (f"{left} occurrences are left." if left else "nothing is left."),
         ),
@@ -70,12 +70,12 @@ def turns(report: Mapping[str, Any]) -> Section:
         tuple(
             (
                 str(number),
-                "-" if number == 1 else str(turn["looked_at"]),
-                str(turn["neurons"]),
-                *cells(turn, kinds),
-                str(turn["left"]),
-                f"{turn['seconds']:.1f}",
+                "-" if number == 1 else str(each["looked_at"]),
+                str(each["neurons"]),
+                *cells(each, kinds),
+                str(each["left"]),
+                f"{each['seconds']:.1f}",
             )
-            for number, turn in enumerate(found["turns"], start=1)
+            for number, each in enumerate(found["made"], start=1)
         ),
     )  # fmt: skip
