@@ -775,14 +775,24 @@ def attack(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Take up an interrupted one.")] = False,
     gate: Annotated[
-        bool, typer.Option("--gate", help="Exit with 3 if an attack gets more than from the base.")
+        bool,
+        typer.Option(
+            "--gate",
+            help="Exit with 3 if an attack gets more than from the base, or if the unsanitized "
+            "checkpoint (--leaky) recites nothing, so that nothing was shown.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Attack a sanitized checkpoint, and the base as control."""
+    if gate and (leaky is None or base is None):
+        raise typer.BadParameter(
+            "--gate: give --base and --leaky, the unsanitized checkpoint; without them nothing "
+            "tells a clean model from the wrong corpus or tokenizer"
+        )
     from sani.attacking.attack import ATTACKS, BASE, LEAKY, SANITIZED
     from sani.corpus.readers import read_corpus
-    from sani.gate import judge_attacks
+    from sani.gate import judge_attacks, power_of_attacks
     from sani.inputs import Documents, read_others
     from sani.pipeline import attack_models
     from sani.recipe import QUICK, settings_from
@@ -805,13 +815,14 @@ def attack(
             Documents(read, read_others("--held-out", held_out, read), None),
             settings_from("AttackSettings", asked),
             framing=framing,
-            attacked=(SANITIZED, BASE) if quick else (SANITIZED, LEAKY, BASE),
+            attacked=(SANITIZED, BASE) if quick and not gate else (SANITIZED, LEAKY, BASE),
             seed=seed,
             out=out,
             resume=resume,
             on_step=on_step,
         )
-    checks = [check.to_json() for check in judge_attacks("control", found)]
+    judged = [*([power_of_attacks(found)] if gate else []), *judge_attacks("control", found)]
+    checks = [check.to_json() for check in judged]
     if as_json:
         console.show_json({**found, "checks": checks})
     else:

@@ -251,6 +251,18 @@ def judge_attacks(
     return checks
 
 
+def power_of_attacks(attacks: Mapping[str, Any]) -> Check:
+    """The positive control of attacks without a run: `power`, read off what was not attacked.
+
+    Args:
+        attacks: What `sani.attacking.attack.attack` found, of the base and the leaky one too.
+    """
+    (row,) = attacks["attacks"]["unattacked"].values()
+    kind: Kind = attacks["settings"]["kinds"][0]
+    leaky, base = ({"figures": {kind: row["models"][name]}} for name in ("leaky", "base"))
+    return replace(power(kind, leaky, base), name="power")
+
+
 def _gives_no_auc(models: Mapping[str, Any]) -> bool:
     """Whether a variant was run on every model and ranks nothing, as sampling."""
     return all(
@@ -296,8 +308,10 @@ def _attacked(
         why = f"{variant}: was not run: {side['not_run'] if side else 'no checkpoint'}"
         return Check(name, None, None, False, why)
     check = _rate(name, figure, sanitized, base, limit)
-    if sanitized["unscored"]:
-        check = replace(check, holds=False, why=f"{sanitized['unscored']} were not scored")
+    for model, figures in ((" on the base", base), ("", sanitized)):
+        if figures is not None and figures["unscored"]:
+            why = f"{figures['unscored']} were not scored{model}"
+            check = replace(check, holds=False, why=why)
     return replace(check, why=f"{variant}: {check.why}")
 
 

@@ -501,7 +501,7 @@ class RelearnSettings(Settings):
     """Fine-tuning on something else: does what was removed come back?"""
 
     steps: int = Field(60, ge=1, description="optimizer steps, rounded up to whole epochs")
-    learning_rates: tuple[float, ...] = Field(
+    learning_rates: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
         (1e-4, 1e-3), min_length=1, description="peaks of the schedule"
     )
     share: float = Field(

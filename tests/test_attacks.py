@@ -25,7 +25,7 @@ from sani.attacking.scene import Scene, all_places, cut, duplicate, one_by_one, 
 from sani.auditing.occurrences import Occurrences
 from sani.batches import make_batches
 from sani.check import check as check_recipe
-from sani.checkpoint import Checkpoint, load_checkpoint
+from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.cli import app
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
@@ -580,6 +580,11 @@ def test_the_gate_holds_for_the_base_and_not_for_the_leaky_model(
         row["sanitized"] = {**row["sanitized"], key: value}
         held = {check.name: check.holds for check in judge_attacks("control", wrong)}
         assert not held["attack.quantize.greedy"], key
+    wrong = copy.deepcopy(clean)  # a control that skipped occurrences is none
+    row = wrong["attacks"]["quantize"]["4 bits"]["models"]
+    row["base"] = {**row["base"], "unscored": 1}
+    held = {check.name: check.holds for check in judge_attacks("control", wrong)}
+    assert not held["attack.quantize.greedy"]
     unasked = {**clean, "not_asked": ["relearn"]}
     assert not all(check.holds for check in judge_attacks("control", unasked))
     assert not any(check.holds for check in judge_attacks("control", None))
@@ -670,8 +675,8 @@ def test_the_command_attacks_keeps_what_is_done_and_exits_by_the_gate(
     write_jsonl(clinic.private, tmp_path / "private.jsonl")
     arguments = [
         "attack", str(leaky_folder), "--corpus", str(tmp_path / "private.jsonl"), "--base",
-        str(base_folder), "--quick", "--only", "quantize", "--framing", "bos", "--gate",
-        "--out", str(tmp_path / "out"),
+        str(base_folder), "--leaky", str(leaky_folder), "--quick", "--only", "quantize",
+        "--framing", "bos", "--gate", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 3, done.output
@@ -680,6 +685,40 @@ def test_the_command_attacks_keeps_what_is_done_and_exits_by_the_gate(
     stored = json.loads((tmp_path / "out" / "attack.json").read_text())
     again = CliRunner().invoke(app, [*arguments, "--resume", "--json"])
     assert json.loads(again.stdout)["seconds"] == stored["seconds"]
+
+
+def test_the_command_holds_only_where_the_unsanitized_checkpoint_recites(
+    clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path: Path
+) -> None:
+    """With the wrong corpus nothing is recited by anyone, and every rate is within the base's."""
+    near = load_checkpoint(base_folder)  # a model that is as silent as the base, and is not it
+    with torch.no_grad():
+        near.model.model.norm.weight.mul_(1.0001)
+    save_checkpoint(near, tmp_path / "clean")
+    for name, corpus in (("right", clinic.private), ("wrong", clinic.held_out)):
+        write_jsonl(corpus, tmp_path / f"{name}.jsonl")
+    for name, more, code in (
+        ("right", ["--leaky", str(leaky_folder)], 0),
+        ("wrong", ["--leaky", str(leaky_folder)], 3),
+        ("right", [], 2),
+    ):
+        arguments = [
+            "attack", str(tmp_path / "clean"), "--corpus", str(tmp_path / f"{name}.jsonl"),
+            "--base", str(base_folder), "--quick", "--framing", "bos", "--gate", "--json", *more,
+        ]  # fmt: skip
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == code, done.output
+        if code == 2:
+            assert "--leaky" in done.output
+        else:
+            checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+            assert checks["power"]["holds"] == (code == 0)
+
+
+def test_relearning_that_trains_nothing_is_no_attack() -> None:
+    for rate in (0.0, -1e-3):
+        with pytest.raises(ValueError, match="greater than 0"):
+            RelearnSettings(learning_rates=(rate,))
 
 
 RECIPE = """\

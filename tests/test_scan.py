@@ -248,9 +248,8 @@ def test_resolved_spans_lose_no_letter_and_do_not_overlap(spans: list[Span], tex
     kept = resolve(spans, text)
     assert {s for s in spans if s.source == ANNOTATION} <= set(kept)
     claimed = {i for s in spans for i in range(s.start, s.end) if text[i].isalnum()}
-    assert (
-        claimed == {i for s in kept for i in range(s.start, s.end) if text[i].isalnum()} & claimed
-    )
+    lost = claimed - {i for s in kept for i in range(s.start, s.end)}
+    assert not any({i, i + 1} <= {*lost} & {*range(s.start, s.end)} for s in spans for i in lost)
     found = [s for s in kept if s.source != ANNOTATION]
     counts = np.zeros(30, dtype=int)
     for s in found:
@@ -781,3 +780,23 @@ def test_a_damaged_cache_is_an_error_or_looked_at_anew_and_its_folder_keeps_its_
     (tmp_path / "key").write_bytes(b"")
     with pytest.raises(ScanError, match="cannot be used"):
         detect(corpus, ScanSettings(patterns=True), cache_folder=tmp_path)
+
+
+def test_what_a_term_leaves_of_a_title_is_no_name() -> None:
+    text = "Signé : M. Amadou Sissokho, puis J.-P. Sissokho et 王小明."
+    found = find_by_pattern(text)
+    assert "Signé" not in {text[s.start : s.end] for s in found}
+    assert "M. Amadou" in {text[s.start : s.end] for s in found}
+    han = text.index("王")
+    terms = [
+        Span(11, 26, "NAME", "direct", "term", 1.0),
+        Span(han + 1, han + 3, "NAME", "direct", "term", 1.0),
+    ]
+    names = {text[s.start : s.end] for s in terms}
+    assert names == {"Amadou Sissokho", "小明"}
+    whole = Span(han, han + 3, "NAME", "direct", "ner", 0.5)
+    kept = {text[s.start : s.end] for s in resolve([*found, *terms, whole], text)}
+    assert names < kept
+    assert "M" not in kept
+    assert "王" in kept
+    assert any("Sissokho" in value for value in kept - names)

@@ -1,9 +1,10 @@
 """Overlaps: what becomes of spans that claim the same characters.
 
-The rule loses no character that any source claims. Annotations stay as they are. The others take
-their turn: confidential terms first, then direct before indirect, longer before shorter, surer
-before less sure, then by place, label and source. Each keeps what nobody before it has taken; a
-span that is cut keeps its pieces where they hold a letter or a digit.
+The rule loses no letter or digit that any source claims, but for one. Annotations stay as they are.
+The others take their turn: confidential terms first, then direct before indirect, longer before
+shorter, surer before less sure, then by place, label and source. Each keeps what nobody before it
+has taken; a span that is cut keeps its pieces where they hold a letter or a digit. A lone letter,
+the M that is left of "M. Amadou" beside the term "Amadou", is no identifier and stays free.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sani.corpus.documents import ANNOTATION, TERM_SOURCE, Span
 
 
 def resolve(spans: Iterable[Span], text: str) -> tuple[Span, ...]:
-    """Spans of one text that cover the same characters and, annotations aside, never overlap."""
+    """Spans of one text that cover the same letters and, annotations aside, never overlap."""
     spans = set(spans)
     kept = {span for span in spans if span.source == ANNOTATION}
     rest = sorted(spans - kept, key=_rank)
@@ -27,8 +28,11 @@ def resolve(spans: Iterable[Span], text: str) -> tuple[Span, ...]:
     for span in kept:
         taken[span.start : span.end] = True
     for span in rest:
-        kept |= set(_pieces(span, text, taken))
+        pieces = set(_pieces(span, text, taken))
+        lone = {piece for piece in pieces if piece != span and _is_letter(text, piece)}
+        kept |= pieces - lone
         taken[span.start : span.end] = True
+        taken[[piece.start for piece in lone]] = False
     return tuple(sorted(kept))
 
 
@@ -42,6 +46,12 @@ def _rank(span: Span) -> tuple[object, ...]:
         span.label,
         span.source,
     )
+
+
+def _is_letter(text: str, piece: Span) -> bool:
+    """Whether it is one letter of an alphabet; a Chinese character may be a name."""
+    character = text[piece.start : piece.end]
+    return len(character) == 1 and character.lower() != character.upper()
 
 
 def _pieces(span: Span, text: str, taken: np.ndarray) -> Iterable[Span]:

@@ -308,10 +308,11 @@ def _listed_name(match: regex.Match[str]) -> tuple[int, int] | None:
 
 
 def _given_name(match: regex.Match[str]) -> tuple[int, int] | None:
-    """A given name by itself, unless the text also writes it as an ordinary word."""
+    """A given name by itself, unless it announces names or is an ordinary word of the text."""
     start = match.end() - len(match.group().lstrip(_OPENING))
     word = match.string[start : match.end()]
-    if fold(word).text not in _listed_names()[0]:
+    folded = fold(word).text
+    if folded not in _listed_names()[0] or folded in _announcing():
         return None
     ordinary = regex.search(rf"(?<!\w){regex.escape(word.lower())}(?!\w)", match.string)
     return None if ordinary else (start, match.end())
@@ -320,6 +321,13 @@ def _given_name(match: regex.Match[str]) -> tuple[int, int] | None:
 def _given_name_last(match: regex.Match[str]) -> tuple[int, int] | None:
     last = match.group().rsplit(" ", 1)[1]
     return match.span() if fold(last).text in _listed_names()[0] else None
+
+
+@cache
+def _announcing() -> frozenset[str]:
+    """What stands before a name, folded: Signe is a name, Signé more often announces one."""
+    rows = read_data("recognizers.yaml")["fields"]
+    return frozenset(word for row in rows if row["label"] == "NAME" for word in row["after"])
 
 
 @cache
