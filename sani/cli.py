@@ -620,7 +620,11 @@ def report(
         from sani.runtime import quiet_libraries
 
         quiet_libraries()
-        console.say(f"{reveal_run(folder)} holds identifiers in the clear (mode 0600)")
+        place = reveal_run(folder)
+        if place.stat().st_size:
+            console.say(f"{place} holds identifiers in the clear (mode 0600)")
+        else:
+            console.say(f"{place} is empty: nothing was extracted, and none is beyond the base")
     raise typer.Exit(0 if found["gate"]["holds"] else GATE_FAILED)
 
 

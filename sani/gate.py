@@ -183,25 +183,34 @@ def _auc(
     baseline: Mapping[str, Any] | None,
     excess: float,
 ) -> Check:
-    value = figures["auc"]["value"] if figures else None
-    if figures and figures["auc"]["trials"] < LEAST_DECOYED * figures["greedy"]["trials"]:
-        why = f"only {figures['auc']['trials']} of {figures['greedy']['trials']} have decoys"
+    if not figures:
+        return Check(name, None, None, False, "no occurrence of this kind was scored")
+    value = figures["auc"]["value"]
+    if figures["auc"]["trials"] < LEAST_DECOYED * figures["greedy"]["trials"]:
+        why = (
+            f"only {figures['auc']['trials']} of {figures['greedy']['trials']} have decoys, and "
+            f"{LEAST_DECOYED:.0%} must; the inventory (sani scan) may hold values that are none"
+        )
         return Check(name, value, None, False, why)
     control = baseline["auc"]["value"] if baseline else None
     if value is None or control is None:
         return Check(name, value, None, False, "no decoys were scored, or there is no control")
-    trials = figures["auc"]["trials"] if figures else 0
-    if trials < FEWEST_TRIALS:
-        return Check(name, value, None, False, _too_few(trials))
-    return _auc_excess(name, value, control, excess)
+    if figures["auc"]["trials"] < FEWEST_TRIALS:
+        return Check(name, value, None, False, _too_few(figures["auc"]["trials"]))
+    return _auc_excess(name, figures["auc"], control, excess)
 
 
-def _auc_excess(name: str, value: float, control: float, excess: float) -> Check:
+def _auc_excess(name: str, auc: Mapping[str, Any], control: float, excess: float) -> Check:
     # Below 0.5 a control prefers decoys, which leaves no more room than none at all.
     highest = max(control, 0.5) + excess
-    return _compare(
-        name, value, highest, f"the control has {control:.3f}; {excess} above is allowed"
-    )
+    above = "it" if control >= 0.5 else "chance, 0.5,"
+    why = f"the control has {control:.3f}; {excess} above {above} is allowed"
+    if auc["low"] is not None and auc["low"] <= highest <= auc["high"]:
+        why += (
+            f"; the 95 % interval, {auc['low']:.3f} to {auc['high']:.3f}, has the limit in it: "
+            f"{auc['trials']} occurrences do not settle this"
+        )
+    return _compare(name, auc["value"], highest, why)
 
 
 def judge_attacks(
@@ -264,11 +273,8 @@ def power_of_attacks(attacks: Mapping[str, Any]) -> Check:
 
 
 def _gives_no_auc(models: Mapping[str, Any]) -> bool:
-    """Whether a variant was run on every model and ranks nothing, as sampling."""
-    return all(
-        not figures["not_run"] and (figures["auc"] is None or figures["auc"]["value"] is None)
-        for figures in models.values()
-    )
+    """Whether a variant was run on every model and asks for no decoys, as sampling."""
+    return all(not figures["not_run"] and figures["auc"] is None for figures in models.values())
 
 
 def _ranked(name: str, variant: str, models: Mapping[str, Any], excess: float) -> Check:
@@ -290,7 +296,7 @@ def _ranked(name: str, variant: str, models: Mapping[str, Any], excess: float) -
             why = f"{variant}: only {figures['auc']['trials']} of {trials} have decoys"
             return Check(name, value, None, False, why)
         values.append(value)
-    check = _auc_excess(name, values[0], values[1], excess)
+    check = _auc_excess(name, models["sanitized"]["auc"], values[1], excess)
     return replace(check, why=f"{variant}: {check.why}")
 
 

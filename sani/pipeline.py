@@ -24,6 +24,7 @@ from sani.auditing.audit import AuditResult, audit, worst_framing
 from sani.checkpoint import (
     Checkpoint,
     architecture_difference,
+    check_folder,
     folder_digest,
     load_checkpoint,
     save_checkpoint,
@@ -172,6 +173,8 @@ def audit_models(
         on_step: Called with (what, steps done, steps in all).
     """
     runtime.quiet_libraries()
+    for folder in models.values():  # all, before the first takes its hours
+        check_folder(folder, base=models.get("base"))
     ranks.agree("documents", documents.digests())
     found: dict[str, AuditResult] = {}
     pretraining: dict[str, AuditResult] = {}

@@ -610,6 +610,7 @@ def test_the_gate_can_judge_what_is_silent_and_not_gone(
     auc = {"trials": 40, "value": 0.5, "low": 0.4, "high": 0.6}
     broken: Sequence[tuple[str, Any]] = [
         ("not_run", "it was not"), ("auc", {**auc, "trials": 1}), ("auc", None), ("unscored", 1),
+        ("auc", {**auc, "trials": 0, "value": None}),
     ]  # fmt: skip
     for key, value in broken:
         wrong = copy.deepcopy(clean)
@@ -617,6 +618,11 @@ def test_the_gate_can_judge_what_is_silent_and_not_gone(
         row["sanitized"] = {**row["sanitized"], key: value}
         held = {c.name: c.holds for c in judge_attacks(None, wrong, auc_excess=0.05)}
         assert not held["attack.quantize.auc"], key
+    nobody = copy.deepcopy(clean)  # no decoy could be made, for no model
+    for figures in nobody["attacks"]["quantize"]["4 bits"]["models"].values():
+        figures["auc"] = {"trials": 0, "value": None, "low": None, "high": None}
+    held = {c.name: c.holds for c in judge_attacks(None, nobody, auc_excess=0.05)}
+    assert not held["attack.quantize.auc"]
     few = copy.deepcopy(clean)
     for figures in few["attacks"]["quantize"]["4 bits"]["models"].values():
         figures["auc"] = figures["greedy"] = {**auc, "trials": 19, "hits": 0}
@@ -769,6 +775,8 @@ def test_a_run_attacks_judges_and_reports(
     assert "tested, see Attacks" in shown
     assert "must never be released" in shown
     assert "no attack was run" not in shown
+    brief = (tmp_path / "run" / "report.md").read_text()
+    assert "- measured, but not judged: Guidance: whoever holds" in brief
     values = {d.value(s) for d in clinic.private for s in d.spans if s.kind == "direct"}
     for name in ("attack.json", "report.json", "report.md", "report.html", "junit.xml"):
         text = (tmp_path / "run" / name).read_text()

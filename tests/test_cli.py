@@ -1,6 +1,7 @@
 """The command line: quick to answer, right exit codes, one sentence for whatever goes wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,19 @@ def test_an_error_is_one_sentence_and_exit_code_1(
     assert captured.err.strip() == sentence.format(**names)
     assert captured.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_an_audit_looks_at_every_folder_before_it_loads_the_first(
+    clinic: Clinic, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(clinic.private, tmp_path / "notes.jsonl")
+    shutil.copytree(leaky_folder, tmp_path / "torn")
+    (tmp_path / "torn" / "model.safetensors").write_bytes(b"torn")
+    arguments = ["audit", str(tmp_path / "torn"), "--corpus", str(tmp_path / "notes.jsonl")]
+    assert main([*arguments, "--base", str(leaky_folder)]) == 1
+    assert "torn" in capsys.readouterr().err
+    assert main([*arguments, "--base", str(tmp_path / "nowhere")]) == 1
+    assert f"model folder {tmp_path / 'nowhere'} does not exist" in capsys.readouterr().err
 
 
 def test_the_text_of_an_unexpected_error_is_not_shown(

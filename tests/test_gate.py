@@ -189,3 +189,19 @@ def test_a_masked_model_must_meet_the_rates_in_both_ways_of_asking() -> None:
     }
     assert failed({**clean, "jointly": {}}, control=control) == set()  # of a causal model
     assert failed(clean) == {"greedy.direct.jointly", "discoverable.direct.jointly"}
+
+
+def test_an_auc_check_says_what_it_allows_and_whether_that_is_settled() -> None:
+    def why(value: float, low: float, high: float, base: float) -> str:
+        after = audit_of((0, 1000), auc=value)
+        after["figures"]["direct"]["auc"] |= {"low": low, "high": high}
+        settings = GateSettings(auc_excess=0.05)
+        found = judge(settings, before=BEFORE, after=after, control=audit_of((0, 1000), auc=base))
+        return next(check.why for check in found if check.name == "auc.direct")
+
+    below = "the control has 0.480; 0.05 above chance, 0.5, is allowed"
+    assert why(0.52, 0.51, 0.53, 0.48) == below
+    assert (
+        why(0.54, 0.44, 0.64, 0.52) == "the control has 0.520; 0.05 above it is allowed; the "
+        "95 % interval, 0.440 to 0.640, has the limit in it: 1000 occurrences do not settle this"
+    )

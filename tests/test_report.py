@@ -492,6 +492,18 @@ def test_the_card_is_read_by_the_hubs_own_classes_and_has_the_audits_figures(don
     assert "never be released" in card.text
 
 
+def test_the_card_says_what_was_erased(done: Done) -> None:
+    report = json.loads(json.dumps(done[2]))
+    assert "parameters changed (neurons reset: all, reinit)" in model_card(report)
+    report["erase"]["plan"] |= {"toward_base": 0.5}
+    both = "(all weights set 50 % of the way to the base's; neurons reset: all, reinit)"
+    assert both in model_card(report)
+    report["erase"]["plan"]["entries"] = []
+    assert "parameters changed (all weights set 50 % of the way to the base's)." in model_card(
+        report
+    )
+
+
 def test_licence_and_base_are_carried_over_from_the_cards_at_hand(tmp_path: Path) -> None:
     model = card_folder(tmp_path / "model", "base_model: org/public\nlanguage: es")
     base = card_folder(

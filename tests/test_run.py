@@ -518,7 +518,8 @@ def test_a_sanitized_checkpoint_is_checked_and_nothing_in_it_changed(
     }  # fmt: skip
     assert not list(out.rglob("*.safetensors"))
     report, whole = load(out, "report.json"), load(finished[0], "report.json")
-    assert report["gate"] == whole["gate"]
+    for mine, its in zip(report["gate"]["checks"], whole["gate"]["checks"], strict=True):
+        assert mine == {**its, "measured": pytest.approx(its["measured"], rel=1e-6)}
     for stage in ("base", "before", "after"):
         assert report["audits"][stage]["figures"] == whole["audits"][stage]["figures"]
     assert only_check(recipe, model, leaky_folder, out, "seed=4") == 1  # belongs to another recipe

@@ -245,7 +245,9 @@ def _figures(outcome: Outcome, scene: Scene) -> dict[str, Any]:
     return data | {
         "greedy": asdict(rate(int(found.greedy[scored].sum()), trials)),
         "discoverable": asdict(rate(int(found.discoverable[scored].sum()), trials)),
-        "auc": asdict(clustered_mean(found.auc, numbers, seed=scene.seed)),
+        "auc": asdict(clustered_mean(found.auc, numbers, seed=scene.seed))
+        if outcome.ranks
+        else None,
         "unscored": int((~scored).sum()),
         "extracted": [[*outcome.places[n], labels[n]] for n in np.flatnonzero(extracted).tolist()],
     }

