@@ -113,6 +113,8 @@ def _check(settings: Any, out: Path, *, as_json: bool) -> int:
 def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
     from sani.pipeline import run as run_recipe
 
+    if resume and not out.exists():
+        console.say(f"{out} is not there, so there is nothing to resume: this run is new")
     with console.reporter() as on_step:
         result = run_recipe(settings, out, resume=resume, on_step=on_step)
     _say_left_behind(settings.model.path, checked=settings.only_checks)
@@ -736,7 +738,8 @@ def verify(
         console.show(
             f"{found.files} files in the manifest: {len(found.added)} added, "
             f"{len(found.missing)} missing, {len(found.changed)} changed. "
-            f"Signature: {found.signature}. "
+            f"Signature: {found.signature}"
+            f"{NOT_SIGNED if found.signature in ('none', 'not checked') else ''}. "
             f"The gate of the run {'held' if found.gate_holds else 'DID NOT HOLD'}."
         )
     raise typer.Exit(0 if found.holds else GATE_FAILED)
@@ -910,6 +913,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code or 0)
 
 
+NOT_SIGNED = " (so whoever changed a file may have changed the manifest too)"
 RESUMES = ("run", "attack")
 HALF_WRITTEN = "nothing was left half-written"
 

@@ -105,6 +105,21 @@ def test_an_audit_looks_at_every_folder_before_it_loads_the_first(
     assert f"model folder {tmp_path / 'nowhere'} does not exist" in capsys.readouterr().err
 
 
+def test_a_resume_without_a_run_says_that_it_is_a_new_one(
+    leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(
+        f"version: 1\nmodel: {{path: {leaky_folder}}}\ncorpus: {{path: {tmp_path}/nowhere.jsonl}}\n"
+        "repair: {at_identifiers: {kind: mask}}\n"
+        "gate: {greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: null}\n"
+    )
+    assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 1
+    assert f"{out} is not there, so there is nothing to resume" in capsys.readouterr().err
+    assert main(["run", str(recipe), "--out", str(out)]) == 1
+    assert "nothing to resume" not in capsys.readouterr().err
+
+
 def test_the_text_of_an_unexpected_error_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -61,7 +61,7 @@ def rounds(report: Mapping[str, Any]) -> Section:
             "Erase and repair again, on what surfaced: what is extractable and the base does not "
             f"give. {len(found['made'])} of at most {found['asked']} rounds took "
             f"{found['seconds']:.0f} s and {found['tokens']} tokens of training; "
-            + (f"{left} occurrences are left." if left else "nothing is left."),
+            + (f"{left} occurrences are left." if left else "nothing extractable is left."),
         ),
         (
             "round", "surfaced before it", "neurons reset", f"greedy{of}",
