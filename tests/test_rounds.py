@@ -12,14 +12,17 @@ from sani.auditing.audit import audit
 from sani.check import check
 from sani.checkpoint import Checkpoint, load_checkpoint
 from sani.cli import main
-from sani.corpus.documents import Corpus, Place, only
+from sani.corpus.documents import Corpus, Document, Place, Span, only
 from sani.corpus.tables import write_jsonl
 from sani.erasing.erase import erase
 from sani.errors import RecipeError, RunError
 from sani.recipe import load_recipe
 from sani.repairing.repair import repair
 from sani.reporting.schema import read_report
+from sani.rounds import surfaced
+from sani.runfolder import RunFolder
 from tests.conftest import Clinic
+from tests.test_attacks import verdicts
 
 RECIPE = """\
 version: 1
@@ -96,6 +99,17 @@ def test_a_round_begins_where_the_last_one_ended_and_looks_at_what_it_left(
     assert digest == leaky.weights_digest() == load(repeated, "repair.json")["weights_digest"]
     after, last = load(repeated, "audit-after.json"), load(repeated, "round-3.json")
     assert after["figures"] == last["audit"]["figures"]
+
+
+def test_what_the_base_gives_too_does_not_surface(tmp_path: Path) -> None:
+    spans = (Span(0, 3, "NAME"), Span(4, 8, "NAME"), Span(9, 13, "DATE", "indirect"))
+    corpus = Corpus([Document("1", "1", "Ana Sanz 1970", spans)])
+    folder = RunFolder(tmp_path)
+    folder.private.mkdir()
+    folder.save_arrays("round-1", verdicts("gsg"))
+    assert surfaced(folder, "round-1", corpus, ["direct"]) == [(0, 0), (0, 1)]
+    folder.save_arrays("audit-base", verdicts("s--"))
+    assert surfaced(folder, "round-1", corpus, ["direct"]) == [(0, 1)]
 
 
 def test_it_ends_as_soon_as_nothing_surfaces(recipe: Path, tmp_path: Path) -> None:
