@@ -1057,7 +1057,7 @@ def test_a_document_whose_spans_go_by_another_name_is_refused(tmp_path):
     assert read_corpus(path).num_spans == 1
 
 
-@pytest.mark.parametrize("label", ["123456", "ana@example.com", "x" * 65, "Ana", "ANA"])
+@pytest.mark.parametrize("label", ["123456", "ana@example.com", "x" * 65, "Ana"])
 def test_a_label_that_looks_like_a_value_is_refused_and_not_shown(tmp_path, label):
     row = {"id": "a", "text": "Ana", "spans": [{"start": 0, "end": 3, "label": label}]}
     path = tmp_path / "notes.jsonl"

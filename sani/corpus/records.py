@@ -195,7 +195,7 @@ def _to_span(item: object, text: str, *, kinds: Mapping[str, Kind]) -> Span:
     start, end = _offset(item, "start"), _offset(item, "end")
     check_offsets(start, end, text)
     label = check_name(item.get("label"), "label", example="NAME or DATE")
-    if len(label) > 1 and label.casefold() == text[start:end].casefold():
+    if len(label) > 1 and label == text[start:end]:
         raise RecordError(
             "'label' is the text that it marks; labels are printed in reports: expected a name "
             "such as NAME or DATE"
