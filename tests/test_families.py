@@ -24,17 +24,19 @@ from sani.erasing.attribution import attributions
 from sani.erasing.erase import apply_, erase
 from sani.erasing.fresh import FreshWeights, fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, layout_of
+from sani.erasing.resets import dampening
 from sani.erasing.statistics import (
     activation_means,
     channel_means,
     fisher_diagonals,
+    fisher_means,
     gradient_means,
 )
 from sani.erasing.texts import Texts
 from sani.errors import CorpusError, SelectionError, UnsupportedModelError
 from sani.families import FAMILIES
 from sani.layout import Layout
-from sani.recipe import EraseSettings
+from sani.recipe import DampenSettings, EraseSettings
 from tests.architectures import (
     ARCHITECTURES,
     HEADS,
@@ -527,6 +529,14 @@ def test_rows_of_identifier_only_tokens_change_in_embedding_and_head(name, model
     assert (read(model)[..., only] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_token_that_an_encoder_reads_keeps_its_rows(name):
+    document = Document("1", "1", "aa bb cc dd bb", (Span(3, 8, "NAME"),), source_text="dd cc")
+    settings = EraseSettings(layers=(0,), parts=("mlp",), reset="zero", token_rows=True)
+    sick = Checkpoint(random_model(name), tiny_tokenizer(times=2), Path("nowhere"))
+    assert erase(sick, settings, corpus=Corpus([document])).plan.token_rows.tokens == ()
+
+
 # ---- what the model's file calls it ----------------------------------------------------------
 
 
@@ -621,7 +631,7 @@ def test_hidden_states_and_logits_are_the_models_own(name):
 
 
 NOTES = ["a b c d e", "f g", "h i j a b k l m", "c c", "d e f m"]
-SOURCES = ["m l", "k j i h", "a", "b d f h j", "c"]
+SOURCES = ["m l", "k j i h", "a e g", "b d f h j", "c"]
 
 
 def noted(model):
@@ -811,8 +821,8 @@ def test_attributions_are_those_of_whole_texts_without_a_cache(name):
     question = Texts(checkpoint(model), noted(model)).questions(2, 1)[0]
     given = [torch.tensor(question.ids)]
     if families.family_of(model.config).objective == "seq2seq":
-        assert question.source == (2,)  # the document's own, and no other
-        given += [torch.tensor(question.source), torch.tensor([True])]
+        assert question.source == (2, 6, 8)  # the document's own, and no other
+        given += [torch.tensor(question.source), torch.ones(3, dtype=torch.bool)]
     with torch.no_grad():  # of the token that a random model holds for likely
         hidden = by_itself(model, *given)
         likely = int(families.logits(model, hidden[None, question.at]).argmax())
@@ -892,6 +902,24 @@ def test_fisher_diagonals_are_those_of_the_models_own_loss(name):
             slow = sums[sort][key] / counts[sort]
             assert slow.max() > 0
             torch.testing.assert_close(found[sort][key], slow, rtol=1e-4, atol=1e-12)
+    sizes = {site: num_neurons(model, *site) for site in slow_sites(model)}
+    means = fisher_means(model, batches, layout, sizes)
+    every = plan(model, "dampen", *((*site, range(size)) for site, size in sizes.items()))
+    every = replace(every, dampen=DampenSettings(above=1.2))
+    dampen = dampening(checkpoint(model), every, texts=Texts(checkpoint(model), noted(model)))
+    for (layer, part), size in sizes.items():
+        for neuron in range(size):
+            sums = [0.0, 0.0]
+            for piece in layout.slices(part, layer=layer, neurons=[neuron]):
+                theirs, text = (
+                    piece.of(of[piece.name]).index_select(piece.dim, piece.index) for of in found
+                )
+                sums = [sums[0] + theirs.sum(), sums[1] + text.sum()]
+                own = torch.ones_like(theirs)
+                factor = torch.where(theirs > 1.2 * text, text / theirs, own).clamp(max=1)
+                torch.testing.assert_close(dampen(piece, own), factor, rtol=1e-6, atol=0)
+            for sort in (0, 1):
+                torch.testing.assert_close(means[sort][layer, part][neuron], sums[sort])
 
 
 def test_the_mean_reset_of_an_encoder_and_its_decoder_holds_activations_at_their_means():

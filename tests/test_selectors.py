@@ -475,6 +475,8 @@ def test_the_mean_reset_is_refused_without_a_bias(part, tmp_path):
         "rewind or reinit"
     )
     assert sick.weights_digest() == digest
+    with pytest.raises(SelectionError, match="reset 'mean' puts"):
+        plan_neurons(sick, settings)  # --dry-run plans nothing that cannot be done
     # `sani run --check` says so before anything is trained or audited.
     assert check_erase(sick, tmp_path, settings) == (False, str(caught.value))
 

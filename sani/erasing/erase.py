@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
+from sani.erasing.activations import all_of, outputs_of
 from sani.erasing.fresh import FreshWeights
-from sani.erasing.plan import ErasePlan, check_plan, layout_of, plan_erase
-from sani.erasing.resets import Dampening, dampening, folded_biases
+from sani.erasing.plan import ErasePlan, check_plan, layout_of, plan_erase, sizes_of
+from sani.erasing.resets import Dampening, check_biases, dampening, folded_biases
 from sani.erasing.texts import Texts
 from sani.errors import SelectionError
 from sani.layout import Layout, Slice
@@ -93,6 +94,10 @@ def plan_neurons(
     seed: int = 0,
 ) -> ErasePlan:
     """The first half of `erase`: choose, and change nothing. Arguments and errors as there."""
+    if settings.reset == "mean":  # before a selector takes its hour
+        layout = layout_of(checkpoint)
+        outputs = all_of(outputs_of(layout, sizes_of(settings, layout)))
+        check_biases((output.name for output in outputs), dict(checkpoint.model.named_parameters()))
     texts = _texts(checkpoint, corpus, framing, seed)
     return plan_erase(checkpoint, settings, texts=texts, base=base, seed=seed)
 

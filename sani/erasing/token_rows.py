@@ -37,13 +37,15 @@ def find_token_rows(checkpoint: Checkpoint, texts: Texts) -> TokenRows:
     """The rows of tokens that stand in identifiers only.
 
     Special tokens, single characters, bytes and pieces of a character are left alone: with these
-    a model spells what it has no token for.
+    a model spells what it has no token for. What an encoder reads beside is no identifier: nobody
+    marks spans there.
     """
     inside: set[int] = set()
     outside: set[int] = set()
     for item in texts.encoded:
         for token, touched in zip(item.ids, item.in_span(), strict=True):
             (inside if touched else outside).add(token)
+        outside |= set(item.source)
     tokens = sorted(id_ for id_ in inside - outside if _is_text(checkpoint.tokenizer, id_))
     model = checkpoint.model
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end]
