@@ -203,7 +203,7 @@ def _erase(model: ModelSettings, settings: EraseSettings) -> str:
     outputs = outputs_of(layout, sizes)
     check_outputs(settings.selector, outputs)
     if settings.reset == "mean":
-        check_biases((output.name for output in all_of(outputs)), shapes)
+        check_biases(all_of(outputs), shapes)
     chosen, layers = number_chosen(settings, sizes), {layer for layer, _ in sizes}
     if not sizes:
         return f"no neuron; all weights {settings.toward_base:.0%} of the way to the base's"

@@ -32,6 +32,11 @@ def all_of(outputs: Outputs) -> list[Output]:
     return [output for own in outputs.values() for output in own]
 
 
+def neurons_of(outputs: Outputs) -> dict[Site, int]:
+    """Neurons or heads of each site."""
+    return {site: sum(output.neurons for output in own) for site, own in outputs.items()}
+
+
 @contextmanager
 def changed(
     model: Any, outputs: Iterable[Output], change: Callable[[Output, Tensor], Tensor]

@@ -19,7 +19,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sani import families
-from sani.erasing.activations import Outputs, Site, all_of, by_position, changed, recorded
+from sani.erasing.activations import (
+    Outputs,
+    Site,
+    all_of,
+    by_position,
+    changed,
+    neurons_of,
+    recorded,
+)
 from sani.erasing.statistics import Means, frozen, precise
 from sani.erasing.texts import Question
 from sani.errors import SelectionError
@@ -109,7 +117,7 @@ def votes(
     Raises:
         SelectionError: If there is no occurrence, or an attribution is NaN.
     """
-    sizes = {site: sum(output.neurons for output in own) for site, own in outputs.items()}
+    sizes = neurons_of(outputs)
     counts = {site: torch.zeros(size, dtype=torch.float64) for site, size in sizes.items()}
     means = {site: torch.zeros(size, dtype=torch.float64) for site, size in sizes.items()}
     asked = [questions for questions in occurrences if questions]

@@ -97,7 +97,7 @@ def plan_neurons(
     if settings.reset == "mean":  # before a selector takes its hour
         layout = layout_of(checkpoint)
         outputs = all_of(outputs_of(layout, sizes_of(settings, layout)))
-        check_biases((output.name for output in outputs), dict(checkpoint.model.named_parameters()))
+        check_biases(outputs, dict(checkpoint.model.named_parameters()))
     texts = _texts(checkpoint, corpus, framing, seed)
     return plan_erase(checkpoint, settings, texts=texts, base=base, seed=seed)
 

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from sani import families
 from sani.batches import Batch
-from sani.erasing.activations import Outputs, Site, changed, states
+from sani.erasing.activations import Outputs, Site, changed, neurons_of, states
 from sani.erasing.statistics import Means, frozen, precise
 from sani.errors import SelectionError
 from sani.layout import Output
@@ -66,10 +66,8 @@ def learn_scores(
             )
     chance = generator(seed)
     scores = {
-        site: torch.full(
-            (sum(o.neurons for o in own),), START, device=model.device, requires_grad=True
-        )
-        for site, own in outputs.items()
+        site: torch.full((neurons,), START, device=model.device, requires_grad=True)
+        for site, neurons in neurons_of(outputs).items()
     }
     optimizer = torch.optim.Adam(scores.values(), lr=settings.learning_rate)
     order: list[int] = []

@@ -13,7 +13,7 @@ from sani.erasing.plan import ErasePlan, layout_of
 from sani.erasing.statistics import channel_means, fisher_diagonals
 from sani.erasing.texts import Texts
 from sani.errors import SelectionError
-from sani.layout import Slice
+from sani.layout import Output, Slice
 from sani.recipe import DampenSettings
 
 Dampening = Callable[[Slice, Tensor], Tensor]
@@ -41,7 +41,7 @@ def folded_biases(
     layout, weights = layout_of(checkpoint), dict(checkpoint.model.named_parameters())
     sites = [(entry.layer, entry.part) for entry in plan.entries if entry.neurons]
     outputs = all_of(outputs_of(layout, sites))
-    check_biases((output.name for output in outputs), weights)
+    check_biases(outputs, weights)
     read = channel_means(checkpoint.model, _needed(texts, plan).batches(), outputs)
     means = {f"{output.name}.weight": (output.name, mean) for output, mean in read.items()}
     found: dict[str, Tensor] = {}
@@ -58,21 +58,21 @@ def folded_biases(
     return found
 
 
-def check_biases(modules: Iterable[str], names: Container[str]) -> None:
+def check_biases(outputs: Iterable[Output], names: Container[str]) -> None:
     """Refuse reset ``mean`` where an output projection has no bias.
 
     Args:
-        modules: Names of output projections.
+        outputs: Output projections.
         names: Of the model's parameters.
 
     Raises:
         SelectionError: If one has none.
     """
-    for module in modules:
-        if f"{module}.bias" not in names:
+    for output in outputs:
+        if f"{output.name}.bias" not in names:
             raise SelectionError(
-                f"reset 'mean' puts the mean activation into the bias of '{module}', which this "
-                "model lacks (GPT-2 has such biases, most Llama-like models do not); choose "
+                f"reset 'mean' puts the mean activation into the bias of '{output.name}', which "
+                "this model lacks (GPT-2 has such biases, most Llama-like models do not); choose "
                 "zero, rewind or reinit"
             )
 

@@ -17,7 +17,15 @@ from torch.nn import functional
 
 from sani import families
 from sani.batches import Batch
-from sani.erasing.activations import Outputs, Site, all_of, by_position, recorded, states
+from sani.erasing.activations import (
+    Outputs,
+    Site,
+    all_of,
+    by_position,
+    neurons_of,
+    recorded,
+    states,
+)
 from sani.errors import SelectionError
 from sani.layout import Layout, Output, Slice
 
@@ -38,7 +46,7 @@ def activation_means(model: Any, batches: Sequence[Batch], outputs: Outputs) -> 
     Raises:
         SelectionError: If one of the two sorts of token does not occur.
     """
-    totals = _Totals(_sizes(outputs))
+    totals = _Totals(neurons_of(outputs))
     with torch.no_grad(), recorded(model, all_of(outputs)) as seen:
         for batch in batches:
             states(model, batch)
@@ -59,7 +67,7 @@ def gradient_means(model: Any, batches: Sequence[Batch], outputs: Outputs) -> tu
     beside a decoder has a share in that loss too, at every position.
     Arguments, returns and errors as for `activation_means`.
     """
-    totals = _Totals(_sizes(outputs))
+    totals = _Totals(neurons_of(outputs))
     with torch.enable_grad(), recorded(model, all_of(outputs)) as seen:
         for batch in batches:
             hidden = states(model, batch)
@@ -228,7 +236,7 @@ def _products(
     outputs: Outputs,
 ) -> Means:
     if not where.any():
-        return {site: torch.zeros(size) for site, size in _sizes(outputs).items()}
+        return {site: torch.zeros(size) for site, size in neurons_of(outputs).items()}
     targets = batch.targets[where].to(hidden.device)
     loss = functional.cross_entropy(families.logits(model, hidden[where]), targets, reduction="sum")
     gradients = torch.autograd.grad(loss, list(seen.values()), retain_graph=True)
@@ -237,10 +245,6 @@ def _products(
         for (output, activation), gradient in zip(seen.items(), gradients, strict=True)
     }
     return {site: torch.cat([found[o] for o in own]).cpu() for site, own in outputs.items()}
-
-
-def _sizes(outputs: Outputs) -> dict[Site, int]:
-    return {site: sum(output.neurons for output in own) for site, own in outputs.items()}
 
 
 class _Totals:
