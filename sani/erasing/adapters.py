@@ -23,9 +23,10 @@ from sani.checkpoint import (
 )
 from sani.erasing.erase import EraseResult, planned_slices
 from sani.erasing.plan import ErasePlan, check_plan
-from sani.erasing.shards import StoredModel, StoredWeights
+from sani.erasing.shards import StoredModel, copy_patched
 from sani.errors import CheckpointError, SelectionError
 from sani.layout import Slice
+from sani.stored import StoredWeights
 
 # Ways to begin training that leave the base's weights as they are.
 PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva")
@@ -67,7 +68,7 @@ def erase_adapter(path: Path, out: Path, plan: ErasePlan, *, base: StoredModel) 
     weights = StoredWeights(weight_files(path))
     pieces = _adapter_slices(path, config, weights, planned_slices(plan, base.layout), base)
     with torch.no_grad(), staged(out) as staging:
-        changed = weights.copy_patched(staging, pieces, None)
+        changed = copy_patched(weights, staging, pieces, None)
         copy_files(path, staging, TOKENIZER_FILES)
         named = config.get("base_model_name_or_path") or ""
         if not HUB_NAME.fullmatch(named) or Path(named).exists():

@@ -5,13 +5,14 @@ Both ways give the same weights; in the files they also keep their type, and no 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from sani.checkpoint import check_folder, is_adapter, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus
 from sani.erasing.adapters import erase_adapter
 from sani.erasing.erase import EraseResult, apply_, plan_neurons
-from sani.erasing.plan import ErasePlan, plan_by_weights
+from sani.erasing.plan import ErasePlan, architecture_digest, plan_by_weights
 from sani.erasing.scores import reads_texts
 from sani.erasing.shards import RESETS, StoredModel, erase_stored
 from sani.errors import SelectionError
@@ -50,7 +51,10 @@ def plan_folder(
         if difference:
             raise SelectionError(f"selector 'drift': the base does not fit: {difference}")
         weights = theirs.weights if theirs else None
-        return plan_by_weights(model.layout, model.weights, settings, base=weights, seed=seed)
+        plan = plan_by_weights(
+            model.stored_layout, model.weights, settings, base=weights, seed=seed
+        )
+        return replace(plan, architecture=architecture_digest(model.layout))
     return plan_neurons(
         load_checkpoint(path, base=base),
         settings,
@@ -112,6 +116,7 @@ def _stored(
     models = [StoredModel(path)]
     if compares and base is not None:
         models.append(StoredModel(check_folder(base)))
-    if not all(model.is_plain for model in models):
+    alike = all(model.experts == models[0].experts for model in models)  # or stacked in one only
+    if not alike or not all(model.is_plain for model in models):
         return None
     return models[0], models[1] if len(models) > 1 else None

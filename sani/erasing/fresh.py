@@ -9,7 +9,7 @@ memory and one shard by shard put in the same bits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,33 +31,6 @@ def fresh_model(config: Any, *, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return auto_class(config).from_config(config).eval()
-
-
-def names_in_model(model: Any, stored: Iterable[str]) -> dict[str, str]:
-    """What transformers calls the tensors of a file once they are loaded.
-
-    Args:
-        model: The model, or its `skeleton`.
-        stored: Names in the file.
-
-    Returns:
-        By name in the file. Tensors that are not only renamed but converted keep their names, and
-        so do all if two would get the same.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    prefix, state = model.base_model_prefix, model.state_dict()
-    names = {}
-    for name in stored:
-        found, converted = rename_source_key(name, renamings, converters, prefix, state)
-        if found not in state and name in state:  # it has its new name already
-            found, converted = name, None
-        names[name] = found if converted is None else name
-    return names if len(set(names.values())) == len(names) else {name: name for name in names}
 
 
 class FreshWeights(Mapping[str, Tensor]):

@@ -2,7 +2,8 @@
 
 No model is built. One tensor at a time is read from where the header says it lies, reset by the
 code that resets tensors in memory, and written back; so memory is that of the largest tensor, time
-that of a copy, and whatever is not chosen keeps its bits and its type.
+that of a copy, and whatever is not chosen keeps its bits and its type. Where the model stacks its
+experts' matrices the files hold each by itself, and each is reset by itself.
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sani.checkpoint import (
@@ -32,118 +31,14 @@ from sani.checkpoint import (
     weight_files,
 )
 from sani.erasing.erase import EraseResult, check_rewind, planned_slices, reset_slices
-from sani.erasing.fresh import FreshWeights, names_in_model, skeleton
+from sani.erasing.fresh import FreshWeights, skeleton
 from sani.erasing.plan import ErasePlan, architecture_digest, check_plan
-from sani.errors import CheckpointError, SelectionError
+from sani.errors import SelectionError
 from sani.layout import Layout, Slice
+from sani.stored import Expert, StoredWeights
 
-TYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-}  # fmt: skip
 RESETS = ("zero", "reinit", "rewind")  # those that need no activations
 OLD_BUFFER = "rotary_emb.inv_freq"  # in older files; the model makes it itself
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies: its file, its name, type and shape there, and its bytes."""
-
-    file: Path
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-class StoredWeights(Mapping[str, Tensor]):
-    """Tensors of safetensors files, each read from disk when asked for and held by nobody."""
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        """Read the headers.
-
-        Raises:
-            CheckpointError: If a file is broken, or a tensor stands in two of them.
-        """
-        self.files = tuple(files)
-        self._places: dict[str, _Place] = {}
-        for file in self.files:
-            for name, place in _header(file).items():
-                if name in self._places:
-                    raise CheckpointError(f"{file}: tensor '{name}' also stands in another shard")
-                self._places[name] = place
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, name: str) -> Tensor:
-        place = self._places[name]
-        with place.file.open("rb") as file:
-            return _read(file, place)
-
-    def renamed(self, names: Mapping[str, str]) -> StoredWeights:
-        """The same tensors by other names; in the files they keep theirs."""
-        other = copy(self)
-        other._places = {names[name]: place for name, place in self._places.items()}
-        return other
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, by name."""
-        return {name: place.shape for name, place in self._places.items()}
-
-    @property
-    def num_parameters(self) -> int:
-        """Numbers in all tensors."""
-        return sum(math.prod(place.shape) for place in self._places.values())
-
-    def index(self) -> dict[str, Any]:
-        """What ``model.safetensors.index.json`` says: which file holds which tensor."""
-        size = sum(place.end - place.start for place in self._places.values())
-        files = {place.name: place.file.name for place in self._places.values()}
-        return {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
-
-    def copy_patched(
-        self,
-        folder: Path,
-        pieces: Mapping[str, Sequence[Slice]],
-        source: Mapping[str, Tensor] | None,
-    ) -> dict[str, int]:
-        """Copy all files into a folder, and reset slices in the copies.
-
-        Files to patch come first; while one copy is patched the next is made. Of the files' own
-        metadata only the format goes along.
-
-        Args:
-            folder: Where the copies go.
-            pieces: What to reset, by tensor; files that hold none of these are copied as they are.
-            source: Weights to take the values from; None for zero.
-
-        Returns:
-            How many numbers were set in each tensor.
-        """
-        changed: dict[str, int] = {}
-        touched = {self._places[name].file for name in pieces}
-        files = sorted(self.files, key=lambda path: path not in touched)
-        copier = ThreadPoolExecutor(max_workers=1)
-        try:
-            copies = {p: copier.submit(copy_large, p, folder / p.name) for p in files}
-            for path, copy in copies.items():
-                copy.result()
-                with (folder / path.name).open("r+b") as file:
-                    _drop_metadata(file)
-                    for name in (n for n in pieces if self._places[n].file == path):
-                        place = self._places[name]
-                        tensor = _read(file, place)
-                        changed[name] = reset_slices(tensor, pieces[name], source)
-                        file.seek(place.start)
-                        file.write(_bytes(tensor))
-        finally:
-            copier.shutdown(cancel_futures=True)
-        return changed
 
 
 class StoredModel:
@@ -166,9 +61,19 @@ class StoredModel:
         return Layout(self.config, self.parameters)
 
     @cached_property
+    def stored_layout(self) -> Layout:
+        """Where the same neurons, by the same numbers, stand in `weights`."""
+        return Layout(self.config, self.weights.shapes) if self.experts else self.layout
+
+    @cached_property
     def weights(self) -> StoredWeights:
         """The tensors, as far as possible by the names that they have in the model."""
-        return self._stored.renamed(names_in_model(self._skeleton, self._stored))
+        return self._stored.named_as_in(self._skeleton)
+
+    @cached_property
+    def experts(self) -> dict[str, Expert]:
+        """Which of `weights` are part of a tensor of the model, and of which."""
+        return self._stored.experts(self._skeleton)
 
     @cached_property
     def _skeleton(self) -> Any:
@@ -182,18 +87,45 @@ class StoredModel:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether the files hold the model's parameters, all of them, each whole.
+        """Whether the files hold the model's parameters, all of them, each whole or by experts.
 
-        Transformers stacks or converts some families' tensors when it loads a model (experts).
+        Transformers may convert other tensors of a family's when it loads a model.
         """
         state = self._skeleton.state_dict()
         known = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        shapes = self.weights.shapes
-        stored = {name: shapes[name] for name in shapes if not name.endswith(OLD_BUFFER)}
+        stored = {
+            name: shape
+            for name, shape in self.weights.shapes.items()
+            if name not in self.experts and not name.endswith(OLD_BUFFER)
+        }
         named = self._skeleton.named_parameters(remove_duplicate=False)  # tied: by each name
-        found = {id(tensor) for name, tensor in named if name in stored}
+        found = {id(tensor) for name, tensor in named if name in stored or name in self._stacks}
         whole = all(id(tensor) in found for tensor in self._skeleton.parameters())
-        return whole and stored.items() <= known.items()
+        twice = stored.keys() & self._stacks.keys()
+        return whole and not twice and (stored | self._stacks).items() <= known.items()
+
+    @cached_property
+    def _stacks(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that the experts' matrices make up; no shape where they do not."""
+        parts: dict[str, list[tuple[Expert, tuple[int, ...]]]] = {}
+        for name, expert in self.experts.items():
+            parts.setdefault(expert.tensor, []).append((expert, self.weights.shapes[name]))
+        shapes: dict[str, tuple[int, ...]] = {}
+        for tensor, own in parts.items():
+            high, wide = own[0][1]
+            experts = 1 + max(expert.number for expert, _ in own)
+            rows = high + max(expert.row for expert, _ in own)
+            full = len(own) * high == experts * rows and {shape for _, shape in own} == {own[0][1]}
+            shapes[tensor] = (experts, rows, wide) if full else ()
+        return shapes
+
+    def fresh(self, *, seed: int) -> Mapping[str, Tensor]:
+        """What the architecture puts into `weights` before any training; see `FreshWeights`."""
+        return _Unstacked(FreshWeights(self.config, seed=seed), self)
+
+    def tensor_of(self, name: str) -> str:
+        """The model's tensor that one of `weights` is, or is part of."""
+        return self.experts[name].tensor if name in self.experts else name
 
     def difference(self, base: StoredModel) -> str | None:
         """None if the base has the same parameters, heads and vocabulary; else what differs."""
@@ -227,15 +159,81 @@ def erase_stored(
     """
     started = time.perf_counter()
     check_plan(plan, model.layout)
-    pieces, source = planned_slices(plan, model.layout), _source(model, plan, base)
+    planned, source = planned_slices(plan, model.stored_layout), _source(model, plan, base)
+    pieces = {name: planned[name] for name in sorted(planned, key=model.tensor_of)}
     if plan.reset == "rewind" and source is not None:
         check_rewind(model.weights, source, pieces)
     with torch.no_grad(), staged(out) as staging:
-        changed = model.weights.copy_patched(staging, pieces, source)
+        changed: Counter[str] = Counter()
+        for name, count in copy_patched(model.weights, staging, pieces, source).items():
+            changed[model.tensor_of(name)] += count
         copy_files(model.path, staging, files_beside(model.config))
         _write_configuration(model, staging)
     numbers = sum(math.prod(shape) for shape in model.parameters.values())
     return EraseResult.of(plan, changed, numbers, started)
+
+
+def copy_patched(
+    weights: StoredWeights,
+    folder: Path,
+    pieces: Mapping[str, Sequence[Slice]],
+    source: Mapping[str, Tensor] | None,
+) -> dict[str, int]:
+    """Copy all files into a folder, and reset slices in the copies.
+
+    Files to patch come first; while one copy is patched the next is made. Of the files' own
+    metadata only the format goes along.
+
+    Args:
+        weights: What the files hold.
+        folder: Where the copies go.
+        pieces: What to reset, by tensor; files that hold none of these are copied as they are.
+        source: Weights to take the values from; None for zero.
+
+    Returns:
+        How many numbers were set in each tensor.
+    """
+    changed: dict[str, int] = {}
+    places = {name: weights.place(name) for name in pieces}
+    touched = {place.file for place in places.values()}
+    files = sorted(weights.files, key=lambda path: path not in touched)
+    copier = ThreadPoolExecutor(max_workers=1)
+    try:
+        copies = {p: copier.submit(copy_large, p, folder / p.name) for p in files}
+        for path, copy in copies.items():
+            copy.result()
+            with (folder / path.name).open("r+b") as file:
+                _drop_metadata(file)
+                for name in (name for name in pieces if places[name].file == path):
+                    tensor = places[name].read(file)
+                    changed[name] = reset_slices(tensor, pieces[name], source)
+                    places[name].write(file, tensor)
+    finally:
+        copier.shutdown(cancel_futures=True)
+    return changed
+
+
+class _Unstacked(Mapping[str, Tensor]):
+    """A model's tensors by the names in its files, an expert's matrix cut from that of all."""
+
+    def __init__(self, weights: Mapping[str, Tensor], model: StoredModel) -> None:
+        self._weights, self._model = weights, model
+        self._held: tuple[str, Tensor] | None = None  # experts of one tensor are asked for together
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._model.weights)
+
+    def __len__(self) -> int:
+        return len(self._model.weights)
+
+    def __getitem__(self, name: str) -> Tensor:
+        expert = self._model.experts.get(name)
+        if expert is None:
+            return self._weights[name]
+        if self._held is None or self._held[0] != expert.tensor:
+            self._held = expert.tensor, self._weights[expert.tensor]
+        rows = self._model.weights.shapes[name][0]
+        return self._held[1][expert.number, expert.row : expert.row + rows]
 
 
 def _source(
@@ -244,7 +242,7 @@ def _source(
     if plan.reset == "zero":
         return None
     if plan.reset == "reinit":
-        return FreshWeights(model.config, seed=plan.seed)
+        return model.fresh(seed=plan.seed)
     if plan.reset != "rewind":
         raise SelectionError(f"reset '{plan.reset}' cannot be done in files, only {RESETS}")
     if base is None:
@@ -266,31 +264,6 @@ def _write_configuration(model: StoredModel, folder: Path) -> None:
         (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _header(file: Path) -> dict[str, _Place]:
-    """Where each tensor of a file lies; safetensors has checked it before it is believed."""
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-        with file.open("rb") as content:
-            size = int.from_bytes(content.read(8), "little")
-            header = json.loads(content.read(size))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({type(error).__name__}); copy the whole checkpoint"
-        ) from None
-    header.pop("__metadata__", None)
-    return {
-        name: _Place(
-            file,
-            name,
-            row["dtype"],
-            tuple(row["shape"]),
-            *(8 + size + offset for offset in row["data_offsets"]),
-        )
-        for name, row in header.items()
-    }
-
-
 def _drop_metadata(file: BufferedIOBase) -> None:
     """In place: metadata may say anything, so its format alone stays; no tensor is moved."""
     size = int.from_bytes(file.read(8), "little")
@@ -303,23 +276,6 @@ def _drop_metadata(file: BufferedIOBase) -> None:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     file.seek(8)
     file.write(text.ljust(size))
-
-
-def _read(file: BufferedIOBase, place: _Place) -> Tensor:
-    if place.type not in TYPES:
-        raise CheckpointError(
-            f"{place.file}: tensor '{place.name}' is of type {place.type}, expected one of "
-            f"{', '.join(TYPES)}; give the checkpoint it was quantized from"
-        )
-    tensor = torch.empty(place.shape, dtype=TYPES[place.type])
-    file.seek(place.start)
-    if file.readinto(_bytes(tensor)) != tensor.nbytes:
-        raise CheckpointError(f"{place.file}: it ends before tensor '{place.name}'; copy it again")
-    return tensor
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _vocabulary(path: Path) -> dict[str, int]:

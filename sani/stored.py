@@ -1,0 +1,228 @@
+"""Weights where they lie: safetensors files, read one tensor at a time and held by nobody."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sani.errors import CheckpointError
+
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: its file, its name, type and shape there, and its bytes."""
+
+    file: Path
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    def read(self, file: BufferedIOBase) -> Tensor:
+        """The tensor, from its opened file.
+
+        Raises:
+            CheckpointError: If its type is not one of `TYPES`, or the file ends before it.
+        """
+        if self.type not in TYPES:
+            raise CheckpointError(
+                f"{self.file}: tensor '{self.name}' is of type {self.type}, expected one of "
+                f"{', '.join(TYPES)}; give the checkpoint it was quantized from"
+            )
+        tensor = torch.empty(self.shape, dtype=TYPES[self.type])
+        file.seek(self.start)
+        if file.readinto(_bytes(tensor)) != tensor.nbytes:
+            raise CheckpointError(
+                f"{self.file}: it ends before tensor '{self.name}'; copy it again"
+            )
+        return tensor
+
+    def write(self, file: BufferedIOBase, tensor: Tensor) -> None:
+        """Put a tensor of the same type and shape in its place, in a copy of its file."""
+        file.seek(self.start)
+        file.write(_bytes(tensor))
+
+
+@dataclass(frozen=True)
+class Expert:
+    """Where the matrix of one expert goes in a tensor [experts, out, in] of the model.
+
+    Attributes:
+        tensor: Name of that tensor.
+        number: Of the expert.
+        row: Its first row there; a gate and what it gates stand one below the other.
+    """
+
+    tensor: str
+    number: int
+    row: int
+
+
+class StoredWeights(Mapping[str, Tensor]):
+    """Tensors of safetensors files, each read from disk when asked for."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Read the headers.
+
+        Raises:
+            CheckpointError: If a file is broken, or a tensor stands in two of them.
+        """
+        self.files = tuple(files)
+        self._places: dict[str, Place] = {}
+        for file in self.files:
+            for name, place in _header(file).items():
+                if name in self._places:
+                    raise CheckpointError(f"{file}: tensor '{name}' also stands in another shard")
+                self._places[name] = place
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self._places[name]
+        with place.file.open("rb") as file:
+            return place.read(file)
+
+    def place(self, name: str) -> Place:
+        """Where a tensor lies."""
+        return self._places[name]
+
+    def named_as_in(self, model: Any) -> StoredWeights:
+        """The same tensors by the names that a model, or its skeleton, gives them.
+
+        An expert's matrix that the model stacks with others has no name there and keeps its own;
+        so do all if two would get the same.
+        """
+        names = {name: found for name, (found, _) in _conversions(model, self).items()}
+        if len(set(names.values())) < len(names):
+            return self
+        other = copy(self)
+        other._places = {names[name]: place for name, place in self._places.items()}
+        return other
+
+    def experts(self, model: Any) -> dict[str, Expert]:
+        """Where each expert's matrix goes that a model, or its skeleton, stacks with others."""
+        return _experts(model, self.shapes)
+
+    def types(self, model: Any) -> dict[str, torch.dtype]:
+        """Type of each of a model's tensors that lies here whole or expert by expert.
+
+        Where the matrices of one tensor are of several types, that which holds all their numbers.
+        """
+        experts = self.experts(model)
+        found: dict[str, torch.dtype] = {}
+        for name, place in self.named_as_in(model)._places.items():
+            target = experts[name].tensor if name in experts else name
+            type_ = TYPES.get(place.type, torch.float32)
+            found[target] = torch.promote_types(found.get(target, type_), type_)
+        return found
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, by name."""
+        return {name: place.shape for name, place in self._places.items()}
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all tensors."""
+        return sum(math.prod(place.shape) for place in self._places.values())
+
+    def index(self) -> dict[str, Any]:
+        """What ``model.safetensors.index.json`` says: which file holds which tensor."""
+        size = sum(place.end - place.start for place in self._places.values())
+        files = {place.name: place.file.name for place in self._places.values()}
+        return {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
+
+
+def _conversions(model: Any, stored: Iterable[str]) -> dict[str, tuple[str, Any]]:
+    """What transformers does with the tensors of a file as it loads them.
+
+    Returns:
+        By name in the file: the name in the model, and None; or, of a tensor that is not only
+        renamed but converted, its own name, and (the tensor that it becomes part of, the pattern
+        of its name, the rule).
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+    prefix, state = model.base_model_prefix, model.state_dict()
+    names: dict[str, tuple[str, Any]] = {}
+    for name in stored:
+        found, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if found not in state and name in state:  # it has its new name already
+            found, pattern = name, None
+        converted = None if pattern is None else (found, pattern, by_pattern[pattern])
+        names[name] = (found if converted is None else name, converted)
+    return names
+
+
+def _experts(model: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Expert]:
+    """`StoredWeights.experts`, from names and shapes."""
+    from transformers.core_model_loading import Concatenate, MergeModulelist, dot_natural_key
+
+    stacked = [[(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]]
+    found: dict[str, Expert] = {}
+    numbers: Counter[tuple[str, str]] = Counter()
+    conversions = _conversions(model, sorted(shapes, key=dot_natural_key))  # as transformers counts
+    for name, (_, converted) in conversions.items():
+        if converted is None:
+            continue
+        target, pattern, rule = converted
+        if [(type(step), getattr(step, "dim", None)) for step in rule.operations] not in stacked:
+            continue
+        row = rule.source_patterns.index(pattern) * shapes[name][0]
+        found[name] = Expert(target, numbers[target, pattern], row)
+        numbers[target, pattern] += 1
+    return found
+
+
+def _header(file: Path) -> dict[str, Place]:
+    """Where each tensor of a file lies; safetensors has checked it before it is believed."""
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+        with file.open("rb") as content:
+            size = int.from_bytes(content.read(8), "little")
+            header = json.loads(content.read(size))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({type(error).__name__}); copy the whole checkpoint"
+        ) from None
+    header.pop("__metadata__", None)
+    return {
+        name: Place(
+            file,
+            name,
+            row["dtype"],
+            tuple(row["shape"]),
+            *(8 + size + offset for offset in row["data_offsets"]),
+        )
+        for name, row in header.items()
+    }
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
