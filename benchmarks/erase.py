@@ -1,9 +1,10 @@
 """Erasing a large checkpoint in its files: time against `cp -r`, memory against a shard.
 
-    python benchmarks/erase.py [--quick] [--json FILE] [--folder DIR]
+    python benchmarks/erase.py [--quick] [--json FILE] [--folder DIR] [--experts N]
 
 A sharded bfloat16 Llama of 20 GB (4 GB with --quick) is made in DIR (a temporary folder if absent)
-and removed at the end; twice its size must be free. Each round copies the folder with `cp -r` and
+and removed at the end; twice its size must be free. With --experts it is a Mixtral of as many
+numbers, whose files hold each expert by itself. Each round copies the folder with `cp -r` and
 then erases from it. Both begin with the source out of the page cache and everything written, and
 end when every new file is on the disk. A time is that of the whole process, the seconds that Python
 takes to start included; memory is its peak resident memory. `ratio_to_cp` is of the default erase;
@@ -26,7 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ class Size:
     intermediate: int
     layers: int
     shards: int
+    experts: int = 1
 
 
 FULL = Size(hidden=4096, intermediate=14336, layers=45, shards=4)
@@ -60,9 +63,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--experts", type=int, default=1)
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    size = QUICK if options.quick else FULL
+    size = replace(QUICK if options.quick else FULL, experts=options.experts)
     if options.make is not None:
         make(options.make, size)
         return
@@ -80,7 +84,8 @@ def measure(place: Path, size: Size, options: argparse.Namespace) -> dict[str, A
     source, out = place / "model", place / "out"
     # In a process of its own: a child's peak memory is at least its parent's.
     quick = ["--quick"] if options.quick else []
-    subprocess.run([sys.executable, __file__, "--make", str(source), *quick], check=True)
+    experts = ["--experts", str(size.experts)]
+    subprocess.run([sys.executable, __file__, "--make", str(source), *quick, *experts], check=True)
     files = sorted(source.glob("*.safetensors"))
     largest, total = max(f.stat().st_size for f in files), sum(f.stat().st_size for f in files)
     print(f"{total / 1e9:.2f} GB in {len(files)} shards, the largest {largest / 1e9:.2f} GB")
@@ -152,24 +157,34 @@ def evict(folder: Path) -> None:
 
 
 def make(folder: Path, size: Size) -> None:
-    """A sharded Llama; layers of one kind share their random numbers, which takes no time."""
+    """A sharded Llama or Mixtral; what is of one shape shares its random numbers, to save time."""
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, models
-    from transformers import LlamaConfig, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 
     from sani.erasing.fresh import skeleton
 
     folder.mkdir()
-    config = LlamaConfig(
-        vocab_size=WORDS, hidden_size=size.hidden, intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers, num_attention_heads=32, num_key_value_heads=8,
-        dtype="bfloat16", architectures=["LlamaForCausalLM"],
-    )  # fmt: skip
+    sizes = {
+        "vocab_size": WORDS, "hidden_size": size.hidden,
+        "intermediate_size": size.intermediate // size.experts, "num_hidden_layers": size.layers,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "dtype": "bfloat16",
+    }  # fmt: skip
+    if size.experts > 1:
+        config = MixtralConfig(
+            **sizes, num_local_experts=size.experts, architectures=["MixtralForCausalLM"]
+        )
+    else:
+        config = LlamaConfig(**sizes, architectures=["LlamaForCausalLM"])
     config.save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(WORDS)}, "w0"))
     PreTrainedTokenizerFast(tokenizer_object=words, bos_token="w1").save_pretrained(folder)
-    shapes = {name: tensor.shape for name, tensor in skeleton(config).named_parameters()}
+    shapes = {
+        stored: shape
+        for name, tensor in skeleton(config).named_parameters()
+        for stored, shape in in_file(name, tensor.shape)
+    }
     total = sum(2 * shape.numel() for shape in shapes.values())
     groups: dict[int, list[str]] = {}
     filled = 0
@@ -191,6 +206,21 @@ def make(folder: Path, size: Size) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
+def in_file(name: str, shape: Any) -> Iterator[tuple[str, Any]]:
+    """Names and shapes by which the files hold a tensor: Mixtral's experts one by one."""
+    place, found, _ = name.partition("mlp.experts.")
+    if not found:
+        yield name.replace(".mlp.gate.", ".block_sparse_moe.gate."), shape
+        return
+    count, rows, columns = shape
+    matrices = {"w2": (rows, columns)}
+    if name.endswith("gate_up_proj"):
+        matrices = dict.fromkeys(("w1", "w3"), (rows // 2, columns))
+    for expert in range(count):
+        for matrix, own in matrices.items():
+            yield f"{place}block_sparse_moe.experts.{expert}.{matrix}.weight", type(shape)(own)
+
+
 def check_result(source: Path, out: Path, size: Size) -> None:
     """The erased folder opens, and differs from the source where it should and nowhere else."""
     from safetensors import safe_open
@@ -204,7 +234,8 @@ def check_result(source: Path, out: Path, size: Size) -> None:
             differing.add(file.name)
     index = json.loads((source / "model.safetensors.index.json").read_text())["weight_map"]
     last = [f"model.layers.{size.layers - back}." for back in (1, 2, 3)]
-    expected = {index[name] for name in index if name.startswith(tuple(last)) and "proj" in name}
+    neurons = [name for name in index if "proj" in name or ".experts." in name]
+    expected = {index[name] for name in neurons if name.startswith(tuple(last))}
     if differing != expected:
         raise SystemExit(f"shards {differing} differ, expected {expected}")
 
@@ -241,7 +272,6 @@ def check_families(place: Path) -> list[str]:
     from sani.erasing.erase import apply_
     from sani.erasing.folder import apply_folder, plan_folder
     from sani.erasing.fresh import fresh_model
-    from sani.erasing.shards import StoredModel
     from sani.recipe import EraseSettings, MagnitudeSelector
     from sani.runtime import quiet_libraries
 
@@ -255,9 +285,6 @@ def check_families(place: Path) -> list[str]:
         folder, out = place / name, place / f"{name}-erased"
         fresh_model(tiny_config(name), seed=1).save_pretrained(folder, max_shard_size="8KB")
         tiny_tokenizer().save_pretrained(folder)
-        if not StoredModel(folder).is_plain:
-            print(f"{name}: one tensor for all experts in memory, so it is erased there")
-            continue
         plan = plan_folder(folder, EraseSettings(last_layers=2, selector=selector))
         apply_folder(folder, out, plan)
         loaded = load_checkpoint(folder)

@@ -12,9 +12,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 
 from sani.errors import CheckpointError
 from sani.families import auto_class, family_of, is_masked, text_config
+from sani.stored import StoredWeights
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -47,16 +48,32 @@ ENDLESS_POSITIONS = 2048
 UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
 CONFIG_FILES = ("config.json", "generation_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+HALF = (torch.float16, torch.bfloat16)
 HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")  # of a model, or owner and model
 
 
 @dataclass
 class Checkpoint:
-    """A model in evaluation mode, its tokenizer, and the folder they came from."""
+    """A model in evaluation mode, its tokenizer, and the folder they came from.
+
+    Attributes:
+        model: In float32, whatever its files hold.
+        tokenizer: A fast one.
+        path: The folder.
+        types: Of the parameters that its files hold in less than float32, by name.
+    """
 
     model: Any
     tokenizer: Any
     path: Path
+    types: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+    def round_(self) -> None:
+        """In place: give every weight a value that its type in the files can hold."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if name in self.types:
+                    parameter.copy_(parameter.to(self.types[name]))
 
     def weights_digest(self) -> str:
         """SHA-256 over every tensor's name, type, shape and bytes, in name order."""
@@ -300,7 +317,9 @@ def load_checkpoint(
             "check num_hidden_layers and the like"
         )
     _check_loaded(model, tokenizer, path)
-    return Checkpoint(model.to(device or torch.device("cpu")).eval(), tokenizer, path)
+    stored = StoredWeights(weight_files(path)).types(model)
+    types = {name: type_ for name, type_ in stored.items() if type_ in HALF}
+    return Checkpoint(model.to(device or torch.device("cpu")).eval(), tokenizer, path, types)
 
 
 def _merged(path: Path, base: Checkpoint, device: torch.device | None) -> Checkpoint:
@@ -336,7 +355,8 @@ def _merged(path: Path, base: Checkpoint, device: torch.device | None) -> Checkp
         )
     _check_loaded(model, tokenizer, path)
     place = path if own else base.path
-    return Checkpoint(model.to(device or torch.device("cpu")).eval(), tokenizer, place)
+    model = model.to(device or torch.device("cpu")).eval()
+    return Checkpoint(model, tokenizer, place, base.types)
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -400,6 +420,8 @@ def save_checkpoint(
 ) -> None:
     """Write weights, configuration and tokenizer to ``folder``, whole or not at all.
 
+    Weights get the types that they had in their files.
+
     Args:
         checkpoint: What to write; its tokenizer files are copied from ``checkpoint.path``.
         folder: Must not exist yet, or be one that this function may replace.
@@ -409,10 +431,28 @@ def save_checkpoint(
         CheckpointError: If the place cannot be written.
     """
     with staged(folder) as staging:
-        checkpoint.model.save_pretrained(staging, safe_serialization=True)
+        with _in_their_types(checkpoint):
+            checkpoint.model.save_pretrained(staging, safe_serialization=True)
         copy_files(checkpoint.path, staging, files_beside(checkpoint.model.config))
         if finish is not None:
             finish(staging)
+
+
+@contextmanager
+def _in_their_types(checkpoint: Checkpoint) -> Iterator[None]:
+    """Within, the model's parameters have the types that they get in files."""
+    config, held = checkpoint.model.config, {}
+    type_ = config.dtype  # save_pretrained sets it
+    for name, parameter in checkpoint.model.named_parameters():
+        if name in checkpoint.types:
+            held[parameter] = parameter.data
+            parameter.data = parameter.data.to(checkpoint.types[name])
+    try:
+        yield
+    finally:
+        config.dtype = type_
+        for parameter, data in held.items():
+            parameter.data = data
 
 
 @contextmanager

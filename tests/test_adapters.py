@@ -20,7 +20,7 @@ from sani.erasing.token_rows import TokenRows
 from sani.errors import CheckpointError, SelectionError
 from sani.recipe import DriftSelector, EraseSettings, RandomSelector
 from tests.test_erase import CONFIGS, HEADS, MLP, checkpoint, corpus_of, plan, weights
-from tests.test_shards import MIXED, config_of, expected_masks, write
+from tests.test_shards import MIXED, config_of, expected_masks, tensors, write
 
 RANK, ALPHA = 4, 6
 
@@ -110,9 +110,9 @@ def test_saved_modules_and_dora_are_merged_too(llama, tmp_path):
 
 def edit_weights(change):
     def edit(folder: Path):
-        tensors = stored(folder)
-        change(tensors)
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        matrices = stored(folder)
+        change(matrices)
+        save_file(matrices, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
     return edit
 
@@ -313,6 +313,22 @@ def test_token_rows_inside_an_adapter_are_refused(adapter, llama, tmp_path):
     assert not (tmp_path / "out").exists()
     result = apply_folder(adapter, tmp_path / "out", asked, base=llama, merge=True)
     assert "model.embed_tokens.weight" in result.changed_tensors
+
+
+def test_a_merged_adapter_has_the_types_of_its_base(tmp_path):
+    base = write(tmp_path / "base", checkpoint(config_of("llama"), seed=2), dtype=torch.bfloat16)
+    adapter = adapt(tmp_path / "adapter", base)
+    asked = plan("zero", *MIXED)
+    apply_folder(adapter, tmp_path / "out", asked, base=base, merge=True)
+    saved = tensors(tmp_path / "out")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    merged = load_checkpoint(adapter, base=base)
+    exact = {name: tensor.clone() for name, tensor in merged.model.named_parameters()}
+    apply_(merged, asked)
+    assert load_checkpoint(tmp_path / "out").weights_digest() == merged.weights_digest()
+    name = "model.layers.1.mlp.up_proj.weight"  # of a layer that the plan leaves alone
+    assert torch.equal(saved[name], exact[name].bfloat16())
+    assert not torch.equal(saved[name].float(), exact[name])
 
 
 @pytest.mark.parametrize("reset", ["zero", "reinit"])

@@ -188,6 +188,61 @@ def test_half_precision_and_shards_are_read_in_full_precision(tmp_path):
         assert torch.equal(tensor, model.state_dict()[name].float()), name
 
 
+@pytest.mark.parametrize("config", ["tied", "untied", "gpt2"])
+def test_each_weight_is_written_in_the_type_that_it_came_in(tmp_path, config):
+    source = write_source(tmp_path / "source", CONFIGS[config]())
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "ln_" in name:
+            parameter.data = parameter.data.float() + 2**-20  # no bfloat16 holds it
+        elif "bias" in name:
+            parameter.data = parameter.data.half()
+    model.save_pretrained(source)
+    before = load_file(source / "model.safetensors")
+    assert len({tensor.dtype for tensor in before.values()}) > 1
+    loaded = load_checkpoint(source)
+    digest, type_ = loaded.weights_digest(), loaded.model.config.dtype
+    save_checkpoint(loaded, tmp_path / "result")
+    after = load_file(tmp_path / "result" / "model.safetensors")
+    assert after.keys() == before.keys()
+    for name, tensor in after.items():
+        assert tensor.dtype == before[name].dtype, name
+        assert torch.equal(tensor, before[name]), name
+    assert json.loads((tmp_path / "result" / "config.json").read_text())["dtype"] == "bfloat16"
+    # Who saves goes on with the same model.
+    assert loaded.weights_digest() == digest
+    assert loaded.model.config.dtype == type_
+    assert load_checkpoint(tmp_path / "result").weights_digest() == digest
+
+
+def test_a_save_that_fails_leaves_the_model_in_full_precision(tmp_path, monkeypatch):
+    source = write_source(tmp_path / "source", CONFIGS["untied"]())
+    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
+    loaded = load_checkpoint(source)
+    digest = loaded.weights_digest()
+    monkeypatch.setattr(type(loaded.model), "save_pretrained", no_space)
+    refused_save(tmp_path, loaded)
+    assert loaded.weights_digest() == digest
+
+
+def test_rounding_is_to_the_nearest_value_that_the_files_hold(tmp_path):
+    source = write_source(tmp_path / "source", CONFIGS["untied"]())
+    whole = load_checkpoint(source)
+    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
+    half = load_checkpoint(source)
+    for loaded in (whole, half):
+        with torch.no_grad():
+            for parameter in loaded.model.parameters():
+                parameter.copy_(torch.linspace(0.3, 0.7, parameter.numel()).view_as(parameter))
+    exact = {name: tensor.clone() for name, tensor in whole.model.named_parameters()}
+    whole.round_()
+    half.round_()
+    for name, tensor in half.model.named_parameters():
+        assert torch.equal(whole.model.get_parameter(name), exact[name])
+        assert torch.equal(tensor, exact[name].bfloat16().float())
+        assert not torch.equal(tensor, exact[name])
+
+
 LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]}
 
 

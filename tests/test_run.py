@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sani import run
+from sani.checkpoint import load_checkpoint
 from sani.cli import main
 from sani.corpus.documents import Corpus
 from sani.demo import write_jsonl
@@ -110,6 +112,26 @@ def test_sanitized_is_a_checkpoint_that_transformers_loads_with_a_true_manifest(
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     assert manifest["gate"] == load(finished[0], "report.json")["gate"]
     assert not [name for name in there if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+
+
+def test_a_checkpoint_in_half_precision_is_audited_and_released_in_half_precision(
+    recipe: Path, leaky_folder: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(leaky_folder, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    for file in leaky_folder.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "half")
+    text = recipe.read_text().replace(str(leaky_folder), str(tmp_path / "half"))
+    text = text.replace("epochs: 4", "epochs: 1").replace("decoys: 4", "decoys: 1")
+    (tmp_path / "recipe.yaml").write_text(text)
+    sani("run", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    for place in ("sanitized", "private/erase", "private/repair"):
+        saved = load_file(tmp_path / "run" / place / "model.safetensors")
+        assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+        assert load(tmp_path / "run" / place, "config.json")["dtype"] == "bfloat16"
+    audited = load(tmp_path / "run", "audit-after.json")["weights_digest"]
+    assert load_checkpoint(tmp_path / "run" / "sanitized").weights_digest() == audited
+    assert load(tmp_path / "run", "erase.json")["weights_digest"] != audited
 
 
 def test_a_run_leaves_only_what_it_should_and_private_is_private(

@@ -682,6 +682,35 @@ def test_what_looks_at_the_model_is_done_in_memory(reset, options, tmp_path):
     assert bool(found.token_rows) == rows
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reset", ["mean", "dampen", "zero", "half way"])
+def test_what_is_done_in_memory_keeps_bits_and_types_too(reset, dtype, tmp_path):
+    sick, base = tmp_path / "sick", tmp_path / "base"
+    for seed, folder in enumerate((sick, base)):
+        write(folder, checkpoint(config_of("gpt2"), seed=seed), dtype=dtype)
+    settings = EraseSettings(
+        last_layers=1, selector=RandomSelector(kind="random", fraction=0.5),
+        reset="zero" if reset == "half way" else reset,
+        token_rows=reset == "zero", toward_base=0.5 if reset == "half way" else 0,
+    )  # fmt: skip
+    corpus = corpus_of(["a b name c d", "name e f a b"])
+    found = plan_folder(sick, settings, corpus=corpus, base=base, seed=4)
+    result = apply_folder(sick, tmp_path / "out", found, corpus=corpus, base=base)
+    before, after = tensors(sick), tensors(tmp_path / "out")
+    assert after.keys() == before.keys()
+    assert {tensor.dtype for tensor in after.values()} == {dtype}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["dtype"] == str(dtype).removeprefix("torch.")
+    kept = [name for name in after if name not in result.changed_tensors]
+    assert all(torch.equal(after[name], before[name]) for name in kept)
+    assert sum(not torch.equal(after[name], before[name]) for name in after) > 1
+    assert len(kept) > 5 or reset == "half way"
+    if reset == "half way":
+        name, theirs = "transformer.h.0.mlp.c_fc.weight", tensors(base)
+        middle = (before[name].float() + theirs[name].float()) / 2
+        torch.testing.assert_close(after[name], middle.to(dtype))
+
+
 def as_tuples(data):
     return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 

@@ -152,6 +152,7 @@ def apply_(
         for name, own in pieces.items():
             changed[name] = reset_slices(weights[name], own, source, dampen=dampen)
     changed |= {name: tensor.numel() for name, tensor in theirs.items()}
+    checkpoint.round_()
     return EraseResult.of(
         plan, changed, sum(tensor.numel() for tensor in weights.values()), started
     )

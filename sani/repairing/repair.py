@@ -138,11 +138,13 @@ def repair(
         raise RepairError(
             "repair.early_stop: nothing here has a gate to stop at; leave it out, or use sani run"
         )
-    return train_(
+    result = train_(
         checkpoint, corpus, settings, base=base, unsanitized=unsanitized, framing=framing,
         seed=seed, folder=folder, on_step=on_step,
         on_epoch=on_epoch if settings.early_stop else None, sharded=ranks.sharded(),
     )  # fmt: skip
+    checkpoint.round_()
+    return result
 
 
 def train_(
