@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from sani.rendering import rendered
 from sani.reporting.tried import erase_in_words, repair_in_words
 from sani.scanning.detection import asked_of, load_detector
 from sani.scanning.inventory import scan
+from sani.stored import StoredWeights
 
 # In float32: weights, gradients, two moments of the optimizer, and the base as anchor.
 TRAINING_COPIES = 5
@@ -51,7 +53,8 @@ class CheckItem:
 def check(recipe: Recipe, out: Path) -> list[CheckItem]:
     """Look at the files, the model family, the tokenizer, the sizes, the disk and the memory.
 
-    Every item is looked at even if an earlier one is not in order.
+    Every item is looked at even if an earlier one is not in order; what stopped several is said of
+    the first.
     """
     items = [
         _look("corpus", lambda: _corpus(recipe)),
@@ -77,7 +80,13 @@ def check(recipe: Recipe, out: Path) -> list[CheckItem]:
         items.append(_look("attack", lambda: _attack(attack)))
     items.append(_look("disk", lambda: _disk(recipe, out)))
     items.append(_look("memory", lambda: _memory(recipe)))
-    return items
+    first = {item.detail: item.name for item in reversed(items) if not item.holds}
+    return [
+        item
+        if first.get(item.detail, item.name) == item.name
+        else replace(item, detail=f"as {first[item.detail]}")
+        for item in items
+    ]
 
 
 def _look(name: str, look: Callable[[], str]) -> CheckItem:
@@ -207,7 +216,8 @@ def _erase(model: ModelSettings, settings: EraseSettings) -> str:
     chosen, layers = number_chosen(settings, sizes), {layer for layer, _ in sizes}
     if not sizes:
         return f"no neuron; all weights {settings.toward_base:.0%} of the way to the base's"
-    return f"{chosen} of {sum(sizes.values())} neurons and heads in {len(layers)} layers"
+    where = f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
+    return f"{chosen} of {sum(sizes.values())} neurons and heads in {where}"
 
 
 def _attack(settings: AttackSettings) -> str:
@@ -246,30 +256,12 @@ def _layout(path: Path, base: Path | None = None) -> tuple[Layout, _Shapes]:
 
     An adapter's is its base's.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = check_folder(path, base=base)
     if base is not None and is_adapter(path):
         path = base
-    config = read_config(path)
-    shapes: _Shapes = {}
-    try:
-        for file in weight_files(path):
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - not a mapping
-                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise SaniError(
-            f"model folder {path} cannot be read ({type(error).__name__}); is it whole?"
-        ) from None
-    return Layout(config, shapes), shapes
+    shapes = StoredWeights(weight_files(path)).shapes
+    return Layout(read_config(path), shapes), shapes
 
 
 def _parameters(shapes: _Shapes) -> int:
-    total = 0
-    for shape in shapes.values():
-        size = 1
-        for length in shape:
-            size *= length
-        total += size
-    return total
+    return sum(math.prod(shape) for shape in shapes.values())

@@ -467,8 +467,9 @@ def erase(
     _say_left_behind(model)
     layers = len({entry.layer for entry in plan.entries if entry.neurons})
     console.show(
-        f"{plan.num_neurons} neurons and heads in {layers} layers "
-        f"reset ({result.fraction:.1%} of the parameters). "
+        f"{plan.num_neurons} neurons and heads in {layers} layer{'s' if layers != 1 else ''} "
+        f"{'dampened' if plan.reset == 'dampen' else 'reset'} "
+        f"({result.fraction:.1%} of the parameters). "
         f"{'Adapter' if inside else 'Checkpoint'}: {out}"
     )
     if plan.toward_base:

@@ -259,6 +259,11 @@ def test_check_finds_every_problem_and_writes_nothing(
         "corpus": True, "model.path": True, "kind": True, "model.base": False, "erase": False,
         "disk": True, "memory": True,
     }  # fmt: skip
+    missing = ["run", str(recipe), "--out", str(out), "--check", "--json", "--set"]
+    assert main([*missing, f"model.path={tmp_path}/gone"]) == 1
+    said = {item["name"]: item["detail"] for item in json.loads(capsys.readouterr().out)}
+    assert said["model.path"].startswith(f"model folder {tmp_path}/gone does not exist")
+    assert {said[name] for name in ("erase", "disk", "memory")} == {"as model.path"}
     again = ["run", str(recipe), "--out", str(out), "--check", "--set", "erase.last_layers=2"]
     assert main([*again, "--set", f"model.base={leaky_folder}"]) == 1
     assert "has the same weights as model.path" in " ".join(capsys.readouterr().out.split())

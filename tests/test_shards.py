@@ -626,7 +626,7 @@ def test_a_plan_that_was_kept_is_carried_out_exactly(llama, tmp_path, capsys):
     (tmp_path / "edited.json").write_text(json.dumps(edited))
     capsys.readouterr()
     assert main([*erase, str(tmp_path / "edited"), "--plan", str(tmp_path / "edited.json")]) == 0
-    assert capsys.readouterr().out.startswith("1 neurons and heads in 1 layers reset")
+    assert capsys.readouterr().out.startswith("1 neurons and heads in 1 layer reset")
     before, after = tensors(llama), tensors(tmp_path / "edited")
     name = f"model.layers.{edited['entries'][0]['layer']}.mlp.down_proj.weight"
     columns = (before[name] != after[name]).any(dim=0)
