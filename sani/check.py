@@ -19,7 +19,7 @@ from sani.environment import free_memory
 from sani.erasing.activations import all_of, outputs_of
 from sani.erasing.plan import number_chosen, sizes_of
 from sani.erasing.resets import check_biases
-from sani.erasing.scores import check_outputs
+from sani.erasing.scores import check_layers
 from sani.errors import SaniError
 from sani.hygiene import left_behind
 from sani.inputs import check_base, check_kind, read_documents, read_neighbours
@@ -209,10 +209,9 @@ def _tokens(recipe: Recipe) -> float:
 def _erase(model: ModelSettings, settings: EraseSettings) -> str:
     layout, shapes = _layout(model.path, model.base)
     sizes = sizes_of(settings, layout)
-    outputs = outputs_of(layout, sizes)
-    check_outputs(settings.selector, outputs)
+    check_layers(settings.selector, layout, sizes)
     if settings.reset == "mean":
-        check_biases(all_of(outputs), shapes)
+        check_biases(all_of(outputs_of(layout, sizes)), shapes)
     chosen, layers = number_chosen(settings, sizes), {layer for layer, _ in sizes}
     if not sizes:
         return f"no neuron; all weights {settings.toward_base:.0%} of the way to the base's"

@@ -99,7 +99,9 @@ class Layout:
                     for row in self.family.attention
                     if self._has(layer, row)
                 ]
-        self._first_stack = getattr(text_config(config), self.family.stacks[0].length)
+        two_texts = self.family.objective == "seq2seq"
+        # Layers that read the first of two texts, and predict nothing.
+        self.source_layers: int = getattr(config, self.family.stacks[0].length) if two_texts else 0
         self._check()
 
     @property
@@ -114,7 +116,7 @@ class Layout:
     def outputs(self, part: Part, *, layer: int) -> tuple[Output, ...]:
         """Where the activations of a layer's neurons go in, in the order of their numbers."""
         found: dict[str, Output] = {}
-        of_source = self.family.objective == "seq2seq" and layer < self._first_stack
+        of_source = layer < self.source_layers
         for block in self._blocks[layer, part]:
             name = self._layers[layer] + block.row.output
             if block.expert is not None:

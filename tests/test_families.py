@@ -1015,8 +1015,8 @@ def test_an_encoders_neurons_are_not_chosen_by_what_the_decoder_predicts_at_them
             erase(sick, settings, corpus=noted(sick.model))
         assert str(caught.value) == (
             f"selector '{kind}' looks where identifiers are predicted, and layer 1 is the "
-            "encoder's, which predicts none; choose layers of the decoder, or gradient_ratio, "
-            "fisher_ratio or hard_concrete"
+            "encoder's, which predicts none; choose layers of the decoder (2 to 3), or "
+            "gradient_ratio, fisher_ratio or hard_concrete"
         )
     else:
         chosen = erase(sick, settings, corpus=noted(sick.model)).plan

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sani.checkpoint import Checkpoint
 from sani.erasing import hard_concrete
-from sani.erasing.activations import Outputs, Site, outputs_of
+from sani.erasing.activations import Site, outputs_of
 from sani.erasing.attribution import votes
 from sani.erasing.norms import neuron_norms
 from sani.erasing.statistics import activation_means, fisher_means, gradient_means
@@ -41,25 +41,27 @@ def reads_texts(selector: Selector) -> bool:
     )
 
 
-def check_outputs(selector: Selector, outputs: Outputs) -> None:
+def check_layers(selector: Selector, layout: Layout, sites: Iterable[Site]) -> None:
     """Refuse a selector that looks where tokens are predicted, in layers where none are.
 
     Args:
         selector: Any.
-        outputs: Where the activations of each site go in.
+        layout: Where the neurons stand.
+        sites: Layers and parts to choose from.
 
     Raises:
         SelectionError: If it does, and a layer is of an encoder beside a decoder.
     """
     if not isinstance(selector, ActivationRatioSelector | IntegratedGradientsSelector):
         return
-    for (layer, _), own in outputs.items():
-        if any(output.of_source for output in own):
-            raise SelectionError(
-                f"selector '{selector.kind}' looks where identifiers are predicted, and layer "
-                f"{layer} is the encoder's, which predicts none; choose layers of the decoder, or "
-                "gradient_ratio, fisher_ratio or hard_concrete"
-            )
+    layer = min((layer for layer, _ in sites), default=layout.num_layers)
+    if layer < layout.source_layers:
+        raise SelectionError(
+            f"selector '{selector.kind}' looks where identifiers are predicted, and layer "
+            f"{layer} is the encoder's, which predicts none; choose layers of the decoder "
+            f"({layout.source_layers} to {layout.num_layers - 1}), or gradient_ratio, "
+            "fisher_ratio or hard_concrete"
+        )
 
 
 def scores_of_weights(
@@ -128,7 +130,7 @@ def scores_of_texts(
 
     Raises:
         SelectionError: If the documents are missing, a score is NaN or infinite, or as of
-            `check_outputs`.
+            `check_layers`.
     """
     if texts is None:
         raise SelectionError(
@@ -138,8 +140,8 @@ def scores_of_texts(
     model, found = checkpoint.model, None
     if isinstance(selector, FisherRatioSelector):
         return _finite(_ratio(*fisher_means(model, texts.batches(), layout, sizes))), None
+    check_layers(selector, layout, sizes)
     outputs = outputs_of(layout, sizes)
-    check_outputs(selector, outputs)
     match selector:
         case ActivationRatioSelector():
             scores = _ratio(*activation_means(model, texts.batches(), outputs))
