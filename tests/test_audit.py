@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from sani import families
+from sani.auditing import figures as figures_module
 from sani.auditing.audit import audit
 from sani.auditing.figures import (
     clustered_mean,
@@ -546,6 +547,26 @@ def test_nothing_tried_is_no_rate_at_all():
     assert (found.value, found.low, found.high) == (None, None, None)
     nothing = clustered_mean(np.array([np.nan, np.nan]), [0, 1], seed=0)
     assert (nothing.trials, nothing.value, nothing.low, nothing.high) == (0, None, None, None)
+
+
+@pytest.mark.parametrize("block", [1, 7000, 2**22])
+def test_the_interval_is_that_of_all_rounds_at_once(block, monkeypatch):
+    """The slow obvious version resamples the subjects round by round."""
+    monkeypatch.setattr(figures_module, "BLOCK", block)
+    chance = np.random.default_rng(5)
+    for subjects, seed in ((31, 0), (31, 1), (30, 1), (31, 1)):
+        owner = np.concatenate([np.arange(subjects), chance.integers(0, subjects, 200)])
+        values = chance.random(len(owner))
+        found = clustered_mean(values, owner.tolist(), seed=seed)
+        again = np.random.default_rng(seed)
+        means = []
+        for _ in range(1000):
+            times = again.multinomial(subjects, np.full(subjects, 1 / subjects))
+            means.append((values * times[owner]).sum() / times[owner].sum())
+        low, high = np.quantile(means, [0.025, 0.975])
+        assert found.low == pytest.approx(low, abs=1e-12)
+        assert found.high == pytest.approx(high, abs=1e-12)
+        assert found.high - found.low > 0.01
 
 
 def test_the_clustered_interval_covers_the_mean_and_the_naive_one_does_not():

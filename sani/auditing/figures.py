@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 BOOTSTRAP_ROUNDS = 1000
+BLOCK = 2**22  # draws of the bootstrap that are held in full precision
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -40,13 +42,31 @@ def clustered_mean(values: Floats, subjects: Sequence[int], *, seed: int) -> Est
         return Estimate(int(known.sum()), float(values[known].mean()), None, None)
     sums = np.bincount(cluster, weights=values[known])
     counts = np.bincount(cluster)
-    chance = np.random.default_rng(seed)
-    draws = chance.multinomial(
-        len(sums), np.full(len(sums), 1 / len(sums)), size=BOOTSTRAP_ROUNDS
-    )  # [rounds, subjects]
-    means = (draws @ sums) / (draws @ counts)
+    means = np.empty(BOOTSTRAP_ROUNDS)
+    draws = _draws(len(sums), seed)
+    for rounds in _blocks(len(sums)):
+        times = draws[rounds].astype(np.float64)
+        means[rounds] = (times @ sums) / (times @ counts)
     low, high = np.quantile(means, [0.025, 0.975])
     return Estimate(int(known.sum()), float(values[known].mean()), float(low), float(high))
+
+
+@lru_cache(maxsize=1)  # figures of one scope are of the same subjects
+def _draws(subjects: int, seed: int) -> NDArray[np.uint8]:
+    """How often each subject is drawn in each round of the bootstrap, [rounds, subjects]."""
+    chance = np.random.default_rng(seed)
+    draws = np.empty((BOOTSTRAP_ROUNDS, subjects), dtype=np.uint8)
+    for rounds in _blocks(subjects):
+        size = len(draws[rounds])
+        draws[rounds] = chance.multinomial(subjects, np.full(subjects, 1 / subjects), size=size)
+    return draws
+
+
+def _blocks(subjects: int) -> Iterator[slice]:
+    """Rounds that are held in full precision together."""
+    step = max(1, BLOCK // subjects)
+    for start in range(0, BOOTSTRAP_ROUNDS, step):
+        yield slice(start, start + step)
 
 
 def discoverable(log_probability: Floats, *, queries: int, probability: float) -> Bools:
