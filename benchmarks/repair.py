@@ -38,6 +38,7 @@ from sani.corpus.readers import read_corpus
 from sani.encoding import encode, framing_named
 from sani.erasing.erase import erase
 from sani.layout import Layout
+from sani.pipeline import UNJUDGED
 from sani.recipe import (
     AllSelector,
     EraseSettings,
@@ -208,7 +209,8 @@ def outcome(folder: Path, *, epochs: int) -> dict[str, float]:
 
     before, control = measured(checkpoint), measured(base)
     erase(checkpoint, recipe.erase, corpus=corpus)
-    measured(checkpoint)  # as a run does
+    less = recipe.audit.model_copy(update={**UNJUDGED, "framing": before.framing})
+    audit(checkpoint, corpus, less, held_out=held_out)  # as a run does
     audited = time.process_time()
     repair(checkpoint, corpus, recipe.repair, base=base, framing="bos")
     repairing = time.process_time() - audited

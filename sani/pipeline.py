@@ -66,6 +66,9 @@ from sani.scanning.inventory import scan
 
 OnStep = Callable[[str, int, int], None]
 
+# What no gate asks of an audit.
+UNJUDGED = {"generation": None, "membership_documents": 0, "swaps": 0}
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -414,23 +417,35 @@ class _Job:
         return self._latest
 
     def audit(self, stage: str, checkpoint: Callable[[], Checkpoint]) -> None:
-        """Audit a checkpoint, with the same decoys at every stage."""
+        """Audit a checkpoint, with the same decoys at every stage.
+
+        The erased one, of which nothing is decided, is asked no more than a gate asks, and behind
+        one framing.
+        """
+        settings = self._recipe.audit
         if not self._folder.finished(f"audit-{stage}"):
-            first = stage == "before"
+            framing = None if stage == "before" else self._framing()
+            less = {**UNJUDGED, "framing": framing} if stage == "erased" else {}
             self._audit(
                 f"audit-{stage}",
                 checkpoint(),
                 self._corpus,
+                settings.model_copy(update=less),
                 held_out=self._held_out,
-                control_framing=None if first else self._framing(),
+                control_framing=framing,
             )
         if self._pretraining and not self._folder.finished(f"pretraining-{stage}"):
-            self._audit(f"pretraining-{stage}", checkpoint(), self._pretraining)
+            alone = settings.model_copy(update={"generation": None})
+            self._audit(f"pretraining-{stage}", checkpoint(), self._pretraining, alone)
 
-    def _audit(self, stage: str, audited: Checkpoint, corpus: Corpus, **held_out: Any) -> None:
-        settings = self._recipe.audit
-        if corpus is not self._corpus:
-            settings = settings.model_copy(update={"generation": None})
+    def _audit(
+        self,
+        stage: str,
+        audited: Checkpoint,
+        corpus: Corpus,
+        settings: AuditSettings,
+        **held_out: Any,
+    ) -> None:
         meter = runtime.EnergyMeter()
         result = audit(
             audited,
@@ -561,11 +576,10 @@ class _Job:
 
     def _less(self, checkpoint: Checkpoint, settings: AuditSettings, stage: str) -> AuditResult:
         """An audit without what the gate does not ask."""
-        less = {"generation": None, "membership_documents": 0, "swaps": 0}
         return audit(
             checkpoint,
             self._corpus,
-            settings.model_copy(update=less),
+            settings.model_copy(update=UNJUDGED),
             held_out=self._held_out,
             control_framing=self._framing(),
             seed=self._recipe.seed,

@@ -22,6 +22,7 @@ from sani.runtime import quiet_libraries
 quiet_libraries()
 # Models this small gain nothing from a second thread, and lose minutes where a core is busy.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 NETWORK = (socket.AF_INET, socket.AF_INET6)
 
