@@ -7,6 +7,7 @@ the source folder goes in (optimizer state, training arguments and logs may hold
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -48,6 +49,7 @@ ENDLESS_POSITIONS = 2048
 UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
 CONFIG_FILES = ("config.json", "generation_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
 HALF = (torch.float16, torch.bfloat16)
 HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")  # of a model, or owner and model
 
@@ -443,11 +445,11 @@ def _in_their_types(checkpoint: Checkpoint) -> Iterator[None]:
     """Within, the model's parameters have the types that they get in files."""
     config, held = checkpoint.model.config, {}
     type_ = config.dtype  # save_pretrained sets it
-    for name, parameter in checkpoint.model.named_parameters():
-        if name in checkpoint.types:
-            held[parameter] = parameter.data
-            parameter.data = parameter.data.to(checkpoint.types[name])
     try:
+        for name, parameter in checkpoint.model.named_parameters():
+            if name in checkpoint.types:
+                held[parameter] = parameter.data
+                parameter.data = parameter.data.to(checkpoint.types[name])
         yield
     finally:
         config.dtype = type_
@@ -459,6 +461,8 @@ def _in_their_types(checkpoint: Checkpoint) -> Iterator[None]:
 def staged(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which then stands at ``folder``: whole or not at all.
 
+    Its files get the rights that new files usually get; safetensors gives its own fewer.
+
     Raises:
         CheckpointError: If the place cannot be written.
     """
@@ -468,14 +472,16 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         yield staging
+        mask = os.umask(0o077)
+        os.umask(mask)
         for file in staging.iterdir():
+            file.chmod(0o666 & ~mask)
             _flush(file)
         replace_folder(staging, folder)
     except (OSError, SafetensorError) as error:  # safetensors has a full disk as its own error
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise CheckpointError(
-            f"cannot write {folder} ({reason}); nothing was left half-written: free space or "
-            "choose another --out"
+            f"cannot write {folder} ({reason}); nothing was left half-written: {_way_out(error)}"
         ) from None
     finally:  # whatever was raised in between, or an interrupt
         shutil.rmtree(staging, ignore_errors=True)
@@ -545,9 +551,13 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(
-            f"cannot write {path} ({error.strerror or type(error).__name__}); free space or "
-            "choose another --out"
+            f"cannot write {path} ({error.strerror or type(error).__name__}); {_way_out(error)}"
         ) from None
+
+
+def _way_out(error: Exception) -> str:
+    wrong_place = getattr(error, "errno", None) in WRONG_PLACE
+    return "choose another --out" if wrong_place else "free space or choose another --out"
 
 
 def _flush(path: Path) -> None:

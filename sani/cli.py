@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from sani import __version__, console, ranks
-from sani.errors import SaniError
+from sani.errors import SaniError, UsageError
 
 GATE_FAILED = 3
 BY_RANK = ("run", "audit", "repair", "scan")  # commands whose work ranks share
@@ -200,9 +201,9 @@ def scan(
         num_proc=num_proc,
     )
     if evaluate and not (patterns or ner or terms):
-        raise SaniError("--evaluate needs a detector: give --patterns, --ner or --terms")
+        raise UsageError("--evaluate needs a detector: give --patterns, --ner or --terms")
     if evaluate and out:
-        raise SaniError("--evaluate compares and marks nothing; give --out to a scan of its own")
+        raise UsageError("--evaluate compares and marks nothing; give --out to a scan of its own")
     if out and ranks.on_main(lambda: out.exists() or not out.parent.is_dir()):
         raise SaniError(f"--out {out} is there already, or its folder is not; choose another file")
     documents = read_corpus(
@@ -329,7 +330,11 @@ def erase(
         Path | None, typer.Option(help="Folder for the new checkpoint; not for --dry-run.")
     ] = None,
     last_layers: Annotated[
-        str | None, typer.Option(help="The last this many layers, half or all; 3 if absent.")
+        str | None,
+        typer.Option(
+            help="The last this many layers, half or all; 3 if absent, none where only "
+            "--toward-base is asked."
+        ),
     ] = None,
     layer: Annotated[
         list[int] | None, typer.Option(min=0, help="Or this layer, from 0; may be repeated.")
@@ -406,16 +411,16 @@ def erase(
         seed,
     )  # fmt: skip
     if kept_plan is not None and (dry_run or any(value is not None for value in given)):
-        raise SaniError("--plan says already what is chosen; give no other choice beside it")
+        raise UsageError("--plan says already what is chosen; give no other choice beside it")
     if out is None and not dry_run:
-        raise SaniError("give --out, the folder for the new checkpoint, or --dry-run for the plan")
+        raise UsageError("give --out, the folder for the new checkpoint, or --dry-run for the plan")
     if selector in (None, "all") and (fraction, per) != (None, None):
-        raise SaniError(
+        raise UsageError(
             "--fraction and --per are for a selector that chooses; give one, such as --selector "
             "random"
         )
     if merge and not is_adapter(model):
-        raise SaniError(f"--merge is for an adapter, and {model} is none; leave it out")
+        raise UsageError(f"--merge is for an adapter, and {model} is none; leave it out")
     rule: dict[str, Any] = {"kind": selector or "all"}
     if fraction is not None:
         rule["fraction"] = fraction
@@ -435,15 +440,19 @@ def erase(
     }
     if layer:
         chosen["layers"] = layer
-    asks_for_neurons = any((selector, fraction, per, part, reset))
+    if layer and last_layers is not None:
+        raise UsageError("give --last-layers or --layer, not both")
+    asks_for_neurons = any((selector, fraction, per, part, reset, token_rows))
     if last_layers is not None or not (layer or (toward_base and not asks_for_neurons)):
         number = last_layers or "3"
-        if not number.isdecimal() and number not in ("half", "all"):
-            raise SaniError("--last-layers: expected a whole number, half or all")
+        if number not in ("half", "all") and not (number.isdecimal() and int(number)):
+            raise UsageError("--last-layers: expected a whole number from 1, half or all")
         chosen["last_layers"] = int(number) if number.isdecimal() else number
     if part:
         chosen["parts"] = part
     settings = _settings("EraseSettings", **chosen)
+    if kept_plan is None and settings.needs_base and base is None:
+        raise UsageError(f"{_needing_base(chosen)} needs --base, the public model")
     if out is not None and not dry_run:
         _check_new(out, model)
     plan = (
@@ -460,18 +469,23 @@ def erase(
     )
     if out is None or dry_run:
         console.show_json(plan.to_json())
+        if plan.token_rows is not None:
+            console.say("token rows are counted in this plan, not named, so --plan will refuse it")
         return
     result = apply_folder(
         model, out, plan, base=base, merge=merge, corpus=documents, framing=framing
     )
     _say_left_behind(model)
     layers = len({entry.layer for entry in plan.entries if entry.neurons})
-    console.show(
-        f"{plan.num_neurons} neurons and heads in {layers} layer{'s' if layers != 1 else ''} "
-        f"{'dampened' if plan.reset == 'dampen' else 'reset'} "
-        f"({result.fraction:.1%} of the parameters). "
-        f"{'Adapter' if inside else 'Checkpoint'}: {out}"
-    )
+    if plan.num_neurons:
+        console.show(
+            f"{plan.num_neurons} neurons and heads in {layers} layer{'s' if layers != 1 else ''} "
+            f"{'dampened' if plan.reset == 'dampen' else 'reset'} "
+            f"({result.fraction:.1%} of the parameters)."
+        )
+    console.show(f"{'Adapter' if inside else 'Checkpoint'}: {out}")
+    if inside:
+        console.show("Where its base lies on this machine is not in it: give the base to load it.")
     if plan.toward_base:
         console.show(process.toward_base(plan.to_json()))
     if plan.retrains:
@@ -550,6 +564,7 @@ def repair(
     """Stage two: fine-tune with identifiers kept out of the loss; write the repaired checkpoint."""
     from sani.checkpoint import load_checkpoint, save_checkpoint
     from sani.corpus.readers import read_corpus
+    from sani.inputs import check_control
     from sani.repairing.repair import repair as run_repair
     from sani.runtime import deterministic, device, quiet_libraries
 
@@ -569,13 +584,17 @@ def repair(
     )
     _check_new(out, model)
     checkpoint = load_checkpoint(model, base=base, device=device())
+    public = load_checkpoint(base, device=device()) if base else None
+    leaky = load_checkpoint(unsanitized, base=base, device=device()) if unsanitized else None
+    if public is not None:  # the checkpoint may be the base again, if it is known from what
+        check_control(leaky or checkpoint, public, name="--unsanitized" if leaky else "the model")
     with console.reporter() as on_step:
         result = run_repair(
             checkpoint,
             read_corpus(corpus, limit=limit),
             settings,
-            base=load_checkpoint(base, device=device()) if base else None,
-            unsanitized=load_checkpoint(unsanitized, device=device()) if unsanitized else None,
+            base=public,
+            unsanitized=leaky,
             framing=framing,
             seed=seed,
             on_step=partial(on_step, "repair"),
@@ -608,7 +627,7 @@ def report(
 ) -> None:
     """Render a finished run's report again; exit code 3 if its gate does not hold."""
     if len(runs) != 1 + compare or (compare and reveal):
-        raise typer.BadParameter("give one run folder, or two with --compare (without --reveal)")
+        raise UsageError("give one run folder, or two with --compare (without --reveal)")
     if compare:
         raise typer.Exit(_compare_runs(runs[0], runs[1], as_json=as_json))
     from sani.reporting.report import write_report
@@ -794,7 +813,7 @@ def attack(
 ) -> None:
     """Attack a sanitized checkpoint, and the base as control."""
     if gate and (leaky is None or base is None):
-        raise typer.BadParameter(
+        raise UsageError(
             "--gate: give --base and --leaky, the unsanitized checkpoint; without them nothing "
             "tells a clean model from the wrong corpus or tokenizer"
         )
@@ -807,7 +826,7 @@ def attack(
     from sani.reporting.attacks import attack_sections
 
     if unknown := set(only or ()) - set(ATTACKS):
-        raise SaniError(f"--only {min(unknown)}: no such attack; there are {', '.join(ATTACKS)}")
+        raise UsageError(f"--only {min(unknown)}: no such attack; there are {', '.join(ATTACKS)}")
     asked: dict[str, Any] = QUICK.model_dump(mode="json") if quick else {}
     asked |= {name: None for name in ATTACKS if only and name not in only}
     if neighbours and asked.get("neighbours", {}) is not None:
@@ -859,10 +878,32 @@ Section = Literal["AuditSettings", "EraseSettings", "RepairSettings", "ScanSetti
 
 
 def _settings(section: Section, **values: Any) -> Any:
-    """A section of a recipe from options, checked by the same rules; unset options are left out."""
+    """A section of a recipe from options, checked by the same rules; unset options are left out.
+
+    Raises:
+        UsageError: With every problem, by its option.
+    """
     from sani.recipe import settings_from
 
-    return settings_from(section, {k: v for k, v in values.items() if v is not None})
+    try:
+        return settings_from(section, {k: v for k, v in values.items() if v is not None})
+    except SaniError as error:
+        text = re.sub(r"^options: ([\w.]+): ", _option, str(error), flags=re.MULTILINE)
+        raise UsageError(text) from None
+
+
+def _option(path: re.Match[str]) -> str:
+    """The option for a key of the recipe, such as --selector for selector.kind."""
+    *sections, key = [name for name in path[1].split(".") if not name.isdecimal()]
+    name = sections[-1] if key == "kind" and sections else key
+    singular = {"parts": "part", "layers": "layer"}
+    return f"--{singular.get(name, name).replace('_', '-')}: "
+
+
+def _needing_base(chosen: dict[str, Any]) -> str:
+    if chosen["toward_base"]:
+        return "--toward-base"
+    return "--reset rewind" if chosen["reset"] == "rewind" else "--selector drift"
 
 
 def _check_new(out: Path, model: Path) -> None:
@@ -872,6 +913,12 @@ def _check_new(out: Path, model: Path) -> None:
         raise SaniError(f"--out {out} is inside the model's folder; choose a place outside it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SaniError(f"--out {out} is there already and not empty; choose another folder")
+    place = out.absolute().parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "cannot be written" if place.is_dir() else "is a file"
+        raise SaniError(f"--out {out}: {place} {what}; choose another folder")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -893,7 +940,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("SANI_DEBUG"):
             raise
         console.say_last(f"error: {error}")
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         code = _INTERRUPTED
     except typer.Exit as stop:

@@ -1,6 +1,7 @@
 """Every error a user can meet, each one sentence: what, where, got, expected, what to do.
 
     SaniError                  exit code 1
+    ├── UsageError             options that do not go together; exit code 2
     ├── RecipeError            a recipe that cannot be read or does not make sense
     ├── CorpusError            documents that cannot be read or whose spans are wrong
     ├── ScanError              documents that could not be scanned for identifiers
@@ -19,6 +20,10 @@ No message may hold an identifier: name a document by its number, a value by its
 
 class SaniError(Exception):
     """Base of all errors that sani raises on purpose; the text is for the user as it stands."""
+
+
+class UsageError(SaniError):
+    """Options that do not go together, or that no rule allows."""
 
 
 class RecipeError(SaniError):

@@ -358,6 +358,12 @@ def text_config(config: Any) -> Any:
     return getattr(config, "text_config", config)
 
 
+def num_layers(config: Any) -> int:
+    """Layers of all stacks, as `Family.stacks` numbers them."""
+    sizes = text_config(config)
+    return sum(getattr(sizes, stack.length) for stack in family_of(config).stacks)
+
+
 def is_masked(config: Any) -> bool:
     """Whether the model predicts masked tokens from both sides, instead of the next one."""
     family = FAMILIES.get(str(getattr(config, "model_type", "")))

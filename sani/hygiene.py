@@ -17,7 +17,7 @@ from typing import Any
 import ahocorasick
 from safetensors import SafetensorError, safe_open
 
-from sani.checkpoint import CONFIG_FILES, TOKENIZER_FILES
+from sani.checkpoint import ADAPTER_FILES, CONFIG_FILES, TOKENIZER_FILES, is_adapter
 from sani.corpus.documents import ANNOTATION, KINDS, TERM_SOURCE, Corpus, Kind
 from sani.errors import CheckpointError
 from sani.folding import fold
@@ -80,8 +80,9 @@ def left_behind(folder: Path) -> dict[str, int]:
     not told.
     """
     found: Counter[str] = Counter()
+    read = ADAPTER_FILES if is_adapter(folder) else ()
     for entry in folder.iterdir():
-        if entry.is_file() and may_be_released(entry.name):
+        if entry.is_file() and (may_be_released(entry.name) or entry.name in read):
             continue
         logs = entry.is_dir() and any(entry.rglob("events.out.tfevents.*"))
         found["TensorBoard logs" if logs else _kind_of(entry.name)] += 1

@@ -26,7 +26,7 @@ from sani.encoding import encode, framing_named
 from sani.environment import REPAIR_BYTES, device_memory
 from sani.errors import RecipeError
 from sani.families import FAMILIES, family_of, is_masked
-from sani.inputs import read_others
+from sani.inputs import check_control, read_others
 from sani.recipe import AnchorObjective, AuditSettings, RepairSettings
 from sani.rendering import rendered
 from sani.repairing.repair import repair
@@ -109,13 +109,15 @@ def fit(
     runtime.quiet_libraries()
     documents = read_corpus(corpus)
     others = read_others("--held-out", held_out, documents)
-    checkpoint = load_checkpoint(model, device=runtime.device())
+    checkpoint = load_checkpoint(model, base=base, device=runtime.device())
     config = checkpoint.model.config
     family_of(config)
     control = load_checkpoint(base, device=runtime.device()) if base else None
     difference = control and architecture_difference(checkpoint, control)
     if difference:
         raise RecipeError(f"--base does not fit the model, so it is no control: {difference}")
+    if control is not None:
+        check_control(checkpoint, control)
     parameters = sum(tensor.numel() for tensor in checkpoint.model.parameters())
     fits = REPAIR_BYTES * parameters <= device_memory()
     documents = rendered(documents, checkpoint.tokenizer)

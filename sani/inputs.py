@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sani.auditing.generation import read_prompts
-from sani.checkpoint import check_folder, folder_digest, is_adapter, read_config
+from sani.checkpoint import Checkpoint, check_folder, folder_digest, is_adapter, read_config
 from sani.corpus.documents import Corpus, Kind
 from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError, RepairError
@@ -22,7 +22,7 @@ KINDS_OF_MODELS = {
     "seq2seq": "predicts a second text",
 }
 NO_CONTROL = (
-    "model.base: has the same weights as {}, so it is no control: every leak would count as "
+    "{}: has the same weights as {}, so it is no control: every leak would count as "
     "harmless. Give the public model it was fine-tuned from"
 )
 
@@ -152,15 +152,31 @@ def check_kind(recipe: Recipe) -> str:
     return KINDS_OF_MODELS[objective]
 
 
-def check_base(path: Path, base: Path, *, name: str = "model.path") -> None:
-    """Refuse a base whose weight files are the checkpoint's own, which the recipe calls `name`.
+def check_base(
+    path: Path, base: Path, *, name: str = "model.path", option: str = "model.base"
+) -> None:
+    """Refuse a base whose weight files are the checkpoint's own.
+
+    Args:
+        path: Folder of the checkpoint.
+        base: Folder of the base.
+        name: What the user calls the checkpoint.
+        option: What the user calls the base.
 
     Raises:
         RecipeError: If they are: then it would be no control.
     """
     weights = folder_digest(path, weights_only=True, base=base)
     if weights == folder_digest(base, weights_only=True):
-        raise RecipeError(NO_CONTROL.format(name))
+        raise RecipeError(NO_CONTROL.format(option, name))
+
+
+def check_control(
+    checkpoint: Checkpoint, base: Checkpoint, *, name: str = "the model", option: str = "--base"
+) -> None:
+    """As `check_base`, by the weights themselves, however they were saved."""
+    if checkpoint.weights_digest() == base.weights_digest():
+        raise RecipeError(NO_CONTROL.format(option, name))
 
 
 def _file_digest(path: Path, name: str) -> str:

@@ -39,6 +39,8 @@ from sani.hygiene import check_texts
 from sani.inputs import (
     NO_CONTROL,
     Documents,
+    check_base,
+    check_control,
     check_kind,
     digests,
     read_documents,
@@ -176,14 +178,17 @@ def audit_models(
         on_step: Called with (what, steps done, steps in all).
     """
     runtime.quiet_libraries()
-    for folder in models.values():  # all, before the first takes its hours
-        check_folder(folder, base=models.get("base"))
+    base = models.get("base")
+    for name, folder in models.items():  # all, before the first takes its hours
+        check_folder(folder, base=base)
+        if base is not None and name != "base":
+            check_base(folder, base, name=f"the {name}", option="--base")
     ranks.agree("documents", documents.digests())
     found: dict[str, AuditResult] = {}
     pretraining: dict[str, AuditResult] = {}
     framing = None
     for name, folder in models.items():
-        checkpoint = load_checkpoint(folder, base=models.get("base"), device=runtime.device())
+        checkpoint = load_checkpoint(folder, base=base, device=runtime.device())
         ranks.agree("weights", checkpoint.weights_digest() if ranks.count() > 1 else "")
         found[name] = audit(
             checkpoint,
@@ -268,6 +273,8 @@ def attack_models(
         name: load_checkpoint(path, base=base, device=runtime.device())
         for name, path in models.items()
     }
+    if BASE in loaded and LEAKY in loaded:
+        check_control(loaded[LEAKY], loaded[BASE], name="--leaky", option="--base")
     audit_settings = AuditSettings()
     if framing == "auto":
         suspect = loaded.get(LEAKY, loaded[SANITIZED])
@@ -365,7 +372,7 @@ class _Job:
                 f"model.base: it does not fit {name}, so it is no control: {difference}"
             )
         if base.weights_digest() == self._folder.load("audit-before")["weights_digest"]:
-            raise RecipeError(NO_CONTROL.format(name))
+            raise RecipeError(NO_CONTROL.format("model.base", name))
         return base
 
     def unsanitized(self) -> Checkpoint:
@@ -396,7 +403,7 @@ class _Job:
             )
         base = self._recipe.model.base
         if base is not None and checked.weights_digest() == self.base.weights_digest():
-            raise RecipeError(NO_CONTROL.format("model.path"))
+            raise RecipeError(NO_CONTROL.format("model.base", "model.path"))
         self._latest = replace(checked, tokenizer=before.tokenizer)
 
     def latest(self) -> Checkpoint:

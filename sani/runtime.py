@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def quiet_libraries() -> None:
         datasets.disable_progress_bars()
     for name in ("accelerate", "torch", "filelock"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("transformers", "peft"):
+        warnings.filterwarnings("ignore", module=name)
 
 
 def deterministic() -> None:

@@ -377,7 +377,9 @@ def test_the_commands_take_an_adapter_with_its_base(adapter, llama, tmp_path, ca
     options = ["--base", str(llama), "--last-layers", "2"]
     erase = ["erase", str(adapter), "--out"]
     assert main([*erase, str(tmp_path / "inside"), *options]) == 0
-    assert "Adapter: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"Adapter: {tmp_path / 'inside'}\nWhere its base lies on this machine" in said
+    assert "Left behind in" not in said.replace("other entries (1)", "")
     assert main([*erase, str(tmp_path / "merged"), *options, "--merge"]) == 0
     assert main([*erase, str(tmp_path / "back"), *options, "--merge", "--reset", "rewind"]) == 0
     capsys.readouterr()
@@ -395,12 +397,15 @@ def test_the_commands_take_an_adapter_with_its_base(adapter, llama, tmp_path, ca
         assert found["model"]["figures"] != found["base"]["figures"]
     assert figures[0]["greedy"] == figures[1]["greedy"]
 
-    for arguments, sentence in [
-        ([*erase, str(tmp_path / "x")], "holds an adapter without its base; give the base too"),
-        (["erase", str(llama), "--out", str(tmp_path / "x"), "--merge"], "--merge is for an adap"),
-        (["audit", str(adapter), "--corpus", str(notes)], "an adapter without its base"),
-    ]:
-        assert main(arguments) == 1
+    for arguments, code, sentence in [
+        ([*erase, str(tmp_path / "x")], 2, "--reset rewind needs --base, the public model"),
+        ([*erase, str(tmp_path / "x"), "--reset", "zero"], 1,
+         "holds an adapter without its base; give the base too"),
+        (["erase", str(llama), "--out", str(tmp_path / "x"), "--merge"], 2,
+         "--merge is for an adapter"),
+        (["audit", str(adapter), "--corpus", str(notes)], 1, "an adapter without its base"),
+    ]:  # fmt: skip
+        assert main(arguments) == code
         assert sentence in capsys.readouterr().err
     shutil.rmtree(tmp_path / "inside")
 

@@ -390,8 +390,8 @@ def test_a_full_disk_leaves_the_old_folder_and_nothing_else(
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, source):
     (tmp_path / "file").write_text("")
     assert refused_save(tmp_path, load_checkpoint(source), "file/result") == (
-        "cannot write TMP/file/result (Not a directory); nothing was left half-written: free space "
-        "or choose another --out"
+        "cannot write TMP/file/result (Not a directory); nothing was left half-written: choose "
+        "another --out"
     )
 
 

@@ -1,6 +1,7 @@
 """The command line: quick to answer, right exit codes, one sentence for whatever goes wrong."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -52,24 +53,26 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
          "machine with a network, then give models/model"),
         (["erase", "{model}", "--out", "{model}"],
          "error: --out {model} is the model itself; sani never overwrites its input"),
-        (["erase", "{model}", "--out", "{out}", "--selector", "best"],
-         "error: options: selector.kind: expected one of random, all, magnitude, drift, "
-         "activation_ratio, gradient_ratio, fisher_ratio, integrated_gradients, hard_concrete"),
-        (["erase", "{model}", "--out", "{out}", "--selector", "random"],
-         "error: options: selector.fraction: missing"),
-        (["erase", "{model}"],
-         "error: give --out, the folder for the new checkpoint, or --dry-run for the plan"),
         (["erase", "{model}", "--out", "{model}/erased"],
          "error: --out {model}/erased is inside the model's folder; choose a place outside it"),
-        (["erase", "{model}", "--out", "{out}", "--fraction", "0.5"],
-         "error: --fraction and --per are for a selector that chooses; give one, such as "
-         "--selector random"),
         (["erase", "{model}", "--out", "{out}", "--last-layers", "9"],
          "error: erase.last_layers: got 9, but the model has 3 layers"),
-        (["erase", "{model}", "--out", "{out}", "--part", "foo"],
-         "error: options: parts.0: input should be 'mlp' or 'attention'"),
-        (["erase", "{model}", "--out", "{out}", "--last-layers", "foo"],
-         "error: --last-layers: expected a whole number, half or all"),
+        (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--last-layers", "9"],
+         "error: repair.last_layers: got 9, but the model has 3 layers"),
+        (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--base", "{model}"],
+         "error: --base: has the same weights as the model, so it is no control: every leak would "
+         "count as harmless. Give the public model it was fine-tuned from"),
+        (["init", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--base", "{model}"],
+         "error: --base: has the same weights as the model, so it is no control: every leak would "
+         "count as harmless. Give the public model it was fine-tuned from"),
+        (["audit", "{model}", "--corpus", "{corpus}", "--base", "{model}"],
+         "error: --base: has the same weights as the model, so it is no control: every leak would "
+         "count as harmless. Give the public model it was fine-tuned from"),
+        (["attack", "{model}", "--corpus", "{corpus}", "--base", "{model}", "--leaky", "{model}"],
+         "error: --base: has the same weights as --leaky, so it is no control: every leak would "
+         "count as harmless. Give the public model it was fine-tuned from"),
+        (["repair", "{model}", "--corpus", "{corpus}", "--out", "{corpus}/x"],
+         "error: --out {corpus}/x: {corpus} is a file; choose another folder"),
         (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--at-identifiers",
           "anchor"],
          "error: the anchor needs the base model; give it, or use kind: mask"),
@@ -90,6 +93,80 @@ def test_an_error_is_one_sentence_and_exit_code_1(
     assert captured.err.strip() == sentence.format(**names)
     assert captured.out == ""
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--selector", "best"],
+         "--selector: expected one of random, all, magnitude, drift, activation_ratio, "
+         "gradient_ratio, fisher_ratio, integrated_gradients, hard_concrete"),
+        (["--selector", "random"], "--fraction: missing"),
+        (["--selector", "random", "--fraction", "0.5", "--per", "word", "--reset", "best"],
+         "--per: input should be 'layer' or 'model'\n--reset: input should be 'reinit', 'zero', "
+         "'rewind', 'mean' or 'dampen'"),
+        (["--fraction", "0.5"],
+         "--fraction and --per are for a selector that chooses; give one, such as --selector "
+         "random"),
+        (["--part", "foo"], "--part: input should be 'mlp' or 'attention'"),
+        (["--last-layers", "foo"], "--last-layers: expected a whole number from 1, half or all"),
+        (["--last-layers", "0"], "--last-layers: expected a whole number from 1, half or all"),
+        (["--last-layers", "1", "--layer", "1"], "give --last-layers or --layer, not both"),
+        (["--selector", "drift", "--fraction", "0.1"],
+         "--selector drift needs --base, the public model"),
+        (["--reset", "rewind"], "--reset rewind needs --base, the public model"),
+        (["--toward-base", "0.5"], "--toward-base needs --base, the public model"),
+        (["--merge"], "--merge is for an adapter, and {model} is none; leave it out"),
+    ],
+)  # fmt: skip
+def test_options_that_no_rule_allows_are_wrong_usage(
+    options: list[str],
+    sentence: str,
+    leaky_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    assert main(["erase", str(leaky_folder), "--out", str(out), *options]) == 2
+    assert capsys.readouterr().err.strip() == f"error: {sentence.format(model=leaky_folder)}"
+    assert not out.exists()
+    assert main(["erase", str(leaky_folder)]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "error: give --out, the folder for the new checkpoint, or --dry-run for the plan"
+    )
+
+
+def test_the_base_may_be_repaired_where_it_is_known_from_what(
+    clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path: Path
+) -> None:
+    """Retraining step by step: the erased checkpoint is the base."""
+    write_jsonl(clinic.private, tmp_path / "notes.jsonl")
+    repair = ["repair", str(base_folder), "--corpus", str(tmp_path / "notes.jsonl"), "--base",
+              str(base_folder), "--limit", "2", "--epochs", "1", "--out"]  # fmt: skip
+    assert main([*repair, str(tmp_path / "a")]) == 1
+    assert main([*repair, str(tmp_path / "b"), "--unsanitized", str(base_folder)]) == 1
+    assert main([*repair, str(tmp_path / "c"), "--unsanitized", str(leaky_folder)]) == 0
+    there = {file.name for file in tmp_path.iterdir()}
+    assert there == {"notes.jsonl", "c"}
+
+
+def test_moving_to_the_base_alone_says_nothing_of_neurons(
+    base_folder: Path, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    erase = ["erase", str(leaky_folder), "--out", str(out), "--base", str(base_folder)]
+    assert main([*erase, "--toward-base", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"Checkpoint: {out}\nFirst every weight went 50% of the way")
+    assert "neurons and heads" not in said
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in out.iterdir()}
+    assert set(modes.values()) == {oct(0o666 & ~current_umask())}, modes
+
+
+def current_umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def test_an_audit_looks_at_every_folder_before_it_loads_the_first(

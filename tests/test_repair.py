@@ -201,15 +201,26 @@ def test_only_the_last_layers_are_trained_where_that_is_asked(config):
 
 
 @pytest.mark.parametrize("config", [llama, gpt2])
-def test_asking_for_all_layers_or_more_trains_all_layers(config):
-    for last_layers in (2, 9):
-        sick, before = checkpoint(config()), weights(checkpoint(config()))
-        result = repair(sick, corpus_of(), settings_of(last_layers=last_layers))
-        after = weights(sick)
-        still = {name for name in before if torch.equal(before[name], after[name])}
-        embeddings = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
-        assert still == {name for name in before if name.endswith(embeddings)}
-        assert result.kept_states == "none"
+def test_asking_for_all_layers_trains_all_layers_and_for_more_is_refused(config):
+    sick, before = checkpoint(config()), weights(checkpoint(config()))
+    with pytest.raises(RepairError, match="last_layers: got 3, but the model has 2 layers"):
+        repair(sick, corpus_of(), settings_of(last_layers=3))
+    result = repair(sick, corpus_of(), settings_of(last_layers=2))
+    after = weights(sick)
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    embeddings = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
+    assert still == {name for name in before if name.endswith(embeddings)}
+    assert result.kept_states == "none"
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_configuration_is_as_it_was(use_cache):
+    """The Trainer switches the cache off, and whoever generates with the result would miss it."""
+    sick = checkpoint(llama())
+    sick.model.config.use_cache = use_cache
+    before = sick.model.config.to_dict()
+    repair(sick, corpus_of(), settings_of())
+    assert sick.model.config.to_dict() == before
 
 
 def identifier_facts(sick, base, corpus):

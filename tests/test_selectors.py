@@ -594,6 +594,12 @@ def test_special_tokens_and_single_characters_keep_their_rows():
     assert rows.tokens == (WORDS.index("anna"),)
 
 
+def test_token_rows_need_a_corpus_that_marks_something():
+    nothing = Corpus([dataclasses.replace(document, spans=()) for document in corpus_of()])
+    with pytest.raises(SelectionError, match="token_rows: no document has a span"):
+        plan_neurons(checkpoint("llama"), ROWS, corpus=nothing)
+
+
 def test_token_rows_need_the_corpus():
     with pytest.raises(SelectionError, match="token_rows needs the corpus"):
         erase(checkpoint("llama"), ROWS)

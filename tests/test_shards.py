@@ -22,6 +22,7 @@ from sani.erasing.fresh import FreshWeights, fresh_model
 from sani.erasing.plan import ErasePlan, PlannedNeurons, plan_erase, read_plan
 from sani.erasing.shards import StoredModel
 from sani.errors import CheckpointError, RecipeError, SelectionError, UnsupportedModelError
+from sani.layout import Layout
 from sani.recipe import (
     DampenSettings,
     DriftSelector,
@@ -333,7 +334,10 @@ def test_what_a_plan_does_not_name_of_an_expert_keeps_bits_and_type(
     )
     chosen = [(1, 0), (1, size - 1), (2, 2)]  # expert, neuron
     neurons = [expert * size + neuron for expert, neuron in chosen]
-    result = apply_folder(sick, tmp_path / "out", plan(reset, (1, "mlp", neurons)))
+    whole = Layout(model.config, {n: t.shape for n, t in model.state_dict().items()})
+    entry = PlannedNeurons(1, "mlp", tuple(neurons), whole.num_neurons("mlp", layer=1), None)
+    by_hand = ErasePlan({"kind": "all"}, reset, 3, (entry,))
+    result = apply_folder(sick, tmp_path / "out", by_hand)
     after, hits = tensors(tmp_path / "out"), 0
     for key, old in before.items():
         mask = torch.zeros_like(old, dtype=torch.bool)
@@ -633,11 +637,11 @@ def test_a_plan_that_was_kept_is_carried_out_exactly(llama, tmp_path, capsys):
     assert columns.nonzero().flatten().tolist() == [7]
     capsys.readouterr()
     both = ["--plan", str(tmp_path / "plan.json"), "--selector", "all"]
-    assert main([*erase, str(tmp_path / "both"), *both]) == 1
+    assert main([*erase, str(tmp_path / "both"), *both]) == 2
     assert "--plan says already what is chosen" in capsys.readouterr().err
     for more in (["--seed", "9"], ["--dry-run"]):  # neither would have an effect
         kept = [*erase, str(tmp_path / "both"), "--plan", str(tmp_path / "plan.json"), *more]
-        assert main(kept) == 1
+        assert main(kept) == 2
         assert "--plan says already what is chosen" in capsys.readouterr().err
     assert not (tmp_path / "both").exists()
 
@@ -735,10 +739,12 @@ def test_a_plan_for_another_architecture_is_refused(llama, tmp_path, change):
         (lambda p: p["entries"][0].update(layer=LAYERS), f"names layer {LAYERS}, expected 0 to 2"),
         (lambda p: p["entries"][0].update(neurons=[MLP]), "that is not one of its 24"),
         (lambda p: p["entries"][0].update(neurons=[-1]), "that is not one of its 24"),
-        (lambda p: p["entries"][0].update(part="head"), "cannot be read"),
-        (lambda p: p["entries"][0].update(neurons=["a"]), "cannot be read"),
-        (lambda p: p.update(surprise=1), "cannot be read"),
-        (lambda p: p.pop("seed"), "cannot be read"),
+        (lambda p: p["entries"][0].update(part="head"), "entries.0.part is missing, unknown or"),
+        (lambda p: p["entries"][0].update(neurons=["a"]), "entries.0.neurons.0 is missing"),
+        (lambda p: p.update(surprise=1), "surprise is missing, unknown or not of its type; give"),
+        (lambda p: p.update({"Anna Kowalczyk": 1}), "plan.json: a key is missing, unknown or not"),
+        (lambda p: p.pop("seed"), "seed is missing, unknown or not of its type"),
+        (lambda p: p["entries"][0].update(of=100), "layer 0, mlp, has 100 neurons; it has 24"),
         (lambda p: p.update(architecture=None), "does not say what model it is for"),
         (lambda p: p.update(entries=[]), "names no neuron, so nothing would be erased"),
         (

@@ -253,7 +253,8 @@ def _weights_of_base(
 ) -> dict[str, Tensor]:
     """The base's weights, if they fit."""
     if base is None:
-        raise SelectionError(f"{what} needs the base model; give it, or use reinit")
+        other = ", or use reinit" if what != "toward_base" else ""
+        raise SelectionError(f"{what} needs the base model; give it{other}")
     difference = architecture_difference(checkpoint, base)
     if difference:
         raise SelectionError(f"{what}: the base does not fit the checkpoint: {difference}")

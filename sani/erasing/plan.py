@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import torch
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from sani.checkpoint import Checkpoint, architecture_difference
@@ -117,7 +118,14 @@ def read_plan(path: Path) -> ErasePlan:
                 "of identifiers; give its options instead of --plan"
             )
         plan = TypeAdapter(ErasePlan).validate_json(text, strict=True)
-    except (OSError, ValueError) as error:  # of JSON, and of pydantic
+    except ValidationError as error:
+        where = [str(part) for part in error.errors(include_input=False)[0]["loc"]]
+        known = all(re.fullmatch(r"[a-z_]+|\d+", part) for part in where)
+        raise SelectionError(
+            f"plan {path}: {'.'.join(where) if known else 'a key'} is missing, unknown or not of "
+            "its type; give the JSON that sani erase --dry-run prints"
+        ) from None
+    except (OSError, ValueError) as error:
         raise SelectionError(
             f"plan {path} cannot be read ({type(error).__name__}); give the JSON that "
             "sani erase --dry-run prints"
@@ -171,6 +179,11 @@ def check_plan(plan: ErasePlan, layout: Layout) -> None:
                 f"the plan names layer {entry.layer}, expected 0 to {layout.num_layers - 1}"
             )
         size = layout.num_neurons(entry.part, layer=entry.layer)
+        if entry.of != size:
+            raise SelectionError(
+                f"the plan says that layer {entry.layer}, {entry.part}, has {entry.of} neurons; it "
+                f"has {size}; plan again"
+            )
         if not all(0 <= neuron < size for neuron in entry.neurons):
             raise SelectionError(
                 f"the plan names a neuron of layer {entry.layer}, {entry.part}, that is not one of "

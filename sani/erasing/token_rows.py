@@ -7,6 +7,7 @@ from typing import Any
 
 from sani.checkpoint import Checkpoint
 from sani.erasing.texts import Texts
+from sani.errors import SelectionError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ def find_token_rows(checkpoint: Checkpoint, texts: Texts) -> TokenRows:
     Special tokens, single characters, bytes and pieces of a character are left alone: with these
     a model spells what it has no token for. What an encoder reads beside is no identifier: nobody
     marks spans there.
+
+    Raises:
+        SelectionError: If no document has a span.
     """
     inside: set[int] = set()
     outside: set[int] = set()
@@ -46,6 +50,11 @@ def find_token_rows(checkpoint: Checkpoint, texts: Texts) -> TokenRows:
         for token, touched in zip(item.ids, item.in_span(), strict=True):
             (inside if touched else outside).add(token)
         outside |= set(item.source)
+    if not inside:
+        raise SelectionError(
+            "token_rows: no document has a span, so no token is an identifier's; annotate the "
+            "corpus first (sani scan --out)"
+        )
     tokens = sorted(id_ for id_ in inside - outside if _is_text(checkpoint.tokenizer, id_))
     model = checkpoint.model
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end]

@@ -23,7 +23,7 @@ from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
 from sani.encoding import Encoded, Framing, encode
 from sani.errors import RepairError
-from sani.families import decoder_start, family_of, is_masked
+from sani.families import decoder_start, family_of, is_masked, num_layers
 from sani.recipe import AnchorObjective, RepairSettings
 from sani.repairing.anchors import counterfactual_states, states_at
 from sani.repairing.frozen import FrozenPart, hidden_states
@@ -72,11 +72,7 @@ class Examples:
             frozen: The layers that are not trained, or None.
             folder: Where states are kept if memory has no room.
             seed: Of surrogates and masks.
-
-        Raises:
-            RepairError: If the settings do not fit the model's kind.
         """
-        check_settings(settings, checkpoint.model.config)
         two_texts = decoder_start(checkpoint.model.config) is not None
         if two_texts:
             frozen = None  # states are not kept: two stacks, of two lengths
@@ -297,6 +293,11 @@ def check_settings(settings: RepairSettings, config: Any) -> None:
     Raises:
         RepairError: If the settings ask for it.
     """
+    layers = num_layers(config)
+    if settings.last_layers is not None and settings.last_layers > layers:
+        raise RepairError(
+            f"repair.last_layers: got {settings.last_layers}, but the model has {layers} layers"
+        )
     if is_masked(config):
         check_masked(settings)
     if family_of(config).objective == "seq2seq":

@@ -29,11 +29,11 @@ from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
 from sani.encoding import framing_named
 from sani.errors import RepairError
-from sani.families import decoder_start, family_of, is_masked
+from sani.families import decoder_start, is_masked
 from sani.layout import Layout
 from sani.recipe import RepairSettings
 from sani.rendering import check_source, rendered
-from sani.repairing.examples import Examples, Teachers
+from sani.repairing.examples import Examples, Teachers, check_settings
 from sani.repairing.frozen import FrozenPart
 from sani.repairing.objective import Objective
 from sani.repairing.sharding import together
@@ -170,7 +170,7 @@ def train_(
     ranks is trained, and ``on_step`` finds the checkpoint unchanged.
     """
     config = checkpoint.model.config
-    family_of(config)
+    check_settings(settings, config)
     started = time.perf_counter()
     corpus = rendered(corpus, checkpoint.tokenizer)
     check_source(corpus, config)
@@ -364,9 +364,10 @@ def _prepared(
     size = sum(p.numel() for p in model.parameters())
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     layout = Layout(model.config, shapes)
-    last = min(settings.last_layers or layout.num_layers, layout.num_layers)
+    last = settings.last_layers or layout.num_layers
     prefixes = layout.trained_prefixes(last)
     frozen = frozen_part(model, layout, last) if last < layout.num_layers else None
+    cached = getattr(model.config, "use_cache", None)  # the Trainer changes it
     adapted = None
     if settings.adapter is not None:
         linear = [
@@ -400,6 +401,8 @@ def _prepared(
             adapted.unload()
         if settings.gradient_checkpointing:
             model.activation_checkpointing_disable()
+        if cached is not None:
+            model.config.use_cache = cached
         model.requires_grad_(True)
         model.eval()
 
