@@ -20,6 +20,7 @@ from sani.erasing.activations import all_of, outputs_of
 from sani.erasing.plan import number_chosen, sizes_of
 from sani.erasing.resets import check_biases
 from sani.erasing.scores import check_layers
+from sani.erasing.shards import StoredModel
 from sani.errors import SaniError
 from sani.hygiene import left_behind
 from sani.inputs import check_base, check_kind, read_documents, read_neighbours
@@ -143,7 +144,7 @@ def _tokenizer(model: ModelSettings) -> Any:
 
 
 def _base(path: Path, base: Path) -> str:
-    _same_shapes("the base", _layout(path, base)[1], _layout(base)[1])
+    _same_architecture("the base", base if is_adapter(path) else path, base)
     check_base(path, base)
     return "same architecture as model.path, other weights"
 
@@ -151,19 +152,22 @@ def _base(path: Path, base: Path) -> str:
 def _unsanitized(model: ModelSettings) -> str:
     if model.unsanitized is None:
         return "none"
-    _, shapes = _layout(model.path, model.base)
-    _same_shapes("the unsanitized one", shapes, _layout(model.unsanitized, model.base)[1])
+    own, before = (
+        model.base if model.base is not None and is_adapter(path) else path
+        for path in (model.path, model.unsanitized)
+    )
+    _same_architecture("the unsanitized one", own, before)
     if model.base is not None:
         check_base(model.unsanitized, model.base, name="model.unsanitized")
     return "same architecture as model.path, which is only checked: nothing in it is changed"
 
 
-def _same_shapes(name: str, of: _Shapes, other: _Shapes) -> None:
-    differing = sorted(tensor for tensor in of | other if of.get(tensor) != other.get(tensor))
-    if differing:
+def _same_architecture(name: str, path: Path, other: Path) -> None:
+    difference = StoredModel(check_folder(path)).difference(StoredModel(check_folder(other)))
+    if difference:
         raise SaniError(
-            f"{name} does not fit the checkpoint: tensor '{differing[0]}' differs; give the model "
-            "it was fine-tuned from"
+            f"{name} does not fit the checkpoint: {difference}; give the model it was fine-tuned "
+            "from"
         )
 
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 
 from sani.errors import CheckpointError
 from sani.families import auto_class, family_of, is_masked, text_config
-from sani.stored import StoredWeights
+from sani.stored import StoredWeights, named_tensors
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -62,7 +62,7 @@ class Checkpoint:
         model: In float32, whatever its files hold.
         tokenizer: A fast one.
         path: The folder.
-        types: Of the parameters that its files hold in less than float32, by name.
+        types: Of the parameters and buffers that its files hold in less than float32, by name.
     """
 
     model: Any
@@ -70,12 +70,36 @@ class Checkpoint:
     path: Path
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
 
+    def rounded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """What becomes of a tensor's numbers in the type that it has in the files."""
+        return tensor.to(self.types[name]).to(tensor) if name in self.types else tensor
+
     def round_(self) -> None:
-        """In place: give every weight a value that its type in the files can hold."""
+        """In place: give every weight a value that its type in the files can hold.
+
+        Raises:
+            CheckpointError: If one is too large for it.
+        """
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if name in self.types:
-                    parameter.copy_(parameter.to(self.types[name]))
+            for name, tensor in named_tensors(self.model):
+                if name not in self.types:
+                    continue
+                tensor.copy_(self.rounded(name, tensor))
+                if not torch.isfinite(tensor).all():
+                    raise CheckpointError(
+                        f"tensor '{name}' holds numbers that are too large for its type, "
+                        f"{self.types[name]}; give the checkpoint in float32"
+                    )
+
+    def is_of(self, base: Checkpoint) -> bool:
+        """Whether its weights are another one's, rounded to its types."""
+        theirs = dict(named_tensors(base.model))
+        return all(
+            name in theirs
+            and theirs[name].shape == tensor.shape
+            and torch.equal(tensor, self.rounded(name, theirs[name].to(tensor)))
+            for name, tensor in self.model.named_parameters()
+        )
 
     def weights_digest(self) -> str:
         """SHA-256 over every tensor's name, type, shape and bytes, in name order."""
@@ -442,19 +466,23 @@ def save_checkpoint(
 
 @contextmanager
 def _in_their_types(checkpoint: Checkpoint) -> Iterator[None]:
-    """Within, the model's parameters have the types that they get in files."""
-    config, held = checkpoint.model.config, {}
-    type_ = config.dtype  # save_pretrained sets it
+    """Within, the model's tensors and its configuration have the types that they get in files."""
+    config, held = checkpoint.model.config, []
+    configs = [config, *(getattr(config, name) for name in config.sub_configs)]
+    types = [own.dtype for own in configs]
     try:
-        for name, parameter in checkpoint.model.named_parameters():
+        for name, tensor in named_tensors(checkpoint.model):
             if name in checkpoint.types:
-                held[parameter] = parameter.data
-                parameter.data = parameter.data.to(checkpoint.types[name])
+                held.append((tensor, tensor.data))
+                tensor.data = tensor.data.to(checkpoint.types[name])
+        for own in configs:
+            own.dtype = checkpoint.model.dtype
         yield
     finally:
-        config.dtype = type_
-        for parameter, data in held.items():
-            parameter.data = data
+        for own, type_ in zip(configs, types, strict=True):
+            own.dtype = type_
+        for tensor, data in held:
+            tensor.data = data
 
 
 @contextmanager

@@ -174,8 +174,8 @@ def check_base(
 def check_control(
     checkpoint: Checkpoint, base: Checkpoint, *, name: str = "the model", option: str = "--base"
 ) -> None:
-    """As `check_base`, by the weights themselves, however they were saved."""
-    if checkpoint.weights_digest() == base.weights_digest():
+    """As `check_base`, by the weights themselves, however and in whatever type they were saved."""
+    if checkpoint.is_of(base):
         raise RecipeError(NO_CONTROL.format(option, name))
 
 

@@ -37,7 +37,6 @@ from sani.escalation import Judged, climb
 from sani.gate import Check, judge
 from sani.hygiene import check_texts
 from sani.inputs import (
-    NO_CONTROL,
     Documents,
     check_base,
     check_control,
@@ -365,14 +364,14 @@ class _Job:
         if self._recipe.model.base is None:
             raise RecipeError("model.base: missing")
         base = load_checkpoint(self._recipe.model.base, device=runtime.device())
-        difference = architecture_difference(self.unsanitized(), base)
+        unsanitized = self.unsanitized()
+        difference = architecture_difference(unsanitized, base)
         name = "model.unsanitized" if self._recipe.only_checks else "model.path"
         if difference:
             raise RecipeError(
                 f"model.base: it does not fit {name}, so it is no control: {difference}"
             )
-        if base.weights_digest() == self._folder.load("audit-before")["weights_digest"]:
-            raise RecipeError(NO_CONTROL.format("model.base", name))
+        check_control(unsanitized, base, name=name, option="model.base")
         return base
 
     def unsanitized(self) -> Checkpoint:
@@ -401,9 +400,8 @@ class _Job:
                 "model.unsanitized: it does not fit model.path, so it is no positive control: "
                 f"{difference}"
             )
-        base = self._recipe.model.base
-        if base is not None and checked.weights_digest() == self.base.weights_digest():
-            raise RecipeError(NO_CONTROL.format("model.base", "model.path"))
+        if self._recipe.model.base is not None:
+            check_control(checked, self.base, name="model.path", option="model.base")
         self._latest = replace(checked, tokenizer=before.tokenizer)
 
     def latest(self) -> Checkpoint:

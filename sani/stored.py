@@ -124,9 +124,10 @@ class StoredWeights(Mapping[str, Tensor]):
         return _experts(model, self.shapes)
 
     def types(self, model: Any) -> dict[str, torch.dtype]:
-        """Type of each of a model's tensors that lies here whole or expert by expert.
+        """Type of each parameter and buffer of a model that lies here whole or expert by expert.
 
         Where the matrices of one tensor are of several types, that which holds all their numbers.
+        A tensor that has several names (tied) is found by any, and named as in `named_parameters`.
         """
         experts = self.experts(model)
         found: dict[str, torch.dtype] = {}
@@ -134,7 +135,12 @@ class StoredWeights(Mapping[str, Tensor]):
             target = experts[name].tensor if name in experts else name
             type_ = TYPES.get(place.type, torch.float32)
             found[target] = torch.promote_types(found.get(target, type_), type_)
-        return found
+        own = {id(tensor): name for name, tensor in named_tensors(model)}
+        return {
+            own[id(tensor)]: found[name]
+            for name, tensor in named_tensors(model, remove_duplicate=False)
+            if name in found
+        }
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -151,6 +157,12 @@ class StoredWeights(Mapping[str, Tensor]):
         size = sum(place.end - place.start for place in self._places.values())
         files = {place.name: place.file.name for place in self._places.values()}
         return {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
+
+
+def named_tensors(model: Any, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """A model's parameters and buffers."""
+    yield from model.named_parameters(remove_duplicate=remove_duplicate)
+    yield from model.named_buffers(remove_duplicate=remove_duplicate)
 
 
 def _conversions(model: Any, stored: Iterable[str]) -> dict[str, tuple[str, Any]]:

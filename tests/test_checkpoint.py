@@ -35,7 +35,7 @@ from sani.checkpoint import (
 )
 from sani.erasing.fresh import fresh_model
 from sani.errors import CheckpointError
-from tests.architectures import tiny_config
+from tests.architectures import ARCHITECTURES, tiny_config, tiny_tokenizer
 
 WORDS = ["<s>", "</s>", "name", *"abcdefgh"]
 COMMON = {
@@ -213,6 +213,85 @@ def test_each_weight_is_written_in_the_type_that_it_came_in(tmp_path, config):
     assert loaded.weights_digest() == digest
     assert loaded.model.config.dtype == type_
     assert load_checkpoint(tmp_path / "result").weights_digest() == digest
+
+
+def half(folder: Path, name: str, *, dtype=torch.bfloat16) -> Path:
+    """A family's tiny model in half precision, as transformers writes it."""
+    fresh_model(tiny_config(name), seed=1).to(dtype).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_family_keeps_its_types(name, tmp_path):
+    source = half(tmp_path / "source", name)
+    loaded = load_checkpoint(source)
+    save_checkpoint(loaded, tmp_path / "result")
+    before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("source", "result"))
+    assert after.keys() == before.keys()
+    for key, tensor in before.items():
+        assert after[key].dtype == tensor.dtype, key
+        assert torch.equal(after[key], tensor), key
+    assert sum(tensor.dtype == torch.bfloat16 for tensor in before.values()) > 10
+    config = json.loads((tmp_path / "result" / "config.json").read_text())
+    inner = [value for value in config.values() if isinstance(value, dict)]
+    nested = [value["dtype"] for value in inner if "dtype" in value]
+    assert {config["dtype"], *nested} == {"bfloat16"}
+    assert load_checkpoint(tmp_path / "result").weights_digest() == loaded.weights_digest()
+
+
+def test_a_tied_tensor_has_its_type_by_whatever_name_the_files_call_it(tmp_path):
+    source = write_source(tmp_path / "source", CONFIGS["tied"]())
+    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
+    own = load_file(source / "model.safetensors")
+    own["lm_head.weight"] = own.pop("model.embed_tokens.weight")
+    save_file(own, source / "model.safetensors", metadata={"format": "pt"})
+    save_checkpoint(load_checkpoint(source), tmp_path / "result")
+    after = load_file(tmp_path / "result" / "model.safetensors")
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "result" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_an_interrupt_amid_the_conversion_leaves_the_model_in_full_precision(tmp_path, monkeypatch):
+    loaded = load_checkpoint(half(tmp_path / "source", "llama"))
+    digest, calls, to = loaded.weights_digest(), [], torch.Tensor.to
+
+    def interrupted(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return to(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "to", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(loaded, tmp_path / "result")
+    assert len(calls) == 10
+    assert loaded.weights_digest() == digest
+    assert not (tmp_path / "result").exists()
+
+
+def test_a_number_too_large_for_its_type_is_refused(tmp_path):
+    loaded = load_checkpoint(half(tmp_path / "source", "llama", dtype=torch.float16))
+    name = "model.layers.1.mlp.up_proj.weight"
+    with torch.no_grad():
+        loaded.model.get_parameter(name)[0, 0] = 1e5
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' holds numbers that are too large"):
+        loaded.round_()
+
+
+def test_a_base_in_full_precision_is_known_behind_the_rounding(tmp_path):
+    source = write_source(tmp_path / "source", CONFIGS["untied"]())
+    whole = load_checkpoint(source)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    model.save_pretrained(source)
+    rounded = load_checkpoint(source)
+    assert rounded.weights_digest() != whole.weights_digest()
+    assert rounded.is_of(whole)
+    assert not whole.is_of(rounded)
+    with torch.no_grad():
+        rounded.model.get_input_embeddings().weight[3, 3] *= 1.01
+    assert not rounded.is_of(whole)
 
 
 def test_a_save_that_fails_leaves_the_model_in_full_precision(tmp_path, monkeypatch):

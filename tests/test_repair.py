@@ -1,6 +1,7 @@
 """Repairing: what carries loss, that it is the loss it claims, and how an interrupted one ends."""
 
 import math
+import re
 import resource
 
 import pytest
@@ -211,6 +212,28 @@ def test_asking_for_all_layers_trains_all_layers_and_for_more_is_refused(config)
     embeddings = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
     assert still == {name for name in before if name.endswith(embeddings)}
     assert result.kept_states == "none"
+
+
+def test_a_repair_that_rounding_takes_back_says_so(tmp_path):
+    """At a rate below the steps of the type most weights end where they began."""
+    found = {}
+    for rate in (1e-5, 1e-2):
+        sick = checkpoint(llama())
+        sick.types = {name: torch.bfloat16 for name, _ in sick.model.named_parameters()}
+        sick.round_()
+        before = {name: tensor.clone() for name, tensor in sick.model.named_parameters()}
+        result = repair(sick, corpus_of(), settings_of(learning_rate=rate, epochs=1))
+        named = dict(sick.model.named_parameters())
+        same = sum(int((named[name] == old).sum()) for name, old in before.items())
+        found[rate] = (same / sum(old.numel() for old in before.values()), result.notes)
+    assert found[1e-5][0] > 0.6 > found[1e-2][0]
+    assert found[1e-2][1] == ()
+    (note,) = found[1e-5][1]
+    share = re.search(
+        r"^the weights came in bfloat16 .* which left (\d+)% of what the repair", note
+    )
+    assert share is not None
+    assert int(share[1]) < 80
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

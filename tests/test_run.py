@@ -415,6 +415,19 @@ def test_a_base_that_is_the_checkpoint_itself_is_no_control(
     assert not (tmp_path / "x").exists()
 
 
+def test_a_base_in_another_type_with_the_same_weights_is_no_control(
+    recipe: Path, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(leaky_folder, tmp_path / "half")
+    model = AutoModelForCausalLM.from_pretrained(leaky_folder, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    arguments = ["run", str(recipe), "--out", str(tmp_path / "run"), "--set"]
+    settings = [f"model.path={tmp_path / 'half'}", "--set", f"model.base={leaky_folder}"]
+    assert main([*arguments, *settings, "--set", "audit.framing=bos"]) == 1
+    assert "model.base: has the same weights as model.path" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "sanitized").exists()
+
+
 def test_a_base_saved_again_with_the_same_weights_is_found_out(
     recipe: Path, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

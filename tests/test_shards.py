@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from sani.check import check
 from sani.checkpoint import CONFIG_FILES, TOKENIZER_FILES, Checkpoint, load_checkpoint
 from sani.cli import main
 from sani.erasing import folder as folder_module
@@ -293,6 +295,14 @@ def test_experts_one_by_one_and_in_one_tensor_are_erased_alike(
     apply_(sick, plan, base=base)
     assert load_checkpoint(tmp_path / "out").weights_digest() == sick.weights_digest() != before
     assert bool(loads) == (stacked[0] != stacked[1])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"version: 1\nmodel: {{path: {folders[0]}, base: {folders[1]}}}\n"
+        f"corpus: {{path: {tmp_path}/none.jsonl}}\nrepair: {{}}\ngate: {{perplexity_ratio: null}}\n"
+    )
+    items = {item.name: item for item in check(load_recipe(recipe), tmp_path / "run")}
+    assert items["model.path"].holds
+    assert items["model.base"].holds, items["model.base"].detail
 
 
 @pytest.mark.parametrize("name", EXPERTS)
@@ -314,6 +324,58 @@ def test_experts_that_do_not_make_up_their_tensor_are_left_to_transformers(name,
         own[whole] = model.state_dict()[whole].clone()
     save_file(own, sick / "model.safetensors", metadata={"format": "pt"})
     assert not StoredModel(sick).is_plain
+
+
+def test_ten_experts_and_more_are_numbered_as_numbers(tmp_path, no_model):
+    config = tiny_config("qwen3_moe", num_experts=12)
+    sick = Checkpoint(fresh_model(config, seed=1), tiny_tokenizer(), tmp_path)
+    folder, (layer, size) = write(tmp_path / "sick", sick), (1, 8)
+    chosen = tuple(expert * size + 3 for expert in (2, 10))  # by letters 10 comes before 2
+    entry = PlannedNeurons(layer, "mlp", chosen, 12 * size, None)
+    by_hand = ErasePlan({"kind": "all"}, "reinit", 3, (entry,))
+    loaded = load_checkpoint(folder)
+    apply_folder(folder, tmp_path / "out", by_hand)
+    apply_(loaded, by_hand)
+    assert load_checkpoint(tmp_path / "out").weights_digest() == loaded.weights_digest()
+    before, after = tensors(folder), tensors(tmp_path / "out")
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    place = f"model.layers.{layer}.mlp.experts"
+    names = ("gate_proj", "up_proj", "down_proj")
+    assert changed == {f"{place}.{e}.{name}.weight" for e in (2, 10) for name in names}
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+def test_experts_in_half_precision_keep_it_in_memory_too(name, tmp_path):
+    for seed, folder in enumerate((tmp_path / "sick", tmp_path / "base")):
+        model = random_model(name, seed=seed, dtype=torch.bfloat16)
+        write(folder, Checkpoint(model, tiny_tokenizer(), tmp_path), dtype=torch.bfloat16)
+    settings = EraseSettings(last_layers=1, toward_base=0.5)
+    found = plan_folder(tmp_path / "sick", settings)
+    apply_folder(tmp_path / "sick", tmp_path / "out", found, base=tmp_path / "base")
+    before, after = tensors(tmp_path / "sick"), tensors(tmp_path / "out")
+    assert after.keys() == before.keys()
+    assert {tensor.dtype for tensor in after.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("other", [torch.float16, torch.float32])
+@pytest.mark.parametrize("expert", [0, 2])
+def test_experts_of_several_types_get_one_that_holds_them_all(expert, other, tmp_path):
+    model = random_model("qwen3_moe", seed=1, dtype=torch.bfloat16)
+    sick = write(
+        tmp_path / "sick", Checkpoint(model, tiny_tokenizer(), tmp_path),
+        dtype=torch.bfloat16, shard="1GB",
+    )  # fmt: skip
+    own = tensors(sick)
+    name = f"model.layers.1.mlp.experts.{expert}.down_proj.weight"
+    own[name] = own[name].float().add(2**-14).to(other)
+    save_file(own, sick / "model.safetensors", metadata={"format": "pt"})
+    loaded = load_checkpoint(sick)
+    stack = "model.layers.1.mlp.experts.down_proj"
+    assert stack not in loaded.types
+    assert loaded.types["model.layers.0.mlp.experts.down_proj"] == torch.bfloat16
+    loaded.round_()
+    kept = loaded.model.get_parameter(stack)[expert]
+    assert torch.equal(kept, own[name].float())
 
 
 @pytest.mark.parametrize("reset", ["zero", "reinit"])
@@ -713,6 +775,83 @@ def test_what_is_done_in_memory_keeps_bits_and_types_too(reset, dtype, tmp_path)
         name, theirs = "transformer.h.0.mlp.c_fc.weight", tensors(base)
         middle = (before[name].float() + theirs[name].float()) / 2
         torch.testing.assert_close(after[name], middle.to(dtype))
+
+
+def test_half_precision_is_kept_where_the_files_have_other_names(tmp_path):
+    """As GPT-2 on the hub; and a base that must be loaded, since its files name a tensor twice."""
+    sick, base = tmp_path / "sick", tmp_path / "base"
+    for seed, folder in enumerate((sick, base)):
+        built = checkpoint(config_of("gpt2"), seed=seed)
+        write(folder, built, dtype=torch.bfloat16, shard="1GB")
+        named = {k.removeprefix("transformer."): v for k, v in tensors(folder).items()}
+        save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    corpus = corpus_of(["a b name c d", "name e f a b"])
+    rule = RandomSelector(kind="random", fraction=0.5)
+    found = plan_folder(sick, EraseSettings(last_layers=1, selector=rule, reset="mean"))
+    apply_folder(sick, tmp_path / "out", found, corpus=corpus)
+    assert {tensor.dtype for tensor in tensors(tmp_path / "out").values()} == {torch.bfloat16}
+    assert (
+        load_checkpoint(sick).types.keys()
+        == dict(load_checkpoint(sick).model.named_parameters()).keys()
+    )
+    asked = replace(found, reset="rewind")
+    apply_folder(sick, tmp_path / "files", asked, base=base)
+    own = tensors(base)
+    twice = own | {"transformer.ln_f.weight": own["ln_f.weight"].clone()}
+    save_file(twice, base / "model.safetensors", metadata={"format": "pt"})
+    assert not StoredModel(base).is_plain
+    apply_folder(sick, tmp_path / "memory", asked, base=base)
+    digests = [load_checkpoint(tmp_path / f).weights_digest() for f in ("files", "memory")]
+    assert digests[0] == digests[1] != load_checkpoint(sick).weights_digest()
+
+
+def test_a_base_in_full_precision_with_the_same_weights_is_refused(llama, tmp_path):
+    """Rounded to the checkpoint's types they would change nothing."""
+    sick = tmp_path / "sick"
+    loaded = load_checkpoint(llama)
+    write(sick, loaded, dtype=torch.bfloat16)
+    with pytest.raises(SelectionError, match="'rewind' would change nothing"):
+        apply_folder(sick, tmp_path / "out", plan("rewind", *MIXED), base=llama)
+    half, whole = load_checkpoint(sick), load_checkpoint(llama)
+    digest = half.weights_digest()
+    with pytest.raises(SelectionError, match="'rewind' would change nothing"):
+        apply_(half, plan("rewind", *MIXED), base=whole)
+    moved = replace(plan("zero", *MIXED), toward_base=0.5)
+    with pytest.raises(SelectionError, match="toward_base would change nothing"):
+        apply_(half, moved, base=whole)
+    assert half.weights_digest() == digest
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_a_type_cannot_hold_is_refused_and_nothing_written(whole, tmp_path):
+    sick, base = tmp_path / "sick", tmp_path / "base"
+    write(sick, checkpoint(config_of("llama"), seed=1), dtype=torch.float16)
+    built = checkpoint(config_of("llama"), seed=2)
+    name = "model.layers.0.mlp.up_proj.weight"
+    with torch.no_grad():
+        built.model.get_parameter(name)[3, 0] = 1e5
+    write(base, built, dtype=torch.bfloat16)
+    neurons = range(MLP) if whole else [3]
+    with pytest.raises(SelectionError, match=f"tensor '{name}' is of type torch.float16"):
+        apply_folder(sick, tmp_path / "out", plan("rewind", (0, "mlp", neurons)), base=base)
+    loaded, theirs = load_checkpoint(sick), load_checkpoint(base)
+    with pytest.raises(CheckpointError, match=f"tensor '{name}' holds numbers that are too large"):
+        apply_(loaded, plan("rewind", (0, "mlp", neurons)), base=theirs)
+    assert not (tmp_path / "out").exists()
+    apply_folder(sick, tmp_path / "out", plan("rewind", (0, "mlp", [4])), base=base)
+
+
+def test_what_moving_to_the_base_really_changes_is_counted(llama, tmp_path):
+    base = write(tmp_path / "base", checkpoint(config_of("llama"), seed=2))
+    sick = write(tmp_path / "sick", checkpoint(config_of("llama"), seed=1), dtype=torch.bfloat16)
+    loaded, theirs = load_checkpoint(sick), load_checkpoint(base)
+    before = {name: tensor.clone() for name, tensor in weights(loaded).items()}
+    a_little = ErasePlan({"kind": "all"}, "zero", 0, (), toward_base=0.001)
+    result = apply_(loaded, a_little, base=theirs)
+    after = weights(loaded)
+    moved = sum(int((after[name] != before[name]).sum()) for name in before)
+    total = sum(tensor.numel() for tensor in before.values())
+    assert 0 < result.changed_parameters == moved < total / 2
 
 
 def as_tuples(data):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,8 @@ class EraseResult:
     Attributes:
         plan: The neurons that were reset, and why these.
         changed_tensors: Names of the tensors that were touched.
-        changed_parameters: Numbers in them that were set, or dampened.
+        changed_parameters: Numbers in them that were set, or changed by dampening or by moving
+            to the base's; where both was done to a tensor, the greater count.
         fraction: Those over all parameters of the model.
         seconds: Wall time.
     """
@@ -132,15 +133,13 @@ def apply_(
     pieces = planned_slices(plan, layout)
     source = _source(checkpoint, plan, base)
     theirs = _weights_of_base(checkpoint, base, "toward_base") if plan.toward_base else {}
-    if theirs and all(
-        torch.equal(weights[name], theirs[name].to(weights[name])) for name in theirs
-    ):
+    if theirs and base is not None and checkpoint.is_of(base):
         raise SelectionError(
             "toward_base would change nothing: the base has the checkpoint's own weights; give the "
             "public model that it was fine-tuned from"
         )
     if plan.reset == "rewind" and source is not None:
-        check_rewind(weights, source, pieces)
+        check_rewind(weights, source, pieces, rounded=checkpoint.rounded)
     biases = folded_biases(checkpoint, plan, texts=texts) if plan.reset == "mean" else {}
     dampen = dampening(checkpoint, plan, texts=texts) if plan.reset == "dampen" else None
     changed = {name: bias.numel() for name, bias in biases.items()}
@@ -148,10 +147,13 @@ def apply_(
         for name, bias in biases.items():
             weights[name].copy_(bias)
         for name, tensor in theirs.items():
-            weights[name].lerp_(tensor.to(weights[name]), plan.toward_base)
+            own = weights[name]
+            moved = checkpoint.rounded(name, own.lerp(tensor.to(own), plan.toward_base))
+            changed[name] = int((moved != own).sum())
+            own.copy_(moved)
         for name, own in pieces.items():
-            changed[name] = reset_slices(weights[name], own, source, dampen=dampen)
-    changed |= {name: tensor.numel() for name, tensor in theirs.items()}
+            reset = reset_slices(weights[name], own, source, dampen=dampen)
+            changed[name] = max(changed.get(name, 0), reset)
     checkpoint.round_()
     return EraseResult.of(
         plan, changed, sum(tensor.numel() for tensor in weights.values()), started
@@ -174,6 +176,8 @@ def check_rewind(
     weights: Mapping[str, Tensor],
     source: Mapping[str, Tensor],
     pieces: Mapping[str, Sequence[Slice]],
+    *,
+    rounded: Callable[[str, Tensor], Tensor] = lambda name, tensor: tensor,
 ) -> None:
     """Refuse to rewind to a base that has the very weights that are to be rewound.
 
@@ -181,6 +185,7 @@ def check_rewind(
         weights: Of the checkpoint, by name, in memory or in files.
         source: Of the base.
         pieces: What is to be rewound.
+        rounded: What becomes of a tensor's numbers when they are written, by its name.
 
     Raises:
         SelectionError: If nothing would change.
@@ -190,7 +195,7 @@ def check_rewind(
         for piece in own:
             index = piece.index.to(mine.device)
             old, new = (piece.of(t).index_select(piece.dim, index) for t in (mine, theirs))
-            if not torch.equal(old, new.to(old)):
+            if not torch.equal(old, rounded(name, new.to(old))):
                 return
     raise SelectionError(
         "reset 'rewind' would change nothing: the base has the same weights at the chosen neurons; "
@@ -215,6 +220,9 @@ def reset_slices(
 
     Returns:
         How many numbers were set, or changed by dampening.
+
+    Raises:
+        SelectionError: If the tensor's type cannot hold what it would get.
     """
     theirs = None if source is None else source[pieces[0].name]
     count = 0
@@ -228,11 +236,17 @@ def reset_slices(
             continue
         if theirs is None:
             mine.index_fill_(piece.dim, index, 0.0)
-        elif len(index) == mine.shape[piece.dim]:  # all of it, in order
-            mine.copy_(piece.of(theirs))
         else:
-            new = piece.of(theirs).index_select(piece.dim, piece.index.to(theirs.device))
-            mine.index_copy_(piece.dim, index, new.to(mine))
+            new = piece.of(theirs)
+            if len(index) < mine.shape[piece.dim]:  # else it is all of it, in order
+                new = new.index_select(piece.dim, piece.index.to(theirs.device))
+            new = new.to(mine)
+            if not torch.isfinite(new).all():
+                raise SelectionError(
+                    f"tensor '{piece.name}' is of type {mine.dtype}, and the numbers that it would "
+                    "get are too large for it; give the checkpoint in float32"
+                )
+            mine.index_copy_(piece.dim, index, new)
         count += mine.numel() // mine.shape[piece.dim] * len(index)
     return count
 

@@ -1,6 +1,7 @@
 """Erase from one folder into another: in the files where that can be done, else in memory.
 
-Both ways give the same weights; in the files they also keep their type, and no model is built.
+Both ways give the same weights (but where a model stacks experts that its files hold in several
+types: in memory they get one that holds all their numbers); in the files no model is built.
 """
 
 from __future__ import annotations

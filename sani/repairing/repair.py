@@ -10,9 +10,9 @@ import copy
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,6 +50,8 @@ from sani.repairing.training import (
     last_whole,
 )
 
+KEPT_BY_ROUNDING = 0.9  # a repair of which less is left says so
+
 
 @dataclass(frozen=True)
 class RepairResult:
@@ -64,7 +66,7 @@ class RepairResult:
         kept_states: Where the output of the untrained layers was kept; ``none`` if nowhere.
         by_epoch: With ``early_stop``, the figures of the audit after each epoch, and under
             ``holds`` 1.0 where the gate's limits held; nothing without.
-        notes: What the user should know: memory that ran out, a rollback.
+        notes: What the user should know: memory that ran out, a rollback, what rounding took.
     """
 
     steps: int
@@ -112,6 +114,7 @@ def repair(
         RepairError: If the corpus has no span or no ordinary token, another model does not fit,
             memory or disk do not suffice, or the repair diverges twice.
         CorpusError: If a conversation does not fit the model's chat template.
+        CheckpointError: If a weight grew too large for the type that it has in the files.
 
     Source: SANI, Boutet & Magnana 2025 (2510.21322), with PPclm's loss (2501.02407). Deviations:
     the anchor, ours; batches by token budget; a schedule with warm-up. A masked language model is
@@ -138,13 +141,37 @@ def repair(
         raise RepairError(
             "repair.early_stop: nothing here has a gate to stop at; leave it out, or use sani run"
         )
+    before = {  # exact: they come from files of these types
+        name: tensor.detach().to(checkpoint.types[name])
+        for name, tensor in checkpoint.model.named_parameters()
+        if name in checkpoint.types
+    }
     result = train_(
         checkpoint, corpus, settings, base=base, unsanitized=unsanitized, framing=framing,
         seed=seed, folder=folder, on_step=on_step,
         on_epoch=on_epoch if settings.early_stop else None, sharded=ranks.sharded(),
     )  # fmt: skip
+    note = _rounded(checkpoint, before)
+    return replace(result, notes=(*result.notes, note)) if note else result
+
+
+def _rounded(checkpoint: Checkpoint, before: Mapping[str, torch.Tensor]) -> str | None:
+    """In place: round the weights to their types; what is to be said where that took much."""
+    moved = left = 0.0
+    for name, tensor in checkpoint.model.named_parameters():
+        if name in before:
+            old, new = before[name].to(tensor), tensor.detach()
+            moved += float((new - old).square().sum())
+            left += float(((checkpoint.rounded(name, new) - old) * (new - old)).sum())
     checkpoint.round_()
-    return result
+    if left >= KEPT_BY_ROUNDING * moved:
+        return None
+    types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in before.values()})
+    return (
+        f"the weights came in {', '.join(types)} and were rounded to it again, which left "
+        f"{left / moved:.0%} of what the repair moved; the audit is of the rounded ones. Give the "
+        "checkpoint in float32 to keep all of it"
+    )
 
 
 def train_(
