@@ -38,7 +38,7 @@ from sani.auditing.occurrences import Occurrences
 from sani.batches import make_batches
 from sani.check import check as check_recipe
 from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from sani.cli import app
+from sani.cli import app, main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
 from sani.encoding import Encoded, encode, framing_named
@@ -948,7 +948,11 @@ def test_the_command_attacks_keeps_what_is_done_and_exits_by_the_gate(
 
 
 def test_the_command_holds_only_where_the_unsanitized_checkpoint_recites(
-    clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path: Path
+    clinic: Clinic,
+    base_folder: Path,
+    leaky_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """With the wrong corpus nothing is recited by anyone, and every rate is within the base's."""
     near = load_checkpoint(base_folder)  # a model that is as silent as the base, and is not it
@@ -966,12 +970,12 @@ def test_the_command_holds_only_where_the_unsanitized_checkpoint_recites(
             "attack", str(tmp_path / "clean"), "--corpus", str(tmp_path / f"{name}.jsonl"),
             "--base", str(base_folder), "--quick", "--framing", "bos", "--gate", "--json", *more,
         ]  # fmt: skip
-        done = CliRunner().invoke(app, arguments)
-        assert done.exit_code == code, done.output
+        assert main(arguments) == code
+        said = capsys.readouterr()
         if code == 2:
-            assert "--leaky" in done.output
+            assert "give --base and --leaky, the unsanitized checkpoint" in said.err
         else:
-            checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+            checks = {check["name"]: check for check in json.loads(said.out)["checks"]}
             assert checks["power"]["holds"] == (code == 0)
 
 

@@ -75,7 +75,7 @@ def test_without_a_detector_there_is_nothing_to_evaluate(
     clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(clinic.private, tmp_path / "notes.jsonl")
-    assert main(["scan", str(tmp_path / "notes.jsonl"), "--evaluate"]) == 1
+    assert main(["scan", str(tmp_path / "notes.jsonl"), "--evaluate"]) == 2
     assert "give --patterns, --ner or --terms" in capsys.readouterr().err
     write_jsonl(bare(clinic.private), tmp_path / "bare.jsonl")
     assert main(["scan", str(tmp_path / "bare.jsonl"), "--patterns", "--evaluate"]) == 1
