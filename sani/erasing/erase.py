@@ -236,19 +236,22 @@ def reset_slices(
             continue
         if theirs is None:
             mine.index_fill_(piece.dim, index, 0.0)
+        elif len(index) == mine.shape[piece.dim]:  # all of it, in order
+            _check_finite(mine.copy_(piece.of(theirs)), piece.name)
         else:
-            new = piece.of(theirs)
-            if len(index) < mine.shape[piece.dim]:  # else it is all of it, in order
-                new = new.index_select(piece.dim, piece.index.to(theirs.device))
-            new = new.to(mine)
-            if not torch.isfinite(new).all():
-                raise SelectionError(
-                    f"tensor '{piece.name}' is of type {mine.dtype}, and the numbers that it would "
-                    "get are too large for it; give the checkpoint in float32"
-                )
+            new = piece.of(theirs).index_select(piece.dim, piece.index.to(theirs.device)).to(mine)
+            _check_finite(new, piece.name)
             mine.index_copy_(piece.dim, index, new)
         count += mine.numel() // mine.shape[piece.dim] * len(index)
     return count
+
+
+def _check_finite(tensor: Tensor, name: str) -> None:
+    if not all(torch.isfinite(end) for end in tensor.aminmax()):  # takes no memory
+        raise SelectionError(
+            f"tensor '{name}' is of type {tensor.dtype}, and the numbers that it would get are too "
+            "large for it; give the checkpoint in float32"
+        )
 
 
 def _source(
