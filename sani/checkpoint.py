@@ -468,7 +468,8 @@ def save_checkpoint(
 def _in_their_types(checkpoint: Checkpoint) -> Iterator[None]:
     """Within, the model's tensors and its configuration have the types that they get in files."""
     config, held = checkpoint.model.config, []
-    configs = [config, *(getattr(config, name) for name in config.sub_configs)]
+    nested = (getattr(config, name, None) for name in config.sub_configs)
+    configs = [config, *(own for own in nested if own is not None)]
     types = [own.dtype for own in configs]
     try:
         for name, tensor in named_tensors(checkpoint.model):
@@ -503,7 +504,8 @@ def staged(folder: Path) -> Iterator[Path]:
         mask = os.umask(0o077)
         os.umask(mask)
         for file in staging.iterdir():
-            file.chmod(0o666 & ~mask)
+            if file.is_file():
+                file.chmod(0o666 & ~mask)
             _flush(file)
         replace_folder(staging, folder)
     except (OSError, SafetensorError) as error:  # safetensors has a full disk as its own error

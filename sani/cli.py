@@ -586,8 +586,11 @@ def repair(
     checkpoint = load_checkpoint(model, base=base, device=device())
     public = load_checkpoint(base, device=device()) if base else None
     leaky = load_checkpoint(unsanitized, base=base, device=device()) if unsanitized else None
-    if public is not None:  # the checkpoint may be the base again, if it is known from what
-        check_control(leaky or checkpoint, public, name="--unsanitized" if leaky else "the model")
+    if public is not None and leaky is not None:  # then the model may well be the base again
+        check_control(leaky, public, name="--unsanitized")
+    elif public is not None:
+        name = "the model (if it went back to the base on purpose, give --unsanitized)"
+        check_control(checkpoint, public, name=name)
     with console.reporter() as on_step:
         result = run_repair(
             checkpoint,

@@ -178,10 +178,10 @@ def audit_models(
     """
     runtime.quiet_libraries()
     base = models.get("base")
-    for name, folder in models.items():  # all, before the first takes its hours
+    for folder in models.values():  # all, before the first takes its hours
         check_folder(folder, base=base)
-        if base is not None and name != "base":
-            check_base(folder, base, name=f"the {name}", option="--base")
+    if base is not None:
+        check_base(models["model"], base, name="the model", option="--base")
     ranks.agree("documents", documents.digests())
     found: dict[str, AuditResult] = {}
     pretraining: dict[str, AuditResult] = {}

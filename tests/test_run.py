@@ -421,11 +421,13 @@ def test_a_base_in_another_type_with_the_same_weights_is_no_control(
     shutil.copytree(leaky_folder, tmp_path / "half")
     model = AutoModelForCausalLM.from_pretrained(leaky_folder, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "half")
-    arguments = ["run", str(recipe), "--out", str(tmp_path / "run"), "--set"]
-    settings = [f"model.path={tmp_path / 'half'}", "--set", f"model.base={leaky_folder}"]
-    assert main([*arguments, *settings, "--set", "audit.framing=bos"]) == 1
-    assert "model.base: has the same weights as model.path" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "sanitized").exists()
+    both = (leaky_folder, tmp_path / "half")
+    for path, base in (both, both[::-1]):
+        arguments = ["run", str(recipe), "--out", str(tmp_path / base.name), "--set"]
+        settings = [f"model.path={path}", "--set", f"model.base={base}"]
+        assert main([*arguments, *settings, "--set", "audit.framing=bos"]) == 1
+        assert "model.base: has the same weights as model.path" in capsys.readouterr().err
+        assert not (tmp_path / base.name / "sanitized").exists()
 
 
 def test_a_base_saved_again_with_the_same_weights_is_found_out(
