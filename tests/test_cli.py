@@ -60,9 +60,9 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
         (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--last-layers", "9"],
          "error: repair.last_layers: got 9, but the model has 3 layers"),
         (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--base", "{model}"],
-         "error: --base: has the same weights as the model (if it went back to the base on purpose, "
-         "give --unsanitized), so it is no control: every leak would count as harmless. Give the "
-         "public model it was fine-tuned from"),
+         "error: --base: has the same weights as the model (if it went back to the base on "
+         "purpose, give --unsanitized), so it is no control: every leak would count as harmless. "
+         "Give the public model it was fine-tuned from"),
         (["init", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--base", "{model}"],
          "error: --base: has the same weights as the model, so it is no control: every leak would "
          "count as harmless. Give the public model it was fine-tuned from"),

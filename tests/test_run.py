@@ -423,11 +423,11 @@ def test_a_base_in_another_type_with_the_same_weights_is_no_control(
     model.save_pretrained(tmp_path / "half")
     both = (leaky_folder, tmp_path / "half")
     for path, base in (both, both[::-1]):
-        arguments = ["run", str(recipe), "--out", str(tmp_path / base.name), "--set"]
+        arguments = ["run", str(recipe), "--out", str(tmp_path / f"run-{base.name}"), "--set"]
         settings = [f"model.path={path}", "--set", f"model.base={base}"]
         assert main([*arguments, *settings, "--set", "audit.framing=bos"]) == 1
         assert "model.base: has the same weights as model.path" in capsys.readouterr().err
-        assert not (tmp_path / base.name / "sanitized").exists()
+        assert not (tmp_path / f"run-{base.name}" / "sanitized").exists()
 
 
 def test_a_base_saved_again_with_the_same_weights_is_found_out(
