@@ -143,6 +143,7 @@ def finished_run(
         folder.save("erase", {**erase, "seconds": 0.5, "weights_digest": "2"})
         curve = [{"step": float(i), "ordinary": 3 / i, "anchor": 5 / i} for i in range(1, 500)]
         repair = {"steps": 499, "tokens": 7, "seconds": 1.0, "trained_fraction": 1.0}
+        repair["notes"] = ["rounding left 48% of what the repair moved"]
         folder.save("repair", {**repair, "curve": curve, "weights_digest": "3"})
         audits = {stage: folder.load(f"audit-{stage}") for stage in known}
         checks = judge(
@@ -432,6 +433,11 @@ def counter(folder: Path, microjoules: int, most: int = 10**12) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's own counter moves")
+def test_what_a_repair_noted_stands_in_the_page(done: Done) -> None:
+    text = (done[0].path / "report.html").read_text()
+    assert "Note: rounding left 48% of what the repair moved." in text
+
+
 def test_energy_is_the_difference_of_counters_also_when_one_starts_again(tmp_path: Path) -> None:
     counter(tmp_path / "intel-rapl:0", 5_000_000)
     counter(tmp_path / "intel-rapl:1", 999_999_000_000)

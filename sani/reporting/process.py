@@ -124,6 +124,7 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
                 f"{repair['steps']} steps over {repair['tokens']} tokens in "
                 f"{repair['seconds']:.0f} s; {100 * repair['trained_fraction']:.1f} % of the "
                 "parameters were trained. Loss in nats; repair.json has every step.",
+                *(f"Note: {note}." for note in repair["notes"]),
             ),
             ("step", *terms),
             tuple(

@@ -194,6 +194,7 @@ def _repaired(repair: dict[str, Any] | None) -> dict[str, Any] | None:
     groups = [curve[start : start + width] for start in range(0, len(curve), width)]
     return {
         **{name: repair[name] for name in ("steps", "tokens", "seconds", "trained_fraction")},
+        "notes": repair.get("notes", []),
         "energy_joules": repair.get("energy_joules"),
         "by_epoch": repair.get("by_epoch", []),
         "curve": [

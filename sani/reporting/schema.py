@@ -24,7 +24,7 @@ from sani.rates import Rate
 from sani.recipe import AuditSettings, GateSettings
 from sani.scanning.inventory import LabelCount
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 PLACE = Path(__file__).with_name("report.schema.json")
 Stage = Literal["base", "before", "erased", "after"]
 Step = Annotated[str, Field(pattern=r"^(before|erased|round-\d+|after)$")]
@@ -263,7 +263,7 @@ class Erase(Part):
 
 
 class Repair(Part):
-    """The second stage; losses of the curve in nats."""
+    """The second stage; losses of the curve in nats, notes as sentences without their full stop."""
 
     steps: int
     tokens: int
@@ -272,6 +272,7 @@ class Repair(Part):
     energy_joules: float | None
     by_epoch: list[dict[str, float]]
     curve: list[dict[str, float]]
+    notes: list[str]
 
 
 class RungRates(Part):
@@ -366,7 +367,7 @@ class Provenance(Part):
 class Report(Part):
     """``report.json``."""
 
-    schema_version: Literal[4]
+    schema_version: Literal[5]
     gate: Gate
     scan: Scan
     audits: dict[Stage, Audit]
