@@ -368,9 +368,10 @@ def _read_logits(
     result.log_probability[slots] = log_probability.double().cpu().numpy()
     if asked.moments:
         log_p = logits - normalizer[:, None]
-        p = log_p.exp()
-        mean = (p * log_p).sum(dim=1)
-        deviation = ((p * log_p.square()).sum(dim=1) - mean.square()).clamp(min=0).sqrt()
+        weighted = log_p.exp().mul_(log_p)
+        mean = weighted.sum(dim=1)
+        square = weighted.mul_(log_p).sum(dim=1)
+        deviation = (square - mean.square()).clamp(min=0).sqrt()
         result.mean[slots] = mean[rows].double().cpu().numpy()
         result.deviation[slots] = deviation[rows].double().cpu().numpy()
     ranked = slots < asked.num_ranked
