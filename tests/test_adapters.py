@@ -397,6 +397,11 @@ def test_the_commands_take_an_adapter_with_its_base(adapter, llama, tmp_path, ca
         assert found["model"]["figures"] != found["base"]["figures"]
     assert figures[0]["greedy"] == figures[1]["greedy"]
 
+    fitted = ["init", str(adapter), "--corpus", str(notes), "--base", str(llama), "--no-time"]
+    assert main([*fitted, "--out", str(tmp_path / "recipe.yaml")]) == 0
+    assert f'path: "{adapter}"' in (tmp_path / "recipe.yaml").read_text()
+    capsys.readouterr()
+
     for arguments, code, sentence in [
         ([*erase, str(tmp_path / "x")], 2, "--reset rewind needs --base, the public model"),
         ([*erase, str(tmp_path / "x"), "--reset", "zero"], 1,
