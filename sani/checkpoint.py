@@ -49,7 +49,7 @@ ENDLESS_POSITIONS = 2048
 UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
 CONFIG_FILES = ("config.json", "generation_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR)
+WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
 HALF = (torch.float16, torch.bfloat16)
 HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")  # of a model, or owner and model
 
@@ -74,6 +74,10 @@ class Checkpoint:
         """What becomes of a tensor's numbers in the type that it has in the files."""
         return tensor.to(self.types[name]).to(tensor) if name in self.types else tensor
 
+    def rounding_of_both(self, other: Checkpoint) -> Callable[[str, torch.Tensor], torch.Tensor]:
+        """What rounds a tensor, by its name, to the types that it has in both's files."""
+        return lambda name, tensor: self.rounded(name, other.rounded(name, tensor))
+
     def round_(self) -> None:
         """In place: give every weight a value that its type in the files can hold.
 
@@ -91,14 +95,15 @@ class Checkpoint:
                         f"{self.types[name]}; give the checkpoint in float32"
                     )
 
-    def is_of(self, base: Checkpoint) -> bool:
-        """Whether its weights are another one's, rounded to its types."""
-        theirs = dict(named_tensors(base.model))
-        return all(
-            name in theirs
-            and theirs[name].shape == tensor.shape
-            and torch.equal(tensor, self.rounded(name, theirs[name].to(tensor)))
-            for name, tensor in self.model.named_parameters()
+    def has_weights_of(self, other: Checkpoint) -> bool:
+        """Whether both have the same weights, rounded to the types that either has in its files."""
+        own = dict(self.model.named_parameters(remove_duplicate=False))
+        theirs = dict(other.model.named_parameters(remove_duplicate=False))
+        rounded = self.rounding_of_both(other)
+        return own.keys() == theirs.keys() and all(
+            tensor.shape == theirs[name].shape
+            and torch.equal(rounded(name, tensor), rounded(name, theirs[name].to(tensor)))
+            for name, tensor in own.items()
         )
 
     def weights_digest(self) -> str:
@@ -433,6 +438,9 @@ def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
     if differing or len(shapes[0]) != len(shapes[1]):
         name = differing[0] if differing else "the number of tensors"
         return f"they differ in {name}"
+    own, others = ({name for name, _ in side.model.named_parameters()} for side in (one, other))
+    if own != others:
+        return f"only in one of them '{min(own ^ others)}' is tied to another tensor"
     heads = [text_config(side.model.config).num_attention_heads for side in (one, other)]
     if heads[0] != heads[1]:  # the same shapes cut otherwise: no head means the same in both
         return "they differ in num_attention_heads"

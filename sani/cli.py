@@ -916,11 +916,11 @@ def _check_new(out: Path, model: Path) -> None:
         raise SaniError(f"--out {out} is inside the model's folder; choose a place outside it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SaniError(f"--out {out} is there already and not empty; choose another folder")
-    place = out.absolute().parent
-    while not place.exists():
+    place = out.absolute()
+    while not os.path.lexists(place) or (place == out.absolute() and place.is_dir()):
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        what = "cannot be written" if place.is_dir() else "is a file"
+        what = "cannot be written" if place.is_dir() else "is no folder"
         raise SaniError(f"--out {out}: {place} {what}; choose another folder")
 
 

@@ -175,7 +175,7 @@ def check_control(
     checkpoint: Checkpoint, base: Checkpoint, *, name: str = "the model", option: str = "--base"
 ) -> None:
     """As `check_base`, by the weights themselves, however and in whatever type they were saved."""
-    if checkpoint.is_of(base) or base.is_of(checkpoint):
+    if checkpoint.has_weights_of(base):
         raise RecipeError(NO_CONTROL.format(option, name))
 
 

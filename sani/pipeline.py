@@ -182,6 +182,7 @@ def audit_models(
         check_folder(folder, base=base)
     if base is not None:
         check_base(models["model"], base, name="the model", option="--base")
+        check_control(load_checkpoint(models["model"], base=base), load_checkpoint(base))
     ranks.agree("documents", documents.digests())
     found: dict[str, AuditResult] = {}
     pretraining: dict[str, AuditResult] = {}

@@ -127,7 +127,7 @@ class StoredWeights(Mapping[str, Tensor]):
         """Type of each parameter and buffer of a model that lies here whole or expert by expert.
 
         Where the matrices of one tensor are of several types, that which holds all their numbers.
-        A tensor that has several names (tied) is found by any, and named as in `named_parameters`.
+        A tensor that has several names (tied) is found by any of them and has it by all.
         """
         experts = self.experts(model)
         found: dict[str, torch.dtype] = {}
@@ -135,12 +135,9 @@ class StoredWeights(Mapping[str, Tensor]):
             target = experts[name].tensor if name in experts else name
             type_ = TYPES.get(place.type, torch.float32)
             found[target] = torch.promote_types(found.get(target, type_), type_)
-        own = {id(tensor): name for name, tensor in named_tensors(model)}
-        return {
-            own[id(tensor)]: found[name]
-            for name, tensor in named_tensors(model, remove_duplicate=False)
-            if name in found
-        }
+        named = list(named_tensors(model, remove_duplicate=False))
+        types = {id(tensor): found[name] for name, tensor in named if name in found}
+        return {name: types[id(tensor)] for name, tensor in named if id(tensor) in types}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

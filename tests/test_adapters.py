@@ -315,6 +315,14 @@ def test_token_rows_inside_an_adapter_are_refused(adapter, llama, tmp_path):
     assert "model.embed_tokens.weight" in result.changed_tensors
 
 
+def test_an_adapter_that_was_never_trained_has_nothing_to_take_away(llama, tmp_path):
+    folder = adapt(tmp_path / "adapter", llama)
+    edit_weights(lambda t: [t[name].zero_() for name in t if "lora_B" in name])(folder)
+    with pytest.raises(SelectionError, match="or is it one that was never trained"):
+        apply_folder(folder, tmp_path / "out", plan("rewind", *MIXED), base=llama)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_merged_adapter_has_the_types_of_its_base(tmp_path):
     base = write(tmp_path / "base", checkpoint(config_of("llama"), seed=2), dtype=torch.bfloat16)
     adapter = adapt(tmp_path / "adapter", base)

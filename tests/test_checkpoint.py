@@ -28,6 +28,7 @@ from sani import checkpoint as checkpoint_module
 from sani.checkpoint import (
     TOKENIZER_FILES,
     Checkpoint,
+    architecture_difference,
     check_folder,
     load_checkpoint,
     save_checkpoint,
@@ -287,11 +288,33 @@ def test_a_base_in_full_precision_is_known_behind_the_rounding(tmp_path):
     model.save_pretrained(source)
     rounded = load_checkpoint(source)
     assert rounded.weights_digest() != whole.weights_digest()
-    assert rounded.is_of(whole)
-    assert not whole.is_of(rounded)
+    assert rounded.has_weights_of(whole)
+    assert whole.has_weights_of(rounded)
     with torch.no_grad():
         rounded.model.get_input_embeddings().weight[3, 3] *= 1.01
-    assert not rounded.is_of(whole)
+    assert not rounded.has_weights_of(whole)
+    assert not whole.has_weights_of(rounded)
+
+
+def test_the_same_weights_are_known_tied_or_not(tmp_path):
+    tied = load_checkpoint(write_source(tmp_path / "tied", CONFIGS["tied"]()))
+    own = load_file(tmp_path / "tied" / "model.safetensors")
+    shutil.copytree(tmp_path / "tied", tmp_path / "untied")
+    config = json.loads((tmp_path / "tied" / "config.json").read_text())
+    (tmp_path / "untied" / "config.json").write_text(
+        json.dumps({**config, "tie_word_embeddings": False})
+    )
+    own["lm_head.weight"] = own["model.embed_tokens.weight"].clone()
+    save_file(own, tmp_path / "untied" / "model.safetensors", metadata={"format": "pt"})
+    untied = load_checkpoint(tmp_path / "untied")
+    assert untied.has_weights_of(tied)
+    assert tied.has_weights_of(untied)
+    assert architecture_difference(tied, untied) == (
+        "only in one of them 'lm_head.weight' is tied to another tensor"
+    )
+    with torch.no_grad():
+        untied.model.lm_head.weight[2, 2] += 1
+    assert not untied.has_weights_of(tied)
 
 
 def test_a_save_that_fails_leaves_the_model_in_full_precision(tmp_path, monkeypatch):

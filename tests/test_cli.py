@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import sani
 from sani.cli import main
@@ -73,7 +75,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
          "error: --base: has the same weights as --leaky, so it is no control: every leak would "
          "count as harmless. Give the public model it was fine-tuned from"),
         (["repair", "{model}", "--corpus", "{corpus}", "--out", "{corpus}/x"],
-         "error: --out {corpus}/x: {corpus} is a file; choose another folder"),
+         "error: --out {corpus}/x: {corpus} is no folder; choose another folder"),
         (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--at-identifiers",
           "anchor"],
          "error: the anchor needs the base model; give it, or use kind: mask"),
@@ -149,6 +151,20 @@ def test_the_base_may_be_repaired_where_it_is_known_from_what(
     assert main([*repair, str(tmp_path / "c"), "--unsanitized", str(leaky_folder)]) == 0
     there = {file.name for file in tmp_path.iterdir()}
     assert there == {"notes.jsonl", "c"}
+
+
+def test_an_audit_knows_the_base_however_it_was_saved(
+    clinic: Clinic, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(clinic.private, tmp_path / "notes.jsonl")
+    for name, options in (("half", {"dtype": torch.bfloat16}), ("sharded", {})):
+        shutil.copytree(leaky_folder, tmp_path / name)
+        (tmp_path / name / "model.safetensors").unlink()
+        model = AutoModelForCausalLM.from_pretrained(leaky_folder, **options)
+        model.save_pretrained(tmp_path / name, max_shard_size="200KB")
+        audit = ["audit", str(leaky_folder), "--corpus", str(tmp_path / "notes.jsonl")]
+        assert main([*audit, "--base", str(tmp_path / name)]) == 1
+        assert "--base: has the same weights as the model" in capsys.readouterr().err
 
 
 def test_moving_to_the_base_alone_says_nothing_of_neurons(

@@ -790,10 +790,9 @@ def test_half_precision_is_kept_where_the_files_have_other_names(tmp_path):
     found = plan_folder(sick, EraseSettings(last_layers=1, selector=rule, reset="mean"))
     apply_folder(sick, tmp_path / "out", found, corpus=corpus)
     assert {tensor.dtype for tensor in tensors(tmp_path / "out").values()} == {torch.bfloat16}
-    assert (
-        load_checkpoint(sick).types.keys()
-        == dict(load_checkpoint(sick).model.named_parameters()).keys()
-    )
+    loaded = load_checkpoint(sick)
+    named = loaded.model.named_parameters(remove_duplicate=False)
+    assert loaded.types == {name: torch.bfloat16 for name, _ in named}
     asked = replace(found, reset="rewind")
     apply_folder(sick, tmp_path / "files", asked, base=base)
     own = tensors(base)
@@ -820,6 +819,14 @@ def test_a_base_in_full_precision_with_the_same_weights_is_refused(llama, tmp_pa
     with pytest.raises(SelectionError, match="toward_base would change nothing"):
         apply_(half, moved, base=whole)
     assert half.weights_digest() == digest
+    # And the other way round.
+    with pytest.raises(SelectionError, match="'rewind' would change nothing"):
+        apply_folder(llama, tmp_path / "out", plan("rewind", *MIXED), base=sick)
+    with pytest.raises(SelectionError, match="'rewind' would change nothing"):
+        apply_(whole, plan("rewind", *MIXED), base=half)
+    with pytest.raises(SelectionError, match="toward_base would change nothing"):
+        apply_(whole, moved, base=half)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("whole", [False, True])

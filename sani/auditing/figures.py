@@ -59,6 +59,7 @@ def _draws(subjects: int, seed: int) -> NDArray[np.uint8]:
     for rounds in _blocks(subjects):
         size = len(draws[rounds])
         draws[rounds] = chance.multinomial(subjects, np.full(subjects, 1 / subjects), size=size)
+    draws.flags.writeable = False  # it is shared
     return draws
 
 

@@ -111,10 +111,13 @@ def _adapter_slices(
                 found.setdefault(out_of, []).append(Slice(out_of, 0, piece.index))
             else:
                 found.setdefault(into, []).append(Slice(into, 1, piece.index))
-    if not found:
+    modules = {name.rpartition(".lora_")[0] for name in found}
+    if not any(
+        all(weights[f"{module}.lora_{half}.weight"].any() for half in "AB") for module in modules
+    ):
         raise SelectionError(
             f"the adapter in {path} updates none of the chosen neurons; choose other layers or "
-            "parts"
+            "parts, or is it one that was never trained?"
         )
     return found
 

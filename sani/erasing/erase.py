@@ -133,13 +133,13 @@ def apply_(
     pieces = planned_slices(plan, layout)
     source = _source(checkpoint, plan, base)
     theirs = _weights_of_base(checkpoint, base, "toward_base") if plan.toward_base else {}
-    if theirs and base is not None and checkpoint.is_of(base):
+    if theirs and base is not None and checkpoint.has_weights_of(base):
         raise SelectionError(
             "toward_base would change nothing: the base has the checkpoint's own weights; give the "
             "public model that it was fine-tuned from"
         )
-    if plan.reset == "rewind" and source is not None:
-        check_rewind(weights, source, pieces, rounded=checkpoint.rounded)
+    if plan.reset == "rewind" and source is not None and base is not None:
+        check_rewind(weights, source, pieces, rounded=checkpoint.rounding_of_both(base))
     biases = folded_biases(checkpoint, plan, texts=texts) if plan.reset == "mean" else {}
     dampen = dampening(checkpoint, plan, texts=texts) if plan.reset == "dampen" else None
     changed = {name: bias.numel() for name, bias in biases.items()}
@@ -185,7 +185,7 @@ def check_rewind(
         weights: Of the checkpoint, by name, in memory or in files.
         source: Of the base.
         pieces: What is to be rewound.
-        rounded: What becomes of a tensor's numbers when they are written, by its name.
+        rounded: What becomes of a tensor's numbers in the types of the files, by its name.
 
     Raises:
         SelectionError: If nothing would change.
@@ -195,7 +195,8 @@ def check_rewind(
         for piece in own:
             index = piece.index.to(mine.device)
             old, new = (piece.of(t).index_select(piece.dim, index) for t in (mine, theirs))
-            if not torch.equal(old, rounded(name, new.to(old))):
+            old, new = rounded(name, old), rounded(name, new)
+            if not (torch.equal(old, new.to(old)) or torch.equal(old.to(new), new)):
                 return
     raise SelectionError(
         "reset 'rewind' would change nothing: the base has the same weights at the chosen neurons; "

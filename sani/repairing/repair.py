@@ -141,7 +141,7 @@ def repair(
         raise RepairError(
             "repair.early_stop: nothing here has a gate to stop at; leave it out, or use sani run"
         )
-    before = {  # exact: they come from files of these types
+    before = {  # exact, but where an adapter was merged: they come from files of these types
         name: tensor.detach().to(checkpoint.types[name])
         for name, tensor in checkpoint.model.named_parameters()
         if name in checkpoint.types
