@@ -197,7 +197,7 @@ def _experts(model: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Exper
     numbers: Counter[tuple[str, str]] = Counter()
     conversions = _conversions(model, sorted(shapes, key=dot_natural_key))  # as transformers counts
     for name, (_, converted) in conversions.items():
-        if converted is None:
+        if converted is None or len(shapes[name]) != 2:
             continue
         target, pattern, rule = converted
         if [(type(step), getattr(step, "dim", None)) for step in rule.operations] not in stacked:

@@ -306,7 +306,7 @@ def test_experts_one_by_one_and_in_one_tensor_are_erased_alike(
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-@pytest.mark.parametrize("change", ["missing", "another", "short", "twice"])
+@pytest.mark.parametrize("change", ["missing", "another", "short", "flat", "twice"])
 def test_experts_that_do_not_make_up_their_tensor_are_left_to_transformers(name, change, tmp_path):
     model = random_model(name, seed=1, dtype=torch.float32)
     sick = write(tmp_path / "sick", Checkpoint(model, tiny_tokenizer(), tmp_path), shard="1GB")
@@ -319,6 +319,8 @@ def test_experts_that_do_not_make_up_their_tensor_are_left_to_transformers(name,
         own[one.replace(".0.", f".{len(own)}.").replace("layers.1", "layers.0")] = own[one].clone()
     elif change == "short":
         own[one] = own[one][:-1].clone()
+    elif change == "flat":
+        own[one] = own[one].flatten()
     else:
         whole = next(key for key in model.state_dict() if "experts.gate_up_proj" in key)
         own[whole] = model.state_dict()[whole].clone()
