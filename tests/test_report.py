@@ -661,6 +661,7 @@ def test_the_report_of_a_whole_run_with_everything_asked_for_fits_the_schema(
                            "pretraining": str(paths["public"])},
                 "scan": {"patterns": True, "gold": str(paths["held_out"])},
                 "audit": {"decoys": 2, "swaps": 1, "generation": samples, "framing": "bos"},
+                "erase": {"last_layers": 1, "selector": {"kind": "all"}, "reset": "reinit"},
                 "repair": {"epochs": 1, "batch_tokens": 768},
             }
         )
@@ -672,6 +673,12 @@ def test_the_report_of_a_whole_run_with_everything_asked_for_fits_the_schema(
     assert report["audits"]["after"]["membership"]
     assert report["audits"]["after"]["generation"]["beyond"]
     assert report["pretraining"]["changes"]["after"]
+    erased = report["audits"]["erased"]  # nothing is decided of it, and the figures that decide
+    assert erased["membership"] is None
+    assert erased["generation"] is None
+    assert erased["figures"]["direct"]["association"]["trials"] == 0
+    assert erased["figures"]["direct"]["auc"]["trials"] > 0
+    assert main(["report", str(tmp_path / "run"), str(tmp_path / "run"), "--compare"]) == 0
     text = (tmp_path / "run" / "report.html").read_text()
     titles = ("Membership", "Recited when left to write", "What the base may have seen")
     for title in titles:
