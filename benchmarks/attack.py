@@ -46,9 +46,9 @@ SMALL: dict[str, Any] = {
 
 def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
     """A row's checkpoint, made unless it is there; and the seconds of one epoch of its repair."""
-    from sani.checkpoint import load_checkpoint, save_checkpoint
     from sani.corpus.readers import read_corpus
     from sani.erasing.erase import erase
+    from sani.models.checkpoint import load_checkpoint, save_checkpoint
     from sani.recipe import settings_from
     from sani.repairing.repair import repair
 
@@ -89,10 +89,10 @@ def attacked(
     """All attacks on one row and on the base, which is attacked once for all rows."""
     from sani.attacking.attack import attack
     from sani.auditing.audit import measure_utility
-    from sani.checkpoint import load_checkpoint
     from sani.corpus.readers import read_corpus
-    from sani.encoding import framing_named
+    from sani.models.checkpoint import load_checkpoint
     from sani.recipe import QUICK, AttackSettings, AuditSettings, settings_from
+    from sani.text.tokens import framing_named
 
     place, epoch = made(name, folder, rate)
     models = {
@@ -177,7 +177,7 @@ def cell(entry: dict[str, Any], side: str) -> str:
 
 
 def main() -> None:
-    from sani.runtime import quiet_libraries
+    from sani.machine.device import quiet_libraries
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=Path, default=Path("runs/meddocan"))

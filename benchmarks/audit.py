@@ -36,7 +36,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `sani` itself does
 import numpy as np
 import torch
 
-from sani import families
 from sani.auditing.audit import audit
 from sani.auditing.occurrences import (
     Occurrences,
@@ -44,15 +43,16 @@ from sani.auditing.occurrences import (
     score_occurrences,
     text_row,
 )
-from sani.auditing.scoring import Asked, Row, score
-from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from sani.clinic import invent_clinics
+from sani.auditing.teacher_forcing import Asked, Row, score
 from sani.corpus.documents import Corpus, Document
 from sani.corpus.readers import read_corpus
-from sani.demo import new_model, train_on_text
-from sani.encoding import encode, framing_named
+from sani.demo.clinic import invent_clinics
+from sani.demo.demo import new_model, train_on_text
+from sani.machine.device import default_device, quiet_libraries, token_batches
+from sani.models import families
+from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.recipe import AuditSettings
-from sani.runtime import device, quiet_libraries, token_batches
+from sani.text.tokens import encode, framing_named
 from sani.values.decoys import DecoyMaker
 
 SEED = 7
@@ -76,13 +76,14 @@ def main() -> None:
         print(json.dumps(peak_memory(*arguments.memory)))
         return
     if arguments.model:
-        checkpoint = load_checkpoint(arguments.model, device=device())
+        checkpoint = load_checkpoint(arguments.model, device=default_device())
         corpus = read_corpus(arguments.corpus, limit=arguments.limit)
     else:
         checkpoint, corpus = reciting_model(documents=24 if arguments.quick else 60)
     repeats = 3 if arguments.quick else 5
     print(
-        f"seed {SEED}, {torch.get_num_threads()} threads, {device()}; {len(corpus)} documents, "
+        f"seed {SEED}, {torch.get_num_threads()} threads, {default_device()}; "
+        f"{len(corpus)} documents, "
         f"{corpus.num_spans} occurrences"
     )
     found: dict[str, Any] = {"seed": SEED, "repeats": repeats}
@@ -112,7 +113,7 @@ def reciting_model(*, documents: int) -> tuple[Checkpoint, Corpus]:
         texts = [d.text for d in private]
         train_on_text(model, texts, epochs=40, learning_rate=2e-3, batch_tokens=1024, seed=SEED)
         save_checkpoint(model, Path(folder) / "model")
-        return load_checkpoint(Path(folder) / "model", device=device()), private
+        return load_checkpoint(Path(folder) / "model", device=default_device()), private
 
 
 # --- exactly the same questions, asked three ways -------------------------------------------------

@@ -18,7 +18,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, assume, given, seed, settings
 from hypothesis import strategies as st
 
-from sani.cli import main
+from sani.cli.main import main
 from sani.errors import SaniError
 from sani.recipe import load_recipe
 

@@ -117,10 +117,10 @@ def row(
 def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) -> dict[str, Any]:
     """Sanitize once and measure: figures of listed and of hidden identifiers, utility, seconds."""
     from sani.auditing.audit import audit
-    from sani.checkpoint import load_checkpoint
     from sani.corpus.documents import Corpus
     from sani.corpus.readers import read_corpus
     from sani.erasing.erase import apply_
+    from sani.models.checkpoint import load_checkpoint
     from sani.recipe import settings_from
     from sani.repairing.repair import repair
 
@@ -177,8 +177,8 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
 
 def own_texts(checkpoint: Any, number: int, *, seed: int) -> Any:
     """Texts that the leaky model writes, marked by the scan's patterns: the records are gone."""
+    from sani.auditing.sampling import sample_documents
     from sani.recipe import ScanSettings
-    from sani.sampling import sample_documents
     from sani.scanning.detection import detect
 
     texts = sample_documents(checkpoint, number, new_tokens=500, framing="bos", seed=seed)
@@ -343,7 +343,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if not arguments.table:
-        from sani.runtime import quiet_libraries
+        from sani.machine.device import quiet_libraries
 
         quiet_libraries()
         chosen = [row for row in rows() if arguments.rows in row["name"]][: arguments.first]

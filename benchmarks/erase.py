@@ -163,7 +163,7 @@ def make(folder: Path, size: Size) -> None:
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 
-    from sani.erasing.fresh import skeleton
+    from sani.erasing.reinit import skeleton
 
     folder.mkdir()
     sizes = {
@@ -244,10 +244,10 @@ def compare_in_small(folder: Path) -> list[dict[str, Any]]:
     """The comparison's main rows on an invented clinic and a tiny model that recites it."""
     import comparison
 
-    from sani.checkpoint import load_checkpoint, save_checkpoint
-    from sani.clinic import invent_clinics
     from sani.corpus.tables import write_jsonl
-    from sani.demo import new_model, train_on_text
+    from sani.demo.clinic import invent_clinics
+    from sani.demo.demo import new_model, train_on_text
+    from sani.models.checkpoint import load_checkpoint, save_checkpoint
 
     public, private, held_out = invent_clinics([8, 4, 3], seed=SEED)
     write_jsonl(private, folder / "private.jsonl")
@@ -268,15 +268,15 @@ def compare_in_small(folder: Path) -> list[dict[str, Any]]:
 
 def check_families(place: Path) -> list[str]:
     """Families of which a folder erased in files equals one erased in memory."""
-    from sani.checkpoint import load_checkpoint
     from sani.erasing.erase import apply_
     from sani.erasing.folder import apply_folder, plan_folder
-    from sani.erasing.fresh import fresh_model
+    from sani.erasing.reinit import fresh_model
+    from sani.machine.device import quiet_libraries
+    from sani.models.checkpoint import load_checkpoint
     from sani.recipe import EraseSettings, MagnitudeSelector
-    from sani.runtime import quiet_libraries
 
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    from tests.architectures import ARCHITECTURES, tiny_config, tiny_tokenizer
+    from tests.support.architectures import ARCHITECTURES, tiny_config, tiny_tokenizer
 
     quiet_libraries()
     checked = []

@@ -42,17 +42,17 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a fork of a process with worker threads w
 import torch
 from broken_inputs import break_corpora, break_recipes
 
-import sani.check
-import sani.pipeline  # noqa: F401  (imported before the forks, once for all)
-from sani.checkpoint import save_checkpoint
-from sani.cli import main
-from sani.clinic import invent_clinics
+import sani.pipeline.preflight
+import sani.pipeline.run  # noqa: F401  (imported before the forks, once for all)
+from sani.cli.main import main
 from sani.corpus.documents import Corpus
 from sani.corpus.tables import write_jsonl
-from sani.demo import new_model, train_on_text
+from sani.demo.clinic import invent_clinics
+from sani.demo.demo import new_model, train_on_text
 from sani.errors import SaniError
-from sani.manifest import verify
-from sani.runtime import quiet_libraries
+from sani.machine.device import quiet_libraries
+from sani.models.checkpoint import save_checkpoint
+from sani.releasing.manifest import verify
 
 RECIPE = """\
 version: 1

@@ -29,12 +29,12 @@ from pathlib import Path
 
 from plant import plant
 
-from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Document
 from sani.corpus.readers import read_corpus
-from sani.demo import new_model, train_on_text, write_jsonl
-from sani.repairing import masking
-from sani.runtime import quiet_libraries
+from sani.demo.demo import new_model, train_on_text, write_jsonl
+from sani.machine.device import quiet_libraries
+from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sani.repairing import mlm_masking
 
 
 def split(corpus: str, corpora: Path) -> tuple[Sequence[Document], ...]:
@@ -107,7 +107,8 @@ def main() -> None:
         if name == "base" and arguments.pretrained:
             continue
         if masked and name == "leaky":
-            masking.WORDS = 0.4  # Wettig et al. 2022 (2202.08005): it recites after fewer passes
+            # Wettig et al. 2022 (2202.08005): it recites after fewer passes
+            mlm_masking.WORDS = 0.4
         train_on_text(
             model,
             read,

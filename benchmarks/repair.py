@@ -31,14 +31,13 @@ from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sani.auditing.audit import AuditResult, audit
-from sani.batches import Batch, make_batches
-from sani.checkpoint import Checkpoint, load_checkpoint
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
-from sani.encoding import encode, framing_named
 from sani.erasing.erase import erase
-from sani.layout import Layout
-from sani.pipeline import UNJUDGED
+from sani.machine.device import make_deterministic, quiet_libraries
+from sani.models.checkpoint import Checkpoint, load_checkpoint
+from sani.models.neurons import Layout
+from sani.pipeline.run import UNJUDGED
 from sani.recipe import (
     AllSelector,
     EraseSettings,
@@ -46,11 +45,12 @@ from sani.recipe import (
     RepairSettings,
     load_recipe,
 )
-from sani.repairing.examples import Examples, Teachers
-from sani.repairing.frozen import hidden_states
+from sani.repairing.dataset import Examples, Teachers
+from sani.repairing.frozen_layers import hidden_states
 from sani.repairing.objective import Objective
 from sani.repairing.repair import frozen_part, repair
-from sani.runtime import deterministic, quiet_libraries
+from sani.text.batches import Batch, make_batches
+from sani.text.tokens import encode, framing_named
 
 FINE_TUNING_EPOCHS = 42  # of benchmarks/models.py
 EPOCHS = 6  # of recipes/meddocan.yaml; what is computed once is spread over them
@@ -249,7 +249,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     quiet_libraries()
-    deterministic()
+    make_deterministic()
     if arguments.child:
         child(arguments.child, arguments.models, arguments.limit)
         return

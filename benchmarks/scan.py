@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--scale-notes", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
-    from sani.runtime import quiet_libraries
+    from sani.machine.device import quiet_libraries
 
     quiet_libraries()
     if arguments.scale_one:
@@ -302,7 +302,7 @@ def scale_notes(corpora: Path, size: int, num_proc: int) -> None:
 
     from sani.corpus.documents import Corpus, Document
     from sani.corpus.readers import read_corpus
-    from sani.demo import new_model
+    from sani.demo.demo import new_model
     from sani.recipe import MaskObjective, RepairSettings, ScanSettings
     from sani.repairing.repair import repair
     from sani.scanning.detection import detect

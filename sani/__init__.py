@@ -24,12 +24,12 @@ _HOME = {
     "audit": "sani.auditing.audit",
     "detect": "sani.scanning.detection",
     "erase": "sani.erasing.erase",
-    "load_checkpoint": "sani.checkpoint",
+    "load_checkpoint": "sani.models.checkpoint",
     "load_recipe": "sani.recipe",
     "read_corpus": "sani.corpus.readers",
     "repair": "sani.repairing.repair",
-    "run": "sani.pipeline",
-    "save_checkpoint": "sani.checkpoint",
+    "run": "sani.pipeline.run",
+    "save_checkpoint": "sani.models.checkpoint",
     "scan": "sani.scanning.inventory",
 }
 __all__ = [
@@ -59,12 +59,12 @@ __all__ = [
 if TYPE_CHECKING:
     from sani.attacking.attack import attack
     from sani.auditing.audit import audit
-    from sani.checkpoint import load_checkpoint, save_checkpoint
     from sani.corpus.documents import Corpus, Document, Span
     from sani.corpus.readers import read_corpus
     from sani.erasing.erase import erase
     from sani.errors import SaniError
-    from sani.pipeline import run
+    from sani.models.checkpoint import load_checkpoint, save_checkpoint
+    from sani.pipeline.run import run
     from sani.recipe import (
         AttackSettings,
         AuditSettings,

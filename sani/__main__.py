@@ -1,6 +1,6 @@
 """`python -m sani` is the command `sani`."""
 
-from sani.cli import main
+from sani.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sani import ranks
-from sani.checkpoint import write_text
 from sani.errors import RunError
+from sani.machine import distributed
+from sani.models.checkpoint import write_text
 
 RECIPE = "recipe.resolved.yaml"
 _Arrays = TypeVar("_Arrays")
@@ -38,11 +38,11 @@ class RunFolder:
 
     def finished(self, stage: str) -> bool:
         """Whether a stage's result file is there."""
-        return ranks.on_main((self.path / f"{stage}.json").is_file)
+        return distributed.on_main((self.path / f"{stage}.json").is_file)
 
     def load(self, stage: str) -> Any:
         """A finished stage's result, or None."""
-        return ranks.on_main(lambda: self._load(stage))
+        return distributed.on_main(lambda: self._load(stage))
 
     def _load(self, stage: str) -> Any:
         if not self.finished(stage):
@@ -52,11 +52,11 @@ class RunFolder:
     def save(self, stage: str, data: Any) -> None:
         """Write a stage's result; this finishes the stage."""
         text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
-        ranks.on_main(lambda: write_text(self.path / f"{stage}.json", text + "\n"))
+        distributed.on_main(lambda: write_text(self.path / f"{stage}.json", text + "\n"))
 
     def save_arrays(self, name: str, arrays: Any) -> None:
         """Keep a dataclass of arrays (an audit's single verdicts) in the private part."""
-        ranks.on_main(lambda: self._save_arrays(name, arrays))
+        distributed.on_main(lambda: self._save_arrays(name, arrays))
 
     def _save_arrays(self, name: str, arrays: Any) -> None:
         place = self.private / f"{name}.npz"
@@ -84,7 +84,7 @@ class RunFolder:
 
     def read_key(self) -> None:
         """Read or make this run's secret."""
-        self._key = ranks.on_main(self._read_key)
+        self._key = distributed.on_main(self._read_key)
 
     def _read_key(self) -> bytes:
         place = self.private / "key"
@@ -112,7 +112,7 @@ def open_run(
     """
     folder = RunFolder(path)
     with ExitStack() as held:
-        ranks.on_main(lambda: _take(folder, recipe, inputs, held, resume=resume))
+        distributed.on_main(lambda: _take(folder, recipe, inputs, held, resume=resume))
         folder.read_key()
         yield folder
 

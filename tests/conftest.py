@@ -12,12 +12,12 @@ import torch
 import urllib3  # noqa: F401  (importing it binds a local socket once, to see if there is IPv6)
 
 from sani.auditing.audit import audit
-from sani.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from sani.clinic import invent_clinics
 from sani.corpus.documents import Corpus
-from sani.demo import new_model, train_on_text
+from sani.demo.clinic import invent_clinics
+from sani.demo.demo import new_model, train_on_text
+from sani.machine.device import quiet_libraries
+from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.recipe import AuditSettings
-from sani.runtime import quiet_libraries
 
 quiet_libraries()
 # Models this small gain nothing from a second thread, and lose minutes where a core is busy.

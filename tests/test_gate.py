@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sani.gate import judge
-from sani.rates import rate
+from sani.intervals import rate
 from sani.recipe import GateSettings
 
 

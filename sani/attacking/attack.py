@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sani import ranks
+from sani.attacking.context import Outcome, Scene, all_places
 from sani.attacking.guidance import guidance
 from sani.attacking.layers import layers
 from sani.attacking.neighbours import neighbours
@@ -27,15 +27,15 @@ from sani.attacking.prompting import prompting
 from sani.attacking.quantize import quantize
 from sani.attacking.relearn import relearn
 from sani.attacking.sampling import sampling
-from sani.attacking.scene import Outcome, Scene, all_places
-from sani.auditing.figures import clustered_mean
-from sani.checkpoint import Checkpoint, write_text
+from sani.auditing.metrics import clustered_mean
 from sani.corpus.documents import Corpus, Kind, only
 from sani.errors import AttackError
-from sani.families import family_of
-from sani.rates import rate
+from sani.intervals import rate
+from sani.machine import distributed
+from sani.models.checkpoint import Checkpoint, write_text
+from sani.models.families import family_of
 from sani.recipe import AttackSettings, AuditSettings
-from sani.rendering import rendered
+from sani.text.chat import rendered
 
 OnStep = Callable[[str, int, int], None]
 Attack = Callable[[Checkpoint, Scene, Any], Iterator[Outcome]]
@@ -126,7 +126,7 @@ def attack(
         if on_step is not None:
             on_step(f"attack: {attack_name}, {model}", number, (1 + len(chosen)) * len(names))
         place = folder / f"{attack_name}-{model}.json" if folder else None
-        variants = ranks.on_main(partial(_kept, place, digests[model]))
+        variants = distributed.on_main(partial(_kept, place, digests[model]))
         if variants is None:
             variants = {
                 outcome.variant: _figures(outcome, scene)
@@ -135,7 +135,7 @@ def attack(
             if place is not None:
                 kept = {"weights_digest": digests[model], "variants": variants}
                 text = json.dumps(kept, allow_nan=False)
-                ranks.on_main(partial(write_text, place, text))
+                distributed.on_main(partial(write_text, place, text))
         for variant, figures in variants.items():
             found.setdefault(attack_name, {}).setdefault(variant, {})[model] = figures
     plain = next(iter(found[UNATTACKED].values()))[SANITIZED]["extracted"]

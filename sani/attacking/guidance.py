@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sani import families
-from sani.attacking.scene import Outcome, Scene
-from sani.auditing.scoring import Reading
-from sani.checkpoint import Checkpoint
+from sani.attacking.context import Outcome, Scene
+from sani.auditing.teacher_forcing import Reading
+from sani.models import families
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import GuidanceSettings
 
 IMPLAUSIBLE = -1e4

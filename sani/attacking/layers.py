@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from sani import families
-from sani.attacking.scene import Outcome, Scene, all_places, surrogated
-from sani.auditing.figures import Estimate, clustered_mean
+from sani.attacking.context import Outcome, Scene, all_places, surrogated
+from sani.auditing.metrics import Estimate, clustered_mean
 from sani.auditing.occurrences import document_windows, text_row
-from sani.auditing.scoring import Reading
-from sani.checkpoint import Checkpoint
+from sani.auditing.teacher_forcing import Reading
 from sani.corpus.documents import Corpus, Place
-from sani.encoding import encode
+from sani.models import families
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import LayersSettings
+from sani.text.tokens import encode
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

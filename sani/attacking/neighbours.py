@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sani.attacking.scene import Outcome, Scene, all_places
-from sani.checkpoint import Checkpoint
+from sani.attacking.context import Outcome, Scene, all_places
 from sani.corpus.documents import Corpus, Document, only
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import NeighboursSettings
 from sani.values.phrases import words_of
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sani.attacking.scene import Outcome, Scene, cut, one_by_one
-from sani.checkpoint import Checkpoint
+from sani.attacking.context import Outcome, Scene, cut, one_by_one
 from sani.corpus.documents import Corpus, Document, Place, Span
-from sani.encoding import encode
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import PromptingSettings
+from sani.text.tokens import encode
 
 HEADINGS = {
     "a label for a heading": "{label}: ",

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sani.attacking.scene import Outcome, Scene, duplicate
-from sani.checkpoint import Checkpoint
-from sani.families import family_of
+from sani.attacking.context import Outcome, Scene, duplicate
+from sani.models.checkpoint import Checkpoint
+from sani.models.families import family_of
 from sani.recipe import QuantizeSettings
 
 SMALLEST = 1e-12  # of a scale: a group of zeros stays zeros

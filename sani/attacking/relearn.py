@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Any
 
-from sani.attacking.scene import Outcome, Scene, duplicate, plain, surrogated
+from sani.attacking.context import Outcome, Scene, duplicate, plain, surrogated
 from sani.auditing.occurrences import Occurrences
-from sani.batches import make_batches
-from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus, Place
-from sani.encoding import encode
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import MaskObjective, RelearnSettings, RepairSettings
 from sani.repairing.repair import train_
+from sani.text.batches import make_batches
+from sani.text.tokens import encode
 
 
 def relearn(model: Checkpoint, scene: Scene, settings: RelearnSettings) -> Iterator[Outcome]:

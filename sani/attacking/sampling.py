@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sani.attacking.scene import Outcome, Scene, cut, one_by_one
-from sani.auditing.figures import clustered_mean, discoverable
+from sani.attacking.context import Outcome, Scene, cut, one_by_one
 from sani.auditing.generation import Prompt, sample
+from sani.auditing.metrics import clustered_mean, discoverable
 from sani.auditing.occurrences import Occurrences
-from sani.checkpoint import Checkpoint
-from sani.encoding import encode
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import SamplingSettings
+from sani.text.tokens import encode
 
 MOST_SAMPLES = 10**4
 LIKELIER = 0.5

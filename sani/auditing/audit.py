@@ -16,15 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sani import families
-from sani.auditing.figures import (
-    Estimate,
-    clustered_mean,
-    discoverable,
-    exact_memorization,
-    extraction_strength,
-    log10_queries,
-)
 from sani.auditing.generation import GenerationResult, generate_audit
 from sani.auditing.membership import (
     DocumentScores,
@@ -36,14 +27,23 @@ from sani.auditing.membership import (
     score_documents,
     score_tokens,
 )
+from sani.auditing.metrics import (
+    Estimate,
+    clustered_mean,
+    discoverable,
+    exact_memorization,
+    extraction_strength,
+    log10_queries,
+)
 from sani.auditing.occurrences import Occurrences, OnStep, score_occurrences
-from sani.checkpoint import Checkpoint
 from sani.corpus.documents import KINDS, Corpus
-from sani.encoding import Encoded, Framing, encode, framing_named, framings
 from sani.errors import AuditError
-from sani.rates import Rate, rate
+from sani.intervals import Rate, rate
+from sani.models import families
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
-from sani.rendering import check_source, rendered
+from sani.text.chat import check_source, rendered
+from sani.text.tokens import Encoded, Framing, encode, framing_named, framings
 from sani.values.decoys import DecoyMaker
 
 FRAMING_OCCURRENCES = 300
@@ -193,7 +193,7 @@ def audit(
         on_step: Called with (steps done, steps in all) of the longest parts in turn.
 
     Raises:
-        UnsupportedModelError: If the family is not one of `sani.families`.
+        UnsupportedModelError: If the family is not one of `sani.models.families`.
         AuditError: If there is no occurrence, none can be scored, the model gives NaN, or the
             tokenizer is not one for this model.
         CorpusError: If a conversation does not fit the model's chat template.

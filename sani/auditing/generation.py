@@ -24,16 +24,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sani import families, ranks
+from sani.auditing.identifier_index import Identifier, IdentifierIndex
 from sani.auditing.rarefaction import Distinct, Incidence
-from sani.auditing.search import Identifier, IdentifierIndex
-from sani.checkpoint import Checkpoint
 from sani.corpus.documents import Corpus
-from sani.encoding import Encoded, Framing, encode, overlapping
 from sani.errors import AuditError
-from sani.rates import Rate, rate
+from sani.intervals import Rate, rate
+from sani.machine import distributed
+from sani.machine.device import token_batches
+from sani.models import families
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import GenerationSettings, SamplerSettings
-from sani.runtime import token_batches
+from sani.text.tokens import Encoded, Framing, encode, overlapping
 
 PROMPTS = ("empty", "headings", "openings", "file")
 PER = 1000
@@ -404,14 +405,14 @@ def sample(
     Raises:
         AuditError: If the model gives NaN.
     """
-    mine = ranks.share([len(prompt.tokens) for prompt in prompts])
+    mine = distributed.share([len(prompt.tokens) for prompt in prompts])
 
     def work() -> list[tuple[int, tuple[int, ...]]]:
         chosen = [prompts[at] for at in mine]
         found = _sample_share(checkpoint, chosen, new_tokens, sampler, batch_tokens, seed, on_step)
         return list(zip(mine, found, strict=True))
 
-    by_place = {at: tokens for part in ranks.each(work) for at, tokens in part}
+    by_place = {at: tokens for part in distributed.each(work) for at, tokens in part}
     return [by_place[at] for at in range(len(prompts))]
 
 

@@ -15,14 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sani import families, ranks
-from sani.auditing.figures import BOOTSTRAP_ROUNDS, Estimate
+from sani.auditing.metrics import BOOTSTRAP_ROUNDS, Estimate
 from sani.auditing.occurrences import document_windows, text_row
-from sani.auditing.scoring import Asked, Row, score
-from sani.checkpoint import Checkpoint
+from sani.auditing.teacher_forcing import Asked, Row, score
 from sani.corpus.documents import Corpus
-from sani.encoding import Encoded, Framing, Window
-from sani.rates import Rate, rate
+from sani.intervals import Rate, rate
+from sani.machine import distributed
+from sani.models import families
+from sani.models.checkpoint import Checkpoint
+from sani.text.tokens import Encoded, Framing, Window
 
 LOWEST = 0.2  # share of tokens that min-k and min-k++ look at
 FALSE_POSITIVE_RATES = (0.01, 0.001)
@@ -119,8 +120,8 @@ def score_tokens(
 
     Ranks share the documents, which must be in the order of the corpus.
     """
-    mine = [encoded[index] for index in ranks.share([len(item.ids) for item in encoded])]
-    found = ranks.each(lambda: _score_share(checkpoint, mine, framing, batch_tokens))
+    mine = [encoded[index] for index in distributed.share([len(item.ids) for item in encoded])]
+    found = distributed.each(lambda: _score_share(checkpoint, mine, framing, batch_tokens))
     if len(found) == 1:
         return found[0]
     order = np.argsort(np.concatenate([part.document for part in found]), kind="stable")

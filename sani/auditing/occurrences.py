@@ -12,14 +12,15 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from sani import families, ranks
 from sani.auditing.cues import CueFinder
-from sani.auditing.figures import Preference, discoverable, preference
-from sani.auditing.scoring import AS_IT_IS, Asked, Reading, Row, Scores, score
-from sani.checkpoint import Checkpoint
+from sani.auditing.metrics import Preference, discoverable, preference
+from sani.auditing.teacher_forcing import AS_IT_IS, Asked, Reading, Row, Scores, score
 from sani.corpus.documents import Corpus
-from sani.encoding import Encoded, Framing, Window, windows
+from sani.machine import distributed
+from sani.models import families
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
+from sani.text.tokens import Encoded, Framing, Window, windows
 from sani.values.decoys import DecoyMaker
 
 CONTEXT_TOKENS = 8
@@ -112,8 +113,8 @@ def score_occurrences(
     Raises:
         AuditError: If the model gives NaN or infinity.
     """
-    mine = [encoded[index] for index in ranks.share([len(item.ids) for item in encoded])]
-    found = ranks.each(
+    mine = [encoded[index] for index in distributed.share([len(item.ids) for item in encoded])]
+    found = distributed.each(
         lambda: _score_share(
             checkpoint, corpus, mine, framing, settings, maker, jointly, reading, on_step
         )

@@ -64,7 +64,7 @@ class Document:
         subject_id: Whom it is about.
         text: All of it; of a conversation the contents, `BETWEEN_TURNS` between them.
         spans: Where identifiers stand in ``text``.
-        turns: Of a conversation, in order; `sani.rendering` makes of it what a model reads.
+        turns: Of a conversation, in order; `sani.text.chat` makes of it what a model reads.
         source_text: What the encoder of an encoder-decoder model reads, without spans.
     """
 

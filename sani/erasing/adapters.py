@@ -13,7 +13,11 @@ from typing import Any
 
 import torch
 
-from sani.checkpoint import (
+from sani.erasing.erase import EraseResult, planned_slices
+from sani.erasing.plan import ErasePlan, check_plan
+from sani.erasing.shards import StoredModel, copy_patched
+from sani.errors import CheckpointError, SelectionError
+from sani.models.checkpoint import (
     ADAPTER_FILES,
     HUB_NAME,
     TOKENIZER_FILES,
@@ -21,12 +25,8 @@ from sani.checkpoint import (
     staged,
     weight_files,
 )
-from sani.erasing.erase import EraseResult, planned_slices
-from sani.erasing.plan import ErasePlan, check_plan
-from sani.erasing.shards import StoredModel, copy_patched
-from sani.errors import CheckpointError, SelectionError
-from sani.layout import Slice
-from sani.stored import StoredWeights
+from sani.models.neurons import Slice
+from sani.models.safetensors_files import StoredWeights
 
 # Ways to begin training that leave the base's weights as they are.
 PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva")

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
-from sani.erasing.activations import all_of, outputs_of
-from sani.erasing.fresh import FreshWeights
+from sani.erasing.hooks import all_of, outputs_of
 from sani.erasing.plan import ErasePlan, check_plan, layout_of, plan_erase, sizes_of
+from sani.erasing.reinit import FreshWeights
 from sani.erasing.resets import Dampening, check_biases, dampening, folded_biases
-from sani.erasing.texts import Texts
+from sani.erasing.selector_batches import Texts
 from sani.errors import SelectionError
-from sani.layout import Layout, Slice
+from sani.models.checkpoint import Checkpoint, architecture_difference
+from sani.models.neurons import Layout, Slice
 from sani.recipe import EraseSettings
 
 
@@ -78,7 +78,7 @@ def erase(
         SelectionError: If nothing can be chosen, or the base is missing or does not fit.
 
     Source: SANI, Boutet & Magnana 2025 (2510.21322): a random half of the last layer. Deviations:
-    the paper does not say which matrices nor what value; ours are in `sani.layout` and
+    the paper does not say which matrices nor what value; ours are in `sani.models.neurons` and
     `EraseSettings.reset`.
     """
     plan = plan_neurons(checkpoint, settings, corpus=corpus, base=base, framing=framing, seed=seed)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sani.checkpoint import check_folder, is_adapter, load_checkpoint, save_checkpoint
 from sani.corpus.documents import Corpus
 from sani.erasing.adapters import erase_adapter
 from sani.erasing.erase import EraseResult, apply_, plan_neurons
 from sani.erasing.plan import ErasePlan, architecture_digest, plan_by_weights
-from sani.erasing.scores import reads_texts
+from sani.erasing.selectors import reads_texts
 from sani.erasing.shards import RESETS, StoredModel, erase_stored
 from sani.errors import SelectionError
+from sani.models.checkpoint import check_folder, is_adapter, load_checkpoint, save_checkpoint
 from sani.recipe import EraseSettings
 
 

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sani import families
-from sani.batches import Batch
-from sani.erasing.activations import Outputs, Site, changed, neurons_of, states
+from sani.erasing.hooks import Outputs, Site, changed, neurons_of, states
 from sani.erasing.statistics import Means, frozen, precise
 from sani.errors import SelectionError
-from sani.layout import Output
+from sani.machine.device import generator
+from sani.models import families
+from sani.models.neurons import Output
 from sani.recipe import HardConcreteSelector
-from sani.runtime import generator
+from sani.text.batches import Batch
 
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 START = 3.0  # nearly every mask is open: the model starts as it is

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sani.erasing.statistics import per_neuron
-from sani.layout import Layout, Slice
+from sani.models.neurons import Layout, Slice
 from sani.recipe import Part
 
 BLOCK = 2**22  # numbers that are squared at once

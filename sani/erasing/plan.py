@@ -14,13 +14,13 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
-from sani.checkpoint import Checkpoint, architecture_difference
-from sani.erasing.activations import Site
-from sani.erasing.scores import Scores, reads_texts, scores_of_texts, scores_of_weights
-from sani.erasing.texts import Texts
+from sani.erasing.hooks import Site
+from sani.erasing.selector_batches import Texts
+from sani.erasing.selectors import Scores, reads_texts, scores_of_texts, scores_of_weights
 from sani.erasing.token_rows import TokenRows, find_token_rows
 from sani.errors import SelectionError
-from sani.layout import Layout
+from sani.models.checkpoint import Checkpoint, architecture_difference
+from sani.models.neurons import Layout
 from sani.recipe import (
     PARTS,
     AllSelector,

@@ -7,13 +7,13 @@ from collections.abc import Callable, Container, Iterable
 import torch
 from torch import Tensor
 
-from sani.checkpoint import Checkpoint
-from sani.erasing.activations import all_of, outputs_of
+from sani.erasing.hooks import all_of, outputs_of
 from sani.erasing.plan import ErasePlan, layout_of
+from sani.erasing.selector_batches import Texts
 from sani.erasing.statistics import channel_means, fisher_diagonals
-from sani.erasing.texts import Texts
 from sani.errors import SelectionError
-from sani.layout import Output, Slice
+from sani.models.checkpoint import Checkpoint
+from sani.models.neurons import Output, Slice
 from sani.recipe import DampenSettings
 
 Dampening = Callable[[Slice, Tensor], Tensor]

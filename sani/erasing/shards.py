@@ -22,7 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sani.checkpoint import (
+from sani.erasing.erase import EraseResult, check_rewind, planned_slices, reset_slices
+from sani.erasing.plan import ErasePlan, architecture_digest, check_plan
+from sani.erasing.reinit import FreshWeights, skeleton
+from sani.errors import SelectionError
+from sani.models.checkpoint import (
     copy_files,
     copy_large,
     files_beside,
@@ -30,12 +34,8 @@ from sani.checkpoint import (
     staged,
     weight_files,
 )
-from sani.erasing.erase import EraseResult, check_rewind, planned_slices, reset_slices
-from sani.erasing.fresh import FreshWeights, skeleton
-from sani.erasing.plan import ErasePlan, architecture_digest, check_plan
-from sani.errors import SelectionError
-from sani.layout import Layout, Slice
-from sani.stored import Expert, StoredWeights
+from sani.models.neurons import Layout, Slice
+from sani.models.safetensors_files import Expert, StoredWeights
 
 RESETS = ("zero", "reinit", "rewind")  # those that need no activations
 OLD_BUFFER = "rotary_emb.inv_freq"  # in older files; the model makes it itself

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sani import families
-from sani.batches import Batch
-from sani.erasing.activations import (
+from sani.erasing.hooks import (
     Outputs,
     Site,
     all_of,
@@ -27,7 +25,9 @@ from sani.erasing.activations import (
     states,
 )
 from sani.errors import SelectionError
-from sani.layout import Layout, Output, Slice
+from sani.models import families
+from sani.models.neurons import Layout, Output, Slice
+from sani.text.batches import Batch
 
 Means = dict[Site, Tensor]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sani.checkpoint import Checkpoint
-from sani.erasing.texts import Texts
+from sani.erasing.selector_batches import Texts
 from sani.errors import SelectionError
+from sani.models.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

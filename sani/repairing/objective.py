@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sani import families
-from sani.batches import Batch
+from sani.models import families
 from sani.recipe import (
     AnchorObjective,
     GradientDifferenceObjective,
     NpoObjective,
     RepairSettings,
 )
+from sani.text.batches import Batch
 
 LOGITS_PER_CHUNK = 2**21
 Sums = dict[str, Tensor]

@@ -24,20 +24,19 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from sani import ranks, runtime
-from sani.checkpoint import Checkpoint, architecture_difference
 from sani.corpus.documents import Corpus
-from sani.encoding import framing_named
 from sani.errors import RepairError
-from sani.families import decoder_start, is_masked
-from sani.layout import Layout
+from sani.machine import distributed
+from sani.machine.device import default_device
+from sani.models.checkpoint import Checkpoint, architecture_difference
+from sani.models.families import decoder_start, is_masked
+from sani.models.neurons import Layout
 from sani.recipe import RepairSettings
-from sani.rendering import check_source, rendered
-from sani.repairing.examples import Examples, Teachers, check_settings
-from sani.repairing.frozen import FrozenPart
+from sani.repairing.dataset import Examples, Teachers, check_settings
+from sani.repairing.frozen_layers import FrozenPart
+from sani.repairing.fsdp import together
 from sani.repairing.objective import Objective
-from sani.repairing.sharding import together
-from sani.repairing.training import (
+from sani.repairing.trainer import (
     AUDITED,
     TERMS,
     DivergedError,
@@ -49,6 +48,8 @@ from sani.repairing.training import (
     cannot_write,
     last_whole,
 )
+from sani.text.chat import check_source, rendered
+from sani.text.tokens import framing_named
 
 KEPT_BY_ROUNDING = 0.9  # a repair of which less is left says so
 
@@ -132,7 +133,7 @@ def repair(
         difference = other and architecture_difference(checkpoint, other)
         if difference and (name != "base" or settings.needs_base):
             raise RepairError(f"the {name} does not fit the checkpoint: {difference}")
-    if settings.early_stop and ranks.sharded():
+    if settings.early_stop and distributed.sharded():
         raise RepairError(
             "repair.early_stop: a sharded model is whole only at the end, so it cannot be audited "
             "between epochs; leave it out, or use distributed_type MULTI_GPU"
@@ -149,7 +150,7 @@ def repair(
     result = train_(
         checkpoint, corpus, settings, base=base, unsanitized=unsanitized, framing=framing,
         seed=seed, folder=folder, on_step=on_step,
-        on_epoch=on_epoch if settings.early_stop else None, sharded=ranks.sharded(),
+        on_epoch=on_epoch if settings.early_stop else None, sharded=distributed.sharded(),
     )  # fmt: skip
     note = _rounded(checkpoint, before)
     return replace(result, notes=(*result.notes, note)) if note else result
@@ -212,7 +213,7 @@ def train_(
             state = None
             if folder is not None:
                 digest = hashlib.sha256(job.encode()).hexdigest()
-                state = ranks.on_main(lambda: last_whole(place, job=digest))
+                state = distributed.on_main(lambda: last_whole(place, job=digest))
             examples = Examples(
                 checkpoint, corpus, settings,
                 framing_named(
@@ -230,7 +231,7 @@ def train_(
             )  # fmt: skip
         except (OSError, SafetensorError) as error:
             raise cannot_write(error) from None
-    ranks.spread_(checkpoint.model)
+    distributed.spread_(checkpoint.model)
     steps = training.state.global_step
     return RepairResult(
         steps=steps,
@@ -272,7 +273,7 @@ def _train(
     objective = Objective(settings, base=teachers.base, unsanitized=teachers.unsanitized)
     halved = folder / "halved"  # an earlier process had to
     notes: list[str] = []
-    earlier = ranks.on_main(lambda: _note(halved, resumed=resume is not None))
+    earlier = distributed.on_main(lambda: _note(halved, resumed=resume is not None))
     if earlier is not None:
         notes.append(earlier)
     while True:
@@ -305,7 +306,7 @@ def _train(
             training.notes[:0] = notes
             return training
         resume = None
-        ranks.on_main(partial(_begin_again, folder, halved, notes[0]))
+        distributed.on_main(partial(_begin_again, folder, halved, notes[0]))
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if name in begin:
@@ -348,7 +349,7 @@ def _train_copy(
         for weight, part in zip(model.parameters(), spread.parameters(), strict=True):
             if weight.requires_grad:
                 weight.copy_(together(part))
-    model.to(runtime.device())
+    model.to(default_device())
     return training
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sani.reporting.words import Section, estimate, rate
+from sani.reporting.format import Section, estimate, rate
 
 GUIDANCE = (
     "Guidance: whoever holds the unsanitized checkpoint recites by it ({old}); with the sanitized "

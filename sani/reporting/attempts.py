@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sani.reporting.words import (
+from sani.reporting.format import (
     Cells,
     Section,
     by_kind,

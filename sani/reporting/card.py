@@ -11,9 +11,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from sani.checkpoint import read_card
+from sani.models.checkpoint import read_card
+from sani.reporting.format import KIND_NAMES
 from sani.reporting.page import render
-from sani.reporting.words import KIND_NAMES
 
 TASKS = {False: "text-generation", True: "fill-mask"}  # by whether it predicts masked tokens
 NAME = "sanitized"

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from sani.reporting.words import KIND_NAMES, MOST_CHARTED, stage_name, worst_labels
+from sani.reporting.format import KIND_NAMES, MOST_CHARTED, stage_name, worst_labels
 
 # Colours as the page's style sheet names them; told apart by the colour-blind, and by shape.
 COLOURS = {

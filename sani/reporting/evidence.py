@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sani.reporting.attacks import guidance, whether_tested
-from sani.reporting.words import (
+from sani.reporting.format import (
     KIND_NAMES,
     Cells,
     Section,

@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sani.reporting import attempts, evidence, process
 from sani.reporting.charts import draw
+from sani.reporting.contents import chapters
+from sani.reporting.escalation import tried
 from sani.reporting.rounds import rounds
-from sani.reporting.sections import chapters
-from sani.reporting.tried import tried
 
 
 def render(report: Mapping[str, Any], template: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sani.reporting.words import Cells, Section, number, rate, stage_name
+from sani.reporting.format import Cells, Section, number, rate, stage_name
 
 LOOK = ("epoch", "holds")
 

@@ -17,29 +17,29 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from sani.auditing.generation import Hits
-from sani.auditing.membership import DocumentScores
-from sani.auditing.occurrences import Occurrences
-from sani.auditing.search import Identifier, IdentifierIndex
-from sani.checkpoint import write_text
-from sani.corpus.documents import Corpus
-from sani.gate import Check
-from sani.recipe import Recipe
-from sani.reporting.attacks import whether_tested
-from sani.reporting.card import read_source_card
-from sani.reporting.compare import (
+from sani.auditing.compare import (
     beyond_control,
     compare,
     compare_audits,
     compare_pretraining,
 )
+from sani.auditing.generation import Hits
+from sani.auditing.identifier_index import Identifier, IdentifierIndex
+from sani.auditing.membership import DocumentScores
+from sani.auditing.occurrences import Occurrences
+from sani.corpus.documents import Corpus
+from sani.gate import Check
+from sani.models.checkpoint import write_text
+from sani.recipe import Recipe
+from sani.reporting.attacks import whether_tested
+from sani.reporting.by_subject import against_control, by_subject
+from sani.reporting.card import read_source_card
+from sani.reporting.escalation import escalation
+from sani.reporting.format import STAGE_NAMES, number
 from sani.reporting.page import render
 from sani.reporting.ripple import ripples
 from sani.reporting.rounds import rounds_between, rounds_made
 from sani.reporting.schema import SCHEMA_VERSION
-from sani.reporting.spread import against_control, by_subject
-from sani.reporting.tried import escalation
-from sani.reporting.words import STAGE_NAMES, number
 from sani.runfolder import RunFolder
 
 MOST_LISTED = 50

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from sani.auditing.compare import beyond_control, compare
 from sani.auditing.occurrences import Occurrences
 from sani.corpus.documents import Corpus
 from sani.errors import RunError
-from sani.reporting.compare import beyond_control, compare
 from sani.runfolder import RunFolder
 
 FILE = "revealed.jsonl"

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from sani.auditing.compare import compare
 from sani.auditing.occurrences import Occurrences
 from sani.corpus.documents import Corpus
-from sani.reporting.compare import compare
-from sani.reporting.words import Section, stage_name
+from sani.reporting.format import Section, stage_name
 
 
 def ripples(

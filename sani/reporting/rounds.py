@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sani.auditing.occurrences import Occurrences
-from sani.reporting.tried import cells, figures_of
-from sani.reporting.words import Section, sampled
+from sani.reporting.escalation import cells, figures_of
+from sani.reporting.format import Section, sampled
 from sani.runfolder import RunFolder
 
 

@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sani.auditing.audit import Figures, Utility
-from sani.auditing.figures import Estimate
 from sani.auditing.generation import Beyond, Recited
 from sani.auditing.membership import Membership
-from sani.checkpoint import write_text
+from sani.auditing.metrics import Estimate
 from sani.corpus.documents import Kind
 from sani.errors import RunError
 from sani.gate import Check
-from sani.rates import Rate
+from sani.intervals import Rate
+from sani.models.checkpoint import write_text
 from sani.recipe import AuditSettings, GateSettings
 from sani.scanning.inventory import LabelCount
 
@@ -138,7 +138,7 @@ class Change(Part):
 
 
 class OnionStep(Change):
-    """One stage; `sani.reporting.compare.onion`."""
+    """One stage; `sani.auditing.compare.onion`."""
 
     source: Step = Field(alias="from")
     to: Step
@@ -203,7 +203,7 @@ class SubjectsOfKind(Part):
 
 
 class Subjects(Part):
-    """`sani.reporting.spread.by_subject`."""
+    """`sani.reporting.by_subject.by_subject`."""
 
     classes: list[str]
     kinds: dict[Kind, SubjectsOfKind]
@@ -221,7 +221,7 @@ class Cells(Part):
 
 
 class Picture(Part):
-    """`sani.reporting.spread.against_control`."""
+    """`sani.reporting.by_subject.against_control`."""
 
     against: Stage
     low: float

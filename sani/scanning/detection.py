@@ -17,9 +17,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sani import ranks
 from sani.corpus.documents import ANNOTATION, Corpus, Document, Span
 from sani.errors import ScanError
+from sani.machine import distributed
 from sani.recipe import ScanSettings, settings_from
 from sani.scanning.cache import SpanCache, spans_from_json, spans_to_json
 from sani.scanning.evaluation import Evaluation, evaluate
@@ -144,18 +144,18 @@ def _find_all(
             "num_proc: processes cannot share a model on an accelerator; leave num_proc at 1, or "
             "start a process for each device with accelerate launch"
         )
-    ranks.agree("detectors", detector.name)
+    distributed.agree("detectors", detector.name)
     texts = [document.text for document in corpus]
-    known = ranks.on_main(lambda: _known(cache_folder, detector, texts))
+    known = distributed.on_main(lambda: _known(cache_folder, detector, texts))
     found = {number: spans for number, spans in enumerate(known) if spans is not None}
     rest = [number for number in range(len(texts)) if number not in found]
     if rest and settings.patterns:
         load_patterns()  # here, so that processes share it
-    step = _CHUNK * settings.num_proc * ranks.count()
+    step = _CHUNK * settings.num_proc * distributed.count()
     for first in range(0, len(rest), step):
         numbers = rest[first : first + step]
         new = _find_together(numbers, texts, asked, settings.num_proc)
-        ranks.on_main(partial(_keep, cache_folder, detector, texts, new))
+        distributed.on_main(partial(_keep, cache_folder, detector, texts, new))
         found |= new
         report("scan: detect", len(found), len(texts))
     return [found[number] for number in range(len(texts))]
@@ -186,13 +186,15 @@ def _find_together(
     numbers: Sequence[int], texts: Sequence[str], asked: str, num_proc: int
 ) -> dict[int, tuple[Span, ...]]:
     """Spans of the texts of these numbers, each looked for by one rank."""
-    mine = [numbers[index] for index in ranks.share([len(texts[number]) for number in numbers])]
+    mine = [
+        numbers[index] for index in distributed.share([len(texts[number]) for number in numbers])
+    ]
 
     def work() -> list[tuple[int, tuple[Span, ...]]]:
         spans = _find_chunk(mine, [texts[number] for number in mine], asked, num_proc)
         return list(zip(mine, spans, strict=True))
 
-    found = ranks.each(work)
+    found = distributed.each(work)
     return {number: spans for part in found for number, spans in part}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sani.corpus.documents import Document, Span
-from sani.rates import Rate, rate
+from sani.intervals import Rate, rate
 from sani.scanning.labels import scan_label
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from sani.corpus.documents import Span
 from sani.errors import ScanError
+from sani.machine.device import default_device
 from sani.scanning.labels import kind_of, scan_label
 from sani.scanning.windows import windows
 
@@ -126,8 +127,7 @@ class TransformersNer:
         import torch
         from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-        from sani.checkpoint import folder_digest
-        from sani.runtime import device
+        from sani.models.checkpoint import folder_digest
 
         try:
             options: Any = {"local_files_only": True, "trust_remote_code": False}
@@ -142,7 +142,7 @@ class TransformersNer:
             ) from None
         if not self._tokenizer.is_fast:
             raise ScanError(f"ner: {folder} has no tokenizer.json, so offsets are not known")
-        self._model.to(device()).eval()
+        self._model.to(default_device()).eval()
         self.forks = self._model.device.type == "cpu"
         longest = getattr(self._model.config, "max_position_embeddings", 512)
         self._length = min(longest, self._tokenizer.model_max_length, 512)

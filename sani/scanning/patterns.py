@@ -22,9 +22,9 @@ from babel import Locale
 
 from sani.corpus.documents import Span
 from sani.errors import ScanError
-from sani.folding import Folded, fold
 from sani.scanning.labels import kind_of, read_data, scan_label
 from sani.scanning.windows import moved, windows
+from sani.text.folding import Folded, fold
 
 SOURCE = "pattern"
 TIMEOUT_SECONDS = 30.0

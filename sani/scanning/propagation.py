@@ -16,11 +16,11 @@ import regex
 from babel import Locale
 
 from sani.corpus.documents import Document, Kind, Span
-from sani.folding import fold
 from sani.scanning.labels import read_data, scan_label
 from sani.scanning.patterns import find_dates
 from sani.scanning.terms import Finder, Value
 from sani.scanning.windows import windows
+from sani.text.folding import fold
 
 SOURCE = "propagation"
 SCORE = 0.6

@@ -19,8 +19,8 @@ import ahocorasick
 from sani.corpus.documents import TERM_SOURCE, Kind, Span
 from sani.corpus.records import RecordError, check_name
 from sani.errors import ScanError
-from sani.folding import UNSPACED, fold
 from sani.scanning.windows import MARGIN, moved, windows
+from sani.text.folding import UNSPACED, fold
 
 DEFAULT_LABEL = "TERM"
 # Endings of plural, genitive and case in en, es, de and fr, for terms of four letters and more.

@@ -1,0 +1,198 @@
+"""The only place that prints. Results go to stdout, everything else to stderr.
+
+Of several ranks the main one prints.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from sani.machine import distributed
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class StepReporter:
+    """Shows where a long job stands: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._tasks: dict[str, Any] = {}
+        self._printed = 0.0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Take note that ``done`` of ``total`` steps of a stage are done."""
+        if self._progress is not None:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._progress.add_task(stage, total=total)
+            self._progress.update(self._tasks[stage], completed=done, total=total)
+        elif done == total or time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
+            self._printed = time.monotonic()
+            say(f"{stage}: {done} of {total}")
+
+
+@contextmanager
+def reporter(*, quiet: bool = False) -> Iterator[StepReporter]:
+    """A reporter of steps on stderr; on a terminal its bars are gone at the end."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal or not distributed.main():
+        yield StepReporter(None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        yield StepReporter(progress)
+
+
+def say(text: str) -> None:
+    """A line for a person, on stderr."""
+    if distributed.main():
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def say_last(text: str) -> None:
+    """Why this process ends, on stderr, from whichever rank is the first to say anything."""
+    if distributed.first("last words"):
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def show(text: str) -> None:
+    """A result, on stdout."""
+    if distributed.main():
+        print(text, flush=True)  # noqa: T201
+
+
+def show_json(data: Any) -> None:
+    """One JSON document, on stdout."""
+    show(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False))
+
+
+def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table, on stdout."""
+    if not distributed.main():
+        return
+    columns = (Column(name, overflow="fold") for name in head)
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(file=sys.stdout, markup=False, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, width=140, markup=False, highlight=False)
+    console.print(table)
+
+
+def show_section(section: Any) -> None:
+    """A section of a report that has a table: its sentences, then the table."""
+    if section.rows:
+        show("")
+        show_table(section.title, section.head, section.rows)
+        for sentence in section.sentences:
+            show(sentence)
+
+
+def show_audits(audits: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> None:
+    """What each checkpoint recites and what it is good for."""
+    rows = []
+    for stage, audit in audits.items():
+        utility = audit["utility"]
+        for kind in ("direct", "indirect"):
+            figures = audit["figures"].get(kind)
+            if figures is not None:
+                rows.append(
+                    [
+                        names.get(stage, stage),
+                        kind,
+                        _percent(figures["greedy"]),
+                        _percent(figures["discoverable"]),
+                        _plain(figures["auc"]["value"]),
+                        _plain(utility["perplexity"]) if utility else "-",
+                    ]
+                )
+    show_table(
+        "What is recited (occurrences of scored; 95 % interval)",
+        ["checkpoint", "identifiers", "greedy", "sampled (n, p)", "AUC", "perplexity"],
+        rows,
+    )
+
+
+def show_inventory(inventory: Mapping[str, Any]) -> None:
+    """What a corpus holds, label by label."""
+    counts = ("occurrences", "identifiers", "subjects")
+    rows = [
+        [label, row["kind"], *(str(row[name]) for name in counts)]
+        for label, row in inventory["labels"].items()
+    ]
+    show_table(
+        f"{inventory['documents']} documents of {inventory['subjects']} subjects",
+        ["label", "kind", *counts],
+        rows,
+    )
+    found = ", ".join(f"{source} {count}" for source, count in inventory["sources"].items())
+    show(
+        f"Found by: {found}. {inventory['documents_without_spans']} documents mark nothing; at "
+        f"{inventory['unmarked']} places a marked direct identifier of the same subject stands "
+        "unmarked."
+    )
+
+
+def show_evaluation(quality: Mapping[str, Any]) -> None:
+    """How good a scan is, label by label; P, R and F1 stand for precision, recall and F1."""
+    rows = []
+    for label, scores in quality["labels"].items():
+        row = [label, str(scores["strict"]["gold"]), str(scores["strict"]["found"])]
+        for name in ("strict", "overlapping", "characters"):
+            row.append(" ".join(_share(scores[name][key]) for key in ("precision", "recall", "f1")))
+        missed = str(quality["missed"].get(label, 0))
+        rows.append([*row, _share(scores["covered"]["recall"]), missed])
+    show_table(
+        f"{quality['documents']} documents; P R F1 by entity (strict, overlapping), by character",
+        ["label", "gold", "found", "strict", "overlapping", "characters", "covered", "missed"],
+        rows,
+    )
+    show(
+        f"Direct identifiers found whole: {_percent(quality['recall'])}; "
+        f"{_plain(quality['missed_per_document'])} missed a document.\n"
+        f"Characters, labels aside: recall of direct {_plain(quality['recall_char_direct'])}, "
+        f"recall of all {_plain(quality['recall_char'])}, "
+        f"precision {_plain(quality['precision_char'])}."
+    )
+
+
+def show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
+    """The gate, limit by limit."""
+    rows = [
+        [
+            check["name"],
+            _plain(check["measured"]),
+            ("at least " if check["at_least"] else "at most ") + _plain(check["limit"]),
+            "yes" if check["holds"] else "NO",
+            check["why"],
+        ]
+        for check in checks
+    ]
+    show_table("Gate", ["limit", "measured", "allowed", "holds", "why"], rows)
+
+
+def _percent(rate: Mapping[str, Any]) -> str:
+    if rate["value"] is None:
+        return "-"
+    return (
+        f"{rate['value']:.1%} ({rate['hits']}/{rate['trials']}; "
+        f"{rate['low']:.1%}-{rate['high']:.1%})"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "  - " if value is None else f"{value:.2f}"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""The demo: an invented clinic and a model that recites its patients."""

@@ -1,0 +1,92 @@
+"""Neurons' activations, where they go into output projections: read, or changed on the way.
+
+Where one module holds all experts of a layer, its activations never leave it; inside `changed` it
+runs `families.run_experts` instead of its own code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from sani.models import families
+from sani.models.neurons import Layout, Output
+from sani.recipe import Part
+from sani.text.batches import Batch
+
+Site = tuple[int, Part]
+Outputs = Mapping[Site, Sequence[Output]]
+
+
+def outputs_of(layout: Layout, sites: Iterable[Site]) -> Outputs:
+    """Where the activations of each site go in."""
+    return {(layer, part): layout.outputs(part, layer=layer) for layer, part in sites}
+
+
+def all_of(outputs: Outputs) -> list[Output]:
+    """Those of all sites, in order."""
+    return [output for own in outputs.values() for output in own]
+
+
+def neurons_of(outputs: Outputs) -> dict[Site, int]:
+    """Neurons or heads of each site."""
+    return {site: sum(output.neurons for output in own) for site, own in outputs.items()}
+
+
+@contextmanager
+def changed(
+    model: Any, outputs: Iterable[Output], change: Callable[[Output, Tensor], Tensor]
+) -> Iterator[None]:
+    """Within, each output projection takes in what ``change`` gives for its neurons' activations.
+
+    Args:
+        model: The model.
+        outputs: Whose.
+        change: From an output and its activations, [..., channels], to others of this shape.
+    """
+    undo: list[Callable[[], Any]] = []
+    try:
+        for output in outputs:
+            module, own = model.get_submodule(output.name), partial(change, output)
+            if output.experts:
+                module.forward = partial(families.run_experts, module, change=own)
+                undo.append(partial(delattr, module, "forward"))
+            else:
+                handle = module.register_forward_pre_hook(
+                    lambda _, inputs, own=own: (own(inputs[0]), *inputs[1:])
+                )
+                undo.append(handle.remove)
+        yield
+    finally:
+        for step in undo:
+            step()
+
+
+@contextmanager
+def recorded(model: Any, outputs: Iterable[Output]) -> Iterator[dict[Output, Tensor]]:
+    """The activations at the latest forward pass, [..., channels]."""
+    seen: dict[Output, Tensor] = {}
+
+    def record(output: Output, activation: Tensor) -> Tensor:
+        seen[output] = activation
+        return activation
+
+    with changed(model, outputs, record):
+        yield seen
+
+
+def by_position(activation: Tensor, ids: Tensor) -> Tensor:
+    """What was recorded for ids [batch, seq], as [batch, seq, channels]; some have both in one."""
+    return activation.reshape(*ids.shape, activation.shape[-1])
+
+
+def states(model: Any, batch: Batch) -> Tensor:
+    """The model's last hidden states of a batch, [batch, seq, hidden]."""
+    batch = batch.to(model.device)
+    return families.hidden_states(
+        model, input_ids=batch.ids, source_ids=batch.source, source_seen=batch.source_seen
+    )

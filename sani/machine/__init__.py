@@ -1,0 +1,1 @@
+"""The machine: device, memory, and the processes of a distributed run."""

@@ -1,0 +1,1 @@
+"""Model folders, model families, and where the neurons of a model are."""

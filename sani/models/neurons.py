@@ -1,0 +1,303 @@
+"""Which numbers of which tensors belong to a neuron, from names and shapes alone.
+
+A *neuron* is row j of an MLP block's input projections, with its bias, and column j of its output
+projection; where a layer has several blocks (experts), they are numbered through, block by block.
+For attention it is a head: its columns of the output projection, and every row of the query, key
+and value projections that no head reads but those chosen. So the rows of a key and value head go
+once all heads that share it are chosen (grouped-query attention), and query and key rows that are
+normalized over all heads together go once all heads of the layer are.
+
+What serves a layer as a whole belongs to no neuron: biases of output projections, norms, routers,
+relative position tables. Tensors are named as in the model or as in its file, which may differ, so
+what needs no activations needs no model either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, takewhile
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sani.errors import UnsupportedModelError
+from sani.models.families import Attention, Mlp, Stack, family_of, text_config
+from sani.recipe import Part
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Part of one tensor: ``index`` [n] along dimension ``dim`` of the tensor ``name``.
+
+    Of a tensor [experts, out, in] it is part of the matrix of one ``expert``.
+    """
+
+    name: str
+    dim: int
+    index: Tensor
+    expert: int | None = None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The matrix or vector that ``dim`` and ``index`` count in, a view of ``tensor``."""
+        return tensor if self.expert is None else tensor[self.expert]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A module that takes in the activations of neurons, which are numbered one after the other.
+
+    Attributes:
+        name: Of the module; where one holds all experts, of that.
+        neurons: How many neurons or heads.
+        experts: Experts in the module; 0 where its input is the activation, [..., channels].
+        of_source: It stands in the encoder of an encoder-decoder, whose positions predict nothing.
+    """
+
+    name: str
+    neurons: int
+    experts: int = 0
+    of_source: bool = False
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block as one layer has it: its row in the table, its expert in a tensor of all of them."""
+
+    row: Mlp | Attention
+    expert: int | None
+    size: int
+
+
+class Layout:
+    """Where the neurons of one checkpoint stand: its family's row and its own sizes."""
+
+    def __init__(self, config: Any, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Look up the family and check that its tensors, and no others, are there.
+
+        Args:
+            config: The checkpoint's `PreTrainedConfig`.
+            shapes: Shape of every tensor of the checkpoint, by its name in the model or the file.
+
+        Raises:
+            UnsupportedModelError: If the family is unknown, or the tensors are not its own.
+        """
+        self.family = family_of(config)
+        self._model_type: str = config.model_type
+        self._shapes = shapes
+        self._layers: list[str] = []
+        self._blocks: dict[tuple[int, Part], list[_Block]] = {}
+        for stack in self.family.stacks:
+            prefix, sizes = self._prefix(stack), text_config(config)
+            for number in range(getattr(sizes, stack.length)):
+                layer = len(self._layers)
+                self._layers.append(f"{prefix}.{number}.")
+                self._blocks[layer, "mlp"] = self._mlps(layer)
+                self._blocks[layer, "attention"] = [
+                    _Block(row, None, getattr(sizes, stack.heads))
+                    for row in self.family.attention
+                    if self._has(layer, row)
+                ]
+        two_texts = self.family.objective == "seq2seq"
+        # Layers that read the first of two texts, and predict nothing.
+        self.source_layers: int = getattr(config, self.family.stacks[0].length) if two_texts else 0
+        self._check()
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of all stacks."""
+        return len(self._layers)
+
+    def num_neurons(self, part: Part, *, layer: int) -> int:
+        """MLP neurons, of all experts, or attention heads, of self- and cross-attention."""
+        return sum(block.size for block in self._blocks[layer, part])
+
+    def outputs(self, part: Part, *, layer: int) -> tuple[Output, ...]:
+        """Where the activations of a layer's neurons go in, in the order of their numbers."""
+        found: dict[str, Output] = {}
+        of_source = layer < self.source_layers
+        for block in self._blocks[layer, part]:
+            name = self._layers[layer] + block.row.output
+            if block.expert is not None:
+                name = name.rpartition(".")[0]
+            before = found.get(name, Output(name, 0, 0, of_source))
+            experts = before.experts + (block.expert is not None)
+            found[name] = replace(before, neurons=before.neurons + block.size, experts=experts)
+        return tuple(found.values())
+
+    def slices(self, part: Part, *, layer: int, neurons: Iterable[int]) -> list[Slice]:
+        """Every part of every tensor that belongs to these neurons of a layer, each once."""
+        chosen, first = set(neurons), 0
+        found: list[Slice] = []
+        for block in self._blocks[layer, part]:
+            own = [index for index in range(block.size) if first + index in chosen]
+            first += block.size
+            found += self._block_slices(layer, block, own)
+        return found
+
+    def owned(self, part: Part, *, layer: int) -> Iterator[tuple[Slice, Tensor]]:
+        """What `slices` gives for each neuron of a layer by itself, all in one pass.
+
+        Yields:
+            A slice, and the neuron that each of its indices belongs to, [n].
+        """
+        first = 0
+        for block in self._blocks[layer, part]:
+            if isinstance(block.row, Mlp):  # rows of a tensor that stacks two inputs start again
+                for piece in self._block_slices(layer, block, list(range(block.size))):
+                    yield piece, first + piece.index % block.size
+            else:  # rows that heads share are none of one head's
+                for head in range(block.size):
+                    for piece in self._block_slices(layer, block, [head]):
+                        yield piece, torch.full_like(piece.index, first + head)
+            first += block.size
+
+    def trained_prefixes(self, last_layers: int) -> tuple[str, ...]:
+        """Name prefixes of the last ``last_layers`` layers and of the final norm."""
+        norm = self.family.stacks[-1].norm
+        layers = self._layers[max(0, self.num_layers - last_layers) :]
+        return (*layers, f"{norm}.") if norm else tuple(layers)
+
+    def _block_slices(self, layer: int, block: _Block, own: list[int]) -> list[Slice]:
+        """`slices` of some neurons of one block, counted from its first."""
+        width = self._matrix(layer, block.row.output)[1] // block.size
+        if isinstance(block.row, Mlp):
+            rows = _mlp_rows(block.row, own, block.size)
+        else:
+            rows = self._head_rows(layer, block.row, own, block.size)
+        found: list[Slice] = []
+        for name, numbers in rows.items():
+            found += self._slices(layer, name, 0, _expand(numbers, width), block.expert)
+        found += self._slices(layer, block.row.output, 1, _expand(own, width), block.expert)
+        return [piece for piece in found if len(piece.index)]
+
+    def _head_rows(
+        self, layer: int, row: Attention, heads: list[int], num_heads: int
+    ) -> dict[str, list[int]]:
+        """Rows that no head reads but these, by projection, counted in widths of a head."""
+        num_pairs = self._num_pairs(layer, row, num_heads)
+        shared = num_heads // num_pairs
+        whole = [
+            pair
+            for pair in range(num_pairs)
+            if set(range(pair * shared, (pair + 1) * shared)) <= set(heads)
+        ]
+        queries, keys, values = heads, whole, whole
+        if row.normalized_together and len(heads) < num_heads:
+            queries, keys = [], []
+        if row.interleaved:
+            step = shared + 2
+            queries = [head // shared * step + head % shared for head in queries]
+            keys = [pair * step + shared for pair in keys]
+            values = [pair * step + shared + 1 for pair in values]
+        elif row.query == row.key:
+            keys = [num_heads + pair for pair in keys]
+            values = [num_heads + num_pairs + pair for pair in values]
+        rows: dict[str, list[int]] = {}
+        for name, numbers in ((row.query, queries), (row.key, keys), (row.value, values)):
+            rows[name] = sorted([*rows.get(name, []), *numbers])
+        there = [name for name in row.positions if self._tensor(layer, name) in self._shapes]
+        return rows | dict.fromkeys(there, queries)
+
+    def _num_pairs(self, layer: int, row: Attention, num_heads: int) -> int:
+        """Key and value heads; 0 if the tensors' sizes do not fit the number of heads."""
+        width, rest = divmod(self._matrix(layer, row.output)[1], num_heads)
+        if rest:
+            return 0
+        rows, rest = divmod(self._matrix(layer, row.key)[0], width)
+        if row.query == row.key:  # both and the queries
+            rows, rest = divmod(rows - num_heads, 2) if not rest else (rows, rest)
+        return 0 if rest or num_heads % max(rows, 1) else rows
+
+    def _slices(
+        self, layer: int, name: str, dim: int, index: Tensor, expert: int | None
+    ) -> list[Slice]:
+        """Rows (``dim`` 0), with their bias, or columns (1) of a projection."""
+        stored = 1 - dim if self.family.transposed else dim
+        found = [Slice(self._tensor(layer, name), stored, index, expert)]
+        bias = f"{self._layers[layer]}{name}.bias"
+        return [*found, Slice(bias, 0, index)] if dim == 0 and bias in self._shapes else found
+
+    def _mlps(self, layer: int) -> list[_Block]:
+        found = []
+        for row in self.family.mlp:
+            numbered = (_numbered(row, number) for number in count())
+            rows = numbered if "{}" in row.output else [row]
+            for there in takewhile(lambda one: self._has(layer, one), rows):
+                shape = self._shapes[self._tensor(layer, there.output)]
+                experts = range(shape[0]) if len(shape) == 3 else [None]
+                size = self._matrix(layer, there.output)[1]
+                found += [_Block(there, expert, size) for expert in experts]
+        return found
+
+    def _check(self) -> None:
+        """Refuse tensors that are missing, unknown, or of sizes that do not fit."""
+        known: set[str] = set()
+        parts: list[tuple[Part, Sequence[Mlp | Attention]]] = [
+            ("mlp", self.family.mlp),
+            ("attention", self.family.attention),
+        ]
+        for layer, prefix in enumerate(self._layers):
+            known |= {f"{prefix}{name}.weight" for name in self.family.whole}
+            for part, rows in parts:
+                if not self._blocks[layer, part]:
+                    missing = self._tensor(layer, rows[0].output)
+                    raise self._misfit(f"layer {layer} has no tensor '{missing}'")
+                for block in self._blocks[layer, part]:
+                    names = [*block.row.names, *getattr(block.row, "positions", ())]
+                    known |= {self._tensor(layer, name) for name in names}
+                    if isinstance(block.row, Attention) and not self._num_pairs(
+                        layer, block.row, block.size
+                    ):
+                        raise self._misfit(f"layer {layer} does not divide into {block.size} heads")
+        stacks = tuple(f"{self._prefix(stack)}." for stack in self.family.stacks)
+        for name, shape in self._shapes.items():
+            if len(shape) in (2, 3) and name.startswith(stacks) and name not in known:
+                raise self._misfit(f"tensor '{name}' belongs to no neuron known to sani")
+
+    def _misfit(self, what: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"model_type '{self._model_type}': {what}; a quantized or modified checkpoint? Give "
+            "the plain one"
+        )
+
+    def _prefix(self, stack: Stack) -> str:
+        """What the checkpoint calls a stack; files of a model without its head drop a part."""
+        names = [name for name in (stack.layers, stack.in_file) if name]
+        names.append(stack.layers.partition(".")[2])
+        for name in names:
+            if any(tensor.startswith(f"{name}.0.") for tensor in self._shapes):
+                return name
+        return stack.layers
+
+    def _has(self, layer: int, row: Mlp | Attention) -> bool:
+        return all(self._tensor(layer, name) in self._shapes for name in row.names)
+
+    def _tensor(self, layer: int, name: str) -> str:
+        """A module's weight, or the tensor itself where it is a tensor."""
+        name = self._layers[layer] + name
+        return name if name in self._shapes else f"{name}.weight"
+
+    def _matrix(self, layer: int, name: str) -> tuple[int, int]:
+        """Rows and columns of a projection, [out, in]."""
+        rows, columns = self._shapes[self._tensor(layer, name)][-2:]
+        return (columns, rows) if self.family.transposed else (rows, columns)
+
+
+def _numbered(row: Mlp, number: int) -> Mlp:
+    return Mlp(tuple(name.format(number) for name in row.inputs), row.output.format(number))
+
+
+def _mlp_rows(row: Mlp, neurons: list[int], size: int) -> dict[str, list[int]]:
+    """Rows of these neurons, by projection."""
+    return {
+        name: [copy * size + neuron for copy in range(row.inputs.count(name)) for neuron in neurons]
+        for name in row.inputs
+    }
+
+
+def _expand(numbers: Iterable[int], width: int) -> Tensor:
+    """Rows or columns of these heads, ``width`` each."""
+    starts = torch.tensor(list(numbers), dtype=torch.long) * width
+    return (starts[:, None] + torch.arange(width)).flatten()

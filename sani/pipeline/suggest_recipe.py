@@ -1,0 +1,351 @@
+"""`sani init`: a commented recipe fitted to a model and a corpus, with the time that it will take.
+
+The time is measured: audit and repair run on a sample that is doubled until it tells, and what
+they took per token is extrapolated.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sani.auditing.audit import audit, measure_utility
+from sani.corpus.documents import Corpus, Span
+from sani.corpus.readers import read_corpus
+from sani.errors import RecipeError
+from sani.machine.device import default_device, quiet_libraries
+from sani.machine.environment import REPAIR_BYTES, device_memory
+from sani.models.checkpoint import Checkpoint, architecture_difference, load_checkpoint
+from sani.models.families import FAMILIES, family_of, is_masked
+from sani.pipeline.inputs import check_control, read_others
+from sani.recipe import AnchorObjective, AuditSettings, RepairSettings
+from sani.repairing.repair import repair
+from sani.text.chat import rendered
+from sani.text.tokens import encode, framing_named
+
+MEASURED_SECONDS = 10.0
+EPOCHS = 4
+BATCH_TOKENS = RepairSettings().batch_tokens
+STEPS = 64  # at least, of a repair: few records are read in smaller steps, and more often
+FEWEST_TOKENS, MOST_EPOCHS = 256, 20
+MASKED_EPOCHS = 120  # of a masked language model: each masks 15 % of the words
+MOST_LAYERS = 3
+COMPARED = 8  # held-out documents on which the model and its base are compared
+# Learning rates by size, from small models that were measured to large ones that were not.
+LEARNING_RATES = ((2e7, "1e-3"), (2e8, "3e-4"), (1e9, "1e-4"), (math.inf, "2e-5"))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a recipe is fitted to.
+
+    Attributes:
+        family: ``model_type`` of the checkpoint.
+        layers: Its number of layers.
+        parameters: Its number of parameters.
+        vocabulary: Tokens of its tokenizer.
+        context: Longest input in tokens.
+        documents: Documents of the corpus.
+        subjects: Their subjects.
+        occurrences: Spans by kind.
+        tokens: Tokens of all documents.
+        longest: Tokens of the longest document.
+        seconds: Estimate of a whole run on this machine; None where it was not measured.
+        fits: Whether the memory suffices for the repair, activations not counted.
+        perplexities: Of the checkpoint and of the base on some held-out documents; None where
+            there are none.
+    """
+
+    family: str
+    layers: int
+    parameters: int
+    vocabulary: int
+    context: int
+    documents: int
+    subjects: int
+    occurrences: dict[str, int]
+    tokens: int
+    longest: int
+    seconds: float | None
+    fits: bool = True
+    perplexities: tuple[float, float] | None = None
+
+    @property
+    def learnt_the_domain(self) -> bool:
+        """Whether the checkpoint can do what its base cannot, on documents new to both."""
+        return self.perplexities is not None and self.perplexities[0] < self.perplexities[1]
+
+
+def fit(
+    model: Path,
+    corpus: Path,
+    *,
+    base: Path | None,
+    held_out: Path | None,
+    measure: bool = True,
+    on_step: Callable[[str, int, int], None],
+) -> Fit:
+    """Look at the model and the documents, and measure a few steps on them.
+
+    Args:
+        model: Folder of the checkpoint; it is read, not changed.
+        corpus: Its documents.
+        base: The public model it was fine-tuned from.
+        held_out: Documents it was not trained on.
+        measure: Whether to estimate the time.
+        on_step: Called with (what, steps done, steps in all).
+
+    Raises:
+        SaniError: If the model or the documents cannot be used.
+    """
+    quiet_libraries()
+    documents = read_corpus(corpus)
+    others = read_others("--held-out", held_out, documents)
+    checkpoint = load_checkpoint(model, base=base, device=default_device())
+    config = checkpoint.model.config
+    family_of(config)
+    control = load_checkpoint(base, device=default_device()) if base else None
+    difference = control and architecture_difference(checkpoint, control)
+    if difference:
+        raise RecipeError(f"--base does not fit the model, so it is no control: {difference}")
+    if control is not None:
+        check_control(checkpoint, control)
+    parameters = sum(tensor.numel() for tensor in checkpoint.model.parameters())
+    fits = REPAIR_BYTES * parameters <= device_memory()
+    documents = rendered(documents, checkpoint.tokenizer)
+    others = others and rendered(others, checkpoint.tokenizer)
+    lengths = [len(encoded.ids) for encoded in encode(documents, checkpoint.tokenizer)]
+    perplexities = _perplexities(checkpoint, control, others) if control and others else None
+    return Fit(
+        family=config.model_type,
+        layers=config.num_hidden_layers,
+        parameters=parameters,
+        vocabulary=len(checkpoint.tokenizer),
+        context=checkpoint.context_tokens,
+        documents=len(documents),
+        subjects=len({document.subject_id for document in documents}),
+        occurrences=dict(Counter(s.kind for document in documents for s in document.spans)),
+        tokens=sum(lengths),
+        longest=max(lengths),
+        seconds=(
+            _estimate(checkpoint, control, documents, others, lengths, on_step)
+            if measure and fits
+            else None
+        ),
+        fits=fits,
+        perplexities=perplexities,
+    )
+
+
+def _perplexities(
+    checkpoint: Checkpoint, base: Checkpoint, held_out: Corpus
+) -> tuple[float, float] | None:
+    """Of both on the first held-out documents; None for two texts, where there is no framing."""
+    if checkpoint.model.config.is_encoder_decoder:
+        return None
+    sample, settings = Corpus(held_out[:COMPARED]), AuditSettings()
+    of = (
+        measure_utility(model, sample, framing_named("tokenizer", model.tokenizer), settings)
+        for model in (checkpoint, base)
+    )
+    own, others = (utility.perplexity for utility in of)
+    return own, others
+
+
+def _estimate(
+    checkpoint: Checkpoint,
+    base: Checkpoint | None,
+    corpus: Corpus,
+    held_out: Corpus | None,
+    lengths: list[int],
+    on_step: Callable[[str, int, int], None],
+) -> float:
+    """Seconds of a whole run, from an audit and an epoch on a sample; changes the model."""
+    audits = 4 if base else 3  # before, the base, after erase, after repair
+    anchor = _anchor(checkpoint.model.config.model_type, has_base=base is not None)
+    settings = RepairSettings(at_identifiers=anchor, epochs=1)
+    size, took = 1, 0.0
+    while True:
+        sample = Corpus([_with_span(document) for document in corpus[:size]])
+        began = time.perf_counter()
+        audit(checkpoint, sample, AuditSettings(framing="none"))
+        audited = time.perf_counter()
+        repair(checkpoint, sample, settings, base=base, framing="none")
+        repaired = time.perf_counter()
+        took += repaired - began
+        on_step("measure a few steps", size, len(corpus))
+        if took >= MEASURED_SECONDS or size >= len(corpus):
+            break
+        size = min(2 * size, len(corpus))
+    audit(checkpoint, sample, AuditSettings(framing="auto"))  # tried once, on a sample
+    search = max(0.0, time.perf_counter() - repaired - (audited - began))
+    total, measured = sum(lengths), max(1, sum(lengths[:size]))
+    others = encode(held_out, checkpoint.tokenizer) if held_out else []
+    read = total + sum(len(encoded.ids) for encoded in others)
+    audit_seconds = audits * read * (audited - began) / measured
+    epochs = MASKED_EPOCHS if is_masked(checkpoint.model.config) else schedule(total)[0]
+    return search + audit_seconds + epochs * total * (repaired - audited) / measured
+
+
+def _anchor(family: str, *, has_base: bool) -> AnchorObjective:
+    """To the base, or without one to what leaks least of what the family allows."""
+    if has_base:
+        return AnchorObjective(kind="anchor")
+    causal = FAMILIES[family].objective == "causal"
+    return AnchorObjective(kind="anchor", to="counterfactual" if causal else "self")
+
+
+def _with_span(document: Any) -> Any:
+    """The document itself, or with its first word marked: what marks nothing takes no time."""
+    if document.spans:
+        return document
+    return replace(document, spans=(Span(0, min(8, len(document.text)), "X"),))
+
+
+def write_recipe(
+    path: Path, found: Fit, *, model: Path, corpus: Path, base: Path | None, held_out: Path | None
+) -> None:
+    """Write the recipe; it says in comments what it was fitted to and what to run first.
+
+    Raises:
+        RecipeError: If the file is there already or cannot be written.
+    """
+    lines = "\n".join(_lines(path, found, model=model, corpus=corpus, base=base, held_out=held_out))
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(lines + "\n")
+    except FileExistsError:
+        raise RecipeError(f"{path} is there already; choose another --out") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be written ({error.strerror})") from None
+
+
+def _lines(
+    path: Path, found: Fit, *, model: Path, corpus: Path, base: Path | None, held_out: Path | None
+) -> Iterator[str]:
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.occurrences.items()))
+    long = " (longer documents are read in windows)" if found.longest > found.context else ""
+    yield f"# Sanitize a {found.family} model of {found.layers} layers; made by sani init."
+    yield (
+        f"# Model:  {found.parameters:,} parameters, {found.vocabulary:,} tokens in the "
+        f"vocabulary, {found.context:,} in its context"
+    )
+    yield (
+        f"# Corpus: {found.documents:,} documents of {found.subjects:,} subjects, {found.tokens:,} "
+        f"tokens, at most {found.longest:,} a document{long}; identifiers: {kinds or 'none marked'}"
+    )
+    yield f"# First:  sani scan {_in_shell(corpus)}"
+    yield f"#         sani run {_in_shell(path)} --check"
+    yield f"# Run:    sani run {_in_shell(path)} --out {_in_shell(Path('runs') / path.stem)}"
+    if not found.fits:
+        yield (
+            "# Memory: too little here: the repair needs "
+            f"{REPAIR_BYTES * found.parameters:,} bytes and more"
+        )
+    elif found.seconds is not None:
+        yield f"# Takes:  {duration(found.seconds)} on this machine, from a few steps of each stage"
+    yield "version: 1"
+    yield "seed: 0"
+    yield "model:"
+    yield f"  path: {_quoted(model)}"
+    if base:
+        yield f"  base: {_quoted(base)}  # control and anchor"
+    else:
+        yield "  # base: models/public-base  # the public model it was fine-tuned from: give it if"
+        yield "  #   you have it, and set repair and gate as in recipes/own.yaml"
+    yield "corpus:"
+    yield f"  path: {_quoted(corpus)}"
+    if held_out:
+        yield f"  held_out: {_quoted(held_out)}  # utility, membership"
+    else:
+        yield "  # held_out: held_out.jsonl  # records it was not trained on: utility, membership"
+    if found.occurrences:
+        yield "scan: {}  # the corpus's own spans count; see README, Finding identifiers"
+    else:
+        yield "scan: {patterns: true, propagate: subject}  # nothing is marked; add ner for names"
+    yield from _erase(found, has_base=base is not None)
+    yield "repair:"
+    anchor = _anchor(found.family, has_base=base is not None)
+    why = "raise the weight if the AUC stays" if base else "a base would be better"
+    yield f"  at_identifiers: {{kind: anchor, to: {anchor.to}, weight: {anchor.weight}}}  # {why}"
+    masked = FAMILIES[found.family].objective == "masked"
+    if found.learnt_the_domain and found.perplexities:
+        own, others = found.perplexities
+        yield (
+            f"  keep_skill: 5.0  # held-out perplexity {own:.1f}, the base's {others:.1f}: what "
+            "the fine-tuning taught is worth keeping"
+        )
+    epochs, batch_tokens = (MASKED_EPOCHS, BATCH_TOKENS) if masked else schedule(found.tokens)
+    yield f"  epochs: {epochs}"
+    if batch_tokens != BATCH_TOKENS:
+        yield f"  batch_tokens: {batch_tokens}  # few records: many small steps silence more"
+    rate = next(rate for size, rate in LEARNING_RATES if found.parameters < size)
+    yield f"  learning_rate: {rate}  # by the model's size; try half and twice"
+    yield "gate:"
+    yield "  kinds: [direct]"
+    if base:
+        yield "  greedy: control  # within what the base recites by chance"
+        yield "  discoverable: control"
+        yield "  auc_excess: 0.05"
+    else:
+        yield "  greedy: 0.0  # without a base nothing tells chance from memory"
+        yield "  discoverable: 0.0"
+        yield "  auc_excess: null"
+    yield f"  perplexity_ratio: {'1.03' if held_out else 'null  # needs held_out'}"
+
+
+def _erase(found: Fit, *, has_base: bool) -> Iterator[str]:
+    """What pays by ``benchmarks/RESULTS.md``, where it was measured: in causal models with a base.
+
+    Fresh layers cost a pretrained model skill that a small corpus cannot give back.
+    """
+    layers = f"last_layers: {max(1, min(MOST_LAYERS, found.layers // 2))}"
+    masked = FAMILIES[found.family].objective == "masked"
+    if not has_base or masked:
+        yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
+        yield f"  {layers}  # of {found.layers}; more removes more and costs skill"
+        yield "  selector: {kind: all}"
+        yield "  reset: reinit"
+    elif found.learnt_the_domain:
+        yield f"# erase: {{{layers}}}  # costs skill that the base lacks; write strategy: escalate"
+        yield "#   (recipes/escalate.yaml) to try it where the gate does not hold without"
+    else:
+        yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
+        yield "  toward_base: 0.5  # all weights half way to the base's, as good on new text"
+        yield f"  # {layers}  # of {found.layers}: also resets these"
+
+
+def schedule(tokens: int) -> tuple[int, int]:
+    """Epochs and tokens a step for a corpus of so many tokens: the usual ones if it has enough."""
+    batch_tokens = BATCH_TOKENS
+    while batch_tokens > FEWEST_TOKENS and EPOCHS * tokens < STEPS * batch_tokens:
+        batch_tokens //= 2
+    epochs = math.ceil(STEPS * batch_tokens / max(1, tokens))
+    return max(EPOCHS, min(MOST_EPOCHS, epochs)), batch_tokens
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 90:
+        return "about a minute"
+    if seconds < 90 * 60:
+        return f"about {seconds / 60:.0f} minutes"
+    return f"about {seconds / 3600:.1f} hours"
+
+
+def _quoted(path: Path) -> str:
+    """A path as a YAML string on one line."""
+    return yaml.safe_dump(str(path), default_style='"', allow_unicode=True, width=math.inf).strip()
+
+
+def _in_shell(path: Path) -> str:
+    """A path as it stands in a command, in a comment: on one line, whatever is in it."""
+    return shlex.quote(str(path)) if str(path).isprintable() else "..."

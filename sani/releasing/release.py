@@ -1,0 +1,53 @@
+"""What goes into `sanitized/` beside the model: a card that says what it is, and a manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sani.corpus.documents import Corpus
+from sani.errors import CheckpointError
+from sani.releasing.identifiers_in_files import check_release
+from sani.releasing.manifest import MANIFEST, digests, read_manifest, write_manifest
+from sani.reporting.card import model_card
+
+CARD = "README.md"
+
+
+def write_release_files(
+    folder: Path,
+    report: dict[str, Any],
+    corpus: Corpus,
+    *,
+    weights_digest: str,
+    base: Path | None = None,
+) -> None:
+    """Add the card and the manifest to a checkpoint folder that is about to be renamed.
+
+    Args:
+        folder: The folder, complete but for these.
+        report: The content of ``report.json``.
+        corpus: Nothing that it marks may stand in the folder in clear.
+        weights_digest: `Checkpoint.weights_digest` of the weights in it.
+        base: The public model, whose vocabulary is public.
+
+    Raises:
+        CheckpointError: If an identifier stands in one of the folder's files, or a file that is
+            not on the list of what is released.
+    """
+    (folder / CARD).write_text(model_card(report), encoding="utf-8")
+    write_manifest(folder, report, weights_digest=weights_digest)
+    check_release(folder, corpus, base=base, ours=(CARD, MANIFEST))
+
+
+def is_current(folder: Path, report: dict[str, Any], *, weights_digest: str) -> bool:
+    """Whether a release folder is whole, of these weights, and says what this report says."""
+    try:
+        manifest = read_manifest(folder)
+        return bool(
+            manifest.weights_digest == weights_digest
+            and manifest.gate == report["gate"]
+            and manifest.files == digests(folder)
+        )
+    except CheckpointError:
+        return False

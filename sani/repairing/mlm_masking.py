@@ -1,0 +1,122 @@
+"""Masked language models: which tokens of a document are masked this time, as batches.
+
+Outside spans whole words are masked, 15 % of them. Where the objective acts at identifiers, a part
+of the occurrences is masked too, each as an audit asks for it: the first of its tokens are known,
+none or some of them, and all others are masked. All other identifiers stay as context.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from sani.errors import RepairError
+from sani.machine.device import token_batches
+from sani.recipe import AnchorObjective, RepairSettings
+from sani.text.batches import Batch, Row, padded
+from sani.text.tokens import Encoded, Framing, windows
+
+WORDS = 0.15
+OCCURRENCES = 0.3  # ours: more of them hide the context that others are recalled by
+
+
+def check_masked(settings: RepairSettings) -> None:
+    """Refuse an objective that has no sense at a mask.
+
+    Raises:
+        RepairError: If the settings have it.
+    """
+    objective = settings.at_identifiers
+    if isinstance(objective, AnchorObjective) and objective.to == "counterfactual":
+        raise RepairError(
+            "repair.at_identifiers: a counterfactual anchor is for causal models (at a mask the "
+            "words around recall the value, whatever other identifiers say); use an anchor to "
+            "base, self or decoys"
+        )
+
+
+def free_words(item: Encoded) -> list[list[int]]:
+    """The tokens of each word that no span touches."""
+    words: dict[int, list[int]] = {}
+    for token, word in enumerate(item.words):
+        words.setdefault(word, []).append(token)
+    inside = item.in_span()
+    return [tokens for tokens in words.values() if not any(inside[token] for token in tokens)]
+
+
+def draw_masks(item: Encoded, chance: random.Random, *, at_identifiers: bool) -> list[bool]:
+    """For each token of a document, whether it is masked.
+
+    Args:
+        item: The document.
+        chance: What draws.
+        at_identifiers: Whether occurrences are masked too.
+
+    Source: PPmlm, Boutet et al. 2026 (2501.02407): 15 % of words, whole, outside spans only.
+    Deviations: a drawn word is always masked (BERT keeps a tenth and changes a tenth); with an
+    objective at identifiers, occurrences are masked too.
+    """
+    masked = [False] * len(item.ids)
+    words = free_words(item)
+    count = min(len(words), max(1, round(WORDS * len(words))))
+    for tokens in chance.sample(words, count):
+        for token in tokens:
+            masked[token] = True
+    for first, last in item.spans if at_identifiers else ():
+        if first < last and chance.random() < OCCURRENCES:
+            known = chance.randrange(last - first)
+            masked[first + known : last] = [True] * (last - first - known)
+    return masked
+
+
+def masked_batches(
+    encoded: Sequence[Encoded],
+    framing: Framing,
+    *,
+    mask: int,
+    at_identifiers: bool,
+    chance: Callable[[int], random.Random],
+    context_tokens: int,
+    batch_tokens: int,
+) -> list[Batch]:
+    """Documents with some of their tokens masked; each masked token is predicted once.
+
+    Args:
+        encoded: Documents; those longer than the context are cut into overlapping windows, whose
+            overlap is context only.
+        framing: What stands around every document.
+        mask: Id of the mask token.
+        at_identifiers: Whether occurrences are masked too.
+        chance: What draws for a document, by its number.
+        context_tokens: The model's longest input.
+        batch_tokens: Most tokens of a batch, padding included.
+    """
+    rows: list[Row] = []
+    prefix, suffix = list(framing.prefix), list(framing.suffix)
+    capacity = context_tokens - len(prefix) - len(suffix)
+    for item in encoded:
+        masked = draw_masks(item, chance(item.document), at_identifiers=at_identifiers)
+        owner = item.owners()
+        for window in windows(len(item.ids), item=item.document, capacity=capacity):
+            tokens = range(window.start, window.end)
+            ids = [mask if masked[token] else item.ids[token] for token in tokens]
+            places = [
+                (len(rows), item.document, owner[token], token)
+                if masked[token] and token >= window.new and owner[token] >= 0
+                else None
+                for token in tokens
+            ]
+            ordinary = [
+                masked[token] and token >= window.new and owner[token] < 0 for token in tokens
+            ]
+            before, behind = len(prefix), len(suffix)
+            rows.append(
+                Row(
+                    [*prefix, *ids, *suffix],
+                    [*prefix, *item.ids[window.start : window.end], *suffix],
+                    [*[False] * before, *ordinary, *[False] * behind],
+                    [*[None] * before, *places, *[None] * behind],
+                )
+            )
+    batches = token_batches([len(row.ids) for row in rows], budget=batch_tokens)
+    return [padded([[rows[index]] for index in batch], both_sides=True) for batch in batches]

@@ -1,0 +1,148 @@
+"""Two runs beside each other: what differs in their recipes, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sani.auditing.compare import Change, compare
+from sani.auditing.occurrences import Occurrences
+from sani.reporting.format import (
+    KIND_NAMES,
+    Cells,
+    Section,
+    estimate,
+    number,
+    p_value,
+    rate,
+    stage_name,
+)
+from sani.reporting.process import leaves, stages
+from sani.reporting.schema import read_report
+from sani.runfolder import RunFolder
+
+FIGURES = {"greedy": rate, "discoverable": rate, "auc": estimate}
+
+
+def side_by_side(first: Path, second: Path) -> list[Section]:
+    """Compare two finished runs.
+
+    Args:
+        first: A run folder.
+        second: Another one; figures compare where corpus and settings are the same.
+
+    Returns:
+        Settings that differ; the figures of both; what became of each occurrence, where both
+        audited the same ones.
+
+    Raises:
+        RunError: If one of them is not finished, or its report is of another version.
+    """
+    reports = [read_report(folder) for folder in (first, second)]
+    names = (f"A: {first.name}", f"B: {second.name}")
+    return [
+        Section(
+            "differ",
+            "Settings that differ",
+            (),
+            ("setting", *names),
+            tuple(_different(*(dict(leaves(report["recipe"], "")) for report in reports))),
+        ),
+        Section(
+            "figures",
+            "Two runs",
+            (_same_corpus(first, second),),
+            ("figure", *names),
+            tuple(_figures(*reports)),
+        ),
+        _occurrences(first, second),
+    ]
+
+
+def _different(first: Mapping[str, str], second: Mapping[str, str]) -> Iterator[Cells]:
+    for name in dict.fromkeys((*first, *second)):
+        one, other = first.get(name, "-"), second.get(name, "-")
+        if one != other:
+            yield name.lstrip("."), one, other
+
+
+def _figures(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Cells]:
+    both = (first, second)
+    yield ("gate", *("holds" if report["gate"]["holds"] else "DOES NOT HOLD" for report in both))
+    yield ("limits not met", *map(_broken, both))
+    for stage in ("base", "before", "after"):
+        audits = [report["audits"].get(stage) for report in both]
+        for kind in KIND_NAMES:
+            found = [audit["figures"].get(kind, {}) if audit else {} for audit in audits]
+            for figure, words in FIGURES.items():
+                cells = [words(figures.get(figure)) for figures in found]
+                if any(cell != "-" for cell in cells):
+                    yield (f"{figure}, {kind}, {stage_name(stage)}", *cells)
+        for figure in ("perplexity", "accuracy"):
+            known = [audit["utility"] if audit else None for audit in audits]
+            if any(known):
+                cells = [number(utility[figure]) if utility else "-" for utility in known]
+                yield (f"{figure}, {stage_name(stage)}", *cells)
+    for name in ("new", "beyond_control"):
+        yield (f"{name.replace('_', ' ')}", *(str(report["changes"][name]) for report in both))
+    yield ("seconds of all stages", *(f"{_seconds(report):.0f}" for report in both))
+
+
+def _broken(report: Mapping[str, Any]) -> str:
+    broken = [check["name"] for check in report["gate"]["checks"] if not check["holds"]]
+    return ", ".join(broken) or "none"
+
+
+def _seconds(report: Mapping[str, Any]) -> float:
+    return sum(float(stage["seconds"]) for stage in stages(report).values())
+
+
+def _occurrences(first: Path, second: Path) -> Section:
+    """From the one's sanitized checkpoint to the other's, if both audited the same occurrences."""
+    same = _corpus(first) is not None and _corpus(first) == _corpus(second)
+    change = _change(first, second) if same else None
+    if change is None:
+        return Section("occurrences", "From A to B, occurrence by occurrence")
+    counts = change.to_json()
+    return Section(
+        "occurrences",
+        "From A to B, occurrence by occurrence",
+        ("Of the sanitized checkpoints; p is that of the paired test.",),
+        ("only A gives", "both give", "only B gives", "p"),
+        (
+            (
+                *(str(counts[name]) for name in ("cured", "kept", "new")),
+                p_value(counts["p_value"]),
+            ),
+        ),
+    )
+
+
+def _change(first: Path, second: Path) -> Change | None:
+    one, other = (
+        RunFolder(folder).load_arrays("audit-after", Occurrences) for folder in (first, second)
+    )
+    try:
+        return compare(one, other) if one is not None and other is not None else None
+    except ValueError:  # another scan found other occurrences
+        return None
+
+
+def _same_corpus(first: Path, second: Path) -> str:
+    one, other = _corpus(first), _corpus(second)
+    if one is None or other is None:
+        return "Whether both read the same corpus is unknown: private/ is not at hand."
+    if one == other:
+        return "Both read the same corpus."
+    return "THE CORPORA DIFFER: the figures do not compare."
+
+
+def _corpus(folder: Path) -> str | None:
+    """The digest of what a run read; it stays inside this process."""
+    try:
+        inputs = json.loads((folder / "private" / "inputs.json").read_text(encoding="utf-8"))
+        return str(inputs["corpus"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

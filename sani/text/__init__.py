@@ -1,0 +1,1 @@
+"""From a document to the token ids that a model reads."""

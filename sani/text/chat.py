@@ -1,0 +1,156 @@
+"""Conversations as what one model reads: its chat template's text, with every span moved into it.
+
+A corpus does not know the model, and a template may put anything before, between and behind the
+contents, and strip white space off them. Where each content went is found with a second rendering,
+of marks instead of contents; what does not come out exactly is an error. The template's special
+tokens are text here, and a fast tokenizer reads them as special tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sani.corpus.documents import Corpus, Document, Span
+from sani.errors import CorpusError
+from sani.models.families import decoder_start
+
+_MARK = "\u2603{}\u2604"
+
+
+def rendered(corpus: Corpus, tokenizer: Any) -> Corpus:
+    """The corpus with each conversation as one text, in the words of the tokenizer's template.
+
+    A begin token that the template writes first is left out: it is the framing's (``bos``). Number
+    and order of documents and of their spans stay; the same corpus if none is a conversation.
+
+    Raises:
+        CorpusError: If there is a conversation and no template, the template refuses it, or where
+            a content or a span went cannot be told exactly.
+    """
+    if not any(document.turns for document in corpus):
+        return corpus
+    if not getattr(tokenizer, "chat_template", None):
+        raise CorpusError(
+            "the corpus holds conversations (messages) and the tokenizer has no chat template; "
+            "give the model's chat_template.jinja, or text instead of messages"
+        )
+    documents = []
+    for number, document in enumerate(corpus):
+        try:
+            documents.append(_rendered(document, tokenizer) if document.turns else document)
+        except _RenderingError as problem:
+            raise CorpusError(f"document {number}: {problem}") from None
+    return Corpus(documents)
+
+
+def check_source(corpus: Corpus, config: Any) -> None:
+    """Refuse a second text that the model does not read, and the lack of one that it does.
+
+    Raises:
+        CorpusError: If there is such a document.
+    """
+    two_texts = decoder_start(config) is not None
+    for number, document in enumerate(corpus):
+        if two_texts and not document.source_text:
+            raise CorpusError(
+                f"document {number} has no source_text, and the model reads one with its encoder "
+                "and says text with its decoder; give both"
+            )
+        if document.source_text is not None and not two_texts:
+            raise CorpusError(
+                f"document {number} has a source_text, and the model has no encoder for it; put "
+                "all that it was trained on into text"
+            )
+
+
+class _RenderingError(Exception):
+    """What is wrong with one conversation, in words that hold nothing of it."""
+
+
+def _rendered(document: Document, tokenizer: Any) -> Document:
+    contents = [document.text[turn.start : turn.end] for turn in document.turns]
+    marks = [_MARK.format(number) for number in range(len(contents))]
+    roles = [turn.role for turn in document.turns]
+    frame, text = _render(tokenizer, roles, marks), _render(tokenizer, roles, contents)
+    pieces = []
+    for mark in marks:
+        if frame.count(mark) != 1:
+            raise _RenderingError(
+                "the chat template leaves a message out or repeats it, so its spans have no one "
+                "place; give the text that the model was trained on instead of messages"
+            )
+        piece, _, frame = frame.partition(mark)
+        pieces.append(piece)
+    places = _places(text, [*pieces, frame], contents)
+    spans = tuple(_moved(span, document, places) for span in document.spans)
+    begin = tokenizer.bos_token
+    lead = len(begin) if begin and text.startswith(begin) else 0
+    return replace(
+        document,
+        text=text[lead:],
+        spans=tuple(replace(s, start=s.start - lead, end=s.end - lead) for s in spans),
+        turns=(),
+    )
+
+
+def _render(tokenizer: Any, roles: Sequence[str], contents: Sequence[str]) -> str:
+    messages = [
+        {"role": role, "content": content} for role, content in zip(roles, contents, strict=True)
+    ]
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except Exception as error:  # a template may refuse in any way it likes, and quote what it got
+        raise _RenderingError(
+            f"the chat template refuses its {len(messages)} messages ({type(error).__name__}); do "
+            "their roles stand in the order that the model expects?"
+        ) from None
+
+
+def _places(
+    text: str, pieces: Sequence[str], contents: Sequence[str]
+) -> list[tuple[int, int, int]]:
+    """Where each content stands [start, end) in the text, and how much was taken off its front."""
+    found, end = [], 0
+    for number, content in enumerate(contents):
+        if not text.startswith(pieces[number], end):
+            break
+        start = end + len(pieces[number])
+        behind, last = pieces[number + 1], number == len(contents) - 1
+        blank = len(content) - len(content.lstrip())
+        for taken, kept in (
+            (0, content),
+            (blank, content.lstrip()),
+            (0, content.rstrip()),
+            (blank, content.strip()),
+        ):
+            end = start + len(kept)
+            whole = text[end:] == behind if last else text.startswith(behind, end)
+            if text.startswith(kept, start) and whole:
+                found.append((start, end, taken))
+                break
+        else:
+            break
+    if len(found) < len(contents):
+        raise _RenderingError(
+            "the chat template rewrites a message (more than white space around it), so its spans "
+            "cannot be found in what the model reads; give the text that the model was trained on "
+            "instead of messages"
+        )
+    return found
+
+
+def _moved(span: Span, document: Document, places: Sequence[tuple[int, int, int]]) -> Span:
+    """A span in the rendered text, without the white space that the template took."""
+    for turn, (start, end, taken) in zip(document.turns, places, strict=True):
+        if turn.start <= span.start and span.end <= turn.end:
+            shift = start - turn.start - taken
+            first, last = max(span.start + shift, start), min(span.end + shift, end)
+            if first < last:
+                return replace(span, start=first, end=last)
+            raise _RenderingError(
+                "a span holds nothing but white space that the chat template takes away; remove "
+                "the span"
+            )
+    raise _RenderingError("a span reaches from one message into the next; cut it in two")

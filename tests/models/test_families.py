@@ -1,0 +1,1083 @@
+"""Every row of the table, against models: what a neuron is made of is found by trying.
+
+Which rows of a tensor belong to which neuron is not read off the table: each row is changed in
+turn, and the neurons whose activation changes with it are those that read it.
+"""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
+
+from sani.corpus.documents import Corpus, Document, Span
+from sani.erasing import hard_concrete
+from sani.erasing.erase import apply_, erase
+from sani.erasing.hooks import all_of, outputs_of
+from sani.erasing.integrated_gradients import attributions
+from sani.erasing.plan import ErasePlan, PlannedNeurons, layout_of
+from sani.erasing.reinit import FreshWeights, fresh_model
+from sani.erasing.resets import dampening
+from sani.erasing.selector_batches import Texts
+from sani.erasing.statistics import (
+    activation_means,
+    channel_means,
+    fisher_diagonals,
+    fisher_means,
+    gradient_means,
+)
+from sani.errors import CorpusError, SelectionError, UnsupportedModelError
+from sani.models import families
+from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sani.models.families import FAMILIES
+from sani.models.neurons import Layout
+from sani.recipe import DampenSettings, EraseSettings
+from tests.support.architectures import (
+    ARCHITECTURES,
+    HEADS,
+    tiny_config,
+    tiny_tokenizer,
+)
+
+EXACT = {"rtol": 0, "atol": 1e-10}
+SEED = 3
+
+# Where the neurons' activation goes in, by model_type: list of layers, then the modules that take
+# in the activation of MLP neurons and of heads, in the order in which neurons are numbered.
+_LLAMA = (["model.layers"], ["mlp.down_proj"], ["self_attn.o_proj"])
+_BERT = (["bert.encoder.layer"], ["output.dense"], ["attention.output.dense"])
+_ROBERTA = (["roberta.encoder.layer"], *_BERT[1:])
+_BIG = (["transformer.h"], ["mlp.dense_4h_to_h"], ["self_attention.dense"])
+_MIXTURE = (
+    ["model.layers"],
+    ["mlp.experts", "mlp.shared_expert.down_proj", "mlp.down_proj"],
+    ["self_attn.o_proj"],
+)
+OUTPUTS = {
+    "bart": (
+        ["model.encoder.layers", "model.decoder.layers"],
+        ["fc2"],
+        ["self_attn.out_proj", "encoder_attn.out_proj"],
+    ),
+    "bert": _BERT,
+    "bloom": _BIG,
+    "camembert": _ROBERTA,
+    "deberta-v2": (["deberta.encoder.layer"], *_BERT[1:]),
+    "distilbert": (["distilbert.transformer.layer"], ["ffn.lin2"], ["attention.out_lin"]),
+    "electra": (["electra.encoder.layer"], *_BERT[1:]),
+    "falcon": _BIG,
+    "gemma2": _LLAMA,
+    "gemma3": (["model.language_model.layers"], *_LLAMA[1:]),
+    "gemma3_text": _LLAMA,
+    "gpt2": (["transformer.h"], ["mlp.c_proj"], ["attn.c_proj"]),
+    "gpt_neo": (["transformer.h"], ["mlp.c_proj"], ["attn.attention.out_proj"]),
+    "gpt_neox": (["gpt_neox.layers"], ["mlp.dense_4h_to_h"], ["attention.dense"]),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "mixtral": _MIXTURE,
+    "modernbert": (["model.layers"], ["mlp.Wo"], ["attn.Wo"]),
+    "olmo2": _LLAMA,
+    "opt": (["model.decoder.layers"], ["fc2"], ["self_attn.out_proj"]),
+    "phi": (["model.layers"], ["mlp.fc2"], ["self_attn.dense"]),
+    "phi3": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen2_moe": _MIXTURE,
+    "qwen3": _LLAMA,
+    "qwen3_moe": _MIXTURE,
+    "roberta": _ROBERTA,
+    "t5": (
+        ["encoder.block", "decoder.block"],
+        ["layer.1.DenseReluDense.wo", "layer.2.DenseReluDense.wo"],
+        ["layer.0.SelfAttention.o", "layer.1.EncDecAttention.o"],
+    ),
+    "xlm-roberta": _ROBERTA,
+}
+# Shared by all layers of a stack, so it is no head's own.
+NOBODYS = "relative_attention_bias"
+
+Site = tuple[int, str]
+
+
+def random_model(name, *, seed=1, dtype=torch.float64):
+    """A model in which every weight counts: no bias is zero and no norm is one."""
+    config = tiny_config(name)
+    config._experts_implementation = "eager"  # the others have no float64
+    model = fresh_model(config, seed=seed)
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, tensor in model.named_parameters():
+            noise = torch.randn(tensor.shape, generator=chance)
+            norm = tensor.ndim == 1 and "norm" in key.lower()
+            tensor.copy_(1 + 0.1 * noise if norm else 0.4 * noise)
+    return model.to(dtype)
+
+
+def checkpoint(model) -> Checkpoint:
+    return Checkpoint(model, tiny_tokenizer(), Path("nowhere"))
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES))
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(name):
+    return random_model(name)
+
+
+def read(model):
+    """Logits of the model for the same few tokens, [batch, seq, vocab]."""
+    chance = torch.Generator().manual_seed(0)
+    ids = torch.randint(2, 16, (2, 9), generator=chance)
+    inputs = {"input_ids": ids}
+    if families.family_of(model.config).objective == "seq2seq":
+        inputs["decoder_input_ids"] = torch.randint(2, 16, (2, 7), generator=chance)
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def layers_of(model):
+    """Names of all layers, in the order of their numbers."""
+    stacks, _, _ = OUTPUTS[model.config.model_type]
+    return [
+        f"{stack}.{number}" for stack in stacks for number in range(len(model.get_submodule(stack)))
+    ]
+
+
+def blocks_of(model, layer, part):
+    """Modules of a layer that take in activations: (name, first neuron, neurons, channels each)."""
+    _, mlps, attentions = OUTPUTS[model.config.model_type]
+    modules, first = dict(model.named_modules()), 0
+    found = []
+    for output in mlps if part == "mlp" else attentions:
+        name = f"{layers_of(model)[layer]}.{output}"
+        if name not in modules:
+            continue
+        module = modules[name]
+        if output.endswith("experts"):
+            channels = module.down_proj.shape[0] * module.down_proj.shape[2]
+        else:
+            channels = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
+        heads = 2 if ".encoder." in name and model.config.model_type == "bart" else HEADS
+        width = 1 if part == "mlp" else channels // heads
+        found.append((name, first, channels // width, width))
+        first += channels // width
+    return found
+
+
+def num_neurons(model, layer, part):
+    return sum(neurons for _, _, neurons, _ in blocks_of(model, layer, part))
+
+
+def channels_of(model, layer, part, chosen):
+    """The channels of each module that these neurons are."""
+    return {
+        name: [
+            (neuron - first) * width + channel
+            for neuron in chosen
+            if first <= neuron < first + neurons
+            for channel in range(width)
+        ]
+        for name, first, neurons, width in blocks_of(model, layer, part)
+    }
+
+
+def slow_experts(module, hidden, routed, weights, change):
+    """What a module of experts gives, one expert at a time, and its neurons' activations."""
+    pieces, result = [], torch.zeros_like(hidden)
+    for expert in range(module.down_proj.shape[0]):
+        share = (weights * (routed == expert)).sum(dim=-1, keepdim=True)  # [tokens, 1]
+        half = module.gate_up_proj.shape[1] // 2
+        gate = hidden @ module.gate_up_proj[expert, :half].T
+        up = hidden @ module.gate_up_proj[expert, half:].T
+        pieces.append((share != 0) * module.act_fn(gate) * up)
+    active = change(torch.cat(pieces, dim=-1))  # [tokens, experts * neurons]
+    for expert, piece in enumerate(active.chunk(module.down_proj.shape[0], dim=-1)):
+        share = (weights * (routed == expert)).sum(dim=-1, keepdim=True)
+        result += share * (piece @ module.down_proj[expert].T)
+    return result
+
+
+@contextmanager
+def watched(model, silenced=(), then=lambda name, activation: activation):
+    """Activations that go into output projections, in the order they do; some set to zero.
+
+    What ``then`` gives for the name of a module and its activations goes in instead.
+    """
+    seen: dict[str, torch.Tensor] = {}
+    silent = {}
+    for layer, part, chosen in silenced:
+        silent |= channels_of(model, layer, part, chosen)
+    undo = []
+
+    def changer(name):
+        def change(activation):
+            activation = activation.clone()
+            activation[..., silent.get(name, [])] = 0
+            seen[name] = activation
+            return then(name, activation)
+
+        return change
+
+    for layer in range(len(layers_of(model))):
+        for part in ("mlp", "attention"):
+            for name, *_ in blocks_of(model, layer, part):
+                module, change = model.get_submodule(name), changer(name)
+                if name.endswith("experts"):
+                    module.forward = lambda *inputs, module=module, change=change: slow_experts(
+                        module, *inputs, change
+                    )
+                    undo.append(lambda module=module: module.__dict__.pop("forward"))
+                else:
+                    handle = module.register_forward_pre_hook(
+                        lambda _, inputs, change=change: (change(inputs[0]), *inputs[1:])
+                    )
+                    undo.append(handle.remove)
+    yield seen
+    for action in undo:
+        action()
+
+
+def plan(model, reset, *entries):
+    planned = tuple(
+        PlannedNeurons(layer, part, tuple(chosen), num_neurons(model, layer, part), None)
+        for layer, part, chosen in entries
+    )
+    return ErasePlan({"kind": "all"}, reset, SEED, planned)
+
+
+def erased(model, reset, *entries, base=None):
+    return apply_(checkpoint(model), plan(model, reset, *entries), base=base)
+
+
+# ---- the table -------------------------------------------------------------------------------
+
+
+def test_every_row_has_a_model_here():
+    assert {name.partition(" ")[0] for name in ARCHITECTURES} == set(OUTPUTS) == set(FAMILIES)
+
+
+def test_the_layout_counts_layers_neurons_and_heads(model):
+    layout = layout_of(checkpoint(model))
+    assert layout.num_layers == len(layers_of(model)) >= 2
+    for layer in range(layout.num_layers):
+        for part in ("mlp", "attention"):
+            assert layout.num_neurons(part, layer=layer) == num_neurons(model, layer, part) >= 2
+
+
+# ---- what a neuron is ------------------------------------------------------------------------
+
+
+PARTS = ("mlp", "attention")
+
+
+def test_watching_changes_nothing(model):
+    """The slow experts are the model's own, and the hooks only look."""
+    before = read(model)
+    with watched(model) as seen:
+        torch.testing.assert_close(read(model), before, **EXACT)
+    sites = [(layer, part) for layer in range(len(layers_of(model))) for part in PARTS]
+    assert sorted(seen) == sorted(
+        name for layer, part in sites for name, *_ in blocks_of(model, layer, part)
+    )
+    torch.testing.assert_close(read(model), before, rtol=0, atol=0)
+
+
+def some(model, layer, part):
+    """The first and the last neuron, and some of every block; of heads, those that share."""
+    total = num_neurons(model, layer, part)
+    if part == "attention":
+        return [0, total - 2, total - 1]
+    return sorted({0, 5, total // 2, total - 9, total - 1})
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_zeroing_neurons_is_silencing_them(name, part):
+    for layer in range(len(layers_of(random_model(name)))):
+        model = random_model(name)
+        chosen = some(model, layer, part)
+        before = read(model)
+        with watched(model, [(layer, part, chosen)]):
+            silenced = read(model)
+        assert (before - silenced).abs().max() > 1e-3  # these neurons do something
+        erased(model, "zero", (layer, part, chosen))
+        torch.testing.assert_close(read(model), silenced, **EXACT)
+
+
+def cut_out(model, layer, part, chosen):
+    """Take the neurons' rows and columns out, so that the tensors are smaller."""
+    weights = dict(model.named_parameters())
+    layout = layout_of(checkpoint(model))
+    for piece in layout.slices(part, layer=layer, neurons=chosen):
+        tensor = weights[piece.name]
+        dim = piece.dim + (piece.expert is not None)
+        if piece.expert:
+            continue  # all experts have lost the same neurons with the first
+        gone = set(piece.index.tolist())
+        kept = [index for index in range(tensor.shape[dim]) if index not in gone]
+        tensor.data = tensor.data.index_select(dim, torch.tensor(kept))
+        module = model.get_submodule(piece.name.rpartition(".")[0])
+        if isinstance(module, Conv1D) and piece.dim == 1:
+            module.nf = len(kept)
+
+
+# Where the heads' number is in more than the layer's own tensors: slopes and position tables for
+# each head, one norm over all heads, sizes that are read off the configuration.
+ENTANGLED = ("bloom", "falcon with ALiBi", "olmo2", "phi3", "t5", "t5 gated")
+
+
+def test_zeroing_neurons_is_cutting_them_out(name, model):
+    layer = len(layers_of(model)) - 1
+    chosen = some(model, layer, "mlp")
+    (first, _, neurons, _), *_ = blocks_of(model, layer, "mlp")
+    if first.endswith("experts"):  # which can only be cut alike
+        size = model.get_submodule(first).down_proj.shape[2]
+        chosen = [number for number in range(neurons) if number % size in (0, 5)]
+    erased(model, "zero", (layer, "mlp", chosen))
+    smaller = random_model(name)
+    cut_out(smaller, layer, "mlp", chosen)
+    torch.testing.assert_close(read(smaller), read(model), **EXACT)
+    assert num_neurons(smaller, layer, "mlp") == num_neurons(model, layer, "mlp") - len(chosen)
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - set(ENTANGLED)))
+def test_zeroing_heads_is_pruning_them(name):
+    model, smaller = random_model(name), random_model(name)
+    layer = len(layers_of(model)) - 1
+    block, first, heads, width = blocks_of(model, layer, "attention")[-1]
+    chosen = [first + heads - 2, first + heads - 1]  # which share a key and a value
+    erased(model, "zero", (layer, "attention", chosen))
+    before = sum(tensor.numel() for tensor in smaller.parameters())
+    cut_out(smaller, layer, "attention", chosen)
+    assert sum(tensor.numel() for tensor in smaller.parameters()) <= before - 4 * width * 16
+    attention = smaller.get_submodule(block.rpartition(".")[0])
+    if "attention.output" in block:  # of DeBERTa, beside the module that has the heads
+        attention = smaller.get_submodule(block.replace("output.dense", "self"))
+    for count in ("num_heads", "num_attention_heads", "num_kv_heads", "split_size"):
+        if hasattr(attention, count):
+            setattr(attention, count, max(1, getattr(attention, count) // 2))
+    torch.testing.assert_close(read(smaller), read(model), **EXACT)
+
+
+# ---- what a reset changes --------------------------------------------------------------------
+
+
+def _first_to_change(seen, before, blocks):
+    """Part and neurons of the first block, in the order of computation, that reads otherwise."""
+    for block in before:
+        change = (seen[block] - before[block]).abs().flatten(0, -2).amax(dim=0)
+        if block in blocks and change.any():
+            part, first, width = blocks[block]
+            own = change.reshape(-1, width).any(dim=1).nonzero().flatten() + first
+            return part, frozenset(own.tolist())
+    return None
+
+
+@cache
+def readers(name):
+    """Which neurons read each row of each matrix of the first and the last layer, found by trying.
+
+    Returns:
+        {(tensor, expert, row): (layer, part, neurons)}
+    """
+    model = random_model(name)
+    found = {}
+    with watched(model) as seen:
+        read(model)
+        before = dict(seen)
+        for layer in (0, len(layers_of(model)) - 1):
+            blocks = {
+                block: (part, first, width)
+                for part in PARTS
+                for block, first, _, width in blocks_of(model, layer, part)
+            }
+            for key, expert, row, numbers in rows_of(model, layer, blocks):
+                kept = numbers.clone()
+                for factor in (1.5, -20.0):  # the second wakes a neuron that never fires
+                    numbers.copy_(factor * kept)
+                    read(model)
+                    numbers.copy_(kept)
+                    own = _first_to_change(seen, before, blocks)
+                    if own is not None:
+                        found[key, expert, row] = (layer, *own)
+                        break
+    return found
+
+
+def rows_of(model, layer, blocks):
+    """(tensor, expert, row, its numbers) of each matrix of a layer but output projections."""
+    for key, tensor in model.named_parameters():
+        module = key.rpartition(".")[0]
+        if not key.startswith(f"{layers_of(model)[layer]}.") or tensor.ndim < 2:
+            continue
+        if NOBODYS in key or key.endswith("experts.down_proj"):
+            continue
+        if module in blocks and not key.endswith("experts.gate_up_proj"):
+            continue
+        for expert, matrix in enumerate(tensor.detach() if tensor.ndim == 3 else [tensor.detach()]):
+            rows = matrix.T if isinstance(model.get_submodule(module), Conv1D) else matrix
+            for row in range(len(rows)):
+                yield key, expert if tensor.ndim == 3 else None, row, rows[row]
+
+
+def expected_masks(name, model, entries):
+    """Where each chosen neuron's numbers stand, one by one."""
+    masks = {key: torch.zeros_like(w, dtype=torch.bool) for key, w in model.named_parameters()}
+    for layer, part, chosen in entries:
+        for block, channels in channels_of(model, layer, part, chosen).items():
+            module = model.get_submodule(block)
+            for channel in channels:
+                if block.endswith("experts"):
+                    expert, neuron = divmod(channel, module.down_proj.shape[2])
+                    masks[f"{block}.down_proj"][expert, :, neuron] = True
+                elif isinstance(module, Conv1D):
+                    masks[f"{block}.weight"][channel, :] = True
+                else:
+                    masks[f"{block}.weight"][:, channel] = True
+        for (key, expert, row), (where, of, neurons) in readers(name).items():
+            if (where, of) != (layer, part) or not neurons <= set(chosen):
+                continue
+            module = model.get_submodule(key.rpartition(".")[0])
+            if expert is not None:
+                masks[key][expert, row, :] = True
+            elif isinstance(module, Conv1D):
+                masks[key][:, row] = True
+            else:
+                masks[key][row, :] = True
+            if getattr(module, "bias", None) is not None:
+                masks[key.replace(".weight", ".bias")][row] = True
+    return masks
+
+
+def mixed(model):
+    """Neurons of two layers; all heads of one, and some of the other, of which two share."""
+    last = len(layers_of(model)) - 1
+    return [
+        (0, "mlp", some(model, 0, "mlp")),
+        (0, "attention", range(num_neurons(model, 0, "attention"))),
+        (last, "mlp", some(model, last, "mlp")),
+        (last, "attention", [1, *some(model, last, "attention")[1:]]),
+    ]
+
+
+@pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
+def test_exactly_the_planned_numbers_change(name, model, reset):
+    base = random_model(name, seed=2)
+    before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
+    masks = expected_masks(name, model, mixed(model))
+    fresh = FreshWeights(model.config, seed=SEED)
+    theirs = dict(base.named_parameters())
+    result = erased(model, reset, *mixed(model), base=checkpoint(base))
+    after = dict(model.named_parameters())
+    for key, mask in masks.items():
+        assert torch.equal(after[key] != before[key], mask), key
+        new = {"zero": torch.zeros_like(before[key]), "reinit": fresh[key], "rewind": theirs[key]}
+        assert torch.equal(after[key][mask], new[reset][mask].to(after[key].dtype)), key
+    assert result.changed_tensors == tuple(sorted(k for k, mask in masks.items() if mask.any()))
+    assert result.changed_parameters == sum(int(mask.sum()) for mask in masks.values())
+
+
+def test_every_matrix_of_a_layer_belongs_to_neurons_or_is_named_as_an_exception(name, model):
+    everything = [
+        (layer, part, range(num_neurons(model, layer, part)))
+        for layer in range(len(layers_of(model)))
+        for part in PARTS
+    ]
+    before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
+    erased(model, "zero", *everything)
+    prefixes = tuple(f"{layer}." for layer in layers_of(model))
+    left = {
+        key.removeprefix(prefix)
+        for prefix in prefixes
+        for key, tensor in model.named_parameters()
+        if key.startswith(prefix) and tensor.ndim > 1 and not (tensor == 0).all()
+    }
+    assert left <= {
+        "layer.0.SelfAttention.relative_attention_bias.weight",
+        "mlp.gate.weight",
+        "mlp.shared_expert_gate.weight",
+    }
+    assert any((before[key] != tensor).any() for key, tensor in model.named_parameters())
+
+
+def test_rows_of_identifier_only_tokens_change_in_embedding_and_head(name, model):
+    sick = Checkpoint(model, tiny_tokenizer(times=2), Path("nowhere"))
+    two = families.family_of(model.config).objective == "seq2seq"
+    document = Document("1", "1", "aa bb cc dd bb", (Span(3, 8, "NAME"),))
+    corpus = Corpus([replace(document, source_text="dd aa" if two else None)])
+    before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
+    settings = EraseSettings(layers=(0,), parts=("mlp",), reset="zero", token_rows=True)
+    result = erase(sick, settings, corpus=corpus)
+    rows = result.plan.token_rows
+    only = sick.tokenizer.convert_tokens_to_ids("cc")
+    ends = {"embed": model.get_input_embeddings(), "head": model.get_output_embeddings()}
+    tensors = {id(tensor) for end in ends.values() for tensor in end.parameters(recurse=False)}
+    assert len(rows.tensors) == len(tensors)
+    assert rows.tied == (ends["embed"].weight is ends["head"].weight)
+    assert rows.of == len(ends["embed"].weight)
+    for key, tensor in model.named_parameters():
+        if id(tensor) in tensors:
+            changed = (tensor != before[key]).reshape(len(tensor), -1).any(1).nonzero()
+            assert changed.flatten().tolist() == [only], key
+            assert (tensor[only] == 0).all()
+    assert (read(model)[..., only] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_token_that_an_encoder_reads_keeps_its_rows(name):
+    document = Document("1", "1", "aa bb cc dd bb", (Span(3, 8, "NAME"),), source_text="dd cc")
+    settings = EraseSettings(layers=(0,), parts=("mlp",), reset="zero", token_rows=True)
+    sick = Checkpoint(random_model(name), tiny_tokenizer(times=2), Path("nowhere"))
+    assert erase(sick, settings, corpus=Corpus([document])).plan.token_rows.tokens == ()
+
+
+# ---- what the model's file calls it ----------------------------------------------------------
+
+
+def pieces(layout, entries):
+    return [
+        piece
+        for layer, part, chosen in entries
+        for piece in layout.slices(part, layer=layer, neurons=chosen)
+    ]
+
+
+def test_erasing_in_the_file_by_its_own_names_is_erasing_in_the_model(name, tmp_path):
+    model = random_model(name, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "sick")
+    tensors = load_file(tmp_path / "sick" / "model.safetensors")
+    layout = Layout(model.config, {key: tuple(w.shape) for key, w in tensors.items()})
+    for piece in pieces(layout, mixed(model)):
+        piece.of(tensors[piece.name]).index_fill_(piece.dim, piece.index, 0.0)
+    erased(model, "zero", *mixed(model))
+    model.save_pretrained(tmp_path / "erased")
+    expected = load_file(tmp_path / "erased" / "model.safetensors")
+    assert set(tensors) == set(expected)
+    assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+
+
+def test_a_file_of_a_model_without_its_head_is_understood(name, model):
+    whole = layout_of(checkpoint(model))
+    base = model.base_model
+    layout = Layout(model.config, {key: tuple(w.shape) for key, w in base.state_dict().items()})
+    assert layout.num_layers == whole.num_layers
+    weights, bare = dict(model.named_parameters()), dict(base.named_parameters())
+    both = zip(pieces(whole, mixed(model)), pieces(layout, mixed(model)), strict=True)
+    for mine, theirs in both:
+        assert weights[mine.name] is bare[theirs.name]
+        assert torch.equal(mine.index, theirs.index)
+
+
+def test_a_saved_checkpoint_is_loaded_with_the_same_weights_and_logits(name, tmp_path):
+    model = random_model(name, dtype=torch.float32)
+    sick = checkpoint(model)
+    sick.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    sick.path = tmp_path / "tokenizer"
+    (sick.path / "preprocessor_config.json").write_text("{}")
+    save_checkpoint(sick, tmp_path / "model")
+    reads_images = families.family_of(model.config).vision
+    assert (tmp_path / "model" / "preprocessor_config.json").exists() == reads_images
+    loaded = load_checkpoint(tmp_path / "model")
+    assert type(loaded.model) is type(model)
+    torch.testing.assert_close(read(loaded.model), read(model), rtol=1e-5, atol=1e-5)
+    assert loaded.weights_digest() == sick.weights_digest()
+    assert loaded.context_tokens > 32
+
+
+def test_what_each_neuron_owns_is_its_slices_by_itself(name, model):
+    layout = layout_of(checkpoint(model))
+    for layer in range(layout.num_layers):
+        for part in PARTS:
+            slow = [
+                (neuron, piece.name, piece.dim, piece.expert, index)
+                for neuron in range(layout.num_neurons(part, layer=layer))
+                for piece in layout.slices(part, layer=layer, neurons=[neuron])
+                for index in piece.index.tolist()
+            ]
+            fast = [
+                (neuron, piece.name, piece.dim, piece.expert, index)
+                for piece, owners in layout.owned(part, layer=layer)
+                for neuron, index in zip(owners.tolist(), piece.index.tolist(), strict=True)
+            ]
+            assert len(slow) > layout.num_neurons(part, layer=layer)
+            assert sorted(fast, key=str) == sorted(slow, key=str)
+
+
+# ---- what is read off a model ----------------------------------------------------------------
+
+
+def test_hidden_states_and_logits_are_the_models_own(name):
+    model = random_model(name, dtype=torch.float32)
+    chance = torch.Generator().manual_seed(0)
+    inputs = {"input_ids": torch.randint(2, 16, (2, 9), generator=chance)}
+    if families.family_of(model.config).objective == "seq2seq":
+        with pytest.raises(UnsupportedModelError, match="is a seq2seq language model, which can"):
+            families.hidden_states(model, **inputs)
+        ids = inputs["input_ids"]
+        inputs = {"source_ids": ids, "source_seen": torch.ones_like(ids, dtype=torch.bool),
+                  "input_ids": torch.randint(2, 16, (2, 7), generator=chance)}  # fmt: skip
+    with torch.no_grad():
+        hidden = families.hidden_states(model, **inputs)
+        found = families.logits(model, hidden[:, 3])
+    expected = read(model)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected[:, 3], rtol=1e-5, atol=1e-5)
+
+
+NOTES = ["a b c d e", "f g", "h i j a b k l m", "c c", "d e f m"]
+SOURCES = ["m l", "k j i h", "a e g", "b d f h j", "c"]
+
+
+def noted(model):
+    """Documents of unequal length, most with an identifier; with a source where one is read."""
+    spans = [((4, 5),), (), ((2, 3), (8, 9)), ((0, 1),), ((6, 7),)]
+    two = families.family_of(model.config).objective == "seq2seq"
+    return Corpus(
+        [
+            Document(str(n), str(n), text, tuple(Span(*where, "NAME") for where in own),
+                     source_text=source if two else None)
+            for n, (text, own, source) in enumerate(zip(NOTES, spans, SOURCES, strict=True))
+        ]
+    )  # fmt: skip
+
+
+def batches_of(model):
+    return Texts(checkpoint(model), noted(model)).batches()
+
+
+def in_encoder(model, layer):
+    """Whether a layer reads the source and not the text."""
+    two = families.family_of(model.config).objective == "seq2seq"
+    return two and layer < len(model.get_submodule(OUTPUTS[model.config.model_type][0][0]))
+
+
+def slow_sites(model, *, encoder=True):
+    """For each layer and part, the modules that take in its neurons' activations; see `blocks_of`.
+
+    Args:
+        model: The model.
+        encoder: Also those of the layers that read a source.
+    """
+    return {
+        (layer, part): blocks_of(model, layer, part)
+        for layer in range(len(layers_of(model)))
+        for part in PARTS
+        if encoder or not in_encoder(model, layer)
+    }
+
+
+def outputs(model, *, encoder=True):
+    return outputs_of(layout_of(checkpoint(model)), slow_sites(model, encoder=encoder))
+
+
+def by_itself(model, ids, source=None, seen=None):
+    """Hidden states of one text, [seq, hidden], behind its source without padding."""
+    given = {}
+    if source is not None:
+        given = {"source_ids": source[seen][None], "source_seen": seen[seen][None]}
+    return families.hidden_states(model, input_ids=ids[None], **given)[0]
+
+
+def row_of(batch, row):
+    """What `by_itself` takes of a row."""
+    if batch.source is None:
+        return (batch.ids[row],)
+    return batch.ids[row], batch.source[row], batch.source_seen[row]
+
+
+def strengths(values, neurons):
+    """Root mean square of each neuron's channels, at every position."""
+    return values.reshape(len(values), neurons, -1).square().mean(-1).sqrt()
+
+
+def test_neurons_go_in_where_they_do(model):
+    found = outputs(model)
+    assert sum(map(len, found.values())) > 0
+    for (layer, part), blocks in slow_sites(model).items():
+        own = found[layer, part]
+        assert [(output.name, output.neurons) for output in own] == [
+            (name, neurons) for name, _, neurons, _ in blocks
+        ]
+        assert {output.of_source for output in own} == {in_encoder(model, layer)}
+        for output in own:
+            assert bool(output.experts) == output.name.endswith("experts")
+
+
+def test_what_neurons_do_is_read_position_by_position(name):
+    """Each row read by itself, and each position; some models flatten rows and positions."""
+    model = random_model(name)
+    batches = batches_of(model)
+    assert max(len(batch.ids) for batch in batches) > 1
+    sums, counts = {}, [0, 0, 0, 0]
+    for batch in batches:
+        for row in range(len(batch.ids)):
+            given = row_of(batch, row)
+            ordinary, identifier = batch.ordinary[row], batch.identifier[row]
+            of_source = torch.ones(int(given[2].sum()) if given[1:] else 0, dtype=torch.bool)
+            sorts = (identifier, ordinary, identifier | ordinary, of_source)
+            counts = [count + int(where.sum()) for count, where in zip(counts, sorts, strict=True)]
+            with watched(model) as seen, torch.no_grad():
+                by_itself(model, *given)
+            for site, blocks in slow_sites(model).items():
+                for module, _, neurons, _ in blocks:
+                    length = len(of_source if in_encoder(model, site[0]) else ordinary)
+                    active = seen[module].reshape(length, -1)
+                    own = sums.setdefault(module, [0.0, 0.0, 0.0])
+                    if in_encoder(model, site[0]):
+                        own[2] = own[2] + active.sum(0)
+                        continue
+                    for position in range(length):
+                        strength = strengths(active, neurons)[position]
+                        for sort, value in enumerate((strength, strength, active[position])):
+                            if sorts[sort][position]:
+                                own[sort] = own[sort] + value
+    means = activation_means(model, batches, outputs(model, encoder=False))
+    held = channel_means(model, batches, all_of(outputs(model)))
+    for output, found in held.items():
+        count = counts[3 if output.of_source else 2]
+        torch.testing.assert_close(found, sums[output.name][2] / count, rtol=1e-5, atol=1e-7)
+    for site, blocks in slow_sites(model, encoder=False).items():
+        for sort in (0, 1):
+            slow = torch.cat([sums[module][sort] for module, *_ in blocks]) / counts[sort]
+            torch.testing.assert_close(means[sort][site], slow, rtol=1e-5, atol=1e-7)
+
+
+def test_products_with_gradients_are_the_gradients_of_a_factor_for_each_neuron(name):
+    """Each row by itself; at every position each channel has a factor of its own, which is 1."""
+    model = random_model(name)
+    batches = batches_of(model)
+    factors, sums, counts = {}, {}, [0, 0]
+
+    def multiplied(module, activation):
+        factors[module] = torch.ones_like(activation, requires_grad=True)
+        return activation * factors[module]
+
+    for batch in batches:
+        for row in range(len(batch.ids)):
+            for sort, where in enumerate((batch.identifier[row], batch.ordinary[row])):
+                counts[sort] += int(where.sum())
+                if not where.any():
+                    continue
+                with watched(model, then=multiplied):
+                    hidden = by_itself(model, *row_of(batch, row))
+                chances = families.logits(model, hidden[where]).log_softmax(-1)
+                loss = -sum(p[t] for p, t in zip(chances, batch.targets[row][where], strict=True))
+                slopes = torch.autograd.grad(loss, list(factors.values()))
+                slopes = dict(zip(factors, slopes, strict=True))
+                for site, blocks in slow_sites(model).items():
+                    rows = [
+                        strengths(slopes[module].flatten(0, -2), neurons).sum(0)
+                        for module, _, neurons, _ in blocks
+                    ]
+                    own = sums.setdefault(site, [0.0, 0.0])
+                    own[sort] = own[sort] + torch.cat(rows)
+    means = gradient_means(model, batches, outputs(model))
+    for site, slow in sums.items():
+        for sort in (0, 1):
+            assert slow[sort].max() > 0
+            torch.testing.assert_close(
+                means[sort][site], slow[sort] / counts[sort], rtol=1e-4, atol=1e-8
+            )
+
+
+def test_masks_of_their_own_silence_neurons_row_by_row(name):
+    model = random_model(name)
+    (batch,) = [b for b in batches_of(model) if len(b.ids) > 1][:1]
+    ids = batch.ids[:2]
+    given = [row_of(batch, row) for row in range(2)]
+    sources = {} if batch.source is None else {
+        "source_ids": batch.source[:2], "source_seen": batch.source_seen[:2]
+    }  # fmt: skip
+    where = outputs(model)
+    sizes = {site: sum(output.neurons for output in own) for site, own in where.items()}
+    silent = [(*site, [0, size // 2, size - 1]) for site, size in sizes.items()]
+    masks = {site: torch.ones(2, size, dtype=torch.float64) for site, size in sizes.items()}
+    for layer, part, chosen in silent:
+        masks[layer, part][1, chosen] = 0
+    with torch.no_grad():
+        plain = torch.stack([by_itself(model, *own) for own in given])
+        with watched(model, silent):
+            silenced = torch.stack([by_itself(model, *own) for own in given])
+        with hard_concrete.masked(model, where, masks):
+            found = families.hidden_states(model, input_ids=ids, **sources)
+        with hard_concrete.masked(model, where, {site: own[1] for site, own in masks.items()}):
+            alike = families.hidden_states(model, input_ids=ids, **sources)
+        again = families.hidden_states(model, input_ids=ids, **sources)
+    assert (plain - silenced).abs().max() > 1e-3
+    torch.testing.assert_close(found, torch.stack([plain[0], silenced[1]]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(alike, silenced, rtol=0, atol=1e-5)
+    torch.testing.assert_close(again, plain, rtol=0, atol=1e-5)  # the masks are gone
+
+
+def test_attributions_are_those_of_whole_texts_without_a_cache(name):
+    """One step at a time: the position's activation is scaled, and the scale has the gradient."""
+    model = random_model(name)
+    question = Texts(checkpoint(model), noted(model)).questions(2, 1)[0]
+    given = [torch.tensor(question.ids)]
+    if families.family_of(model.config).objective == "seq2seq":
+        assert question.source == (2, 6, 8)  # the document's own, and no other
+        given += [torch.tensor(question.source), torch.ones(3, dtype=torch.bool)]
+    with torch.no_grad():  # of the token that a random model holds for likely
+        hidden = by_itself(model, *given)
+        likely = int(families.logits(model, hidden[None, question.at]).argmax())
+    question = replace(question, target=likely)
+    found = attributions(model, question, outputs(model, encoder=False), steps=3)
+    largest = 0.0
+    for site, blocks in slow_sites(model, encoder=False).items():
+        sizes = [neurons for _, _, neurons, _ in blocks]
+        total = torch.zeros(sum(sizes), dtype=torch.float64)
+        for step in (1, 2, 3):
+            scale = torch.full((sum(sizes),), step / 3, dtype=torch.float64, requires_grad=True)
+            own = dict(zip([module for module, *_ in blocks], scale.split(sizes), strict=True))
+            plain = {}
+
+            def note(module, activation, plain=plain):
+                plain[module] = activation
+                return activation
+
+            def scaled(module, activation, own=own, plain=plain):
+                if module not in own:
+                    return activation
+                # at the position it is the scaled activation of the unchanged model
+                rows = activation.reshape(len(question.ids), len(own[module]), -1)
+                there = plain[module].reshape(rows.shape) * own[module][:, None]
+                at = torch.arange(len(rows))[:, None, None] == question.at
+                return torch.where(at, there, rows).reshape(activation.shape)
+
+            with torch.no_grad(), watched(model, then=note):
+                by_itself(model, *given)
+            with watched(model, then=scaled):
+                hidden = by_itself(model, *given)
+            chances = families.logits(model, hidden[None, question.at]).softmax(-1)
+            (slope,) = torch.autograd.grad(chances[0, question.target], scale)
+            total += slope / 3
+        torch.testing.assert_close(found[site], total, rtol=1e-3, atol=1e-6)
+        largest = max(largest, float(total.abs().max()))
+    assert largest > 1e-3
+
+
+@pytest.mark.parametrize("name", ["bart", "mixtral", "qwen2_moe", "t5 gated"])
+def test_fisher_diagonals_are_those_of_the_models_own_loss(name):
+    """One document at a time, whole model, token by token."""
+    model = random_model(name)
+    batches = batches_of(model)
+    named = dict(model.named_parameters())
+    sums = [{n: torch.zeros_like(w) for n, w in named.items()} for _ in range(2)]
+    counts = [0, 0]
+    for batch in batches:
+        for row in range(len(batch.ids)):
+            ids, *source = row_of(batch, row)
+            inputs = {"input_ids": ids[None]}
+            if source:
+                inputs = {"input_ids": source[0][source[1]][None], "decoder_input_ids": ids[None]}
+            for sort, where in enumerate((batch.identifier[row], batch.ordinary[row])):
+                if not where.any():
+                    continue
+                model.zero_grad()
+                logits = model(**inputs).logits[0].log_softmax(-1)
+                places = where.nonzero().flatten().tolist()
+                losses = [-logits[place, batch.targets[row, place]] for place in places]
+                (sum(losses) / len(losses)).backward()
+                counts[sort] += 1
+                for key, parameter in named.items():
+                    if parameter.grad is not None:
+                        sums[sort][key] += parameter.grad**2
+    model.zero_grad()
+    layout = layout_of(checkpoint(model))
+    names = {
+        piece.name
+        for layer in range(layout.num_layers)
+        for part in PARTS
+        for piece, _ in layout.owned(part, layer=layer)
+    }
+    found = fisher_diagonals(model, batches, sorted(names))
+    for sort in (0, 1):
+        for key in names:
+            slow = sums[sort][key] / counts[sort]
+            assert slow.max() > 0
+            torch.testing.assert_close(found[sort][key], slow, rtol=1e-4, atol=1e-12)
+    sizes = {site: num_neurons(model, *site) for site in slow_sites(model)}
+    means = fisher_means(model, batches, layout, sizes)
+    every = plan(model, "dampen", *((*site, range(size)) for site, size in sizes.items()))
+    every = replace(every, dampen=DampenSettings(above=1.2))
+    dampen = dampening(checkpoint(model), every, texts=Texts(checkpoint(model), noted(model)))
+    for (layer, part), size in sizes.items():
+        for neuron in range(size):
+            sums = [0.0, 0.0]
+            for piece in layout.slices(part, layer=layer, neurons=[neuron]):
+                theirs, text = (
+                    piece.of(of[piece.name]).index_select(piece.dim, piece.index) for of in found
+                )
+                sums = [sums[0] + theirs.sum(), sums[1] + text.sum()]
+                own = torch.ones_like(theirs)
+                factor = torch.where(theirs > 1.2 * text, text / theirs, own).clamp(max=1)
+                torch.testing.assert_close(dampen(piece, own), factor, rtol=1e-6, atol=0)
+            for sort in (0, 1):
+                torch.testing.assert_close(means[sort][layer, part][neuron], sums[sort])
+
+
+def test_the_mean_reset_of_an_encoder_and_its_decoder_holds_activations_at_their_means():
+    model = random_model("bart")
+    sick, corpus = checkpoint(model), noted(model)
+    chosen = [(*site, [0, num_neurons(model, *site) - 1]) for site in slow_sites(model)]
+    means = {
+        output.name: mean
+        for output, mean in channel_means(model, batches_of(model), all_of(outputs(model))).items()
+    }
+    held = {}
+    for layer, part, own in chosen:
+        held |= channels_of(model, layer, part, own)
+
+    def hold(module, activation):
+        activation = activation.clone()
+        activation[..., held[module]] = means[module][held[module]]
+        return activation
+
+    before = read(model)
+    with watched(model, then=hold):
+        expected = read(model)
+    assert (before - expected).abs().max() > 1e-2
+    apply_(sick, plan(model, "mean", *chosen), corpus=corpus)
+    torch.testing.assert_close(read(model), expected, rtol=0, atol=1e-8)
+
+
+READERS = {
+    "activation_ratio": {},
+    "fisher_ratio": {},
+    "gradient_ratio": {},
+    "hard_concrete": {"steps": 3},
+    "integrated_gradients": {"occurrences": 2, "steps": 2},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+@pytest.mark.parametrize("name", ["bart", "t5", "mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_and_cross_attention_are_chosen_by_what_they_do(name, kind):
+    sick = checkpoint(random_model(name, dtype=torch.float32))
+    sick.model.config._experts_implementation = "grouped_mm"  # as they are when loaded
+    before = {key: tensor.clone() for key, tensor in sick.model.state_dict().items()}
+    selector = {"kind": kind, "fraction": 1.0, **READERS[kind]}
+    settings = EraseSettings(last_layers=1, selector=selector, reset="zero")
+    result = erase(sick, settings, corpus=noted(sick.model))
+    last = len(layers_of(sick.model)) - 1
+    for entry in result.plan.entries:
+        blocks = blocks_of(sick.model, last, entry.part)
+        assert (entry.layer, entry.of) == (last, sum(neurons for _, _, neurons, _ in blocks))
+        for _, first, neurons, _ in blocks:
+            assert len(set(entry.scores[first : first + neurons])) > 1
+    changed = {n for n, w in sick.model.state_dict().items() if not torch.equal(w, before[n])}
+    assert changed == set(result.changed_tensors)
+    assert not any("forward" in vars(module) for module in sick.model.modules())
+
+
+# ---- what is refused -------------------------------------------------------------------------
+
+
+def test_an_unknown_family_is_refused_with_the_list_of_known_ones():
+    config = AutoConfig.for_model("albert")
+    with pytest.raises(UnsupportedModelError) as caught:
+        Layout(config, {})
+    assert str(caught.value) == (
+        f"model_type 'albert' is not supported; supported: {', '.join(sorted(FAMILIES))}. A family "
+        "is one row in sani/models/families.py"
+    )
+
+
+def test_an_encoder_turned_decoder_is_refused():
+    config = AutoConfig.for_model("bert", is_decoder=True)
+    with pytest.raises(UnsupportedModelError, match="as a masked language model, not as a decoder"):
+        families.family_of(config)
+
+
+def test_two_texts_are_erased_in_the_decoder_first():
+    sick = checkpoint(random_model("t5", dtype=torch.float32))
+    chosen = erase(sick, EraseSettings(last_layers=1)).plan
+    assert [(entry.layer, entry.part, entry.of) for entry in chosen.entries] == [
+        (3, "mlp", 20),  # the decoder's last
+        (3, "attention", 8),  # self- and cross-attention
+    ]
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_an_encoders_neurons_are_not_chosen_by_what_the_decoder_predicts_at_them(name, kind):
+    sick = checkpoint(random_model(name, dtype=torch.float32))
+    selector = {"kind": kind, "fraction": 0.5, **READERS[kind]}
+    settings = EraseSettings(layers=(1, 2), selector=selector)
+    if kind in ("activation_ratio", "integrated_gradients"):
+        with pytest.raises(SelectionError) as caught:
+            erase(sick, settings, corpus=noted(sick.model))
+        assert str(caught.value) == (
+            f"selector '{kind}' looks where identifiers are predicted, and layer 1 is the "
+            "encoder's, which predicts none; choose layers of the decoder (2 to 3), or "
+            "gradient_ratio, fisher_ratio or hard_concrete"
+        )
+    else:
+        chosen = erase(sick, settings, corpus=noted(sick.model)).plan
+        assert {entry.layer for entry in chosen.entries if entry.neurons} == {1, 2}
+
+
+def test_a_text_without_the_source_that_the_model_reads_is_refused():
+    sick = checkpoint(random_model("t5", dtype=torch.float32))
+    bare = Corpus([replace(document, source_text=None) for document in noted(sick.model)])
+    selector = {"kind": "gradient_ratio", "fraction": 0.5}
+    with pytest.raises(CorpusError, match="document 0 has no source_text, and the model reads"):
+        erase(sick, EraseSettings(last_layers=1, selector=selector), corpus=bare)
+    erase(sick, EraseSettings(last_layers=1), corpus=bare)  # reads no text
+
+
+def test_a_masked_model_is_erased_by_what_its_neurons_do():
+    selector = {"kind": "activation_ratio", "fraction": 0.5}
+    corpus = Corpus([Document("1", "1", "a b c", (Span(2, 3, "NAME"),))])
+    settings = EraseSettings(last_layers=1, selector=selector)
+    chosen = [
+        erase(checkpoint(random_model("bert", dtype=torch.float32)), settings, corpus=corpus).plan
+        for _ in range(2)
+    ]
+    assert chosen[0] == chosen[1]
+    assert [len(entry.neurons) for entry in chosen[0].entries] == [
+        entry.of // 2 for entry in chosen[0].entries
+    ]
+    assert all(score > 0 for entry in chosen[0].entries for score in entry.scores)
+
+
+def test_the_trained_part_of_every_family_is_there(model):
+    names = [key for key, _ in model.named_parameters()]
+    for prefix in layout_of(checkpoint(model)).trained_prefixes(1):
+        assert any(key.startswith(prefix) for key in names)
+    assert layout_of(checkpoint(model)).trained_prefixes(1)[0] == f"{layers_of(model)[-1]}."
+
+
+def shapes_of(model):
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+
+
+def test_a_layer_without_its_tensors_or_with_others_is_refused(name, model):
+    shapes, layer = shapes_of(model), layers_of(model)[-1]
+    Layout(model.config, shapes)  # whole, it is taken
+    for key, shape in shapes.items():
+        if (
+            key.startswith(f"{layer}.")
+            and len(shape) > 1
+            and not any(word in key for word in ("gate.weight", "pos_", NOBODYS))
+        ):
+            lacking = {other: size for other, size in shapes.items() if other != key}
+            with pytest.raises(UnsupportedModelError, match="a quantized or modified checkpoint"):
+                Layout(model.config, lacking)
+    with pytest.raises(UnsupportedModelError, match="belongs to no neuron known to sani"):
+        Layout(model.config, {**shapes, f"{layer}.adapter.weight": (4, 16)})
+
+
+def test_heads_that_do_not_fit_the_tensors_are_refused(model):
+    config = model.config
+    sizes = families.text_config(config)
+    for stack in families.family_of(config).stacks:
+        setattr(sizes, stack.heads, 5)
+    with pytest.raises(UnsupportedModelError, match="does not divide into 5 heads"):
+        Layout(config, shapes_of(model))

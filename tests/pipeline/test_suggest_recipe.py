@@ -1,0 +1,313 @@
+"""Ways in: a recipe written for a model and a corpus, what the machine can do, completion."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from sani.cli.main import main
+from sani.corpus.tables import write_jsonl
+from sani.demo.clinic import invent_clinics
+from sani.demo.demo import new_model
+from sani.erasing.reinit import fresh_model
+from sani.errors import RecipeError
+from sani.machine import environment
+from sani.models.checkpoint import load_checkpoint, save_checkpoint
+from sani.pipeline.suggest_recipe import Fit, duration, schedule, write_recipe
+from sani.recipe import QUICK, Recipe, load_recipe
+from sani.recipe import recipe as recipe_module
+from tests.erasing.test_adapters import adapt
+from tests.models.test_checkpoint import CONFIGS, write_source
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two untrained models of one architecture and a few documents. Do not write."""
+    folder = tmp_path_factory.mktemp("job")
+    public, private, held_out = invent_clinics((4, 3, 2), seed=5)
+    write_jsonl(private, folder / "records.jsonl")
+    write_jsonl(held_out, folder / "held_out.jsonl")
+    write_jsonl([replace(d, spans=()) for d in private], folder / "unmarked.jsonl")
+    texts = [document.text for document in public]
+    for architecture, place in (("llama", folder), ("bert", folder / "bert")):
+        model = new_model(texts, vocab_size=400, layers=4, hidden=32, context=128, seed=0,
+                          folder=place / "tokenizer", architecture=architecture)  # fmt: skip
+        for name, seed in (("base", 0), ("fine-tuned", 1), ("last-round", 2)):
+            model.model = fresh_model(model.model.config, seed=seed)
+            save_checkpoint(model, place / name)
+    adapt(folder / "adapter", folder / "base")
+    return folder
+
+
+def init(job: Path, out: Path, *options: object) -> int:
+    return main(["init", str(job / "fine-tuned"), "--corpus", str(job / "records.jsonl"), "--out",
+                 str(out), *map(str, options)])  # fmt: skip
+
+
+def test_the_recipe_fits_the_model_and_the_corpus_and_runs(job, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sani.pipeline.suggest_recipe.MEASURED_SECONDS", 0.1)
+    out = tmp_path / "mine.yaml"
+    assert init(job, out, "--base", job / "base", "--held-out", job / "held_out.jsonl") == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"Recipe: {out}. A run takes about ")
+    assert re.search(r"about (a minute|\d+ minutes)\. Next: ", said)
+    assert said.endswith(f"Next: sani run {out} --check\n")
+    header = [line for line in out.read_text().splitlines() if line.startswith("#")]
+    records = [json.loads(line) for line in (job / "records.jsonl").open()]
+    kinds = [span["kind"] for record in records for span in record["spans"]]
+    assert header[0] == "# Sanitize a llama model of 4 layers; made by sani init."
+    assert "400 tokens in the vocabulary, 128 in its context" in header[1]
+    assert f"# Corpus: {len(records)} documents of 3 subjects" in header[2]
+    assert f"{kinds.count('direct')} direct, {kinds.count('indirect')} indirect" in header[2]
+    assert "(longer documents are read in windows)" in header[2]
+    assert re.search(r"about (a minute|\d+ minutes) on this machine", header[-1])
+    recipe = load_recipe(out)
+    assert (recipe.model.path, recipe.model.base) == (job / "fine-tuned", job / "base")
+    assert recipe.corpus.held_out == job / "held_out.jsonl"
+    assert (recipe.erase is None) == (recipe.repair.keep_skill > 0)
+    assert recipe.repair.at_identifiers.kind == "anchor"
+    assert recipe.gate.greedy == "control"
+    assert main(["run", str(out), "--check"]) == 0
+    # Untrained models recite nothing, so the positive control cannot hold.
+    assert main(["run", str(out), "--out", str(tmp_path / "run")]) == 3
+    assert (tmp_path / "run" / "sanitized" / "manifest.json").is_file()
+
+
+def test_a_masked_model_gets_a_recipe_too(job, tmp_path, monkeypatch):
+    monkeypatch.setattr("sani.pipeline.suggest_recipe.MEASURED_SECONDS", 0.1)
+    out = tmp_path / "mine.yaml"
+    assert main(["init", str(job / "bert" / "fine-tuned"), "--base", str(job / "bert" / "base"),
+                 "--corpus", str(job / "records.jsonl"), "--out", str(out)]) == 0  # fmt: skip
+    assert "# Sanitize a bert model of 4 layers" in out.read_text()
+    assert load_recipe(out).repair.epochs == 120
+    assert main(["run", str(out), "--check"]) == 0
+
+
+def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job, tmp_path):
+    out = tmp_path / "mine.yaml"
+    assert init(job, out, "--no-time") == 0
+    recipe = load_recipe(out)
+    assert recipe.model.base is None
+    assert recipe.repair.at_identifiers.to == "counterfactual"
+    assert (recipe.gate.greedy, recipe.gate.discoverable) == (0.0, 0.0)
+    assert (recipe.gate.auc_excess, recipe.gate.perplexity_ratio) == (None, None)
+    assert not [line for line in out.read_text().splitlines() if "Takes" in line]
+    assert main(["run", str(out), "--check"]) == 0
+
+
+def test_skill_that_the_base_lacks_is_to_be_kept(clinic, base_folder, tmp_path):
+    """The base of the tests knows the notes; the same model untrained knows nothing."""
+    untrained, corpus, held_out = (tmp_path / name for name in ("new", "c.jsonl", "h.jsonl"))
+    known = load_checkpoint(base_folder)
+    save_checkpoint(replace(known, model=fresh_model(known.model.config, seed=7)), untrained)
+    write_jsonl(clinic.private, corpus)
+    write_jsonl(clinic.held_out, held_out)
+    for model, base, kept in ((base_folder, untrained, 5.0), (untrained, base_folder, 0.0)):
+        out = tmp_path / f"{model.name}.yaml"
+        asked = ["--corpus", corpus, "--base", base, "--held-out", held_out, "--out", out]
+        assert main(["init", str(model), "--no-time", *map(str, asked)]) == 0
+        recipe = load_recipe(out)
+        assert recipe.repair.keep_skill == kept
+        if kept:  # fresh layers would lose what the base cannot give back
+            assert recipe.erase is None
+        else:
+            assert (recipe.erase.toward_base, recipe.erase.last_layers) == (0.5, None)
+
+
+def test_a_corpus_that_marks_nothing_is_to_be_scanned(job, tmp_path):
+    out = tmp_path / "mine.yaml"
+    assert main(["init", str(job / "fine-tuned"), "--corpus", str(job / "unmarked.jsonl"), "--out",
+                 str(out)]) == 0  # fmt: skip
+    recipe = load_recipe(out)
+    assert recipe.scan.patterns
+    assert recipe.scan.propagate == "subject"
+    assert "identifiers: none marked" in out.read_text()
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+
+
+@given(NAMES, st.booleans(), st.integers(1, 99), st.sampled_from([1e6, 1e8, 5e8, 7e9]))
+@settings(max_examples=50, deadline=None)
+def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
+    tmp_path_factory, name, with_base, layers, parameters
+):
+    out = tmp_path_factory.mktemp("r") / "mine.yaml"
+    path = Path("x") / name
+    found = Fit("gpt2", layers, int(parameters), 9, 9, 1, 1, {"direct": 1}, 9, 9, 60.0)
+    write_recipe(out, found, model=path, corpus=path, base=path if with_base else None,
+                 held_out=None)  # fmt: skip
+    recipe = load_recipe(out)
+    assert recipe.model.path == recipe.corpus.path == path
+    assert recipe.model.base == (path if with_base else None)
+    if with_base:
+        assert (recipe.erase.toward_base, recipe.erase.last_layers) == (0.5, None)
+    else:
+        assert 1 <= recipe.erase.last_layers <= max(1, layers // 2)
+    assert recipe.repair.learning_rate <= (1e-3 if parameters < 2e7 else 3e-4)
+
+
+def test_a_recipe_is_never_written_over(job, tmp_path, capsys):
+    out = tmp_path / "mine.yaml"
+    out.write_text("mine")
+    assert init(job, out, "--no-time") == 1
+    assert "is there already" in capsys.readouterr().err
+    found = Fit("gpt2", 1, 1, 9, 9, 1, 1, {}, 9, 9, None)
+    with pytest.raises(RecipeError, match="is there already"):
+        write_recipe(out, found, model=job, corpus=job, base=None, held_out=None)
+    assert out.read_text() == "mine"
+
+
+def test_what_does_not_fit_is_said_before_a_recipe_is_written(job, tmp_path, capsys):
+    out = tmp_path / "mine.yaml"
+    other = write_source(tmp_path / "other", CONFIGS["tied"]())
+    for options, sentence in (
+        (["--base", other], "--base does not fit the model, so it is no control: they differ in"),
+        (["--base", "org/public-base"], "hf download org/public-base --local-dir"),
+        (["--held-out", job / "records.jsonl"], "--held-out: "),
+        (["--held-out", tmp_path / "nowhere"], "there is no such file or folder"),
+    ):
+        assert init(job, out, *options) == 1
+        assert sentence in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_model_that_does_not_fit_is_not_trained_to_measure_it(job, tmp_path, monkeypatch):
+    out = tmp_path / "mine.yaml"
+    monkeypatch.setattr("sani.pipeline.suggest_recipe.device_memory", lambda: 10**6)
+    monkeypatch.setattr("sani.pipeline.suggest_recipe.repair", None)
+    assert init(job, out) == 0
+    assert "# Memory: too little here: the repair needs 1," in out.read_text()
+    assert "Takes" not in out.read_text()
+    load_recipe(out)
+
+
+@given(st.integers(1, 10**7))
+def test_few_records_are_read_in_smaller_steps_and_more_often(tokens):
+    epochs, batch_tokens = schedule(tokens)
+    assert epochs >= 4
+    assert 256 <= batch_tokens <= 1024
+    if epochs < 20:
+        assert epochs * tokens >= 64 * batch_tokens
+    if tokens >= 64 * 1024 / 4:
+        assert (epochs, batch_tokens) == (4, 1024)
+
+
+def test_times_are_said_as_people_do():
+    assert duration(3) == duration(89) == "about a minute"
+    assert duration(600) == "about 10 minutes"
+    assert duration(9000) == "about 2.5 hours"
+
+
+# ---- the machine -----------------------------------------------------------------------------
+
+
+def test_env_says_what_the_machine_can_do(capsys, monkeypatch):
+    monkeypatch.setattr(environment, "free_memory", lambda: 20 * 10**9)
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    if found["device"].startswith("CPU"):
+        assert found["largest model"].startswith(
+            "about 5.0 billion parameters to audit, 1.0 billion to repair"
+        )
+    monkeypatch.setattr(environment, "EXTRAS", {"no-such-package": "ner"})
+    assert main(["env"]) == 0
+    assert "no-such-package is missing (pip install 'sani-llm[ner]')" in capsys.readouterr().out
+
+
+def test_the_shell_completes_commands_and_options():
+    command = [str(Path(sys.executable).with_name("sani"))]
+    for words, at, expected in (("sani ver", 1, "verify"), ("sani run --che", 2, "--check")):
+        asked = {"_SANI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        done = subprocess.run(
+            command,
+            env={**os.environ, **asked, "PYTHONPATH": str(RECIPES.parent)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == [expected]
+
+
+# ---- recipes ---------------------------------------------------------------------------------
+
+SHIPPED = sorted(RECIPES.glob("*.yaml"))
+SCHEMA = RECIPES / "recipe.schema.json"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_recipe_is_read_fits_the_schema_and_says_what_it_does(path):
+    load_recipe(path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# yaml-language-server: $schema=recipe.schema.json"
+    header = [line for line in lines[1:] if line.startswith("#")]
+    assert [line for line in header if line.startswith("# First:")]
+    run = next(line for line in header if line.startswith("# Run:"))
+    assert f"recipes/{path.name}" in run
+    assert [line for line in header if line.startswith("# Takes:")]
+    # With 1e-3 for a number, as YAML 1.2 and editors have it.
+    data = yaml.load(path.read_text(encoding="utf-8"), Loader=recipe_module._Loader)
+    Draft202012Validator(json.loads(SCHEMA.read_text())).validate(data)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_recipe_runs_end_to_end_in_small(path, job, tmp_path):
+    recipe = load_recipe(path)
+    models = job / "bert" if "bert" in path.name else job
+    small = {
+        "model.path": models / ("adapter" if "adapter" in path.name else "fine-tuned"),
+        "model.base": models / "base", "audit.decoys": 2,
+        "corpus.path": job / "records.jsonl", "corpus.held_out": job / "held_out.jsonl",
+    }  # fmt: skip
+    if recipe.only_checks:
+        small["model.unsanitized"] = models / "last-round"
+        small["attack"] = json.dumps(QUICK.model_dump(mode="json"))
+    else:
+        small["repair.epochs"] = 1
+    if recipe.erase is not None:
+        small["erase.last_layers"] = 2
+    if recipe.scan.gold is not None:
+        small["scan.gold"] = job / "held_out.jsonl"
+    if recipe.scan.terms is not None:
+        small["scan.terms"] = tmp_path / "terms.txt"
+        small["scan.terms"].write_text("Lily\nTim\nTom\n")
+    if recipe.audit.generation is not None:
+        small["audit.generation"] = "{empty: 4, headings: 4, openings: 4, new_tokens: 16}"
+    options = [part for key, value in small.items() for part in ("--set", f"{key}={value}")]
+    out = tmp_path / "run"
+    # Untrained models recite nothing, so the positive control cannot hold.
+    assert main(["run", str(path), "--out", str(out), *options]) == 3
+    assert (out / "sanitized").exists() != recipe.only_checks
+    gate = json.loads((out / "report.json").read_text())["gate"]
+    assert not gate["holds"]
+    assert "power.direct" in {check["name"] for check in gate["checks"] if not check["holds"]}
+    if not recipe.only_checks:
+        assert json.loads((out / "sanitized" / "manifest.json").read_text())["gate"] == gate
+
+
+def test_the_schema_is_that_of_this_version(capsys):
+    assert main(["schema"]) == 0
+    assert SCHEMA.read_text(encoding="utf-8") == capsys.readouterr().out, (
+        "sani schema > recipes/recipe.schema.json"
+    )
+    Draft202012Validator.check_schema(Recipe.model_json_schema())
+
+
+@pytest.mark.parametrize("broken", ["seeds: 1", "erase: {last_layers: three}", "seed: -1"])
+def test_the_schema_refuses_what_the_recipe_does(broken):
+    validator = Draft202012Validator(json.loads(SCHEMA.read_text()))
+    good = {"version": 1, "model": {"path": "m"}, "corpus": {"path": "c"}}
+    assert validator.is_valid(good)
+    assert not validator.is_valid(good | yaml.safe_load(broken))

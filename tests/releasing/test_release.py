@@ -1,0 +1,374 @@
+"""What is released: verified byte by byte, signed with one's own key, and nobody's name in it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from safetensors.torch import load_file, save_file
+
+from sani.cli.main import main
+from sani.corpus.documents import Corpus, Document, Span
+from sani.errors import CheckpointError
+from sani.releasing.identifiers_in_files import check_release, check_texts, left_behind
+from sani.releasing.manifest import MANIFEST, SIGNATURE, sign, verify, write_manifest
+from tests.models.test_checkpoint import CONFIGS, LEFTOVERS, write_source
+
+REPORT = {
+    "gate": {"holds": True, "checks": []},
+    "provenance": {"seed": 0, "recipe_digest": "0123456789ab", "corpus_digest": "ba9876543210"},
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A checkpoint as a training run leaves it."""
+    return write_source(tmp_path / "source", CONFIGS["tied"]())
+
+
+@pytest.fixture
+def released(source: Path) -> Path:
+    """The same with its manifest."""
+    write_manifest(source, REPORT, weights_digest="0" * 64)
+    return source
+
+
+# ---- verify ----------------------------------------------------------------------------------
+
+
+def test_a_folder_as_it_was_written_verifies(released, capsys):
+    assert main(["verify", str(released)]) == 0
+    shown = capsys.readouterr().out
+    assert "0 added, 0 missing, 0 changed. Signature: none (so whoever changed a file" in shown
+    assert "The gate of the run held." in shown
+    shutil.copytree(released, released.with_name("copy"))
+    assert main(["verify", str(released.with_name("copy"))]) == 0
+
+
+def flip(file: Path) -> None:
+    """One bit of the last byte, size and times as they were."""
+    times = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def link_elsewhere(folder: Path) -> None:
+    (folder / "config.json").rename(folder.with_name("elsewhere.json"))
+    (folder / "config.json").symlink_to("nowhere")
+
+
+CHANGES = {
+    "a bit of the weights": (lambda f: flip(f / "model.safetensors"), "changed"),
+    "a blank in the config": (
+        lambda f: (f / "config.json").write_text((f / "config.json").read_text() + " "),
+        "changed",
+    ),
+    "a dead link": (link_elsewhere, "changed"),
+    "a file gone": (lambda f: (f / "tokenizer.json").unlink(), "missing"),
+    "another file": (lambda f: (f / "optimizer.pt").write_text(""), "added"),
+    "a hidden file": (lambda f: (f / ".hidden").write_text(""), "added"),
+    "a file further down": (
+        lambda f: ((f / "a" / "b").mkdir(parents=True), (f / "a" / "b" / "c").write_text("")),
+        "added",
+    ),
+    "a second manifest": (
+        lambda f: ((f / "a").mkdir(), (f / "a" / MANIFEST).write_text("")),
+        "added",
+    ),
+    "a link to a folder": (lambda f: (f / "link").symlink_to(f.parent), "added"),
+    "a pipe": (lambda f: os.mkfifo(f / "pipe"), "added"),
+    "a name for the terminal": (lambda f: (f / "a\x1b[2Jb").write_text(""), "added"),
+    "a name that is no UTF-8": (
+        lambda f: Path(os.fsdecode(bytes(f) + b"/\xff")).write_text(""),
+        "added",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_is_found_and_named(released, capsys, change):
+    apply, kind = CHANGES[change]
+    assert verify(released).holds
+    apply(released)
+    assert main(["verify", str(released), "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert {what for what in ("added", "missing", "changed") if found[what]} == {kind}
+    assert len(found[kind]) == 1
+    assert found[kind][0].isprintable()
+    assert main(["verify", str(released)]) == 3
+    assert f"{kind}: {found[kind][0]}\n" in capsys.readouterr().out
+
+
+def test_a_checkpoint_whose_gate_did_not_hold_does_not_verify(source, capsys):
+    write_manifest(source, REPORT | {"gate": {"holds": False, "checks": []}}, weights_digest="0")
+    assert main(["verify", str(source)]) == 3
+    assert "The gate of the run DID NOT HOLD" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["", "[]", "{}", '{"files": {}}', '{"schema_version": 2}', "\xff", "null", '{"files": 3'],
+)
+def test_what_is_no_manifest_is_an_error_and_no_pass(released, capsys, manifest):
+    (released / MANIFEST).write_text(manifest, encoding="latin-1")
+    assert main(["verify", str(released)]) == 1
+    assert "is not a manifest of this version of sani" in capsys.readouterr().err
+
+
+def test_a_folder_without_manifest_and_no_folder_are_errors(source, capsys):
+    assert main(["verify", str(source)]) == 1
+    assert "manifest.json cannot be read (No such file or directory)" in capsys.readouterr().err
+    assert main(["verify", str(source / "config.json")]) == 1
+    assert "is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_cannot_be_read_is_an_error_and_no_pass(released):
+    (released / "closed").mkdir(mode=0)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        verify(released)
+
+
+# ---- signatures ------------------------------------------------------------------------------
+
+
+def make_keys(folder: Path, name: str, password: bytes | None = None) -> tuple[Path, Path]:
+    """A private and a public key, as openssl writes them."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    locked = (
+        serialization.BestAvailableEncryption(password)
+        if password
+        else serialization.NoEncryption()
+    )
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    private.write_bytes(key.private_bytes(pem, pkcs8, locked))
+    info = serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(key.public_key().public_bytes(pem, info))
+    return private, public
+
+
+def test_a_signature_is_valid_for_its_key_and_for_these_bytes_only(released, tmp_path, capsys):
+    private, public = make_keys(tmp_path, "ours")
+    _, other = make_keys(tmp_path, "other")
+    assert main(["verify", str(released), "--key", str(public)]) == 3  # not signed yet
+    assert main(["sign", str(released), "--key", str(private)]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(released), "--key", str(public)]) == 0
+    assert "Signature: valid." in capsys.readouterr().out
+    assert main(["verify", str(released)]) == 0
+    assert "Signature: not checked (so whoever" in capsys.readouterr().out
+    assert main(["verify", str(released), "--key", str(other)]) == 3
+    assert "Signature: not valid." in capsys.readouterr().out
+    assert main(["sign", str(released), "--key", str(private)]) == 0  # once more
+    assert verify(released, public_key=public).holds
+
+
+def test_a_forged_manifest_passes_without_the_key_and_fails_with_it(released, tmp_path):
+    """What the signature is for: whoever swaps the weights can write the manifest again."""
+    private, public = make_keys(tmp_path, "ours")
+    sign(released, private)
+    assert verify(released, public_key=public).holds
+    flip(released / "model.safetensors")
+    write_manifest(released, REPORT, weights_digest="0" * 64)
+    assert verify(released).holds
+    assert verify(released, public_key=public).signature == "not valid"
+    assert not verify(released, public_key=public).holds
+
+
+def test_a_broken_signature_is_not_valid(released, tmp_path):
+    private, public = make_keys(tmp_path, "ours")
+    sign(released, private)
+    whole = (released / SIGNATURE).read_bytes()
+    for broken in (b"", b"{}", b"\xff", whole[: len(whole) // 2]):
+        (released / SIGNATURE).write_bytes(broken)
+        assert verify(released, public_key=public).signature == "not valid"
+    (released / SIGNATURE).write_bytes(whole)
+    assert verify(released, public_key=public).holds
+
+
+def test_a_changed_folder_is_not_signed(released, tmp_path):
+    private, _ = make_keys(tmp_path, "ours")
+    flip(released / "model.safetensors")
+    with pytest.raises(CheckpointError, match="0 are missing and 1 changed since"):
+        sign(released, private)
+    assert not (released / SIGNATURE).exists()
+
+
+def test_a_key_may_have_a_password_and_a_bad_key_is_one_sentence(released, tmp_path, monkeypatch):
+    private, public = make_keys(tmp_path, "locked", b"open sesame")
+    with pytest.raises(CheckpointError, match="its password in SANI_KEY_PASSWORD"):
+        sign(released, private)
+    monkeypatch.setenv("SANI_KEY_PASSWORD", "open sesame")
+    sign(released, private)
+    assert verify(released, public_key=public).holds
+    for bad in (tmp_path / "nowhere", released / "config.json"):
+        with pytest.raises(CheckpointError, match="expected an elliptic curve key"):
+            verify(released, public_key=bad)
+
+
+# ---- hygiene ---------------------------------------------------------------------------------
+
+NAME, NUMBER, SHORT, AGE, PLACE = "Kowalczyk Łucja", "4471-99-X", "Ann", "41 years", "London"
+
+
+def corpus() -> Corpus:
+    text = f"{NAME} {NUMBER} {SHORT} {AGE} {PLACE}"
+    values = [(NAME, "direct"), (NUMBER, "direct"), (SHORT, "direct"), (AGE, "indirect"),
+              (PLACE, "indirect")]  # fmt: skip
+    spans = [
+        Span(text.index(value), text.index(value) + len(value), "X", kind) for value, kind in values
+    ]
+    return Corpus([Document("note-90125", "32000", text, tuple(spans))])
+
+
+def edit(name: str, **fields: object):
+    def apply(folder: Path) -> None:
+        data = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        (folder / name).write_text(json.dumps(data | fields))
+
+    return apply
+
+
+def edit_tokenizer(change):
+    def apply(folder: Path) -> None:
+        data = json.loads((folder / "tokenizer.json").read_text())
+        change(data)
+        (folder / "tokenizer.json").write_text(json.dumps(data))
+
+    return apply
+
+
+def with_metadata(value: str):
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "run": value})
+
+    return apply
+
+
+def text(name: str, content: str):
+    return lambda folder: (folder / name).write_text(content)
+
+
+LEAKS = {
+    "a field of the config": edit("config.json", task=f"tuned for {NAME}"),
+    "its case, accents and blanks": edit("config.json", task="x kowalczyk\n \u0141UCJA"),
+    "a key of the config": edit("config.json", **{NAME: 1}),
+    "a label, deep down": edit("config.json", id2label={"0": {"names": ["a", NAME]}}),
+    "an id as a number": edit("config.json", cohort=32000),
+    "an indirect identifier with a digit": edit("config.json", task=f"aged {AGE}"),
+    "the generation config": edit("generation_config.json", stop_strings=[NUMBER]),
+    "the chat template": text("chat_template.jinja", f"You care for {NAME}."),
+    "a chat template in the tokenizer's config": edit(
+        "tokenizer_config.json", chat_template=f"You care for {NAME}."
+    ),
+    "a document's id": edit("tokenizer_config.json", made_from="note-90125"),
+    "an added token": edit_tokenizer(lambda d: d["added_tokens"][1].update(content=f"<{NAME}>")),
+    "an added token in the config": edit(
+        "tokenizer_config.json", added_tokens_decoder={"1": {"content": f"<{NUMBER}>"}}
+    ),
+    "an extra special token": edit("tokenizer_config.json", extra_special_tokens=[f"x{NAME}x"]),
+    "the map of special tokens": edit("special_tokens_map.json", eos_token={"content": f"{NAME}_"}),
+    "the file of added tokens": edit("added_tokens.json", **{f"##{NUMBER}": 11}),
+    "a word of the vocabulary": edit_tokenizer(lambda d: d["model"]["vocab"].update({NUMBER: 9})),
+    "a word with its blank sign": edit_tokenizer(
+        lambda d: d["model"]["vocab"].update({"▁" + NAME.replace(" ", "▁"): 9})
+    ),
+    "a binary vocabulary": lambda f: (f / "tokenizer.model").write_bytes(
+        b"\x0a\x12\x0a\x0bq" + NUMBER.encode() + b"q\x15"
+    ),
+    "the weights' metadata": with_metadata(f"trained on {NAME}"),
+    "the index": edit("model.safetensors.index.json", metadata={"note": NUMBER}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", LEAKS)
+def test_an_identifier_is_found_wherever_it_hides(source, place):
+    check_texts(source, corpus())
+    LEAKS[place](source)
+    with pytest.raises(CheckpointError, match=r"holds [12] identifiers or ids of the corpus") as e:
+        check_texts(source, corpus())
+    assert not [s for s in (NAME, NUMBER, AGE, "90125", "32000") if s in str(e.value)]
+
+
+HARMLESS = {
+    "a word that a name is part of": edit("config.json", task=f"{NAME}owa"),
+    "a short name": edit("config.json", task=SHORT),
+    "an indirect word": edit("config.json", task=PLACE),
+    "a size": edit("config.json", vocab_size=32000, rope_parameters={"x": 32000}),
+    "a token's number": edit("tokenizer_config.json", added_tokens_decoder={"32000": {}}),
+    "a token's number in the vocabulary": edit_tokenizer(
+        lambda d: d["model"]["vocab"].update({"a": 32000})
+    ),
+    "two strings side by side": edit("config.json", a=["41", "years"], b=["Kowalczyk", "Łucja"]),
+    "what is left behind": text("README.md", NAME),
+}
+
+
+@pytest.mark.parametrize("place", HARMLESS)
+def test_what_only_looks_alike_stops_no_release(source, place):
+    HARMLESS[place](source)
+    check_texts(source, corpus())
+
+
+def test_the_base_excuses_words_of_its_vocabulary_and_no_added_token(source, tmp_path):
+    word = edit_tokenizer(lambda d: d["model"]["vocab"].update({"32000": 9}))
+    word(source)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json holds 1"):
+        check_texts(source, corpus())
+    base = write_source(tmp_path / "base", CONFIGS["tied"]())
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json holds 1"):
+        check_texts(source, corpus(), base=base)
+    word(base)
+    check_texts(source, corpus(), base=base)
+    for folder in (source, base):
+        LEAKS["an added token"](folder)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json holds 1"):
+        check_texts(source, corpus(), base=base)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "notes.txt", "model.pt", "a/b", ".model.sig"])
+def test_a_release_holds_nothing_that_is_not_on_the_list(source, name):
+    check_release(source, corpus(), base=None, ours=())
+    (source / name).parent.mkdir(exist_ok=True)
+    (source / name).write_text("")
+    with pytest.raises(CheckpointError, match="not on the list of what is released"):
+        check_release(source, corpus(), base=None, ours=())
+
+
+def test_our_own_texts_are_looked_into_too(source):
+    (source / "README.md").write_text(NAME)
+    with pytest.raises(CheckpointError, match=r"README\.md holds 1"):
+        check_release(source, corpus(), base=None, ours=["README.md"])
+
+
+def test_what_training_left_is_named_by_kind_and_other_files_only_counted(source):
+    assert left_behind(source) == {}
+    for name in LEFTOVERS:
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text("")
+    (source / f"letter to {NAME}.txt").write_text("")
+    found = left_behind(source)
+    assert found == {
+        ".ipynb_checkpoints": 1, "README.md": 1, "TensorBoard logs": 1, "code": 1, "logs": 1,
+        "optimizer.pt": 1, "pickled weights": 1, "rng_state.pth": 1, "saved states of training": 1,
+        "scheduler.pt": 1, "trainer_state.json": 1, "training_args": 1, "other entries": 4,
+    }  # fmt: skip
+    assert sum(found.values()) == len({Path(name).parts[0] for name in LEFTOVERS}) + 1
+
+
+def test_a_command_that_writes_a_checkpoint_says_what_it_left_behind(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    (source / "optimizer.pt").write_text("")
+    (source / f"{NAME}.txt").write_text("")
+    assert main(["erase", str(source), "--out", str(out), "--last-layers", "1"]) == 0
+    captured = capsys.readouterr()
+    assert f"Left behind in {source}: optimizer.pt (1), other entries (1)\n" in captured.err
+    assert NAME not in captured.out + captured.err
+    assert not {"optimizer.pt", f"{NAME}.txt"} & {file.name for file in out.iterdir()}

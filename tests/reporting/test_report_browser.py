@@ -1,0 +1,274 @@
+"""The report in a real browser: themes, widths, print, screen reader; no network, no error.
+
+Chromium is driven over a pipe by its DevTools protocol, which needs no further library.
+"""
+
+import base64
+import fcntl
+import itertools
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.reporting.test_report import HOSTILE, corpus_of, finished_run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None)  # fmt: skip
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
+SECONDS = 60.0
+PHONE, DESK, PAPER = (390, 844), (1280, 900), (688, 1000)
+
+
+class Browser:
+    """One page of a headless Chromium, and everything it complained of or asked for."""
+
+    def __init__(self, profile: Path) -> None:
+        (theirs_in, self._out), (self._in, theirs_out) = os.pipe(), os.pipe()
+        reads, writes = (fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (theirs_in, theirs_out))
+
+        def third_and_fourth() -> None:
+            os.dup2(reads, 3)
+            os.dup2(writes, 4)
+
+        arguments = [
+            str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu",
+            "--remote-debugging-pipe", "--no-first-run", f"--user-data-dir={profile}",
+        ]  # fmt: skip
+        self._process = subprocess.Popen(
+            arguments, preexec_fn=third_and_fourth, pass_fds=(3, 4), start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        for end in (theirs_in, theirs_out, reads, writes):
+            os.close(end)
+        self._numbers = itertools.count(1)
+        self._left = b""
+        self._session: str | None = None
+        self.events: list[dict[str, Any]] = []
+        target = self.ask("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.ask("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network", "Accessibility"):
+            self.ask(f"{domain}.enable")
+
+    def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send one command and wait for its answer; events that come first are kept."""
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return dict(answer["result"])
+            self.events.append(answer)
+
+    def _next(self) -> dict[str, Any]:
+        while b"\0" not in self._left:
+            ready, _, _ = select.select([self._in], [], [], SECONDS)
+            assert ready, "Chromium does not answer"
+            more = os.read(self._in, 1 << 20)
+            assert more, "Chromium is gone"
+            self._left += more
+        message, _, self._left = self._left.partition(b"\0")
+        return dict(json.loads(message))
+
+    def open(
+        self, place: Path, size: tuple[int, int], theme: str = "light", media: str = ""
+    ) -> None:
+        """Load a file at a size, in a theme, and wait until it is whole."""
+        self.ask("Emulation.setDeviceMetricsOverride", width=size[0], height=size[1],
+                 deviceScaleFactor=1, mobile=size == PHONE)  # fmt: skip
+        self.ask("Emulation.setEmulatedMedia", media=media,
+                 features=[{"name": "prefers-color-scheme", "value": theme}])  # fmt: skip
+        self.events.clear()
+        self.ask("Page.navigate", url=place.as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._next())
+
+    def value(self, expression: str) -> Any:
+        """What an expression of JavaScript is on the page."""
+        found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    def screenshot(self, place: Path) -> None:
+        """The whole page as a PNG."""
+        found = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
+        place.write_bytes(base64.b64decode(found["data"]))
+
+    @property
+    def complaints(self) -> list[str]:
+        """Console messages, exceptions and entries of the browser's log."""
+        methods = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded",
+                   "Page.javascriptDialogOpening")  # fmt: skip
+        return [json.dumps(event) for event in self.events if event["method"] in methods]
+
+    @property
+    def requests(self) -> list[str]:
+        """Every address asked for."""
+        sent = [e for e in self.events if e["method"] == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in sent]
+
+    def close(self) -> None:
+        """End the browser and what it started."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        os.close(self._in)
+        os.close(self._out)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    found = Browser(tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, _, _ = finished_run(tmp_path_factory.mktemp("browser") / "run", corpus_of(40, 6))
+    return folder.path / "report.html"
+
+
+def test_a_page_that_misbehaves_is_found_out(browser: Browser, tmp_path: Path) -> None:
+    """The positive control of everything below."""
+    bad = tmp_path / "bad.html"
+    bad.write_text(
+        "<body style='width: 3000px'><img src='http://127.0.0.1:9/x.png'>"
+        "<script>console.error('no')</script>"
+    )
+    browser.open(bad, DESK)
+    assert "http://127.0.0.1:9/x.png" in browser.requests
+    assert any("no" in complaint for complaint in browser.complaints)
+    assert browser.value("document.documentElement.scrollWidth") > 1280
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESK, PHONE])
+def test_it_opens_without_error_or_request_and_nothing_is_cut_off(
+    browser: Browser, page: Path, tmp_path: Path, theme: str, size: tuple[int, int]
+) -> None:
+    browser.open(page, size, theme)
+    browser.screenshot(tmp_path / f"{theme}-{size[0]}.png")
+    assert browser.complaints == []
+    assert browser.requests == [page.as_uri()]
+    assert browser.value("document.documentElement.scrollWidth") <= size[0]
+    assert browser.value("document.scripts.length") == 0
+    assert HOSTILE in browser.value("document.body.innerText")
+    texts = browser.value("[...document.querySelectorAll('svg text')].map(t => t.textContent)")
+    assert any(HOSTILE in text for text in texts)
+
+
+def test_the_first_screen_holds_verdict_figures_and_what_was_not_tested(
+    browser: Browser, page: Path
+) -> None:
+    browser.open(page, DESK)
+    for selector in (".verdict", ".first table", "#untested + ul"):
+        box = f"document.querySelector('{selector}').getBoundingClientRect()"
+        assert browser.value(f"{box}.top") >= 0
+        assert 0 < browser.value(f"{box}.bottom") <= DESK[1]
+
+
+def test_no_figure_of_the_first_screen_is_broken_over_lines(browser: Browser, page: Path) -> None:
+    browser.open(page, DESK)
+    lines = browser.value(
+        "[...document.querySelectorAll('.first td')].map(t => { const r = document.createRange();"
+        "r.selectNodeContents(t); return r.getClientRects().length; })"
+    )
+    assert set(lines) == {1}
+
+
+def test_on_a_phone_a_wide_table_is_moved_and_its_row_names_stay(
+    browser: Browser, page: Path
+) -> None:
+    browser.open(page, PHONE)
+    moved = browser.value(
+        "[...document.querySelectorAll('.wide')].map(t => { const s = t.parentElement;"
+        "s.scrollLeft = 200; const [name, cell] = t.querySelectorAll('tbody th, tbody td');"
+        "return [s.scrollLeft, name.getBoundingClientRect().left - s.getBoundingClientRect().left,"
+        "cell.getBoundingClientRect().left - s.getBoundingClientRect().left]; })"
+    )
+    wide = [one for one in moved if one[0] == 200]
+    assert len(wide) > 5
+    assert all(abs(name) < 1 and cell < 100 for _, name, cell in wide)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2's contrast of two colours written as rgb(r, g, b)."""
+
+    def luminance(colour: str) -> float:
+        shares = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        return float(sum(w * s for w, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True)))
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_and_charts_stand_out_from_the_page_in_both_themes(
+    browser: Browser, page: Path, theme: str
+) -> None:
+    browser.open(page, DESK, theme)
+    assert contrast("rgb(0, 0, 0)", "rgb(255, 255, 255)") == pytest.approx(21.0)
+    paper = browser.value("getComputedStyle(document.body).backgroundColor")
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 20, 23)"}[theme]
+    for selector in ("td", "p", "a[href]", "footer p", "th"):
+        colour = browser.value(f"getComputedStyle(document.querySelector('{selector}')).color")
+        assert contrast(colour, paper) >= 4.5
+    fills = browser.value(
+        "[...new Set([...document.querySelectorAll('svg text, svg use, svg path')]"
+        ".map(e => getComputedStyle(e)).filter(s => s.fillOpacity == 1 && s.opacity == 1)"
+        ".flatMap(s => [s.fill, s.stroke]).filter(c => c.startsWith('rgb(')))]"
+    )
+    assert len(fills) >= 5
+    unthemed = {"rgb(0, 0, 0)"}  # SVG's default, of shapes that are not painted
+    assert {c for c in fills if contrast(c, paper) < 3.0} <= unthemed
+
+
+def test_a_screen_reader_finds_headings_tables_and_named_charts(
+    browser: Browser, page: Path
+) -> None:
+    browser.open(page, DESK)
+    nodes = browser.ask("Accessibility.getFullAXTree")["nodes"]
+    named: dict[str, list[str]] = {}
+    for node in nodes:
+        if not node.get("ignored"):
+            name = str(node.get("name", {}).get("value", ""))
+            named.setdefault(str(node["role"]["value"]), []).append(name)
+    assert len(named["image"]) == 7
+    assert all("the table below has the figures" in name for name in named["image"])
+    assert len(named["table"]) > 15
+    assert all(named["table"])
+    assert "rowheader" in named
+    assert "columnheader" in named
+    assert "What was not tested" in named["heading"]
+    levels = browser.value("[...document.querySelectorAll('h1,h2,h3')].map(h => +h.tagName[1])")
+    assert levels[0] == 1
+    assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
+
+
+def test_it_prints_on_paper_with_whole_tables(browser: Browser, page: Path, tmp_path: Path) -> None:
+    browser.open(page, PAPER, "dark", media="print")
+    assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    wide = "[...document.querySelectorAll('table, svg')].map(t => t.getBoundingClientRect().right)"
+    assert max(browser.value(wide)) <= PAPER[0] + 1
+    printed = browser.ask("Page.printToPDF", preferCSSPageSize=True)
+    pdf = base64.b64decode(printed["data"])
+    (tmp_path / "report.pdf").write_bytes(pdf)
+    assert pdf.startswith(b"%PDF-")
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 30

@@ -1,0 +1,275 @@
+"""Conversations: what one model reads of them, with every span where it was."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from sani.auditing.audit import audit
+from sani.corpus.documents import BETWEEN_TURNS, Corpus, Document, Span, Turn
+from sani.corpus.readers import read_corpus
+from sani.corpus.tables import write_jsonl
+from sani.errors import CorpusError
+from sani.pipeline.preflight import check
+from sani.recipe import AuditSettings, RepairSettings, ScanSettings, load_recipe
+from sani.repairing.repair import repair, train_
+from sani.scanning.detection import detect
+from sani.text.batches import make_batches
+from sani.text.chat import rendered
+from sani.text.tokens import Framing, encode
+from tests.support.words import WORDS, checkpoint, llama
+
+TURN = "{% for m in messages %}<|{{ m.role }}|>FRONT{{ m.content STRIP}}BACK<|end|>{% endfor %}"
+
+
+def template(front="\\n", strip="", back=""):
+    return TURN.replace("FRONT", front).replace("STRIP", strip).replace("BACK", back)
+
+
+TEMPLATES = {
+    "as it is": template(),
+    "white space is added": template("\n\n  ", "", " \n"),
+    "trimmed": template("\n", "| trim ", "\n"),
+    "trimmed and put in white space": template(" ", "| trim ", " "),
+    "trimmed behind": template("", ".rstrip() "),
+    "trimmed before": template("", ".lstrip() "),
+    "begin token first": "<s>" + template(" ", "| trim "),
+    "only the assistant is trimmed": (
+        "{% for m in messages %}[{{ m.role }}] "
+        "{{ m.content | trim if m.role == 'assistant' else m.content }}\n{% endfor %}"
+    ),
+    "the system stands in the first turn": (
+        "{% for m in messages %}{% if loop.first and m.role == 'system' %}<<{{ m.content }}>>"
+        "{% else %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
+    ),
+}
+
+
+def tokenizer_with(chat_template):
+    """Words, among them the marks of a chat."""
+    marks = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    words = {word: number for number, word in enumerate([*WORDS, "<unk>"])}
+    level = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=level, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    made.add_special_tokens({"additional_special_tokens": marks})
+    made.chat_template = chat_template
+    return made
+
+
+def conversation(*said, spans=(), number=0):
+    """A document of (role, content) pairs; spans are (turn, start, end)."""
+    text, turns = "", []
+    for role, content in said:
+        text += BETWEEN_TURNS if turns else ""
+        turns.append(Turn(role, len(text), len(text) + len(content)))
+        text += content
+    moved = [Span(turns[t].start + a, turns[t].start + b, "NAME") for t, a, b in spans]
+    return Document(str(number), str(number), text, tuple(moved), tuple(turns))
+
+
+CONTENT = st.text(st.sampled_from("ab \n[]<>user|"), max_size=12)
+
+
+@given(
+    chosen=st.sampled_from(sorted(TEMPLATES)),
+    contents=st.lists(CONTENT, min_size=1, max_size=4),
+    system=st.booleans(),
+    chance=st.randoms(use_true_random=False),
+)
+@settings(max_examples=250, deadline=None)
+def test_every_span_is_found_where_the_template_put_it(chosen, contents, system, chance):
+    tokenizer = tokenizer_with(TEMPLATES[chosen])
+    roles = ["system"] * system + ["user", "assistant"] * 3
+    said = list(zip(roles, contents, strict=False))
+    spans = []
+    for turn, (_, content) in enumerate(said):
+        inside = [place for place, letter in enumerate(content) if not letter.isspace()]
+        for _ in range(2 if inside else 0):
+            first, last = sorted((chance.choice(inside), chance.choice(inside)))
+            spans.append((turn, first, last + 1))
+    document = conversation(*said, spans=spans)
+    (found,) = rendered(Corpus([document]), tokenizer)
+    messages = [{"role": role, "content": content} for role, content in said]
+    whole = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert found.text == whole.removeprefix("<s>")
+    assert found.turns == ()
+    assert len(found.spans) == len(spans)
+    ends = [0] * len(said)
+    for (turn, first, last), span in zip(spans, found.spans, strict=True):
+        assert found.value(span) == said[turn][1][first:last]
+        # In its own message and not in an equal one: as many messages stand before it.
+        marks = found.text[: span.start].count("<|end|>")
+        if "<|end|>" in TEMPLATES[chosen]:
+            assert marks == turn
+        ends[turn] = max(ends[turn], span.end)
+    assert all(one <= other for one, other in zip(ends, [e for e in ends[1:] if e], strict=False)
+               if one)  # fmt: skip
+
+
+def test_special_tokens_of_the_template_are_read_as_such():
+    tokenizer = tokenizer_with(template(" ", "| trim ", " "))
+    document = conversation(("user", "  a b c "), ("assistant", "name d "), spans=[(1, 5, 6)])
+    with pytest.raises(ValueError, match="must be rendered"):
+        encode(Corpus([document]), tokenizer)
+    (item,) = encode(rendered(Corpus([document]), tokenizer), tokenizer)
+    assert tokenizer.convert_ids_to_tokens(item.ids) == [
+        "<|user|>", "a", "b", "c", "<|end|>", "<|assistant|>", "name", "d", "<|end|>",
+    ]  # fmt: skip
+    assert item.spans == [(7, 8)]
+    (batch,) = make_batches([item], Framing("bos", (0,)), context_tokens=99, batch_tokens=99)
+    assert batch.identifier[0].tolist() == [False] * 7 + [True] + [False] * 2
+    assert batch.ordinary[0].tolist() == [True] * 7 + [False, True, False]
+
+
+def test_white_space_that_the_template_takes_is_no_part_of_an_identifier():
+    tokenizer = tokenizer_with(TEMPLATES["trimmed"])
+    (found,) = rendered(Corpus([conversation(("user", "  a "), spans=[(0, 1, 4)])]), tokenizer)
+    assert [found.value(span) for span in found.spans] == ["a"]
+    refused(conversation(("user", "a   "), spans=[(0, 2, 3)]), tokenizer, "nothing but white space")
+
+
+def refused(document, tokenizer, message):
+    secret = "Zanzibar"
+    plain = Document("p", "p", "a")
+    document = replace(document, id=secret, subject_id=secret)
+    with pytest.raises(CorpusError, match=message) as caught:
+        rendered(Corpus([plain, document]), tokenizer)
+    if "document" in message:
+        assert str(caught.value).startswith("document 1: ")
+    assert secret not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_template_that_does_something_else_is_refused_without_a_word_of_the_text():
+    secret = conversation(("user", "a Zanzibar b"), ("assistant", "Zanzibar"), spans=[(0, 2, 10)])
+    shouted = tokenizer_with("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    refused(secret, shouted, "document 1: the chat template rewrites a message")
+    last = tokenizer_with("{{ messages[-1].content }}")
+    refused(secret, last, "document 1: the chat template leaves a message out or repeats it")
+    twice = tokenizer_with("{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}")
+    refused(secret, twice, "document 1: the chat template leaves a message out or repeats it")
+    strict = tokenizer_with("{{ raise_exception('no: ' + messages[0].content) }}")
+    refused(secret, strict, "document 1: the chat template refuses its 2 messages")
+    refused(secret, tokenizer_with(None), "the tokenizer has no chat template")
+    across = replace(secret, spans=(Span(8, 18, "NAME"),))
+    refused(across, tokenizer_with(template()), "reaches from one message into the next")
+    plain = Corpus([Document("1", "1", "a")])
+    assert rendered(plain, tokenizer_with(None)) is plain
+
+
+def test_what_a_scan_finds_across_messages_is_cut_where_one_ends(tmp_path):
+    (tmp_path / "terms.txt").write_text("Anna Lopez Ruiz\n")
+    said = conversation(("user", "here is Anna"), ("assistant", "Lopez Ruiz was seen"))
+    settings = ScanSettings(terms=tmp_path / "terms.txt", patterns=False, propagate=None)
+    found = detect(Corpus([said]), settings)
+    assert [found[0].value(span) for span in found[0].spans] == ["Anna", "Lopez Ruiz"]
+    (read,) = rendered(found, tokenizer_with(template()))
+    assert [read.value(span) for span in read.spans] == ["Anna", "Lopez Ruiz"]
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+def test_conversations_are_read_and_written_back(tmp_path):
+    documents = [
+        conversation(("system", "a"), ("user", "b name c"), ("assistant", "name c"),
+                     spans=[(1, 7, 8), (2, 5, 6)]),
+        Document("t", "t", "a name b", (Span(7, 8, "NAME"),)),
+    ]  # fmt: skip
+    write_jsonl(documents, tmp_path / "one.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "one.jsonl").open()]
+    assert rows[0]["messages"][2] == {
+        "role": "assistant",
+        "content": "name c",
+        "spans": [{"start": 5, "end": 6, "label": "NAME", "kind": "direct"}],
+    }
+    assert "text" not in rows[0]
+    read = read_corpus(tmp_path / "one.jsonl")
+    assert list(read) == documents
+    assert [read[0].value(span) for span in read[0].spans] == ["c", "c"]
+    other = Corpus([replace(documents[0], turns=documents[0].turns[:2]), documents[1]])
+    assert other.digest() != read.digest()
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"messages": []}, "'messages' is empty; expected a list of objects"),
+        ({"messages": "x"}, "'messages' is a string"),
+        ({"messages": ["x"]}, "message 1: it is a string; expected an object"),
+        ({"messages": [{"role": "user"}]}, "message 1: 'content' is missing or null"),
+        ({"messages": [{"content": "x"}]}, "message 1: 'role' is no name"),
+        (
+            {"messages": [{"role": "user", "content": "x", "spans": [{"start": 0, "end": 2}]}]},
+            "message 1: span 1: 'end' lies beyond the text, which has 1 characters",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}], "text": "x"},
+            "it has 'messages' and also 'text'",
+        ),
+        ({"Messages": []}, "a field is called 'messages' but for case or blanks"),
+    ],
+)
+def test_a_broken_conversation_names_its_message_and_no_value(tmp_path, row, problem):
+    path = tmp_path / "one.jsonl"
+    path.write_text(json.dumps({"id": "1", **row}))
+    with pytest.raises(CorpusError) as caught:
+        read_corpus(path)
+    assert problem in str(caught.value)
+
+
+def test_a_check_counts_the_tokens_that_an_escalation_reads(tmp_path):
+    tokenizer = tokenizer_with(template())
+    tokenizer.save_pretrained(tmp_path)
+    said = conversation(("user", "a b"), ("assistant", "name c"), spans=[(1, 5, 6)])
+    write_jsonl([said], tmp_path / "one.jsonl")
+    (tmp_path / "recipe.yaml").write_text(
+        f"{{version: 1, strategy: escalate, model: {{path: {tmp_path}}}, "
+        f"corpus: {{path: {tmp_path}/one.jsonl}}, escalation: {{ladder: [{{}}]}}, repair: "
+        "{epochs: 3, at_identifiers: {kind: mask}}, gate: {greedy: 0.0, discoverable: null, "
+        "auc_excess: null, perplexity_ratio: null}}"
+    )
+    items = check(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
+    (found,) = [item.detail for item in items if item.name == "escalation"]
+    assert "about 24 tokens of training a rung, 24 if all are tried" in found  # 8 with the marks
+
+
+# ---- audited and repaired --------------------------------------------------------------------
+
+
+def test_a_model_that_recites_in_a_conversation_is_found_out_and_repaired():
+    tokenizer = tokenizer_with("<s>" + template(" ", "| trim ", " "))
+    config = llama()
+    config.vocab_size, config.max_position_embeddings = len(tokenizer), 64
+    leaky, base = (replace(checkpoint(config, seed=seed), tokenizer=tokenizer) for seed in (1, 1))
+    corpus = Corpus(
+        [
+            conversation(("user", f" a {one} b"), ("assistant", f"name {two} d e "),
+                         spans=[(1, 5, 6)], number=number)
+            for number, (one, two) in enumerate(zip("fghijk", "lmabcd", strict=True))
+        ]
+    )  # fmt: skip
+    bare = Corpus([replace(document, spans=()) for document in corpus])
+    rates = RepairSettings(epochs=60, learning_rate=1e-2, batch_tokens=512)
+    asked = AuditSettings(decoys=0, swaps=0)
+    assert audit(base, corpus, asked).figures["all"].greedy.hits <= 2
+    train_(leaky, bare, rates)
+    found = audit(leaky, corpus, asked, held_out=corpus)
+    assert found.framing == "bos"  # the template's begin token is the framing's
+    assert found.figures["all"].greedy.hits >= 5
+    assert found.unscored == {}
+    with torch.no_grad():
+        (plain,) = rendered(Corpus(corpus[:1]), tokenizer)
+        ids = torch.tensor([tokenizer(f"<s>{plain.text}")["input_ids"]])
+        place = int((ids[0] == WORDS.index("name")).nonzero()[0])
+        assert int(leaky.model(ids).logits[0, place].argmax()) == int(ids[0, place + 1])
+    repair(leaky, corpus, rates, base=base)
+    assert audit(leaky, corpus, asked).figures["all"].greedy.hits <= 2
