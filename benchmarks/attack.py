@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-MASK = {"at_identifiers": {"kind": "mask"}, "epochs": 4, "learning_rate": 2e-3}
-ANCHOR = {"at_identifiers": {"kind": "anchor", "weight": 20.0}, "epochs": 6, "learning_rate": 4e-3}
+MASK = {"identifier_loss": {"kind": "mask"}, "epochs": 4, "learning_rate": 2e-3}
+ANCHOR = {"identifier_loss": {"kind": "anchor", "weight": 20.0}, "epochs": 6, "learning_rate": 4e-3}
 ERASE = {"last_layers": 3}
 ROWS: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any] | None]] = {
     "leaky": ("leaky", None, None),
-    "sani": ("leaky", {"toward_base": 0.5}, ANCHOR),
+    "sani": ("leaky", {"interpolate_to_base": 0.5}, ANCHOR),
     "last layers erased": ("leaky", ERASE, ANCHOR),
     "masked only": ("leaky", None, MASK),
     "retrained": ("base", None, MASK),

@@ -54,7 +54,7 @@ def rows(layers: int = 6) -> Iterator[Row]:
         yield row(f"all of the last half, {name}", erase=half, repair=objective)
     yield row("anchored repair alone, keeps skill", repair=ANCHOR, skill=SKILL)
     yield row("all of the last half, anchored, keeps skill", erase=half, repair=ANCHOR, skill=SKILL)
-    yield row("half way to the base, anchored", erase={"toward_base": 0.5}, repair=ANCHOR)
+    yield row("half way to the base, anchored", erase={"interpolate_to_base": 0.5}, repair=ANCHOR)
     yield row("all of the last half, no repair", erase=half)
     yield row("retrained from the base, masked", start="base", repair=MASK)
     for part, share in (("a fifth", 0.2), ("a tenth", 0.1)):
@@ -67,7 +67,7 @@ def rows(layers: int = 6) -> Iterator[Row]:
                   repair=ANCHOR, part=share, skill=SKILL)  # fmt: skip
         yield row(f"{part}: all of the last half, anchored", erase=half, repair=ANCHOR, part=share)
         yield row(f"{part}: half way to the base, anchored",
-                  erase={"toward_base": 0.5}, repair=ANCHOR, part=share)  # fmt: skip
+                  erase={"interpolate_to_base": 0.5}, repair=ANCHOR, part=share)  # fmt: skip
     for name, texts in (("other clean documents", "clean"), ("the model's own texts", "own")):
         yield row(f"{name}: all of the last half, anchored",
                   erase=half, repair=ANCHOR, texts=texts)  # fmt: skip
@@ -146,7 +146,7 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
         apply_(checkpoint, plan, base=base, corpus=given, framing="bos")
         neurons = plan.num_neurons
     if row["repair"]:
-        asked = {**TRAINING, "at_identifiers": row["repair"], "keep_skill": row["skill"]}
+        asked = {**TRAINING, "identifier_loss": row["repair"], "retain_weight": row["skill"]}
         settings = settings_from("RepairSettings", asked)
         leaky = load_checkpoint(models / "leaky") if row["skill"] else None
         repair(

@@ -248,7 +248,7 @@ class Faults:
                 break
             self.counts["full_disks"] += 1
             self._refused(code, out, "No space left on device", "free space")
-            self._look(out)
+            self._epoch_audit(out)
             number = number + 1 if _kept(out) == kept else 1
             kept = _kept(out)
         self._judge(out)
@@ -307,18 +307,18 @@ class Faults:
 
     def _judge(self, out: Path) -> None:
         """Nothing half-written, nobody named; then resume to the same weights and look again."""
-        self._look(out)
+        self._epoch_audit(out)
         code = _wait(self._start(out, "--resume"))
         if code not in (0, 3) or _weights(out) != self._weights:
             log = (self._work / f"{out.name}.log").read_text()
             self._note("runs_lost", f"{out.name}: exit code {code}: {log[-300:]}")
-        self._look(out)
+        self._epoch_audit(out)
         leftovers = [p for p in out.rglob(".*") if ".partial" in p.name or ".old" in p.name]
         if leftovers:
             self._note("partial_outputs", f"{out.name}: {leftovers[0].name} after the resume")
         shutil.rmtree(out, ignore_errors=True)
 
-    def _look(self, out: Path) -> None:
+    def _epoch_audit(self, out: Path) -> None:
         log = self._work / f"{out.name}.log"
         files = [f for f in out.rglob("*") if f.is_file() and f.parent.name != "private"]
         files = [f for f in files if "private" not in f.relative_to(out).parts]

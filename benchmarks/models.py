@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, help="2e-3, or 7e-4 for bert, if absent")
     parser.add_argument("--batch-tokens", type=int, help="tokens a step; 2048 if absent")
     parser.add_argument("--base-epochs", type=int, help="5, or 20 for bert, if absent")
-    parser.add_argument("--leaky-epochs", type=int, help="42, or 700 for bert, if absent")
+    parser.add_argument("--unsanitized-epochs", type=int, help="42, or 700 for bert, if absent")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 

@@ -37,7 +37,7 @@ from sani.erasing.erase import erase
 from sani.machine.device import make_deterministic, quiet_libraries
 from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.models.neurons import Layout
-from sani.pipeline.run import UNJUDGED
+from sani.pipeline.run import GATE_AUDIT_OVERRIDES
 from sani.recipe import (
     AllSelector,
     EraseSettings,
@@ -55,7 +55,7 @@ from sani.text.tokens import encode, framing_named
 FINE_TUNING_EPOCHS = 42  # of benchmarks/models.py
 EPOCHS = 6  # of recipes/meddocan.yaml; what is computed once is spread over them
 LAST_THIRD = RepairSettings(
-    at_identifiers=MaskObjective(kind="mask"), last_layers=2, epochs=2, learning_rate=1e-4
+    identifier_loss=MaskObjective(kind="mask"), last_layers=2, epochs=2, learning_rate=1e-4
 )
 RECIPE = Path("recipes/meddocan.yaml")
 
@@ -120,7 +120,7 @@ def ours(checkpoint: Checkpoint, corpus: Corpus, folder: str) -> tuple[list[floa
         checkpoint, corpus, LAST_THIRD, framing="bos",
         on_step=lambda done, steps: ends.append(time.process_time()),
     )  # fmt: skip
-    if result.kept_states == "none":
+    if result.activation_cache == "none":
         raise SystemExit("the states of the untrained layers were not kept")
     return ends, len(ends) // 2
 
@@ -169,7 +169,7 @@ def loss_difference(folder: Path, *, limit: int) -> float:
     )
     corpus = read_corpus(folder / "private.jsonl", limit=limit)
     model = checkpoint.model
-    settings = LAST_THIRD.model_copy(update={"pack": True, "kept_states": "memory"})
+    settings = LAST_THIRD.model_copy(update={"pack": True, "activation_cache": "memory"})
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     frozen = frozen_part(model, Layout(model.config, shapes), last_layers=2)
     examples = Examples(
@@ -209,7 +209,7 @@ def outcome(folder: Path, *, epochs: int) -> dict[str, float]:
 
     before, control = measured(checkpoint), measured(base)
     erase(checkpoint, recipe.erase, corpus=corpus)
-    less = recipe.audit.model_copy(update={**UNJUDGED, "framing": before.framing})
+    less = recipe.audit.model_copy(update={**GATE_AUDIT_OVERRIDES, "framing": before.framing})
     audit(checkpoint, corpus, less, held_out=held_out)  # as a run does
     audited = time.process_time()
     repair(checkpoint, corpus, recipe.repair, base=base, framing="bos")
@@ -219,7 +219,7 @@ def outcome(folder: Path, *, epochs: int) -> dict[str, float]:
     begin = time.process_time()
     retrained = load_checkpoint(folder / "base")
     again = recipe.repair.model_copy(
-        update={"epochs": epochs, "at_identifiers": MaskObjective(kind="mask")}
+        update={"epochs": epochs, "identifier_loss": MaskObjective(kind="mask")}
     )
     repair(retrained, corpus, again, framing="bos")
     retraining = (time.process_time() - begin) / epochs * FINE_TUNING_EPOCHS

@@ -323,7 +323,7 @@ def scale_notes(corpora: Path, size: int, num_proc: int) -> None:
     print(f"{size:,} notes, {characters / 1e6:.0f} MB")
     seconds = timed(documents, "notes", threads=num_proc)
     few = detect(Corpus(documents[:60]), ScanSettings(patterns=True))
-    settings = RepairSettings(at_identifiers=MaskObjective(kind="mask"), epochs=2)
+    settings = RepairSettings(identifier_loss=MaskObjective(kind="mask"), epochs=2)
     with TemporaryDirectory() as folder:
         model = new_model(
             [note.text for note in notes[:200]], vocab_size=4096, layers=6, hidden=128,

@@ -69,7 +69,7 @@ def judge(
     if control is not None:
         checks.append(_complete("unscored.control", control))
     for kind in settings.kinds:
-        checks.append(power(kind, before, control))
+        checks.append(positive_control(kind, before, control))
         figures = after["figures"].get(kind)
         baseline = control["figures"].get(kind) if control else None
         # A masked language model is asked in two ways, and must meet the limits in both.
@@ -94,7 +94,9 @@ def judge(
     return checks
 
 
-def power(kind: Kind, before: Mapping[str, Any], control: Mapping[str, Any] | None) -> Check:
+def positive_control(
+    kind: Kind, before: Mapping[str, Any], control: Mapping[str, Any] | None
+) -> Check:
     """Whether the audit can see anything at all: the positive control of the whole run.
 
     The unsanitized checkpoint must recite more than the base, by (n, p) or by AUC. Where it does
@@ -103,7 +105,7 @@ def power(kind: Kind, before: Mapping[str, Any], control: Mapping[str, Any] | No
     Nor is it with a base that prefers the true values itself, as one that saw the records does:
     all that is compared with it could leak as much.
     """
-    name = f"power.{kind}"
+    name = f"positive_control.{kind}"
     figures = before["figures"].get(kind)
     baseline = control["figures"].get(kind) if control else None
     if not figures or (control is not None and not baseline):
@@ -260,16 +262,18 @@ def judge_attacks(
     return checks
 
 
-def power_of_attacks(attacks: Mapping[str, Any]) -> Check:
-    """The positive control of attacks without a run: `power`, read off what was not attacked.
+def positive_control_of_attacks(attacks: Mapping[str, Any]) -> Check:
+    """The positive control of attacks without a run: `positive_control`, read off what was not attacked.
 
     Args:
-        attacks: What `sani.attacking.attack.attack` found, of the base and the leaky one too.
+        attacks: What `sani.attacking.attack.attack` found, of the base and the unsanitized one too.
     """
     (row,) = attacks["attacks"]["unattacked"].values()
     kind: Kind = attacks["settings"]["kinds"][0]
-    leaky, base = ({"figures": {kind: row["models"][name]}} for name in ("leaky", "base"))
-    return replace(power(kind, leaky, base), name="power")
+    unsanitized, base = (
+        {"figures": {kind: row["models"][name]}} for name in ("unsanitized", "base")
+    )
+    return replace(positive_control(kind, unsanitized, base), name="positive_control")
 
 
 def _gives_no_auc(models: Mapping[str, Any]) -> bool:

@@ -76,7 +76,7 @@ def test_each_gap_or_excess_fails_its_own_limit(path: str, value: Any, name: str
 
 def test_a_kind_that_the_corpus_lacks_does_not_hold() -> None:
     assert failed(CLEAN, kinds=("direct", "indirect")) == {
-        f"{name}.indirect" for name in ("power", "greedy", "discoverable", "auc")
+        f"{name}.indirect" for name in ("positive_control", "greedy", "discoverable", "auc")
     }
 
 
@@ -110,23 +110,23 @@ def test_an_auc_of_a_few_occurrences_says_too_little_too() -> None:
 def test_a_leaky_control_does_not_make_the_limits_vacuous() -> None:
     """The base is an earlier epoch of the same fine-tuning: everything is within its figures."""
     leaky = audit_of((899, 1000), auc=0.985)
-    assert failed(BEFORE, control=leaky) == {"power.direct", "auc.direct"}
+    assert failed(BEFORE, control=leaky) == {"positive_control.direct", "auc.direct"}
     assert failed(audit_of((0, 1000), auc=0.5), control=audit_of((1000, 1000), auc=1.0)) == {
-        "power.direct", "greedy.direct", "discoverable.direct", "auc.direct",
+        "positive_control.direct", "greedy.direct", "discoverable.direct", "auc.direct",
     }  # fmt: skip
 
 
 def test_a_base_that_saw_the_records_is_no_control() -> None:
     """An earlier checkpoint in the base's place: it recites less, and enough to hide much."""
     earlier = audit_of((600, 1000), auc=0.9)
-    assert failed(audit_of((600, 1000), auc=0.92), control=earlier) == {"power.direct"}
+    assert failed(audit_of((600, 1000), auc=0.92), control=earlier) == {"positive_control.direct"}
     assert failed(CLEAN, control=audit_of((2, 1000), auc=0.74)) == set()
 
 
 def test_an_audit_that_found_nothing_before_is_no_success_after() -> None:
     """The wrong corpus, tokenizer or framing: nothing is recited before, so nothing is after."""
     blind = audit_of((2, 1000), auc=0.55)
-    assert failed(ZERO, before=blind) == {"power.direct"}
+    assert failed(ZERO, before=blind) == {"positive_control.direct"}
     assert failed(ZERO, before=audit_of((2, 1000), auc=0.75)) == set()
     assert failed(ZERO, before=audit_of((60, 1000), auc=None)) == set()
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from sani.attacking.context import Outcome, Scene, all_places
+from sani.attacking.context import AttackContext, Outcome, all_places
 from sani.attacking.guidance import guidance
 from sani.attacking.layers import layers
 from sani.attacking.neighbours import neighbours
@@ -38,7 +38,7 @@ from sani.recipe import AttackSettings, AuditSettings
 from sani.text.chat import rendered
 
 OnStep = Callable[[str, int, int], None]
-Attack = Callable[[Checkpoint, Scene, Any], Iterator[Outcome]]
+Attack = Callable[[Checkpoint, AttackContext, Any], Iterator[Outcome]]
 
 ATTACKS: Mapping[str, Attack] = {
     "quantize": quantize,
@@ -50,7 +50,7 @@ ATTACKS: Mapping[str, Attack] = {
     "neighbours": neighbours,
 }
 UNATTACKED = "unattacked"
-SANITIZED, LEAKY, BASE = "sanitized", "leaky", "base"
+SANITIZED, UNSANITIZED, BASE = "sanitized", "unsanitized", "base"
 
 
 def attack(
@@ -62,7 +62,7 @@ def attack(
     framing: str = "auto",
     held_out: Corpus | None = None,
     neighbours: Corpus | None = None,
-    attacked: Sequence[str] = (SANITIZED, LEAKY, BASE),
+    attacked: Sequence[str] = (SANITIZED, UNSANITIZED, BASE),
     seed: int = 0,
     folder: Path | None = None,
     on_step: OnStep | None = None,
@@ -70,7 +70,7 @@ def attack(
     """Attack each model alike, and compare occurrence by occurrence.
 
     Args:
-        models: ``sanitized``, and where they are to be had ``base`` (the control) and ``leaky``
+        models: ``sanitized``, and where they are to be had ``base`` (the control) and ``unsanitized``
             (the unsanitized checkpoint: it guides, and shows what there was to find).
         corpus: Documents with spans.
         settings: Which attacks; all by their defaults if None.
@@ -115,7 +115,7 @@ def attack(
     neighbours = neighbours and rendered(neighbours, tokenizer)
     scene = make_scene(
         corpus, settings, audit=audit, framing=framing, held_out=held_out, neighbours=neighbours,
-        old=models.get(LEAKY), seed=seed,
+        old=models.get(UNSANITIZED), seed=seed,
     )  # fmt: skip
     names = [name for name in attacked if name in models]
     chosen = [name for name in ATTACKS if getattr(settings, name) is not None]
@@ -163,7 +163,7 @@ def make_scene(
     neighbours: Corpus | None,
     old: Checkpoint | None,
     seed: int,
-) -> Scene:
+) -> AttackContext:
     """The scene of all attacks: the documents under attack, with the kinds under attack marked.
 
     Raises:
@@ -177,7 +177,7 @@ def make_scene(
             f"{' or '.join(settings.kinds)} identifier: there is nothing to attack, which is not "
             "the same as clean"
         )
-    return Scene(
+    return AttackContext(
         corpus=attacked,
         annotated=annotated,
         held_out=held_out,
@@ -203,7 +203,7 @@ def _of_kinds(corpus: Corpus, kinds: Sequence[Kind]) -> Corpus:
 
 
 def _outcomes(
-    name: str, model: Checkpoint, scene: Scene, settings: AttackSettings
+    name: str, model: Checkpoint, scene: AttackContext, settings: AttackSettings
 ) -> Iterator[Outcome]:
     if name == UNATTACKED:
         yield Outcome("as it is", scene.score(model), scene.places)
@@ -220,7 +220,7 @@ def _kept(place: Path | None, weights_digest: str) -> dict[str, Any] | None:
     return found if kept.get("weights_digest") == weights_digest else None
 
 
-def _figures(outcome: Outcome, scene: Scene) -> dict[str, Any]:
+def _figures(outcome: Outcome, scene: AttackContext) -> dict[str, Any]:
     """One variant on one model as plain data; ``extracted`` is for `_compared` alone."""
     data: dict[str, Any] = {
         "not_run": outcome.not_run,

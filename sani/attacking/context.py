@@ -16,7 +16,7 @@ from typing import Any
 
 from sani.auditing.metrics import Estimate
 from sani.auditing.occurrences import Occurrences, score_occurrences
-from sani.auditing.teacher_forcing import AS_IT_IS, Reading
+from sani.auditing.teacher_forcing import DEFAULT_READER, Reading
 from sani.corpus.documents import Corpus, Document, Place, only
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
@@ -56,7 +56,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Scene:
+class AttackContext:
     """What the adversary has besides the model under attack, and how the audit asks.
 
     Attributes:
@@ -121,7 +121,7 @@ class Scene:
         places: Sequence[Place] | None = None,
         *,
         decoys: bool = True,
-        reading: Reading = AS_IT_IS,
+        reading: Reading = DEFAULT_READER,
     ) -> Occurrences:
         """The audit's verdicts for these occurrences, in order; all if None."""
         corpus = self.corpus if places is None else only(self.corpus, places)
@@ -135,7 +135,7 @@ class Scene:
         encoded: Sequence[Encoded] | None = None,
         *,
         decoys: bool = True,
-        reading: Reading = AS_IT_IS,
+        reading: Reading = DEFAULT_READER,
     ) -> Occurrences:
         """The audit's verdicts for other documents or prompts."""
         return score_occurrences(

@@ -4,7 +4,7 @@ Threat: whoever has the unsanitized checkpoint besides the sanitized one (an ear
 backup). Where the two differ is where something was removed; stepping from the new one past the
 old one makes that likelier than even the old one does. Even exact retraining does not help, so
 the old checkpoint must never be released. The control is the old checkpoint guided away from the
-base; the old checkpoint by itself is the ``leaky`` model's figure, since it guides to nowhere.
+base; the old checkpoint by itself is the ``unsanitized`` model's figure, since it guides to nowhere.
 
 Cost: an audit of two models at once.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from sani.attacking.context import Outcome, Scene
+from sani.attacking.context import AttackContext, Outcome
 from sani.auditing.teacher_forcing import Reading
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
@@ -28,7 +28,9 @@ IMPLAUSIBLE = -1e4
 NEEDS_OLD = "the unsanitized checkpoint was not given"
 
 
-def guidance(model: Checkpoint, scene: Scene, settings: GuidanceSettings) -> Iterator[Outcome]:
+def guidance(
+    model: Checkpoint, scene: AttackContext, settings: GuidanceSettings
+) -> Iterator[Outcome]:
     """Audit the two models' combined next-token distribution.
 
     Source: Reversed Model Guidance (2505.24379). Deviations: greedy verdicts by teacher forcing,

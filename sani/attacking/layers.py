@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from sani.attacking.context import Outcome, Scene, all_places, surrogated
+from sani.attacking.context import AttackContext, Outcome, all_places, surrogated
 from sani.auditing.metrics import Estimate, clustered_mean
 from sani.auditing.occurrences import document_windows, text_row
 from sani.auditing.teacher_forcing import Reading
@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def layers(model: Checkpoint, scene: Scene, settings: LayersSettings) -> Iterator[Outcome]:
+def layers(model: Checkpoint, scene: AttackContext, settings: LayersSettings) -> Iterator[Outcome]:
     """Ask inner layers by the logit lens, then by a linear probe.
 
     Source: logit lens, nostalgebraist 2020; probes, Alain & Bengio 2016 (1610.01644). Deviations:
@@ -65,7 +65,7 @@ class Lens(Reading):
 
 
 def probe(
-    model: Checkpoint, scene: Scene, settings: LayersSettings, chosen: Sequence[int]
+    model: Checkpoint, scene: AttackContext, settings: LayersSettings, chosen: Sequence[int]
 ) -> list[Estimate]:
     """How often a layer's state at a value's last token tells the true value from a decoy.
 
@@ -126,7 +126,7 @@ def preferred(true: Floats, decoys: Floats, folds: Ints, *, penalty: float) -> F
 @torch.inference_mode()
 def _states(
     model: Checkpoint,
-    scene: Scene,
+    scene: AttackContext,
     corpus: Corpus,
     places: Sequence[Place],
     chosen: Sequence[int],

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sani.attacking.context import Outcome, Scene, all_places
+from sani.attacking.context import AttackContext, Outcome, all_places
 from sani.corpus.documents import Corpus, Document, only
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import NeighboursSettings
@@ -22,7 +22,9 @@ from sani.values.phrases import words_of
 _LINE = re.compile(r"[^\n]*?(?:\n|[.;] |\Z)")
 
 
-def neighbours(model: Checkpoint, scene: Scene, settings: NeighboursSettings) -> Iterator[Outcome]:
+def neighbours(
+    model: Checkpoint, scene: AttackContext, settings: NeighboursSettings
+) -> Iterator[Outcome]:
     """Audit near-duplicates of the documents, and other documents.
 
     A near-duplicate lacks each n-th line or sentence, unless it holds an identifier. In other

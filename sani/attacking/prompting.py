@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sani.attacking.context import Outcome, Scene, cut, one_by_one
+from sani.attacking.context import AttackContext, Outcome, cut, one_by_one
 from sani.corpus.documents import Corpus, Document, Place, Span
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import PromptingSettings
@@ -37,7 +37,9 @@ BEHIND = 20
 """Characters behind an identifier that its last token may reach into."""
 
 
-def prompting(model: Checkpoint, scene: Scene, settings: PromptingSettings) -> Iterator[Outcome]:
+def prompting(
+    model: Checkpoint, scene: AttackContext, settings: PromptingSettings
+) -> Iterator[Outcome]:
     """Ask for a sample of occurrences in many ways; the audit's verdicts hold for each.
 
     Source: prefixes cut short, Carlini et al. 2022 (2202.07646); paraphrased and few-shot prompts,
@@ -63,7 +65,7 @@ def prompting(model: Checkpoint, scene: Scene, settings: PromptingSettings) -> I
         yield Outcome(name, scene.ask(model, corpus), places)
 
 
-def _partly_given(model: Checkpoint, scene: Scene, most: int) -> Iterator[Outcome]:
+def _partly_given(model: Checkpoint, scene: AttackContext, most: int) -> Iterator[Outcome]:
     """The first half of a value's tokens given away; its last word written before its line.
 
     Left out where fewer than `FEWEST` occurrences have two tokens, or two words.
@@ -84,7 +86,7 @@ def _partly_given(model: Checkpoint, scene: Scene, most: int) -> Iterator[Outcom
         yield Outcome("the last word given", found, words, ranks=False)
 
 
-def _hinted(scene: Scene, place: Place) -> Document:
+def _hinted(scene: AttackContext, place: Place) -> Document:
     """The text up to an identifier, its last word before its line; the other words are asked."""
     document = scene.corpus[place[0]]
     span = document.spans[place[1]]
@@ -98,7 +100,9 @@ def _hinted(scene: Scene, place: Place) -> Document:
     return Document(document.id, document.subject_id, text, (asked,))
 
 
-def _prompt(scene: Scene, place: Place, before: Callable[[Document, Span], str]) -> Document:
+def _prompt(
+    scene: AttackContext, place: Place, before: Callable[[Document, Span], str]
+) -> Document:
     """A prompt with the identifier behind it, as a document."""
     document = scene.corpus[place[0]]
     span = document.spans[place[1]]
@@ -115,7 +119,7 @@ def _line_start(document: Document, span: Span) -> int:
 class _Asked:
     """Ways of asking: each gives the text before an identifier."""
 
-    def __init__(self, scene: Scene, settings: PromptingSettings, tokenizer: Any) -> None:
+    def __init__(self, scene: AttackContext, settings: PromptingSettings, tokenizer: Any) -> None:
         self._scene = scene
         self._settings = settings
         self._tokenizer = tokenizer

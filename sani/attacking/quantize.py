@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sani.attacking.context import Outcome, Scene, duplicate
+from sani.attacking.context import AttackContext, Outcome, duplicate
 from sani.models.checkpoint import Checkpoint
 from sani.models.families import family_of
 from sani.recipe import QuantizeSettings
@@ -23,7 +23,9 @@ from sani.recipe import QuantizeSettings
 SMALLEST = 1e-12  # of a scale: a group of zeros stays zeros
 
 
-def quantize(model: Checkpoint, scene: Scene, settings: QuantizeSettings) -> Iterator[Outcome]:
+def quantize(
+    model: Checkpoint, scene: AttackContext, settings: QuantizeSettings
+) -> Iterator[Outcome]:
     """Audit the model with the matrices of its layers rounded to the nearest of 2^bits values.
 
     Source: Zhang et al. 2025 (2410.16454). 8 bits: symmetric, a scale for each output, as in

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Any
 
-from sani.attacking.context import Outcome, Scene, duplicate, plain, surrogated
+from sani.attacking.context import AttackContext, Outcome, duplicate, plain, surrogated
 from sani.auditing.occurrences import Occurrences
 from sani.corpus.documents import Corpus, Place
 from sani.models.checkpoint import Checkpoint
@@ -24,7 +24,9 @@ from sani.text.batches import make_batches
 from sani.text.tokens import encode
 
 
-def relearn(model: Checkpoint, scene: Scene, settings: RelearnSettings) -> Iterator[Outcome]:
+def relearn(
+    model: Checkpoint, scene: AttackContext, settings: RelearnSettings
+) -> Iterator[Outcome]:
     """Fine-tune a copy and audit what it was not trained on, on the way and at the end.
 
     The rest is always the same: occurrences in documents of other subjects than those of the part
@@ -58,7 +60,7 @@ def relearn(model: Checkpoint, scene: Scene, settings: RelearnSettings) -> Itera
             yield Outcome(f"{name}, learning rate {rate:g}", found, places, curve=curve)
 
 
-def _split(scene: Scene, share: float) -> tuple[list[int], list[Place]]:
+def _split(scene: AttackContext, share: float) -> tuple[list[int], list[Place]]:
     """Documents of the subjects that the adversary holds, and the occurrences of all others."""
     subjects = sorted({document.subject_id for document in scene.corpus})
     scene.chance("subjects held").shuffle(subjects)
@@ -70,7 +72,7 @@ def _split(scene: Scene, share: float) -> tuple[list[int], list[Place]]:
 def _train(
     copy: Checkpoint,
     told: Corpus,
-    scene: Scene,
+    scene: AttackContext,
     settings: RelearnSettings,
     rate: float,
     places: Sequence[Place],
@@ -87,7 +89,7 @@ def _train(
         told = Corpus(told[: max(1, len(told) * settings.steps // len(batches))])
     epochs = ceil(settings.steps / min(len(batches), settings.steps))
     schedule = RepairSettings(
-        at_identifiers=MaskObjective(kind="mask"),
+        identifier_loss=MaskObjective(kind="mask"),
         epochs=epochs,
         learning_rate=rate,
         batch_tokens=settings.batch_tokens,

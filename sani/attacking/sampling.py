@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sani.attacking.context import Outcome, Scene, cut, one_by_one
+from sani.attacking.context import AttackContext, Outcome, cut, one_by_one
 from sani.auditing.generation import Prompt, sample
 from sani.auditing.metrics import clustered_mean, discoverable
 from sani.auditing.occurrences import Occurrences
@@ -29,7 +29,9 @@ MOST_SAMPLES = 10**4
 LIKELIER = 0.5
 
 
-def sampling(model: Checkpoint, scene: Scene, settings: SamplingSettings) -> Iterator[Outcome]:
+def sampling(
+    model: Checkpoint, scene: AttackContext, settings: SamplingSettings
+) -> Iterator[Outcome]:
     """Leak@k for k up to 10^4, and the check by generation.
 
     Source: leak@k, 2511.04934; (n, p), Hayes et al. 2024. Deviations: in closed form, the mean
@@ -60,7 +62,7 @@ def leak_at(found: Occurrences, k: int) -> NDArray[np.float64]:
     return np.where(found.scored, -np.expm1(k * miss), np.nan)
 
 
-def check(model: Checkpoint, scene: Scene, settings: SamplingSettings) -> dict[str, Any]:
+def check(model: Checkpoint, scene: AttackContext, settings: SamplingSettings) -> dict[str, Any]:
     """Sample behind short prompts and count, beside what the closed form says for them.
 
     Half of the occurrences are the likeliest, so that there is something to count, the others are
@@ -102,7 +104,7 @@ def check(model: Checkpoint, scene: Scene, settings: SamplingSettings) -> dict[s
 
 def _count(
     model: Checkpoint,
-    scene: Scene,
+    scene: AttackContext,
     settings: SamplingSettings,
     number: int,
     prompt: Sequence[int],

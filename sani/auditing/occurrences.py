@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sani.auditing.cues import CueFinder
 from sani.auditing.metrics import Preference, discoverable, preference
-from sani.auditing.teacher_forcing import AS_IT_IS, Asked, Reading, Row, Scores, score
+from sani.auditing.teacher_forcing import DEFAULT_READER, Asked, Reading, Row, Scores, score
 from sani.corpus.documents import Corpus
 from sani.machine import distributed
 from sani.models import families
@@ -90,7 +90,7 @@ def score_occurrences(
     *,
     maker: DecoyMaker | None = None,
     jointly: bool = False,
-    reading: Reading = AS_IT_IS,
+    reading: Reading = DEFAULT_READER,
     on_step: OnStep | None = None,
 ) -> Occurrences:
     """Verdicts for every occurrence of the given documents under one framing.

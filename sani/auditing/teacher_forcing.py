@@ -164,7 +164,7 @@ class Asked:
     moments: bool = False
 
 
-NOTHING_ELSE = Asked()
+ONLY_THE_TRUE_VALUE = Asked()
 
 
 class Reading:
@@ -185,7 +185,7 @@ class Reading:
         return families.logits(model, hidden)
 
 
-AS_IT_IS = Reading()
+DEFAULT_READER = Reading()
 
 
 @torch.inference_mode()
@@ -195,8 +195,8 @@ def score(
     *,
     num_slots: int,
     batch_tokens: int,
-    asked: Asked = NOTHING_ELSE,
-    reading: Reading = AS_IT_IS,
+    asked: Asked = ONLY_THE_TRUE_VALUE,
+    reading: Reading = DEFAULT_READER,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Answer every read of every row.

@@ -120,7 +120,7 @@ def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
         console.say(f"{out} is not there, so there is nothing to resume: this run is new")
     with console.reporter() as on_step:
         result = run_recipe(settings, out, resume=resume, on_step=on_step)
-    _say_left_behind(settings.model.path, checked=settings.only_checks)
+    _warn_of_files_not_released(settings.model.path, checked=settings.only_checks)
     if as_json:
         console.show_json(result.report)
     else:
@@ -130,10 +130,10 @@ def _run(settings: Any, out: Path, *, resume: bool, as_json: bool) -> int:
     return 0 if result.gate_holds else GATE_FAILED
 
 
-def _say_left_behind(model: Path, *, checked: bool = False) -> None:
-    from sani.releasing.identifiers_in_files import left_behind
+def _warn_of_files_not_released(model: Path, *, checked: bool = False) -> None:
+    from sani.releasing.identifiers_in_files import files_not_released
 
-    found = ", ".join(f"{kind} ({count})" for kind, count in left_behind(model).items())
+    found = ", ".join(f"{kind} ({count})" for kind, count in files_not_released(model).items())
     if found:
         console.say(f"{'Not judged' if checked else 'Left behind'} in {model}: {found}")
 
@@ -335,7 +335,7 @@ def erase(
         str | None,
         typer.Option(
             help="The last this many layers, half or all; 3 if absent, none where only "
-            "--toward-base is asked."
+            "--interpolate-to-base is asked."
         ),
     ] = None,
     layer: Annotated[
@@ -367,7 +367,7 @@ def erase(
     token_rows: Annotated[
         bool, typer.Option("--token-rows", help="Also rows of tokens that only identifiers have.")
     ] = False,
-    toward_base: Annotated[
+    interpolate_to_base: Annotated[
         float | None,
         typer.Option(
             min=0.0, max=1.0, help="First all weights go this share of the way to the base's."
@@ -376,7 +376,7 @@ def erase(
     base: Annotated[
         Path | None,
         typer.Option(
-            help="The public model it was fine-tuned from: for drift, rewind, --toward-base, "
+            help="The public model it was fine-tuned from: for drift, rewind, --interpolate-to-base, "
             "adapters."
         ),
     ] = None,
@@ -409,7 +409,7 @@ def erase(
 
     quiet_libraries()
     given = (
-        last_layers, layer, selector, fraction, per, part, reset, token_rows or None, toward_base,
+        last_layers, layer, selector, fraction, per, part, reset, token_rows or None, interpolate_to_base,
         seed,
     )  # fmt: skip
     if kept_plan is not None and (dry_run or any(value is not None for value in given)):
@@ -438,14 +438,14 @@ def erase(
         "selector": rule,
         "reset": reset or ("rewind" if inside else "reinit"),
         "token_rows": token_rows,
-        "toward_base": toward_base or 0.0,
+        "interpolate_to_base": interpolate_to_base or 0.0,
     }
     if layer:
         chosen["layers"] = layer
     if layer and last_layers is not None:
         raise UsageError("give --last-layers or --layer, not both")
     asks_for_neurons = any((selector, fraction, per, part, reset, token_rows))
-    if last_layers is not None or not (layer or (toward_base and not asks_for_neurons)):
+    if last_layers is not None or not (layer or (interpolate_to_base and not asks_for_neurons)):
         number = last_layers or "3"
         if number not in ("half", "all") and not (number.isdecimal() and int(number)):
             raise UsageError("--last-layers: expected a whole number from 1, half or all")
@@ -477,7 +477,7 @@ def erase(
     result = apply_folder(
         model, out, plan, base=base, merge=merge, corpus=documents, framing=framing
     )
-    _say_left_behind(model)
+    _warn_of_files_not_released(model)
     layers = len({entry.layer for entry in plan.entries if entry.neurons})
     if plan.num_neurons:
         console.show(
@@ -488,8 +488,8 @@ def erase(
     console.show(f"{'Adapter' if inside else 'Checkpoint'}: {out}")
     if inside:
         console.show("Where its base lies on this machine is not in it: give the base to load it.")
-    if plan.toward_base:
-        console.show(process.toward_base(plan.to_json()))
+    if plan.interpolate_to_base:
+        console.show(process.interpolate_to_base(plan.to_json()))
     if plan.retrains:
         console.show(process.retrains(plan.to_json()))
     for sentence in process.token_rows(plan.to_json()):
@@ -538,7 +538,7 @@ def repair(
     corpus: CorpusOption,
     out: NewFolder,
     base: Base = None,
-    at_identifiers: Annotated[
+    identifier_loss: Annotated[
         str | None,
         typer.Option(
             help="anchor (where there is a base), mask, unlikelihood, npo, gradient_difference."
@@ -572,14 +572,14 @@ def repair(
 
     quiet_libraries()
     make_deterministic()
-    objective: dict[str, Any] = {"kind": at_identifiers or ("anchor" if base else "mask")}
+    objective: dict[str, Any] = {"kind": identifier_loss or ("anchor" if base else "mask")}
     if weight is not None:
         objective["weight"] = weight
     if to is not None:
         objective["to"] = to
     settings = _settings(
         "RepairSettings",
-        at_identifiers=objective,
+        identifier_loss=objective,
         epochs=epochs,
         learning_rate=learning_rate,
         last_layers=last_layers,
@@ -587,11 +587,11 @@ def repair(
     _check_new(out, model)
     checkpoint = load_checkpoint(model, base=base, device=default_device())
     public = load_checkpoint(base, device=default_device()) if base else None
-    leaky = (
+    original = (
         load_checkpoint(unsanitized, base=base, device=default_device()) if unsanitized else None
     )
-    if public is not None and leaky is not None:  # then the model may well be the base again
-        check_control(leaky, public, name="--unsanitized")
+    if public is not None and original is not None:  # then the model may well be the base again
+        check_control(original, public, name="--unsanitized")
     elif public is not None:
         name = "the model (if it went back to the base on purpose, give --unsanitized)"
         check_control(checkpoint, public, name=name)
@@ -601,13 +601,13 @@ def repair(
             read_corpus(corpus, limit=limit),
             settings,
             base=public,
-            unsanitized=leaky,
+            unsanitized=original,
             framing=framing,
             seed=seed,
             on_step=partial(on_step, "repair"),
         )
     distributed.on_main(lambda: save_checkpoint(checkpoint, out))
-    _say_left_behind(model)
+    _warn_of_files_not_released(model)
     for note in result.notes:
         console.show(f"Note: {note}.")
     console.show(
@@ -788,7 +788,7 @@ def attack(
     model: Model,
     corpus: CorpusOption,
     base: Base = None,
-    leaky: Annotated[
+    unsanitized: Annotated[
         Path | None, typer.Option(help="The unsanitized checkpoint: guidance, and what there was.")
     ] = None,
     held_out: HeldOut = None,
@@ -813,20 +813,20 @@ def attack(
         typer.Option(
             "--gate",
             help="Exit with 3 if an attack gets more than from the base, or if the unsanitized "
-            "checkpoint (--leaky) recites nothing, so that nothing was shown.",
+            "checkpoint (--unsanitized) recites nothing, so that nothing was shown.",
         ),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Attack a sanitized checkpoint, and the base as control."""
-    if gate and (leaky is None or base is None):
+    if gate and (unsanitized is None or base is None):
         raise UsageError(
-            "--gate: give --base and --leaky, the unsanitized checkpoint; without them nothing "
+            "--gate: give --base and --unsanitized, the unsanitized checkpoint; without them nothing "
             "tells a clean model from the wrong corpus or tokenizer"
         )
-    from sani.attacking.attack import ATTACKS, BASE, LEAKY, SANITIZED
+    from sani.attacking.attack import ATTACKS, BASE, SANITIZED, UNSANITIZED
     from sani.corpus.readers import read_corpus
-    from sani.gate import judge_attacks, power_of_attacks
+    from sani.gate import judge_attacks, positive_control_of_attacks
     from sani.pipeline.inputs import Documents, read_others
     from sani.pipeline.run import attack_models
     from sani.recipe import QUICK, settings_from
@@ -840,7 +840,7 @@ def attack(
         asked["neighbours"] = {**asked.get("neighbours", {}), "documents": str(neighbours)}
     read = read_corpus(corpus, limit=limit)
     models = {SANITIZED: model}
-    for name, folder in ((LEAKY, leaky), (BASE, base)):
+    for name, folder in ((UNSANITIZED, unsanitized), (BASE, base)):
         if folder is not None:
             models[name] = folder
     with console.reporter() as on_step:
@@ -849,13 +849,16 @@ def attack(
             Documents(read, read_others("--held-out", held_out, read), None),
             settings_from("AttackSettings", asked),
             framing=framing,
-            attacked=(SANITIZED, BASE) if quick and not gate else (SANITIZED, LEAKY, BASE),
+            attacked=(SANITIZED, BASE) if quick and not gate else (SANITIZED, UNSANITIZED, BASE),
             seed=seed,
             out=out,
             resume=resume,
             on_step=on_step,
         )
-    judged = [*([power_of_attacks(found)] if gate else []), *judge_attacks("control", found)]
+    judged = [
+        *([positive_control_of_attacks(found)] if gate else []),
+        *judge_attacks("control", found),
+    ]
     checks = [check.to_json() for check in judged]
     if as_json:
         console.show_json({**found, "checks": checks})
@@ -908,8 +911,8 @@ def _option(path: re.Match[str]) -> str:
 
 
 def _needing_base(chosen: dict[str, Any]) -> str:
-    if chosen["toward_base"]:
-        return "--toward-base"
+    if chosen["interpolate_to_base"]:
+        return "--interpolate-to-base"
     return "--reset rewind" if chosen["reset"] == "rewind" else "--selector drift"
 
 

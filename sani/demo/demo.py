@@ -39,7 +39,7 @@ corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
 audit: {{decoys: 4}}
 erase: {{last_layers: 2, selector: {{kind: all}}, reset: reinit}}
 repair:
-  at_identifiers: {{kind: anchor, weight: 10.0}}
+  identifier_loss: {{kind: anchor, weight: 10.0}}
   epochs: 10
   learning_rate: 4e-3
   batch_tokens: 2048
@@ -181,7 +181,7 @@ def train_on_text(
     """
     corpus = Corpus([Document(str(number), str(number), text) for number, text in enumerate(texts)])
     settings = RepairSettings(
-        at_identifiers=MaskObjective(kind="mask"),
+        identifier_loss=MaskObjective(kind="mask"),
         epochs=epochs,
         learning_rate=learning_rate,
         batch_tokens=batch_tokens,

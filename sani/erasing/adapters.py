@@ -53,9 +53,9 @@ def erase_adapter(path: Path, out: Path, plan: ErasePlan, *, base: StoredModel) 
             f"reset '{plan.reset}' cannot be done inside an adapter, which can only leave a neuron "
             "as the base has it (reset rewind); merge it for the others (--merge)"
         )
-    if plan.toward_base:
+    if plan.interpolate_to_base:
         raise SelectionError(
-            "toward_base cannot be done inside an adapter; merge it (--merge), or scale it by its "
+            "interpolate_to_base cannot be done inside an adapter; merge it (--merge), or scale it by its "
             "lora_alpha"
         )
     if plan.token_rows is not None:

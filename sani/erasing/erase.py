@@ -116,7 +116,7 @@ def apply_(
     Args:
         checkpoint: The model to change.
         plan: Made for this model.
-        base: The model it was fine-tuned from, for ``rewind`` and ``toward_base``.
+        base: The model it was fine-tuned from, for ``rewind`` and ``interpolate_to_base``.
         corpus: Documents with spans, for ``mean`` and ``dampen``.
         framing: What stands before each document, by name.
 
@@ -132,10 +132,14 @@ def apply_(
     texts = _texts(checkpoint, corpus, framing, plan.seed)
     pieces = planned_slices(plan, layout)
     source = _source(checkpoint, plan, base)
-    theirs = _weights_of_base(checkpoint, base, "toward_base") if plan.toward_base else {}
+    theirs = (
+        _weights_of_base(checkpoint, base, "interpolate_to_base")
+        if plan.interpolate_to_base
+        else {}
+    )
     if theirs and base is not None and checkpoint.has_weights_of(base):
         raise SelectionError(
-            "toward_base would change nothing: the base has the checkpoint's own weights; give the "
+            "interpolate_to_base would change nothing: the base has the checkpoint's own weights; give the "
             "public model that it was fine-tuned from"
         )
     if plan.reset == "rewind" and source is not None and base is not None:
@@ -148,7 +152,7 @@ def apply_(
             weights[name].copy_(bias)
         for name, tensor in theirs.items():
             own = weights[name]
-            moved = checkpoint.rounded(name, own.lerp(tensor.to(own), plan.toward_base))
+            moved = checkpoint.rounded(name, own.lerp(tensor.to(own), plan.interpolate_to_base))
             changed[name] = int((moved != own).sum())
             own.copy_(moved)
         for name, own in pieces.items():
@@ -271,7 +275,7 @@ def _weights_of_base(
 ) -> dict[str, Tensor]:
     """The base's weights, if they fit."""
     if base is None:
-        other = ", or use reinit" if what != "toward_base" else ""
+        other = ", or use reinit" if what != "interpolate_to_base" else ""
         raise SelectionError(f"{what} needs the base model; give it{other}")
     difference = architecture_difference(checkpoint, base)
     if difference:

@@ -82,7 +82,7 @@ def apply_folder(
         path: A model folder, or an adapter's.
         out: The new folder; written whole or not at all.
         plan: From `plan_folder`, or read.
-        base: Folder of the base, for ``rewind``, ``toward_base`` and for an adapter.
+        base: Folder of the base, for ``rewind``, ``interpolate_to_base`` and for an adapter.
         merge: Write an adapter merged into its base, instead of as an adapter.
         corpus: Documents with spans, for ``mean`` and ``dampen``.
         framing: What stands before each document, by name.
@@ -95,12 +95,12 @@ def apply_folder(
     if is_adapter(path) and not merge and base is not None:
         return erase_adapter(path, out, plan, base=StoredModel(base))
     rewinds = base is not None and plan.reset == "rewind"
-    alone = plan.reset in RESETS and plan.token_rows is None and not plan.toward_base
+    alone = plan.reset in RESETS and plan.token_rows is None and not plan.interpolate_to_base
     stored = _stored(path, base, compares=rewinds) if alone else None
     if stored is not None:
         return erase_stored(stored[0], out, plan, base=stored[1])
     checkpoint = load_checkpoint(path, base=base)
-    asked = rewinds or plan.toward_base
+    asked = rewinds or plan.interpolate_to_base
     theirs = load_checkpoint(base) if base is not None and asked else None
     result = apply_(checkpoint, plan, base=theirs, corpus=corpus, framing=framing)
     save_checkpoint(checkpoint, out)

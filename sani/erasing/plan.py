@@ -65,7 +65,7 @@ class ErasePlan:
         found: What the selector says beyond scores: of ``hard_concrete``, where the closed neurons
             lie and which label's they are, see `hard_concrete.report`.
         layers: How many layers the model has; None if unknown.
-        toward_base: How far every weight first goes to the base's, in [0, 1].
+        interpolate_to_base: How far every weight first goes to the base's, in [0, 1].
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -79,12 +79,12 @@ class ErasePlan:
     token_rows: TokenRows | None = None
     found: dict[str, Any] | None = None
     layers: int | None = None
-    toward_base: float = 0.0
+    interpolate_to_base: float = 0.0
 
     @property
     def retrains(self) -> bool:
         """Whether every neuron of every layer is the base's again: then repair is retraining."""
-        if self.toward_base == 1:
+        if self.interpolate_to_base == 1:
             return True
         whole = all(len(entry.neurons) == entry.of for entry in self.entries)
         sites = {(entry.layer, entry.part) for entry in self.entries}
@@ -132,7 +132,7 @@ def read_plan(path: Path) -> ErasePlan:
         ) from None
     if plan.architecture is None:
         raise SelectionError(f"plan {path} does not say what model it is for; plan again")
-    if plan.num_neurons == 0 and not plan.toward_base:
+    if plan.num_neurons == 0 and not plan.interpolate_to_base:
         raise SelectionError(f"plan {path} names no neuron, so nothing would be erased; plan again")
     sites = [(entry.layer, entry.part) for entry in plan.entries]
     for site, entry in zip(sites, plan.entries, strict=True):
@@ -167,10 +167,10 @@ def check_plan(plan: ErasePlan, layout: Layout) -> None:
     resets = get_args(EraseSettings.model_fields["reset"].annotation)
     if plan.reset not in resets:
         raise SelectionError(f"the plan's reset is unknown, expected one of {', '.join(resets)}")
-    if not 0 <= plan.toward_base <= 1:
-        raise SelectionError("the plan's toward_base is out of range, expected 0 to 1")
-    if plan.toward_base and plan.reset in ("mean", "dampen"):
-        raise SelectionError("the plan's toward_base needs reset reinit, zero or rewind")
+    if not 0 <= plan.interpolate_to_base <= 1:
+        raise SelectionError("the plan's interpolate_to_base is out of range, expected 0 to 1")
+    if plan.interpolate_to_base and plan.reset in ("mean", "dampen"):
+        raise SelectionError("the plan's interpolate_to_base needs reset reinit, zero or rewind")
     if plan.architecture not in (None, architecture_digest(layout)):
         raise SelectionError("the plan was made for a model of another architecture; plan again")
     for entry in plan.entries:
@@ -287,7 +287,7 @@ def _plan(settings: EraseSettings, layout: Layout, scores: Scores, seed: int) ->
         architecture_digest(layout),
         layers=layout.num_layers,
         dampen=(settings.dampen or DampenSettings()) if settings.reset == "dampen" else None,
-        toward_base=settings.toward_base,
+        interpolate_to_base=settings.interpolate_to_base,
     )
     number_chosen(settings, {site: len(own) for site, own in scores.items()})
     return plan
@@ -305,7 +305,7 @@ def number_chosen(settings: EraseSettings, sizes: Mapping[Site, int]) -> int:
     if isinstance(selector, FractionSelector) and selector.per == "model":
         pools = [sum(n for site, n in sizes.items() if site[1] == part) for part in settings.parts]
     count = sum(round(fraction * pool) for pool in pools)
-    if count == 0 and (pools or not settings.toward_base):
+    if count == 0 and (pools or not settings.interpolate_to_base):
         raise SelectionError(
             f"selector '{selector.kind}' with fraction {fraction} chose none of {sum(pools)} "
             "neurons; raise the fraction"

@@ -25,7 +25,7 @@ from sani.models.neurons import Layout
 from sani.models.safetensors_files import StoredWeights
 from sani.pipeline.inputs import check_base, check_kind, read_documents, read_neighbours
 from sani.recipe import AttackSettings, EraseSettings, ModelSettings, Recipe, Rung
-from sani.releasing.identifiers_in_files import left_behind
+from sani.releasing.identifiers_in_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
 from sani.scanning.detection import asked_of, load_detector
 from sani.scanning.inventory import scan
@@ -124,7 +124,7 @@ def _model(model: ModelSettings) -> str:
     return (
         f"{layout.num_layers} layers, {_parameters(shapes):,} parameters, "
         f"{len(_tokenizer(model)):,} tokens in the vocabulary; "
-        f"{sum(left_behind(model.path).values())} entries of the folder are left behind"
+        f"{sum(files_not_released(model.path).values())} entries of the folder are left behind"
     )
 
 
@@ -218,7 +218,7 @@ def _erase(model: ModelSettings, settings: EraseSettings) -> str:
         check_biases(all_of(outputs_of(layout, sizes)), shapes)
     chosen, layers = number_chosen(settings, sizes), {layer for layer, _ in sizes}
     if not sizes:
-        return f"no neuron; all weights {settings.toward_base:.0%} of the way to the base's"
+        return f"no neuron; all weights {settings.interpolate_to_base:.0%} of the way to the base's"
     where = f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
     return f"{chosen} of {sum(sizes.values())} neurons and heads in {where}"
 

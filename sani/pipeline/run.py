@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from sani.attacking.attack import BASE, LEAKY, SANITIZED, attack
+from sani.attacking.attack import BASE, SANITIZED, UNSANITIZED, attack
 from sani.auditing.audit import AuditResult, audit, worst_framing
 from sani.auditing.compare import compare_audits, compare_pretraining
 from sani.corpus.documents import Corpus
@@ -69,7 +69,7 @@ from sani.scanning.inventory import scan
 OnStep = Callable[[str, int, int], None]
 
 # What no gate asks of an audit.
-UNJUDGED = {"generation": None, "membership_documents": 0, "swaps": 0}
+GATE_AUDIT_OVERRIDES = {"generation": None, "membership_documents": 0, "swaps": 0}
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def run(
         if recipe.model.base is not None:
             job.audit("base", lambda: job.base)
         if recipe.only_checks:
-            job.see_what_is_checked()
+            job.load_checked_checkpoint()
         elif recipe.strategy == "escalate":
             job.escalate()
         elif recipe.rounds > 1:
@@ -256,10 +256,10 @@ def attack_models(
     """Attack checkpoints, as `sani attack` shows it.
 
     Args:
-        models: Folder of each by name: ``sanitized``, and ``leaky`` and ``base`` where there are.
+        models: Folder of each by name: ``sanitized``, and ``unsanitized`` and ``base`` where there are.
         documents: Corpus and held-out documents.
         settings: Which attacks.
-        framing: What stands before a document; ``auto`` tries all on the leaky model, else on the
+        framing: What stands before a document; ``auto`` tries all on the unsanitized model, else on the
             sanitized one.
         attacked: Which of the models are attacked.
         seed: Of every draw.
@@ -274,11 +274,11 @@ def attack_models(
         name: load_checkpoint(path, base=base, device=default_device())
         for name, path in models.items()
     }
-    if BASE in loaded and LEAKY in loaded:
-        check_control(loaded[LEAKY], loaded[BASE], name="--leaky", option="--base")
+    if BASE in loaded and UNSANITIZED in loaded:
+        check_control(loaded[UNSANITIZED], loaded[BASE], name="--unsanitized", option="--base")
     audit_settings = AuditSettings()
     if framing == "auto":
-        suspect = loaded.get(LEAKY, loaded[SANITIZED])
+        suspect = loaded.get(UNSANITIZED, loaded[SANITIZED])
         framing = worst_framing(suspect, documents.corpus, audit_settings).name
 
     def run_attacks(folder: Path | None) -> dict[str, Any]:
@@ -389,7 +389,7 @@ class _Job:
         check_texts(checkpoint.path, self._corpus, base=model.base)
         return checkpoint
 
-    def see_what_is_checked(self) -> None:
+    def load_checked_checkpoint(self) -> None:
         """Make the given checkpoint the latest, if what it was made from is its control.
 
         It is asked with the tokenizer of the unsanitized one, as whoever wants the records would:
@@ -432,7 +432,7 @@ class _Job:
         settings = self._recipe.audit
         if not self._folder.finished(f"audit-{stage}"):
             framing = None if stage == "before" else self._framing()
-            less = {**UNJUDGED, "framing": framing} if stage == "erased" else {}
+            less = {**GATE_AUDIT_OVERRIDES, "framing": framing} if stage == "erased" else {}
             self._audit(
                 f"audit-{stage}",
                 checkpoint(),
@@ -537,15 +537,15 @@ class _Job:
             seed=self._recipe.seed if seed is None else seed,
             folder=self._folder.private / "trainer",
             on_step=self._progress(_in(within, "repair")),
-            on_epoch=lambda: self._look(checkpoint, within),
+            on_epoch=lambda: self._epoch_audit(checkpoint, within),
         )
         return {**asdict(result), "energy_joules": meter.joules()}
 
-    def _look(self, checkpoint: Checkpoint, within: str) -> dict[str, float]:
+    def _epoch_audit(self, checkpoint: Checkpoint, within: str) -> dict[str, float]:
         """The gate's figures between two epochs, in one pass: behind the worst framing, alone."""
         settings = self._recipe.audit.model_copy(update={"framing": self._framing()})
         checks = self.judge(
-            self._but_attacks, self._measured(checkpoint, settings, _in(within, "audit"))
+            self._gate_without_attacks, self._measured(checkpoint, settings, _in(within, "audit"))
         )
         figures = {c.name: c.measured for c in checks if c.measured is not None}
         return {**figures, "holds": float(all(check.holds for check in checks))}
@@ -560,7 +560,7 @@ class _Job:
     def judged(self, checkpoint: Checkpoint, *, within: str) -> Judged:
         """A rung's audit and verdict; it is attacked only if the gate asks and all else holds."""
         found = self._measured(checkpoint, self._recipe.audit, _in(within, "audit"))
-        checks, attacks = self.judge(self._but_attacks, found), None
+        checks, attacks = self.judge(self._gate_without_attacks, found), None
         if self._recipe.gate.judges_attacks:
             if all(check.holds for check in checks):
                 attacks = self._attacked(checkpoint)
@@ -571,7 +571,7 @@ class _Job:
         self, checkpoint: Checkpoint, settings: AuditSettings, stage: str
     ) -> dict[str, Any]:
         """What the gate asks of an audit, and no more of it."""
-        found = self._less(checkpoint, settings, stage).to_json()
+        found = self._gate_audit(checkpoint, settings, stage).to_json()
         found = distributed.gather(found)[
             0
         ]  # or ranks whose last digits differ would part at a limit
@@ -581,14 +581,16 @@ class _Job:
 
     def measured(self, checkpoint: Checkpoint, *, within: str) -> AuditResult:
         """A round's audit."""
-        return self._less(checkpoint, self._recipe.audit, _in(within, "audit"))
+        return self._gate_audit(checkpoint, self._recipe.audit, _in(within, "audit"))
 
-    def _less(self, checkpoint: Checkpoint, settings: AuditSettings, stage: str) -> AuditResult:
+    def _gate_audit(
+        self, checkpoint: Checkpoint, settings: AuditSettings, stage: str
+    ) -> AuditResult:
         """An audit without what the gate does not ask."""
         return audit(
             checkpoint,
             self._corpus,
-            settings.model_copy(update=UNJUDGED),
+            settings.model_copy(update=GATE_AUDIT_OVERRIDES),
             held_out=self._held_out,
             control_framing=self._framing(),
             seed=self._recipe.seed,
@@ -596,7 +598,7 @@ class _Job:
         )
 
     @property
-    def _but_attacks(self) -> GateSettings:
+    def _gate_without_attacks(self) -> GateSettings:
         return self._recipe.gate.model_copy(update={"attacks": None, "attacks_auc_excess": None})
 
     def judge(
@@ -621,7 +623,7 @@ class _Job:
         settings = self._recipe.attack or AttackSettings()
         place, meter = self._folder.private / "attack", EnergyMeter()
         distributed.on_main(lambda: place.mkdir(exist_ok=True))
-        models = {SANITIZED: checkpoint, LEAKY: self.unsanitized()}
+        models = {SANITIZED: checkpoint, UNSANITIZED: self.unsanitized()}
         if self._recipe.model.base is not None:
             models[BASE] = self.base
         found = attack(

@@ -171,7 +171,7 @@ def _estimate(
     """Seconds of a whole run, from an audit and an epoch on a sample; changes the model."""
     audits = 4 if base else 3  # before, the base, after erase, after repair
     anchor = _anchor(checkpoint.model.config.model_type, has_base=base is not None)
-    settings = RepairSettings(at_identifiers=anchor, epochs=1)
+    settings = RepairSettings(identifier_loss=anchor, epochs=1)
     size, took = 1, 0.0
     while True:
         sample = Corpus([_with_span(document) for document in corpus[:size]])
@@ -275,12 +275,12 @@ def _lines(
     yield "repair:"
     anchor = _anchor(found.family, has_base=base is not None)
     why = "raise the weight if the AUC stays" if base else "a base would be better"
-    yield f"  at_identifiers: {{kind: anchor, to: {anchor.to}, weight: {anchor.weight}}}  # {why}"
+    yield f"  identifier_loss: {{kind: anchor, to: {anchor.to}, weight: {anchor.weight}}}  # {why}"
     masked = FAMILIES[found.family].objective == "masked"
     if found.learnt_the_domain and found.perplexities:
         own, others = found.perplexities
         yield (
-            f"  keep_skill: 5.0  # held-out perplexity {own:.1f}, the base's {others:.1f}: what "
+            f"  retain_weight: 5.0  # held-out perplexity {own:.1f}, the base's {others:.1f}: what "
             "the fine-tuning taught is worth keeping"
         )
     epochs, batch_tokens = (MASKED_EPOCHS, BATCH_TOKENS) if masked else schedule(found.tokens)
@@ -319,7 +319,7 @@ def _erase(found: Fit, *, has_base: bool) -> Iterator[str]:
         yield "#   (recipes/escalate.yaml) to try it where the gate does not hold without"
     else:
         yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
-        yield "  toward_base: 0.5  # all weights half way to the base's, as good on new text"
+        yield "  interpolate_to_base: 0.5  # all weights half way to the base's, as good on new text"
         yield f"  # {layers}  # of {found.layers}: also resets these"
 
 

@@ -301,7 +301,7 @@ class DampenSettings(Settings):
 class EraseSettings(Settings):
     """Which neurons are reset, and to what."""
 
-    toward_base: Fraction = Field(
+    interpolate_to_base: Fraction = Field(
         0.0,
         description="first every weight, embeddings and norms too, goes this share of the way to "
         "the base's; 1 is the base itself",
@@ -329,7 +329,7 @@ class EraseSettings(Settings):
     @model_validator(mode="after")
     def _one_choice_of_layers(self) -> Self:
         given = (self.last_layers is not None) + (self.layers is not None)
-        if given > 1 or (given == 0 and not self.toward_base):
+        if given > 1 or (given == 0 and not self.interpolate_to_base):
             raise ValueError("give exactly one of last_layers and layers")
         if given == 0 and (self.selector.kind != "all" or self.token_rows):
             raise ValueError("a selector and token_rows need last_layers or layers")
@@ -341,14 +341,16 @@ class EraseSettings(Settings):
             raise ValueError("dampen is for reset dampen")
         if self.token_rows and self.reset in ("mean", "dampen"):
             raise ValueError("token_rows needs reset reinit, zero or rewind")
-        if self.toward_base and self.reset in ("mean", "dampen"):
-            raise ValueError("toward_base needs reset reinit, zero or rewind")
+        if self.interpolate_to_base and self.reset in ("mean", "dampen"):
+            raise ValueError("interpolate_to_base needs reset reinit, zero or rewind")
         return self
 
     @property
     def needs_base(self) -> bool:
         """Whether the base's weights are asked."""
-        return self.reset == "rewind" or self.selector.kind == "drift" or self.toward_base > 0
+        return (
+            self.reset == "rewind" or self.selector.kind == "drift" or self.interpolate_to_base > 0
+        )
 
     def layers_of(self, num_layers: int) -> Sequence[int]:
         """The chosen layers of a model that has so many; below 0 stand those it lacks."""
@@ -420,13 +422,13 @@ Objective = (
 class RepairSettings(Settings):
     """How the erased checkpoint is fine-tuned."""
 
-    at_identifiers: Annotated[Objective, Field(discriminator="kind")] = Field(
+    identifier_loss: Annotated[Objective, Field(discriminator="kind")] = Field(
         default_factory=lambda: AnchorObjective(kind="anchor")
     )
     context: Literal["keep", "surrogate"] = Field(
         "keep", description="identifiers in the input: as they are, or new surrogates each epoch"
     )
-    keep_skill: float = Field(
+    retain_weight: float = Field(
         0.0,
         ge=0.0,
         description="factor of the KL to the unsanitized model outside identifiers; 5 where it "
@@ -447,7 +449,7 @@ class RepairSettings(Settings):
     )
     adapter: AdapterSettings | None = Field(None, description="train it instead of the weights")
     pack: bool = Field(True, description="several short documents a row, blind to each other")
-    kept_states: Literal["auto", "memory", "disk", "none"] = Field(
+    activation_cache: Literal["auto", "memory", "disk", "none"] = Field(
         "auto", description="where the output of the untrained layers is kept; auto: what has room"
     )
     gradient_checkpointing: bool = Field(False, description="less memory, a third more time")
@@ -466,21 +468,21 @@ class RepairSettings(Settings):
     @property
     def needs_base(self) -> bool:
         """Whether the base model is the anchor."""
-        objective = self.at_identifiers
+        objective = self.identifier_loss
         return isinstance(objective, AnchorObjective) and objective.to == "base"
 
     @property
     def needs_unsanitized(self) -> bool:
         """Whether the model as it was before any erasing is asked."""
-        objective = self.at_identifiers
+        objective = self.identifier_loss
         asked = isinstance(objective, NpoObjective) or (
             isinstance(objective, AnchorObjective) and objective.to in ("self", "counterfactual")
         )
-        return asked or self.keep_skill > 0
+        return asked or self.retain_weight > 0
 
     @model_validator(mode="after")
     def _fits_the_context(self) -> Self:
-        objective = self.at_identifiers
+        objective = self.identifier_loss
         name = objective.to if isinstance(objective, AnchorObjective) else objective.kind
         if self.context == "surrogate" and name not in ("mask", "base", "decoys"):
             raise ValueError(
@@ -687,18 +689,18 @@ def default_ladder(repair: RepairSettings | None, *, base: bool) -> tuple[Rung, 
         base: Whether there is a base; without one, the last rung and what asks it are left out.
     """
     given = repair or RepairSettings()
-    objective = given.at_identifiers
-    if "at_identifiers" not in given.model_fields_set:
+    objective = given.identifier_loss
+    if "identifier_loss" not in given.model_fields_set:
         objective = AnchorObjective(kind="anchor", to="base" if base else "counterfactual")
-    usual = given.model_copy(update={"at_identifiers": objective})
+    usual = given.model_copy(update={"identifier_loss": objective})
     strong = usual
     if not isinstance(objective, MaskObjective):
         update = {"weight": STRONGER * objective.weight}
         objective = objective.model_copy(update=update)
-        strong = usual.model_copy(update={"at_identifiers": objective})
+        strong = usual.model_copy(update={"identifier_loss": objective})
     drawn = EraseSettings(last_layers="all", selector=RandomSelector(kind="random", fraction=0.5))
     half = EraseSettings(last_layers="half")
-    alone = {"at_identifiers": MaskObjective(kind="mask"), "keep_skill": 0.0, "adapter": None}
+    alone = {"identifier_loss": MaskObjective(kind="mask"), "retain_weight": 0.0, "adapter": None}
     rungs = [
         Rung(
             name="last layer",
@@ -715,8 +717,10 @@ def default_ladder(repair: RepairSettings | None, *, base: bool) -> tuple[Rung, 
     retraining = usual.model_copy(update={**alone, "last_layers": None})
     return (
         *rungs,
-        Rung(name="half way to the base", erase=EraseSettings(toward_base=0.5), repair=strong),
-        Rung(name="retraining", erase=EraseSettings(toward_base=1.0), repair=retraining),
+        Rung(
+            name="half way to the base", erase=EraseSettings(interpolate_to_base=0.5), repair=strong
+        ),
+        Rung(name="retraining", erase=EraseSettings(interpolate_to_base=1.0), repair=retraining),
     )
 
 
@@ -740,10 +744,10 @@ def _without_base(
         yield f"{where}erase.reset: rewind needs model.base"
     if erase is not None and erase.selector.kind == "drift":
         yield f"{where}erase.selector: drift needs model.base"
-    if erase is not None and erase.toward_base:
-        yield f"{where}erase.toward_base needs model.base"
+    if erase is not None and erase.interpolate_to_base:
+        yield f"{where}erase.interpolate_to_base needs model.base"
     if repair is not None and repair.needs_base:
-        yield f"{where}repair.at_identifiers: anchor to base needs model.base"
+        yield f"{where}repair.identifier_loss: anchor to base needs model.base"
 
 
 class Recipe(Settings):

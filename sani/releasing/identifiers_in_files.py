@@ -73,7 +73,7 @@ def may_be_released(name: str) -> bool:
     return bool(weights) or name in TOKENIZER_FILES or name in CONFIG_FILES
 
 
-def left_behind(folder: Path) -> dict[str, int]:
+def files_not_released(folder: Path) -> dict[str, int]:
     """What a checkpoint folder holds that is not released, as entries by kind.
 
     TensorBoard logs are found in folders too. The names of files that training does not write are

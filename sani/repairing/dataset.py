@@ -90,7 +90,7 @@ class Examples:
         self._frozen = frozen
         self._surrogates = Surrogates(corpus, seed=seed)
         self._encoded = encode(corpus, checkpoint.tokenizer)
-        objective = settings.at_identifiers
+        objective = settings.identifier_loss
         self._to = objective.to if isinstance(objective, AnchorObjective) else objective.kind
         self._replacing = settings.context == "surrogate" or self._to == "decoys"
         self._changing = self._replacing or self._masked
@@ -134,7 +134,7 @@ class Examples:
             return self._drawn(self._groups[number], epoch)
         batch, taught = self._batches[number], self._taught[number]
         kept = self._store.load(number)
-        if self._store.place == "none" and self._settings.keep_skill > 0 and len(batch.ids):
+        if self._store.place == "none" and self._settings.retain_weight > 0 and len(batch.ids):
             kept = {"skill": states_at(self._teachers.unsanitized, batch, batch.ordinary)}
         return [Example(batch, taught, kept.get("skill"), kept.get("frozen"))]
 
@@ -158,7 +158,7 @@ class Examples:
 
     def _all_taught(self) -> list[Tensor | None]:
         """The anchor's states at identifier positions of each batch, [samples, n, hidden]."""
-        objective = self._settings.at_identifiers
+        objective = self._settings.identifier_loss
         if self._to in UNTAUGHT:
             return [None] * len(self._batches)
         if not isinstance(objective, AnchorObjective) or objective.to != "counterfactual":
@@ -192,7 +192,7 @@ class Examples:
             return found
         if self._frozen is not None:
             found["frozen"] = self._frozen.states(batch.to(self._checkpoint.model.device)).cpu()
-        if self._settings.keep_skill > 0:
+        if self._settings.retain_weight > 0:
             skill = states_at(self._teachers.unsanitized, batch, batch.ordinary)
             found["skill"] = skill.cpu()
         return found
@@ -202,8 +202,8 @@ class Examples:
 
         Each rank may find another place, and no matter: what is kept is what would be computed.
         """
-        asked = self._settings.kept_states
-        skill = self._settings.keep_skill > 0
+        asked = self._settings.activation_cache
+        skill = self._settings.retain_weight > 0
         if not self._batches or asked == "none" or not (self._frozen or skill):
             return "none"
         shortest = next((batch for batch in reversed(self._batches) if len(batch.ids)), None)
@@ -258,7 +258,7 @@ class Examples:
             if self._to == "decoys":
                 batch = _only(batch, replaced)
             skill = None
-            if self._settings.keep_skill > 0 and len(batch.ids):
+            if self._settings.retain_weight > 0 and len(batch.ids):
                 skill = states_at(self._teachers.unsanitized, batch, batch.ordinary)
             examples.append(Example(batch, self._taught_at(batch), skill))
         return examples
@@ -280,7 +280,7 @@ class Examples:
             encoded,
             self._framing,
             mask=self._checkpoint.tokenizer.mask_token_id,
-            at_identifiers=self._to != "mask",
+            identifier_loss=self._to != "mask",
             chance=lambda document: random.Random(f"{self._seed}\0{epoch}\0{document}"),
             context_tokens=self._checkpoint.context_tokens,
             batch_tokens=self._settings.batch_tokens,
@@ -310,7 +310,7 @@ def _check_two_texts(settings: RepairSettings) -> None:
     Raises:
         RepairError: If the settings ask for it.
     """
-    objective = settings.at_identifiers
+    objective = settings.identifier_loss
     replacing = isinstance(objective, AnchorObjective) and objective.to in (
         "decoys",
         "counterfactual",

@@ -26,10 +26,10 @@ def check_masked(settings: RepairSettings) -> None:
     Raises:
         RepairError: If the settings have it.
     """
-    objective = settings.at_identifiers
+    objective = settings.identifier_loss
     if isinstance(objective, AnchorObjective) and objective.to == "counterfactual":
         raise RepairError(
-            "repair.at_identifiers: a counterfactual anchor is for causal models (at a mask the "
+            "repair.identifier_loss: a counterfactual anchor is for causal models (at a mask the "
             "words around recall the value, whatever other identifiers say); use an anchor to "
             "base, self or decoys"
         )
@@ -44,13 +44,13 @@ def free_words(item: Encoded) -> list[list[int]]:
     return [tokens for tokens in words.values() if not any(inside[token] for token in tokens)]
 
 
-def draw_masks(item: Encoded, chance: random.Random, *, at_identifiers: bool) -> list[bool]:
+def draw_masks(item: Encoded, chance: random.Random, *, identifier_loss: bool) -> list[bool]:
     """For each token of a document, whether it is masked.
 
     Args:
         item: The document.
         chance: What draws.
-        at_identifiers: Whether occurrences are masked too.
+        identifier_loss: Whether occurrences are masked too.
 
     Source: PPmlm, Boutet et al. 2026 (2501.02407): 15 % of words, whole, outside spans only.
     Deviations: a drawn word is always masked (BERT keeps a tenth and changes a tenth); with an
@@ -62,7 +62,7 @@ def draw_masks(item: Encoded, chance: random.Random, *, at_identifiers: bool) ->
     for tokens in chance.sample(words, count):
         for token in tokens:
             masked[token] = True
-    for first, last in item.spans if at_identifiers else ():
+    for first, last in item.spans if identifier_loss else ():
         if first < last and chance.random() < OCCURRENCES:
             known = chance.randrange(last - first)
             masked[first + known : last] = [True] * (last - first - known)
@@ -74,7 +74,7 @@ def masked_batches(
     framing: Framing,
     *,
     mask: int,
-    at_identifiers: bool,
+    identifier_loss: bool,
     chance: Callable[[int], random.Random],
     context_tokens: int,
     batch_tokens: int,
@@ -86,7 +86,7 @@ def masked_batches(
             overlap is context only.
         framing: What stands around every document.
         mask: Id of the mask token.
-        at_identifiers: Whether occurrences are masked too.
+        identifier_loss: Whether occurrences are masked too.
         chance: What draws for a document, by its number.
         context_tokens: The model's longest input.
         batch_tokens: Most tokens of a batch, padding included.
@@ -95,7 +95,7 @@ def masked_batches(
     prefix, suffix = list(framing.prefix), list(framing.suffix)
     capacity = context_tokens - len(prefix) - len(suffix)
     for item in encoded:
-        masked = draw_masks(item, chance(item.document), at_identifiers=at_identifiers)
+        masked = draw_masks(item, chance(item.document), identifier_loss=identifier_loss)
         owner = item.owners()
         for window in windows(len(item.ids), item=item.document, capacity=capacity):
             tokens = range(window.start, window.end)

@@ -149,12 +149,12 @@ class Objective:
             base: The base model.
             unsanitized: The model as it was before any erasing.
         """
-        self._at = settings.at_identifiers
+        self._at = settings.identifier_loss
         self._teacher = base if settings.needs_base else unsanitized
         self._unsanitized = unsanitized
         name = self._at.to if isinstance(self._at, AnchorObjective) else self._at.kind
         self._name = "decoys" if name == "decoys" else self._at.kind
-        self._weights = {"ordinary": 1.0, "skill": settings.keep_skill}
+        self._weights = {"ordinary": 1.0, "skill": settings.retain_weight}
         if self._at.kind != "mask":
             self._weights[self._name] = self._at.weight
 

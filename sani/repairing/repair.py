@@ -64,7 +64,7 @@ class RepairResult:
         seconds: Wall time of this process; after a resume, of the rest only.
         trained_fraction: Share of the parameters that were trained.
         curve: One entry a step: ``step`` and each loss term in nats.
-        kept_states: Where the output of the untrained layers was kept; ``none`` if nowhere.
+        activation_cache: Where the output of the untrained layers was kept; ``none`` if nowhere.
         by_epoch: With ``early_stop``, the figures of the audit after each epoch, and under
             ``holds`` 1.0 where the gate's limits held; nothing without.
         notes: What the user should know: memory that ran out, a rollback, what rounding took.
@@ -75,7 +75,7 @@ class RepairResult:
     seconds: float
     trained_fraction: float
     curve: list[dict[str, float]]
-    kept_states: str
+    activation_cache: str
     by_epoch: list[dict[str, float]]
     notes: tuple[str, ...]
 
@@ -243,7 +243,7 @@ def train_(
             for entry in training.state.log_history
             if any(name in entry for name in TERMS)
         ],
-        kept_states=examples.place,
+        activation_cache=examples.place,
         by_epoch=[
             {"epoch": float(entry[AUDITED]), **{n: v for n, v in entry.items() if n != AUDITED}}
             for entry in training.state.log_history

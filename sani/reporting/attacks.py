@@ -36,8 +36,12 @@ def guidance(found: Mapping[str, Any] | None) -> list[str]:
     sentences = []
     for row in (found or {"attacks": {}})["attacks"].get("guidance", {}).values():
         models = row["models"]
-        if {"sanitized", "leaky", "base"} <= set(models) and not models["sanitized"]["not_run"]:
-            old, new, base = (rate(models[n]["greedy"]) for n in ("leaky", "sanitized", "base"))
+        if {"sanitized", "unsanitized", "base"} <= set(models) and not models["sanitized"][
+            "not_run"
+        ]:
+            old, new, base = (
+                rate(models[n]["greedy"]) for n in ("unsanitized", "sanitized", "base")
+            )
             sentences.append(GUIDANCE.format(old=old, new=new, base=base))
     return sentences
 

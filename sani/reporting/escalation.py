@@ -92,7 +92,7 @@ def _sentences(found: Mapping[str, Any]) -> Iterator[str]:
         "checkpoint."
     )
     yield f"Kept: rung {found['best']}, {best['name']}. The rule: {found['rule']}"
-    if (best["settings"]["erase"] or {}).get("toward_base") == 1:
+    if (best["settings"]["erase"] or {}).get("interpolate_to_base") == 1:
         yield (
             "In the rung that was kept all weights were the base's before the repair: nothing of "
             "the unsanitized checkpoint is left in it."
@@ -138,7 +138,7 @@ def erase_in_words(rung: Mapping[str, Any]) -> str:
     settings = rung["erase"]
     if settings is None:
         return "nothing erased"
-    share_back = settings["toward_base"]
+    share_back = settings["interpolate_to_base"]
     way = f"all weights {share_back:.0%} of the way to the base's" if share_back else ""
     if not settings["layers"] and not settings["last_layers"]:
         return way
@@ -155,7 +155,7 @@ def erase_in_words(rung: Mapping[str, Any]) -> str:
 
 def repair_in_words(settings: Mapping[str, Any], by_epoch: Sequence[Any] = ()) -> str:
     """How a rung is repaired, in a few words."""
-    objective = settings["at_identifiers"]
+    objective = settings["identifier_loss"]
     words = [objective["kind"] + (f" to {objective['to']}" if "to" in objective else "")]
     if "weight" in objective:
         words.append(f"weight {objective['weight']:g}")

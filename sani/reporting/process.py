@@ -93,7 +93,7 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
                 f"{erase['changed_parameters']} parameters ({100 * erase['fraction']:.1f} %) "
                 f"reset, selector {plan['selector']['kind']}, reset {plan['reset']}, seed "
                 f"{plan['seed']}. erase.json names every neuron.",
-                *((toward_base(plan),) if plan["toward_base"] else ()),
+                *((interpolate_to_base(plan),) if plan["interpolate_to_base"] else ()),
                 *token_rows(plan),
                 *((retrains(plan),) if erase["retrains"] else ()),
             ),
@@ -164,7 +164,7 @@ def _by_epoch(repair: Mapping[str, Any]) -> Iterator[Section]:
 
 def retrains(plan: Mapping[str, Any]) -> str:
     """What is to be said where all neurons, or all weights, are the base's again."""
-    if plan["toward_base"] == 1:
+    if plan["interpolate_to_base"] == 1:
         return "Every weight is the base's again, so what follows is retraining from the base."
     return (
         "Every neuron of every layer is the base's again, so what follows is retraining from the "
@@ -173,10 +173,10 @@ def retrains(plan: Mapping[str, Any]) -> str:
     )
 
 
-def toward_base(plan: Mapping[str, Any]) -> str:
+def interpolate_to_base(plan: Mapping[str, Any]) -> str:
     """What is to be said of weights that went to the base's."""
     return (
-        f"First every weight went {plan['toward_base']:.0%} of the way to the base's, embeddings "
+        f"First every weight went {plan['interpolate_to_base']:.0%} of the way to the base's, embeddings "
         "and norms included."
     )
 

@@ -166,7 +166,7 @@ def _erased(erase: dict[str, Any] | None) -> dict[str, Any] | None:
     return {
         "plan": {
             **{name: plan[name] for name in ("selector", "reset", "seed")},
-            "toward_base": plan.get("toward_base", 0.0),
+            "interpolate_to_base": plan.get("interpolate_to_base", 0.0),
             "entries": entries,
             "token_rows": plan.get("token_rows"),
             "found": found,

@@ -245,7 +245,7 @@ class Plan(Part):
     selector: dict[str, Any]
     reset: str
     seed: int
-    toward_base: float
+    interpolate_to_base: float
     entries: list[Entry]
     token_rows: dict[str, Any] | None
     found: dict[str, Any] | None

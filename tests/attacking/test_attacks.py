@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from sani import run
 from sani.attacking.attack import ATTACKS, _compared, _figures, attack, make_scene
 from sani.attacking.context import (
+    AttackContext,
     Outcome,
-    Scene,
     all_places,
     cut,
     duplicate,
@@ -77,7 +77,7 @@ def settings_of(**asked: Any) -> AttackSettings:
 
 def scene_of(
     corpus: Corpus, *, old: Checkpoint | None = None, documents: int = 1000, **more: Any
-) -> Scene:
+) -> AttackContext:
     asked = {"held_out": None, "neighbours": None, "seed": 0, **more}
     settings = AttackSettings(decoys=2, documents=documents)
     return make_scene(corpus, settings, audit=AuditSettings(), framing="bos", old=old, **asked)
@@ -229,7 +229,7 @@ def test_what_masking_alone_left_survives_relearning(
 ) -> None:
     masked = duplicate(leaky)
     settings = RepairSettings(
-        at_identifiers=MaskObjective(kind="mask"), epochs=2, learning_rate=2e-3, batch_tokens=768
+        identifier_loss=MaskObjective(kind="mask"), epochs=2, learning_rate=2e-3, batch_tokens=768
     )
     repair(masked, clinic.private, settings, framing="bos")
     relearning = RelearnSettings(
@@ -273,7 +273,7 @@ def test_relearning_trains_on_what_it_names_and_counts_what_stands_nowhere_in_th
         assert list(outcome.places) == silent
         trained = duplicate(base)
         schedule = RepairSettings(
-            at_identifiers=MaskObjective(kind="mask"), epochs=2, learning_rate=3e-3,
+            identifier_loss=MaskObjective(kind="mask"), epochs=2, learning_rate=3e-3,
             batch_tokens=10**5, pack=False,
         )  # fmt: skip
         train_(trained, plain(told), schedule, framing="bos")
@@ -304,21 +304,21 @@ def test_guidance_gets_more_than_the_model_that_ascent_unlearned_and_than_the_ol
 ) -> None:
     weak = duplicate(base)  # an old checkpoint that recites little, to leave room above it
     plain = Corpus([replace(document, spans=()) for document in clinic.private])
-    train_(weak, plain, RepairSettings(at_identifiers=MaskObjective(kind="mask"), epochs=8,
+    train_(weak, plain, RepairSettings(identifier_loss=MaskObjective(kind="mask"), epochs=8,
            learning_rate=5e-3, batch_tokens=768), framing="bos")  # fmt: skip
     ascended = duplicate(weak)
     ascend(ascended, clinic.private, steps=4, rate=1e-3)
     found = attack(
-        {"sanitized": ascended, "leaky": weak, "base": base},
+        {"sanitized": ascended, "unsanitized": weak, "base": base},
         clinic.private,
         settings_of(guidance=GuidanceSettings(weights=(2.0,))),
         framing="bos",
     )
     guided = greedy(found, "guidance", "weight 2", "sanitized")
     assert guided > greedy(found, "unattacked", "as it is", "sanitized") + 0.1
-    assert guided > greedy(found, "unattacked", "as it is", "leaky")
+    assert guided > greedy(found, "unattacked", "as it is", "unsanitized")
     assert greedy(found, "guidance", "weight 2", "leaky") == greedy(
-        found, "unattacked", "as it is", "leaky"
+        found, "unattacked", "as it is", "unsanitized"
     )
     sentences = attack_sections(found)[0].sentences
     assert any("must never be released" in sentence for sentence in sentences)
@@ -431,7 +431,7 @@ def test_a_prefix_is_cut_at_the_documents_own_tokens_and_scored_as_read_alone(
 
 
 @dataclass(frozen=True)
-class Listening(Scene):
+class Listening(AttackContext):
     """Keeps what is asked, and asks it."""
 
     heard: list[tuple[Corpus, Sequence[Encoded]]] = field(default_factory=list)
@@ -935,7 +935,7 @@ def test_the_command_attacks_keeps_what_is_done_and_exits_by_the_gate(
     write_jsonl(clinic.private, tmp_path / "private.jsonl")
     arguments = [
         "attack", str(leaky_folder), "--corpus", str(tmp_path / "private.jsonl"), "--base",
-        str(base_folder), "--leaky", str(leaky_folder), "--quick", "--only", "quantize",
+        str(base_folder), "--unsanitized", str(leaky_folder), "--quick", "--only", "quantize",
         "--framing", "bos", "--gate", "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     done = CliRunner().invoke(app, arguments)
@@ -962,8 +962,8 @@ def test_the_command_holds_only_where_the_unsanitized_checkpoint_recites(
     for name, corpus in (("right", clinic.private), ("wrong", clinic.held_out)):
         write_jsonl(corpus, tmp_path / f"{name}.jsonl")
     for name, more, code in (
-        ("right", ["--leaky", str(leaky_folder)], 0),
-        ("wrong", ["--leaky", str(leaky_folder)], 3),
+        ("right", ["--unsanitized", str(leaky_folder)], 0),
+        ("wrong", ["--unsanitized", str(leaky_folder)], 3),
         ("right", [], 2),
     ):
         arguments = [
@@ -973,10 +973,10 @@ def test_the_command_holds_only_where_the_unsanitized_checkpoint_recites(
         assert main(arguments) == code
         said = capsys.readouterr()
         if code == 2:
-            assert "give --base and --leaky, the unsanitized checkpoint" in said.err
+            assert "give --base and --unsanitized, the unsanitized checkpoint" in said.err
         else:
             checks = {check["name"]: check for check in json.loads(said.out)["checks"]}
-            assert checks["power"]["holds"] == (code == 0)
+            assert checks["positive_control"]["holds"] == (code == 0)
 
 
 def test_relearning_that_trains_nothing_is_no_attack() -> None:

@@ -201,7 +201,7 @@ def test_a_saved_masked_checkpoint_is_read_back_audited_erased_and_repaired(
     assert erase(loaded, EraseSettings(last_layers=1)).plan.num_neurons == 48 + 2
     assert loaded.weights_digest() != digest
     digest = loaded.weights_digest()
-    repair(loaded, corpus, RepairSettings(at_identifiers={"kind": "mask"}, epochs=1))
+    repair(loaded, corpus, RepairSettings(identifier_loss={"kind": "mask"}, epochs=1))
     assert loaded.weights_digest() != digest
 
 

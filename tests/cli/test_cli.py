@@ -71,12 +71,12 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
         (["audit", "{model}", "--corpus", "{corpus}", "--base", "{model}"],
          "error: --base: has the same weights as the model, so it is no control: every leak would "
          "count as harmless. Give the public model it was fine-tuned from"),
-        (["attack", "{model}", "--corpus", "{corpus}", "--base", "{model}", "--leaky", "{model}"],
-         "error: --base: has the same weights as --leaky, so it is no control: every leak would "
+        (["attack", "{model}", "--corpus", "{corpus}", "--base", "{model}", "--unsanitized", "{model}"],
+         "error: --base: has the same weights as --unsanitized, so it is no control: every leak would "
          "count as harmless. Give the public model it was fine-tuned from"),
         (["repair", "{model}", "--corpus", "{corpus}", "--out", "{corpus}/x"],
          "error: --out {corpus}/x: {corpus} is no folder; choose another folder"),
-        (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--at-identifiers",
+        (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--identifier-loss",
           "anchor"],
          "error: the anchor needs the base model; give it, or use kind: mask"),
     ],
@@ -118,7 +118,7 @@ def test_an_error_is_one_sentence_and_exit_code_1(
         (["--selector", "drift", "--fraction", "0.1"],
          "--selector drift needs --base, the public model"),
         (["--reset", "rewind"], "--reset rewind needs --base, the public model"),
-        (["--toward-base", "0.5"], "--toward-base needs --base, the public model"),
+        (["--interpolate-to-base", "0.5"], "--interpolate-to-base needs --base, the public model"),
         (["--merge"], "--merge is for an adapter, and {model} is none; leave it out"),
     ],
 )  # fmt: skip
@@ -172,7 +172,7 @@ def test_moving_to_the_base_alone_says_nothing_of_neurons(
 ) -> None:
     out = tmp_path / "out"
     erase = ["erase", str(leaky_folder), "--out", str(out), "--base", str(base_folder)]
-    assert main([*erase, "--toward-base", "0.5"]) == 0
+    assert main([*erase, "--interpolate-to-base", "0.5"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"Checkpoint: {out}\nFirst every weight went 50% of the way")
     assert "neurons and heads" not in said
@@ -205,7 +205,7 @@ def test_a_resume_without_a_run_says_that_it_is_a_new_one(
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(
         f"version: 1\nmodel: {{path: {leaky_folder}}}\ncorpus: {{path: {tmp_path}/nowhere.jsonl}}\n"
-        "repair: {at_identifiers: {kind: mask}}\n"
+        "repair: {identifier_loss: {kind: mask}}\n"
         "gate: {greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: null}\n"
     )
     assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 1

@@ -656,7 +656,7 @@ def test_a_share_of_the_model_is_that_of_the_slow_ranking(sick):
 
 # ---- all weights toward the base's -----------------------------------------------------------
 
-HALFWAY = EraseSettings(toward_base=0.5)
+HALFWAY = EraseSettings(interpolate_to_base=0.5)
 
 
 def test_every_weight_goes_its_share_of_the_way_and_the_memory_with_it(leaky, base, clinic):
@@ -685,7 +685,7 @@ def test_every_weight_goes_its_share_of_the_way_and_the_memory_with_it(leaky, ba
 
 
 def test_all_the_way_is_the_base_itself_and_neurons_are_reset_on_top(leaky, base):
-    whole = erase(leaky, EraseSettings(toward_base=1.0), base=base)
+    whole = erase(leaky, EraseSettings(interpolate_to_base=1.0), base=base)
     assert whole.plan.retrains
     assert leaky.weights_digest() == base.weights_digest()
 
@@ -693,8 +693,8 @@ def test_all_the_way_is_the_base_itself_and_neurons_are_reset_on_top(leaky, base
 def test_neurons_are_reset_after_the_way(leaky_folder, base):
     one, two = load_checkpoint(leaky_folder), load_checkpoint(leaky_folder)
     last = {"last_layers": 1, "selector": AllSelector(kind="all"), "reset": "reinit"}
-    erase(one, EraseSettings(toward_base=0.25, **last), base=base, seed=3)
-    erase(two, EraseSettings(toward_base=0.25), base=base)
+    erase(one, EraseSettings(interpolate_to_base=0.25, **last), base=base, seed=3)
+    erase(two, EraseSettings(interpolate_to_base=0.25), base=base)
     assert one.weights_digest() != two.weights_digest()
     erase(two, EraseSettings(**last), seed=3)
     assert one.weights_digest() == two.weights_digest()
@@ -713,11 +713,11 @@ def test_the_way_in_folders_is_that_in_memory(leaky_folder, base_folder, tmp_pat
 def test_no_way_without_a_base_that_differs(leaky_folder, base_folder):
     leaky = load_checkpoint(leaky_folder)
     before = leaky.weights_digest()
-    with pytest.raises(SelectionError, match="toward_base needs the base model"):
+    with pytest.raises(SelectionError, match="interpolate_to_base needs the base model"):
         erase(leaky, HALFWAY)
-    with pytest.raises(SelectionError, match="toward_base would change nothing"):
+    with pytest.raises(SelectionError, match="interpolate_to_base would change nothing"):
         erase(leaky, HALFWAY, base=load_checkpoint(leaky_folder))
     assert leaky.weights_digest() == before
-    for broken in ({"reset": "mean"}, {"token_rows": True}, {"toward_base": 0.0}):
+    for broken in ({"reset": "mean"}, {"token_rows": True}, {"interpolate_to_base": 0.0}):
         with pytest.raises(ValidationError):
-            EraseSettings(**{"toward_base": 0.5, **broken})
+            EraseSettings(**{"interpolate_to_base": 0.5, **broken})

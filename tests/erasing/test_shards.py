@@ -351,7 +351,7 @@ def test_experts_in_half_precision_keep_it_in_memory_too(name, tmp_path):
     for seed, folder in enumerate((tmp_path / "sick", tmp_path / "base")):
         model = random_model(name, seed=seed, dtype=torch.bfloat16)
         write(folder, Checkpoint(model, tiny_tokenizer(), tmp_path), dtype=torch.bfloat16)
-    settings = EraseSettings(last_layers=1, toward_base=0.5)
+    settings = EraseSettings(last_layers=1, interpolate_to_base=0.5)
     found = plan_folder(tmp_path / "sick", settings)
     apply_folder(tmp_path / "sick", tmp_path / "out", found, base=tmp_path / "base")
     before, after = tensors(tmp_path / "sick"), tensors(tmp_path / "out")
@@ -759,7 +759,7 @@ def test_what_is_done_in_memory_keeps_bits_and_types_too(reset, dtype, tmp_path)
     settings = EraseSettings(
         last_layers=1, selector=RandomSelector(kind="random", fraction=0.5),
         reset="zero" if reset == "half way" else reset,
-        token_rows=reset == "zero", toward_base=0.5 if reset == "half way" else 0,
+        token_rows=reset == "zero", interpolate_to_base=0.5 if reset == "half way" else 0,
     )  # fmt: skip
     corpus = corpus_of(["a b name c d", "name e f a b"])
     found = plan_folder(sick, settings, corpus=corpus, base=base, seed=4)
@@ -817,8 +817,8 @@ def test_a_base_in_full_precision_with_the_same_weights_is_refused(llama, tmp_pa
     digest = half.weights_digest()
     with pytest.raises(SelectionError, match="'rewind' would change nothing"):
         apply_(half, plan("rewind", *MIXED), base=whole)
-    moved = replace(plan("zero", *MIXED), toward_base=0.5)
-    with pytest.raises(SelectionError, match="toward_base would change nothing"):
+    moved = replace(plan("zero", *MIXED), interpolate_to_base=0.5)
+    with pytest.raises(SelectionError, match="interpolate_to_base would change nothing"):
         apply_(half, moved, base=whole)
     assert half.weights_digest() == digest
     # And the other way round.
@@ -826,7 +826,7 @@ def test_a_base_in_full_precision_with_the_same_weights_is_refused(llama, tmp_pa
         apply_folder(llama, tmp_path / "out", plan("rewind", *MIXED), base=sick)
     with pytest.raises(SelectionError, match="'rewind' would change nothing"):
         apply_(whole, plan("rewind", *MIXED), base=half)
-    with pytest.raises(SelectionError, match="toward_base would change nothing"):
+    with pytest.raises(SelectionError, match="interpolate_to_base would change nothing"):
         apply_(whole, moved, base=half)
     assert not (tmp_path / "out").exists()
 
@@ -855,7 +855,7 @@ def test_what_moving_to_the_base_really_changes_is_counted(llama, tmp_path):
     sick = write(tmp_path / "sick", checkpoint(config_of("llama"), seed=1), dtype=torch.bfloat16)
     loaded, theirs = load_checkpoint(sick), load_checkpoint(base)
     before = {name: tensor.clone() for name, tensor in weights(loaded).items()}
-    a_little = ErasePlan({"kind": "all"}, "zero", 0, (), toward_base=0.001)
+    a_little = ErasePlan({"kind": "all"}, "zero", 0, (), interpolate_to_base=0.001)
     result = apply_(loaded, a_little, base=theirs)
     after = weights(loaded)
     moved = sum(int((after[name] != before[name]).sum()) for name in before)

@@ -47,9 +47,9 @@ REPAIRS: dict[str, dict[str, Any]] = {
     "mask": {"objective": MASK},
     "anchor": {"objective": ANCHOR, "weight_decay": 0.1},
     "row": {"objective": ANCHOR, "texts": TEXTS[:1]},  # so that a rank has nothing to do
-    "skill": {"objective": COUNTERFACTUAL, "keep_skill": 0.5},
-    "last": {"objective": ANCHOR, "last_layers": 1, "keep_skill": 0.5},
-    "disk": {"objective": ANCHOR, "last_layers": 1, "kept_states": "disk"},
+    "skill": {"objective": COUNTERFACTUAL, "retain_weight": 0.5},
+    "last": {"objective": ANCHOR, "last_layers": 1, "retain_weight": 0.5},
+    "disk": {"objective": ANCHOR, "last_layers": 1, "activation_cache": "disk"},
     "npo": {"objective": NpoObjective(kind="npo")},
     "decoys": {"objective": DECOYS},
     "adapter": {"objective": ANCHOR, "adapter": ADAPTER},
@@ -59,7 +59,7 @@ REPAIRS: dict[str, dict[str, Any]] = {
     "alone": {"objective": ANCHOR, "pack": False},
     "gpt2": {"objective": ANCHOR},
     "bert": {"objective": ANCHOR},  # rows are masked anew each epoch
-    "t5": {"objective": ANCHOR, "keep_skill": 0.5},
+    "t5": {"objective": ANCHOR, "retain_weight": 0.5},
 }
 Found = dict[str, Any]
 

@@ -163,7 +163,7 @@ def test_a_source_longer_than_the_model_reads_is_cut_as_transformers_does(name):
 def test_the_terms_are_those_of_the_slow_version(name, at, tmp_path):
     sick, teacher = checkpoint(name, seed=1), checkpoint(name, seed=2)
     kind = getattr(at, "to", at.kind)
-    settings, corpus = settings_of(at, keep_skill=0.25), pairs()
+    settings, corpus = settings_of(at, retain_weight=0.25), pairs()
     examples = Examples(
         sick, corpus, settings, framing_of(sick),
         teachers=Teachers(teacher.model, teacher.model), frozen=None, folder=tmp_path, seed=0,
@@ -278,8 +278,8 @@ def test_only_the_decoders_last_layer_is_trained_where_that_is_asked():
     for name in ("bart", "t5"):
         sick, base = checkpoint(name), checkpoint(name, seed=2)
         before = weights(sick)
-        settings = settings_of(ANCHOR, last_layers=1, kept_states="memory")
-        assert repair(sick, pairs(), settings, base=base).kept_states == "none"
+        settings = settings_of(ANCHOR, last_layers=1, activation_cache="memory")
+        assert repair(sick, pairs(), settings, base=base).activation_cache == "none"
         changed = {n for n, tensor in weights(sick).items() if not torch.equal(tensor, before[n])}
         assert changed
         assert all("decoder" in n and (".1." in n or "final_layer_norm" in n) for n in changed)

@@ -39,14 +39,14 @@ gate: {{auc_excess: null, perplexity_ratio: 2.0}}
 escalation:
   ladder:
   - name: mask alone
-    repair: {{at_identifiers: {{kind: mask}}, epochs: 1, early_stop: gate}}
+    repair: {{identifier_loss: {{kind: mask}}, epochs: 1, early_stop: gate}}
   - name: far too fast
-    repair: {{at_identifiers: {{kind: mask}}, epochs: 1, learning_rate: 1e+4}}
+    repair: {{identifier_loss: {{kind: mask}}, epochs: 1, learning_rate: 1e+4}}
   - name: last half
     erase: {{last_layers: half}}
   - name: retraining
-    erase: {{toward_base: 1.0}}
-    repair: {{at_identifiers: {{kind: mask}}}}
+    erase: {{interpolate_to_base: 1.0}}
+    repair: {{identifier_loss: {{kind: mask}}}}
 """
 
 
@@ -160,8 +160,8 @@ def test_the_best_is_kept_when_the_budget_is_spent(
     """The second rung leaks more than the first, and after it the tokens are spent."""
     out = tmp_path / "run"
     first = "{name: last layer, erase: {last_layers: 1}, repair: {last_layers: 1, epochs: 1}}"
-    second = "{at_identifiers: {kind: mask}, epochs: 1}"
-    ladder = f"[{first}, {{repair: {second}}}, {{erase: {{toward_base: 1.0}}, repair: {second}}}]"
+    second = "{identifier_loss: {kind: mask}, epochs: 1}"
+    ladder = f"[{first}, {{repair: {second}}}, {{erase: {{interpolate_to_base: 1.0}}, repair: {second}}}]"
     tokens = load_tokens(recipe)
     options = [f"escalation.ladder={ladder}", f"escalation.tokens={2 * tokens}"]
     arguments = [part for option in options for part in ("--set", option)]
@@ -193,13 +193,15 @@ def load_tokens(recipe: Path) -> int:
 def test_retraining_begins_with_every_weight_of_the_base(
     recipe: Path, clinic: Clinic, base_folder: Path, tmp_path: Path
 ) -> None:
-    ladder = "[{erase: {toward_base: 1.0}, repair: {at_identifiers: {kind: mask}, epochs: 1}}]"
+    ladder = (
+        "[{erase: {interpolate_to_base: 1.0}, repair: {identifier_loss: {kind: mask}, epochs: 1}}]"
+    )
     out = tmp_path / "run"
     run(load_recipe(recipe, overrides=[f"escalation.ladder={ladder}"]), out)
     retrained = load_checkpoint(base_folder)
     settings = RepairSettings.model_validate(
         {
-            "at_identifiers": {"kind": "mask"},
+            "identifier_loss": {"kind": "mask"},
             "epochs": 1,
             "learning_rate": 3e-3,
             "batch_tokens": 768,
@@ -218,7 +220,7 @@ def test_without_a_base_it_climbs_too(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert not run(load_recipe(recipe, overrides=options), out).gate_holds
     (tried,) = load(out, "report.json")["escalation"]["rungs"]
-    assert tried["settings"]["repair"]["at_identifiers"]["to"] == "counterfactual"
+    assert tried["settings"]["repair"]["identifier_loss"]["to"] == "counterfactual"
     assert tried["failed"] is None
     assert load(out, "escalation.json")["not_tried"] == [
         "last half", "last half, stronger", "half of every layer",
@@ -473,7 +475,7 @@ def read(tmp_path: Path, text: str) -> Any:
 
 
 def test_the_default_ladder_goes_from_the_last_layer_to_retraining(tmp_path: Path) -> None:
-    recipe = read(tmp_path, WITH + "repair: {epochs: 6, keep_skill: 0.5}\n")
+    recipe = read(tmp_path, WITH + "repair: {epochs: 6, retain_weight: 0.5}\n")
     ladder = recipe.ladder
     assert [rung.name for rung in ladder] == [
         "last layer", "last half", "last half, stronger", "half way to the base", "retraining",
@@ -482,11 +484,11 @@ def test_the_default_ladder_goes_from_the_last_layer_to_retraining(tmp_path: Pat
     assert [rung.erase and rung.erase.last_layers for rung in ladder] == [
         1, "half", "half", None, None,
     ]  # fmt: skip
-    assert [rung.erase.toward_base for rung in ladder] == [0.0, 0.0, 0.0, 0.5, 1.0]
+    assert [rung.erase.interpolate_to_base for rung in ladder] == [0.0, 0.0, 0.0, 0.5, 1.0]
     assert [rung.repair.last_layers for rung in ladder] == [1, None, None, None, None]
-    weights = [getattr(rung.repair.at_identifiers, "weight", None) for rung in ladder]
+    weights = [getattr(rung.repair.identifier_loss, "weight", None) for rung in ladder]
     assert weights == [20.0, 20.0, 80.0, 80.0, None]
-    assert [rung.repair.keep_skill for rung in ladder] == [0.5, 0.5, 0.5, 0.5, 0.0]
+    assert [rung.repair.retain_weight for rung in ladder] == [0.5, 0.5, 0.5, 0.5, 0.0]
 
 
 def test_without_a_base_the_ladder_asks_for_none(tmp_path: Path) -> None:
@@ -494,20 +496,24 @@ def test_without_a_base_the_ladder_asks_for_none(tmp_path: Path) -> None:
     assert [rung.name for rung in ladder] == [
         "last layer", "last half", "last half, stronger", "half of every layer",
     ]  # fmt: skip
-    assert {rung.repair.at_identifiers.to for rung in ladder} == {"counterfactual"}
+    assert {rung.repair.identifier_loss.to for rung in ladder} == {"counterfactual"}
     assert {rung.erase.reset for rung in ladder} == {"reinit"}
-    masked = read(tmp_path, WITHOUT + "repair: {at_identifiers: {kind: mask}}\n").ladder
+    masked = read(tmp_path, WITHOUT + "repair: {identifier_loss: {kind: mask}}\n").ladder
     assert [rung.name for rung in masked] == ["last layer", "last half", "half of every layer"]
 
 
 @pytest.mark.parametrize(
     "text",
-    [WITH, WITHOUT, WITH + "escalation: {seconds: 9, ladder: [{erase: {toward_base: 1.0}}]}\n"],
+    [
+        WITH,
+        WITHOUT,
+        WITH + "escalation: {seconds: 9, ladder: [{erase: {interpolate_to_base: 1.0}}]}\n",
+    ],
 )
 def test_the_resolved_recipe_has_every_rung_whole(tmp_path: Path, text: str) -> None:
     recipe = read(tmp_path, text)
     resolved = dump_recipe(recipe)
-    assert resolved.count("at_identifiers:") == len(recipe.ladder) + resolved.count("\nrepair:\n")
+    assert resolved.count("identifier_loss:") == len(recipe.ladder) + resolved.count("\nrepair:\n")
     assert read(tmp_path, resolved) == recipe
     assert dump_recipe(read(tmp_path, resolved)) == resolved
 
@@ -531,12 +537,12 @@ def test_a_rung_takes_from_the_recipes_repair_what_its_own_leaves_open(tmp_path:
         (WITH + "escalation: {ladder: [{}, {repare: {}}]}\n",
          "escalation.ladder.1.repare: unknown key; did you mean 'repair'?"),
         (WITH + "escalation: {ladder: [{name: a/b}]}\n", "escalation.ladder.0.name: string should"),
-        (WITHOUT + "escalation: {ladder: [{erase: {toward_base: 1.0}}]}\n",
-         "escalation.ladder.0.erase.toward_base needs model.base"),
+        (WITHOUT + "escalation: {ladder: [{erase: {interpolate_to_base: 1.0}}]}\n",
+         "escalation.ladder.0.erase.interpolate_to_base needs model.base"),
         (WITHOUT + "escalation: {ladder: [{erase: {last_layers: all, reset: rewind}}]}\n",
          "escalation.ladder.0.erase.reset: rewind needs model.base"),
         (WITH + "repair: {context: surrogate}\n"
-         "escalation: {ladder: [{repair: {at_identifiers: {kind: npo}}}]}\n",
+         "escalation: {ladder: [{repair: {identifier_loss: {kind: npo}}}]}\n",
          "escalation: ladder, rung 1: context: surrogate leaves no true value for 'npo' to act on"),
         (WITH + "escalation: {ladder: [{erase: {last_layers: third}}]}\n",
          "escalation.ladder.0.erase.last_layers: input should be 'half' or 'all'"),

@@ -32,7 +32,7 @@ model: {{path: {leaky}, base: {base}}}
 corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
 audit: {{decoys: 0, swaps: 0, framing: bos, membership_documents: 0}}
 erase: {{last_layers: 1, selector: {{kind: gradient_ratio, fraction: 0.25}}}}
-repair: {{at_identifiers: {{kind: mask}}, epochs: 2, learning_rate: 3e-3, batch_tokens: 768}}
+repair: {{identifier_loss: {{kind: mask}}, epochs: 2, learning_rate: 3e-3, batch_tokens: 768}}
 gate: {{auc_excess: null, perplexity_ratio: 9.0}}
 """
 
@@ -113,7 +113,7 @@ def test_what_the_base_gives_too_does_not_surface(tmp_path: Path) -> None:
 
 
 def test_it_ends_as_soon_as_nothing_surfaces(recipe: Path, tmp_path: Path) -> None:
-    strong = {"at_identifiers": {"kind": "anchor", "weight": 20.0}, "epochs": 4}
+    strong = {"identifier_loss": {"kind": "anchor", "weight": 20.0}, "epochs": 4}
     options = [
         "rounds=50", "erase={last_layers: all}",
         f"repair={json.dumps({**strong, 'learning_rate': 0.003, 'batch_tokens': 768})}",

@@ -492,7 +492,7 @@ def test_a_repair_that_only_masks_leaves_the_memory_and_the_gate_says_so(
 ) -> None:
     out = tmp_path / "masked"
     done = sani("run", recipe, "--out", out, "--set", "erase=null", "--set",
-                "repair={at_identifiers: {kind: mask}, epochs: 2, batch_tokens: 768}")  # fmt: skip
+                "repair={identifier_loss: {kind: mask}, epochs: 2, batch_tokens: 768}")  # fmt: skip
     report = load(out, "report.json")
     assert report["audits"]["after"]["figures"]["direct"]["greedy"]["value"] > 0.3
     assert done.returncode == 3
@@ -589,7 +589,7 @@ def test_a_check_with_the_wrong_corpus_does_not_hold(
     limits = "gate={auc_excess: null, perplexity_ratio: null}"
     sanitized, out = finished[0] / "sanitized", tmp_path / "run"
     assert only_check(recipe, sanitized, leaky_folder, out, *swapped, limits) == 3
-    assert failed(out) == {"power.direct"}
+    assert failed(out) == {"positive_control.direct"}
 
 
 def test_a_check_whose_models_do_not_belong_together_is_refused(

@@ -75,8 +75,8 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(job, tmp_path, capsys
     recipe = load_recipe(out)
     assert (recipe.model.path, recipe.model.base) == (job / "fine-tuned", job / "base")
     assert recipe.corpus.held_out == job / "held_out.jsonl"
-    assert (recipe.erase is None) == (recipe.repair.keep_skill > 0)
-    assert recipe.repair.at_identifiers.kind == "anchor"
+    assert (recipe.erase is None) == (recipe.repair.retain_weight > 0)
+    assert recipe.repair.identifier_loss.kind == "anchor"
     assert recipe.gate.greedy == "control"
     assert main(["run", str(out), "--check"]) == 0
     # Untrained models recite nothing, so the positive control cannot hold.
@@ -99,7 +99,7 @@ def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job, tmp_path):
     assert init(job, out, "--no-time") == 0
     recipe = load_recipe(out)
     assert recipe.model.base is None
-    assert recipe.repair.at_identifiers.to == "counterfactual"
+    assert recipe.repair.identifier_loss.to == "counterfactual"
     assert (recipe.gate.greedy, recipe.gate.discoverable) == (0.0, 0.0)
     assert (recipe.gate.auc_excess, recipe.gate.perplexity_ratio) == (None, None)
     assert not [line for line in out.read_text().splitlines() if "Takes" in line]
@@ -118,11 +118,11 @@ def test_skill_that_the_base_lacks_is_to_be_kept(clinic, base_folder, tmp_path):
         asked = ["--corpus", corpus, "--base", base, "--held-out", held_out, "--out", out]
         assert main(["init", str(model), "--no-time", *map(str, asked)]) == 0
         recipe = load_recipe(out)
-        assert recipe.repair.keep_skill == kept
+        assert recipe.repair.retain_weight == kept
         if kept:  # fresh layers would lose what the base cannot give back
             assert recipe.erase is None
         else:
-            assert (recipe.erase.toward_base, recipe.erase.last_layers) == (0.5, None)
+            assert (recipe.erase.interpolate_to_base, recipe.erase.last_layers) == (0.5, None)
 
 
 def test_a_corpus_that_marks_nothing_is_to_be_scanned(job, tmp_path):
@@ -152,7 +152,7 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
     assert recipe.model.path == recipe.corpus.path == path
     assert recipe.model.base == (path if with_base else None)
     if with_base:
-        assert (recipe.erase.toward_base, recipe.erase.last_layers) == (0.5, None)
+        assert (recipe.erase.interpolate_to_base, recipe.erase.last_layers) == (0.5, None)
     else:
         assert 1 <= recipe.erase.last_layers <= max(1, layers // 2)
     assert recipe.repair.learning_rate <= (1e-3 if parameters < 2e7 else 3e-4)
@@ -292,7 +292,9 @@ def test_every_recipe_runs_end_to_end_in_small(path, job, tmp_path):
     assert (out / "sanitized").exists() != recipe.only_checks
     gate = json.loads((out / "report.json").read_text())["gate"]
     assert not gate["holds"]
-    assert "power.direct" in {check["name"] for check in gate["checks"] if not check["holds"]}
+    assert "positive_control.direct" in {
+        check["name"] for check in gate["checks"] if not check["holds"]
+    }
     if not recipe.only_checks:
         assert json.loads((out / "sanitized" / "manifest.json").read_text())["gate"] == gate
 

@@ -56,12 +56,12 @@ def refusal(read):
 
 
 def test_a_recipe_is_read_and_defaults_are_filled_in(read):
-    recipe = read(GOOD + "repair: {at_identifiers: {kind: anchor, weight: 2}, epochs: 3}\n")
+    recipe = read(GOOD + "repair: {identifier_loss: {kind: anchor, weight: 2}, epochs: 3}\n")
     assert recipe.model.path == Path("m")
     assert recipe.model.base == Path("b")
     assert (recipe.erase.last_layers, recipe.erase.parts) == (1, ("mlp", "attention"))
     assert (recipe.erase.selector.kind, recipe.erase.reset) == ("all", "reinit")
-    assert (recipe.repair.epochs, recipe.repair.at_identifiers.weight) == (3, 2.0)
+    assert (recipe.repair.epochs, recipe.repair.identifier_loss.weight) == (3, 2.0)
     assert (recipe.audit.queries, recipe.gate.greedy, recipe.gate.auc_excess) == (
         1000,
         "control",
@@ -102,7 +102,7 @@ corpus:
   held_out: '3E-04'
 audit: {queries: 5, probability: 1e-9, sampler: {temperature: 0.7, top_k: 0, top_p: 0.9}}
 erase: {layers: [3, 0], parts: [attention], selector: {kind: random, fraction: 1}, reset: rewind}
-repair: {at_identifiers: {kind: mask}, learning_rate: 12e-22, last_layers: 2}
+repair: {identifier_loss: {kind: mask}, learning_rate: 12e-22, last_layers: 2}
 gate: {kinds: [indirect, direct], greedy: 0.0, discoverable: null, perplexity_ratio: 1.5}
 """
 
@@ -179,32 +179,35 @@ def test_every_shipped_recipe_is_read():
             ],
         ),
         (
-            "repair: {at_identifiers: {kind: mask, weight: 3}}\n",
-            ["repair.at_identifiers.weight: unknown key; known: kind"],
+            "repair: {identifier_loss: {kind: mask, weight: 3}}\n",
+            ["repair.identifier_loss.weight: unknown key; known: kind"],
         ),
         (
-            "repair: {at_identifiers: {kind: anchor, wieght: 3}}\n",
-            ["repair.at_identifiers.wieght: unknown key; did you mean 'weight'?"],
+            "repair: {identifier_loss: {kind: anchor, wieght: 3}}\n",
+            ["repair.identifier_loss.wieght: unknown key; did you mean 'weight'?"],
         ),
         (
-            "repair: {at_identifiers: {kind: ancor}}\n",
+            "repair: {identifier_loss: {kind: ancor}}\n",
             [
-                "repair.at_identifiers.kind: expected one of mask, anchor, gradient_difference, "
+                "repair.identifier_loss.kind: expected one of mask, anchor, gradient_difference, "
                 "unlikelihood, npo; did you mean 'anchor'?"
             ],
         ),
         (
-            "repair: {at_identifiers: {kind: 3}}\n",
+            "repair: {identifier_loss: {kind: 3}}\n",
             [
-                "repair.at_identifiers.kind: expected one of mask, anchor, gradient_difference, "
+                "repair.identifier_loss.kind: expected one of mask, anchor, gradient_difference, "
                 "unlikelihood, npo"
             ],
         ),
         (
-            "repair: {at_identifiers: {}}\n",
-            ["repair.at_identifiers: expected a section with a kind"],
+            "repair: {identifier_loss: {}}\n",
+            ["repair.identifier_loss: expected a section with a kind"],
         ),
-        ("repair: {at_identifiers: mask}\n", ["repair.at_identifiers: input should be an object"]),
+        (
+            "repair: {identifier_loss: mask}\n",
+            ["repair.identifier_loss: input should be an object"],
+        ),
         ("audit: 3\n", ["audit: input should be an object"]),
         ("audit:\n", ["audit: input should be an object"]),
         (
@@ -287,7 +290,7 @@ def test_rules_across_sections_are_reported_together(refusal):
     )
     assert lines == [
         "r.yaml: erase.reset: rewind needs model.base",
-        "r.yaml: repair.at_identifiers: anchor to base needs model.base",
+        "r.yaml: repair.identifier_loss: anchor to base needs model.base",
         "r.yaml: gate: 'control' needs model.base; without one, give fractions, as in greedy: 0.0",
         "r.yaml: gate.auc_excess needs model.base; without one, set it to null",
         "r.yaml: gate.perplexity_ratio needs corpus.held_out; without held-out documents, set "
@@ -298,7 +301,7 @@ def test_rules_across_sections_are_reported_together(refusal):
 def test_each_rule_across_sections_can_be_met(read):
     recipe = read(
         "version: 1\nmodel: {path: m}\ncorpus: {path: c}\nerase: {last_layers: 1}\n"
-        "repair: {at_identifiers: {kind: mask}}\n"
+        "repair: {identifier_loss: {kind: mask}}\n"
         "gate: {greedy: 0.0, discoverable: 0.01, auc_excess: null, perplexity_ratio: null}\n"
     )
     assert recipe.gate.greedy == 0.0
@@ -456,7 +459,7 @@ def test_an_override_wins_over_the_file_and_the_file_over_the_default(read):
         text,
         "audit.queries=6",
         "audit.sampler.top_p=0.5",
-        "repair.at_identifiers.kind=mask",
+        "repair.identifier_loss.kind=mask",
         "repair.learning_rate=3e-4",
         "erase.last_layers=null",
         "erase.layers=[0, 1]",
@@ -467,7 +470,7 @@ def test_an_override_wins_over_the_file_and_the_file_over_the_default(read):
     )
     assert recipe.audit.queries == 6
     assert (recipe.audit.sampler.top_k, recipe.audit.sampler.top_p) == (3, 0.5)
-    assert recipe.repair.at_identifiers.kind == "mask"
+    assert recipe.repair.identifier_loss.kind == "mask"
     assert recipe.repair.learning_rate == 3e-4
     assert (recipe.erase.layers, recipe.erase.parts) == ((0, 1), ("mlp",))
     assert recipe.model.path == Path("a=b")
@@ -520,7 +523,7 @@ keys = st.sampled_from(
 values = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(keys, inner, max_size=3)
 )
-sections = ["model", "corpus", "audit", "sampler", "erase", "selector", "repair", "at_identifiers"]
+sections = ["model", "corpus", "audit", "sampler", "erase", "selector", "repair", "identifier_loss"]
 names = ["gate", "kinds", "kind", "mask", "anchor", "greedy", "layers", "parts", "float", "seed"]
 places = st.lists(st.sampled_from(sections + names), min_size=1, max_size=4)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.errors import CheckpointError
-from sani.releasing.identifiers_in_files import check_release, check_texts, left_behind
+from sani.releasing.identifiers_in_files import check_release, check_texts, files_not_released
 from sani.releasing.manifest import MANIFEST, SIGNATURE, sign, verify, write_manifest
 from tests.models.test_checkpoint import CONFIGS, LEFTOVERS, write_source
 
@@ -212,7 +212,7 @@ def test_a_key_may_have_a_password_and_a_bad_key_is_one_sentence(released, tmp_p
             verify(released, public_key=bad)
 
 
-# ---- hygiene ---------------------------------------------------------------------------------
+# ---- release_scan ---------------------------------------------------------------------------------
 
 NAME, NUMBER, SHORT, AGE, PLACE = "Kowalczyk Łucja", "4471-99-X", "Ann", "41 years", "London"
 
@@ -349,12 +349,12 @@ def test_our_own_texts_are_looked_into_too(source):
 
 
 def test_what_training_left_is_named_by_kind_and_other_files_only_counted(source):
-    assert left_behind(source) == {}
+    assert files_not_released(source) == {}
     for name in LEFTOVERS:
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text("")
     (source / f"letter to {NAME}.txt").write_text("")
-    found = left_behind(source)
+    found = files_not_released(source)
     assert found == {
         ".ipynb_checkpoints": 1, "README.md": 1, "TensorBoard logs": 1, "code": 1, "logs": 1,
         "optimizer.pt": 1, "pickled weights": 1, "rng_state.pth": 1, "saved states of training": 1,

@@ -134,7 +134,7 @@ def test_whole_words_outside_spans_are_masked_and_new_ones_each_time(clinic):
     split = [w for w in set(words) - free if not all(inside[t] for t in words[w])]
     assert split  # a span ends within a word
     for draw in range(200):
-        masked = draw_masks(item, random.Random(draw), at_identifiers=False)
+        masked = draw_masks(item, random.Random(draw), identifier_loss=False)
         chosen = {word for token, word in enumerate(item.words) if masked[token]}
         assert all(masked[token] for word in chosen for token in words[word])
         assert chosen <= free
@@ -149,7 +149,7 @@ def test_occurrences_are_masked_from_a_place_in_them_to_their_end(clinic):
     item, known, drawn = encoded[0], Counter(), 0
     for draw in range(1500):
         chance = random.Random(draw)
-        masked = draw_masks(item, chance, at_identifiers=True)
+        masked = draw_masks(item, chance, identifier_loss=True)
         for first, last in item.spans:
             shown = masked[first:last].index(True) if any(masked[first:last]) else None
             if shown is not None:
@@ -161,13 +161,13 @@ def test_occurrences_are_masked_from_a_place_in_them_to_their_end(clinic):
     assert {shown for length, shown in known if length == size} == set(range(size))
 
 
-@pytest.mark.parametrize("at_identifiers", [False, True])
+@pytest.mark.parametrize("identifier_loss", [False, True])
 def test_every_masked_token_is_predicted_once_with_all_that_stands_around_it(
-    clinic, at_identifiers
+    clinic, identifier_loss
 ):
     _, encoded = notes(clinic)
     batches = masked_batches(
-        encoded, Framing("f", (901, 902), (903,)), mask=999, at_identifiers=at_identifiers,
+        encoded, Framing("f", (901, 902), (903,)), mask=999, identifier_loss=identifier_loss,
         chance=random.Random, context_tokens=60, batch_tokens=200,
     )  # fmt: skip
     found = Counter()
@@ -190,14 +190,14 @@ def test_every_masked_token_is_predicted_once_with_all_that_stands_around_it(
         found["ordinary"] += int(batch.ordinary.sum())
     expected = Counter()
     for item in encoded:
-        masked = draw_masks(item, random.Random(item.document), at_identifiers=at_identifiers)
+        masked = draw_masks(item, random.Random(item.document), identifier_loss=identifier_loss)
         owner = item.owners()
         for token in range(len(item.ids)):
             if masked[token] and owner[token] >= 0:
                 expected["identifier", item.document, token] += 1
             expected["ordinary"] += masked[token] and owner[token] < 0
     assert found == expected
-    assert (len(expected) > 3) == at_identifiers
+    assert (len(expected) > 3) == identifier_loss
 
 
 def examples_of(sick, corpus, settings, tmp_path, *, teacher=None, seed=0):
@@ -351,7 +351,7 @@ def test_the_terms_are_those_of_the_slow_version(name, at, tmp_path, monkeypatch
     sick, teacher = checkpoint(name, seed=1), checkpoint(name, seed=2)
     corpus = longer(corpus_of(TEXTS * 2))
     kind = getattr(at, "to", at.kind)
-    settings = settings_of(at, keep_skill=0.25)
+    settings = settings_of(at, retain_weight=0.25)
     examples = examples_of(sick, corpus, settings, tmp_path, teacher=teacher)
     objective = Objective(settings, base=teacher.model, unsanitized=teacher.model)
     compared = padded = 0
@@ -410,7 +410,7 @@ def test_training_is_that_of_an_explicit_loop(tmp_path):
         torch.nn.utils.clip_grad_norm_(slow.model.parameters(), 1.0)
         optimizer.step()
     assert sum("anchor" in entry for entry in result.curve) > 1
-    assert result.kept_states == "none"
+    assert result.activation_cache == "none"
     before = weights(checkpoint(seed=1))
     for name, tensor in weights(mine).items():
         if not name.endswith("key.bias"):  # attention does not see it: its gradient is noise
@@ -421,12 +421,12 @@ def test_training_is_that_of_an_explicit_loop(tmp_path):
 @pytest.mark.parametrize("name", [*FEW, *REST])
 def test_every_family_is_repaired_in_its_last_layer_and_through_an_adapter(name):
     base = checkpoint(name, seed=2)
-    for changes in ({"last_layers": 1, "kept_states": "memory"}, {"adapter": {"rank": 2}}):
+    for changes in ({"last_layers": 1, "activation_cache": "memory"}, {"adapter": {"rank": 2}}):
         sick = checkpoint(name)
         before = weights(sick)
         settings = settings_of(ANCHOR, epochs=2, gradient_checkpointing=True, **changes)
         result = repair(sick, corpus_of(), settings, base=base)
-        assert result.kept_states == "none"  # other masks each epoch
+        assert result.activation_cache == "none"  # other masks each epoch
         assert set(weights(sick)) == set(before)
         changed = {n for n, tensor in weights(sick).items() if not torch.equal(tensor, before[n])}
         assert changed
@@ -539,7 +539,7 @@ def test_the_anchor_takes_out_what_masking_leaves_in(reciting):
     assert min(one, joint) >= 5  # it recites: there is something to take out
     assert auc > 0.95
     masked = load_checkpoint(reciting / "leaky")
-    settings = RepairSettings(at_identifiers={"kind": "mask"}, epochs=40, learning_rate=1e-3)
+    settings = RepairSettings(identifier_loss={"kind": "mask"}, epochs=40, learning_rate=1e-3)
     repair(masked, cases(NAMES), settings, base=base)
     assert recited(masked)[0] >= 4  # masking alone teaches nothing there
     anchored = load_checkpoint(reciting / "leaky")
@@ -583,12 +583,12 @@ def test_what_the_models_kind_cannot_be_asked_is_refused_before_anything_is_writ
         f"{tmp_path}/corpus.jsonl}}, gate: {{{limits}}}, "
     )
     for rest, sentence in (
-        ("repair: {at_identifiers: {kind: mask}}, attack: {}",
+        ("repair: {identifier_loss: {kind: mask}}, attack: {}",
          "attack: .* is not a causal language model"),
-        ("repair: {at_identifiers: {kind: anchor, to: counterfactual}}",
-         "repair.at_identifiers: a counterfactual anchor is for causal models"),
+        ("repair: {identifier_loss: {kind: anchor, to: counterfactual}}",
+         "repair.identifier_loss: a counterfactual anchor is for causal models"),
         ("strategy: escalate",
-         "escalation.ladder, last layer: repair.at_identifiers: a counterfactual anchor"),
+         "escalation.ladder, last layer: repair.identifier_loss: a counterfactual anchor"),
     ):  # fmt: skip
         place = tmp_path / "recipe.yaml"
         place.write_text(f"{text}{rest}}}")

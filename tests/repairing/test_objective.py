@@ -57,7 +57,7 @@ def example_of(batch, teacher, *, skill=False):
 def loss_of(sick, teacher, batch, settings, *, parts=1):
     """The loss and its terms; in halves if two parts are asked for."""
     objective = Objective(settings, base=teacher.model, unsanitized=teacher.model)
-    whole = example_of(batch, teacher, skill=settings.keep_skill > 0)
+    whole = example_of(batch, teacher, skill=settings.retain_weight > 0)
     counts, loss, terms = objective.counts(batch), 0.0, {}
     for example in whole.halves() if parts == 2 else [whole]:
         own = {name: counts[name] for name in objective.counts(example.batch)}
@@ -146,7 +146,7 @@ def test_the_terms_are_those_of_the_slow_version(config, at, monkeypatch):
     batches = [two_words(batch) for batch in batches_of(sick, corpus_of())]
     assert len(batches) > 1
     assert any((batch.ids[:, -1] == 0).any() for batch in batches)  # with padding
-    settings = settings_of(at, keep_skill=0.25)
+    settings = settings_of(at, retain_weight=0.25)
     for batch in batches:
         slow = slow_terms(sick.model, teacher.model, batch, kind)
         assert set(slow) == {"ordinary", "skill", TERM[kind]} - {None}
@@ -168,7 +168,7 @@ def test_the_gradient_is_that_of_the_loss_written_out(at, tied, monkeypatch):
     config.tie_word_embeddings = tied
     sick, teacher = checkpoint(config, seed=1), checkpoint(config, seed=2)
     batch = two_words(batches_of(sick, corpus_of(TEXTS[:2]))[0])
-    loss, _ = loss_of(sick, teacher, batch, settings_of(at, keep_skill=0.25))
+    loss, _ = loss_of(sick, teacher, batch, settings_of(at, retain_weight=0.25))
     parameters = list(sick.model.parameters())
     found = torch.autograd.grad(3.0 * loss, parameters)
 
@@ -225,7 +225,7 @@ def test_a_term_without_tokens_is_left_out():
 def test_the_anchor_is_zero_at_the_base_itself():
     base = checkpoint(seed=2)
     (batch,) = batches_of(base, corpus_of(TEXTS[:2]))
-    _, terms = loss_of(checkpoint(seed=2), base, batch, settings_of(ANCHOR, keep_skill=1.0))
+    _, terms = loss_of(checkpoint(seed=2), base, batch, settings_of(ANCHOR, retain_weight=1.0))
     assert abs(terms["anchor"]) < 1e-6
     assert abs(terms["skill"]) < 1e-6
     _, terms = loss_of(checkpoint(seed=1), base, batch, settings_of(ANCHOR))
@@ -285,7 +285,7 @@ def below_the_last(sick):
 def test_every_trick_leaves_the_loss_as_it_is(config, pack, kept, tmp_path):
     sick = checkpoint(config())
     corpus = corpus_of(TEXTS * 2)
-    settings = settings_of(MASK, pack=pack, kept_states=kept, last_layers=1)
+    settings = settings_of(MASK, pack=pack, activation_cache=kept, last_layers=1)
     frozen = below_the_last(sick)
     examples = Examples(
         sick, corpus, settings, framing_named("bos", sick.tokenizer), teachers=Teachers(),
@@ -361,7 +361,7 @@ def test_layers_that_are_wired_past_each_other_are_not_skipped(tmp_path):
         lambda module, inputs, output: output + (left.pop() if left else 0.0)
     )
     sick.model.base_model.register_forward_pre_hook(lambda *_: left.clear())
-    settings = settings_of(MASK, kept_states="memory", last_layers=1)
+    settings = settings_of(MASK, activation_cache="memory", last_layers=1)
     examples = Examples(
         sick, corpus_of(), settings, framing_named("bos", sick.tokenizer), teachers=Teachers(),
         frozen=below_the_last(sick), folder=tmp_path, seed=0,

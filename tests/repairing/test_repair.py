@@ -211,7 +211,7 @@ def test_asking_for_all_layers_trains_all_layers_and_for_more_is_refused(config)
     still = {name for name in before if torch.equal(before[name], after[name])}
     embeddings = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "wpe.weight")
     assert still == {name for name in before if name.endswith(embeddings)}
-    assert result.kept_states == "none"
+    assert result.activation_cache == "none"
 
 
 def test_a_repair_that_rounding_takes_back_says_so(tmp_path):
@@ -332,7 +332,7 @@ def test_without_a_base_every_objective_but_masking_takes_the_identifiers_out(
         with torch.no_grad():
             sick.model.model.layers[1].mlp.down_proj.weight.zero_()
     settings = settings_of(epochs=30)
-    settings = RepairSettings(**{**settings.model_dump(), "at_identifiers": at})
+    settings = RepairSettings(**{**settings.model_dump(), "identifier_loss": at})
     digest = reciting.weights_digest()
     result = repair(sick, corpus, settings, unsanitized=reciting)
     assert recitation(sick, corpus) < 0.35
@@ -372,10 +372,10 @@ def test_kept_states_end_in_the_weights_that_computing_them_anew_ends_in(kept, t
     for place in ("none", kept):
         sick = checkpoint(gpt2())
         third = checkpoint(gpt2(), seed=3)
-        settings = settings_of(ANCHOR, last_layers=1, kept_states=place, keep_skill=0.5)
+        settings = settings_of(ANCHOR, last_layers=1, activation_cache=place, retain_weight=0.5)
         result = repair(sick, corpus_of(TEXTS * 2), settings, base=checkpoint(gpt2(), seed=2),
                         unsanitized=third, folder=tmp_path / place)  # fmt: skip
-        assert result.kept_states == place
+        assert result.activation_cache == place
         found.append(weights(sick))
     changed = 0
     for name, tensor in found[0].items():

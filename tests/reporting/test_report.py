@@ -501,7 +501,7 @@ def test_the_card_is_read_by_the_hubs_own_classes_and_has_the_audits_figures(don
 def test_the_card_says_what_was_erased(done: Done) -> None:
     report = json.loads(json.dumps(done[2]))
     assert "parameters changed (neurons reset: all, reinit)" in model_card(report)
-    report["erase"]["plan"] |= {"toward_base": 0.5}
+    report["erase"]["plan"] |= {"interpolate_to_base": 0.5}
     both = "(all weights set 50 % of the way to the base's; neurons reset: all, reinit)"
     assert both in model_card(report)
     report["erase"]["plan"]["entries"] = []

@@ -85,7 +85,7 @@ def batches_of(sick, corpus, *, batch_tokens=64):
 
 def settings_of(objective=MASK, **changes):
     values = {"epochs": 3, "learning_rate": 1e-2, "batch_tokens": 64, **changes}
-    return RepairSettings(at_identifiers=objective, **values)
+    return RepairSettings(identifier_loss=objective, **values)
 
 
 def weights(checkpoint):
