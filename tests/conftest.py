@@ -3,7 +3,6 @@
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 import urllib3  # noqa: F401  (importing it binds a local socket once, to see if there is IPv6)
 
 from sani.auditing.audit import audit
-from sani.corpus.documents import Corpus
 from sani.demo.clinic import invent_clinics
 from sani.demo.demo import new_model, train_on_text
 from sani.machine.device import quiet_libraries
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.recipe import AuditSettings
+from tests.support.clinic import Clinic
 
 quiet_libraries()
 # Models this small gain nothing from a second thread, and lose minutes where a core is busy.
@@ -47,15 +46,6 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket, "socket", LocalSocket)
         patch.setattr(socket, "getaddrinfo", no_lookup)
         yield
-
-
-@dataclass(frozen=True)
-class Clinic:
-    """Three invented corpora that share nobody."""
-
-    public: Corpus
-    private: Corpus
-    held_out: Corpus
 
 
 @pytest.fixture(scope="session")

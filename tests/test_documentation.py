@@ -18,7 +18,8 @@ from sani.corpus.tables import write_jsonl
 from sani.demo.clinic import invent_clinics
 from sani.demo.demo import new_model
 from sani.models.checkpoint import save_checkpoint
-from tests.releasing.test_release import REPORT, make_keys, write_manifest
+from sani.releasing.manifest import write_manifest
+from tests.support.releases import REPORT, make_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,9 @@ from sani.reporting.schema import read_report
 from sani.text.batches import make_batches
 from sani.text.tokens import Encoded, encode, framing_named
 from sani.values.phrases import words_of
-from tests.conftest import Clinic
+from tests.support.clinic import Clinic
+from tests.support.occurrences import verdicts
+from tests.support.recipes import recipe_text, write_recipe
 
 NONE = dict.fromkeys(ATTACKS)
 
@@ -919,10 +921,9 @@ def test_an_attack_counts_as_tested_only_where_it_ran_on_the_sanitized_model(
 def test_a_check_reads_the_other_documents_before_the_run_does(
     clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path: Path
 ) -> None:
-    write_jsonl(clinic.private, tmp_path / "private.jsonl")
-    write_jsonl(clinic.held_out, tmp_path / "held_out.jsonl")
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(leaky=leaky_folder, base=base_folder, folder=tmp_path))
+    recipe = write_recipe(
+        tmp_path, SECTIONS, clinic=clinic, unsanitized=leaky_folder, base=base_folder
+    )
     for name, holds in (("held_out", True), ("missing", False)):
         given = [f"attack.neighbours.documents={tmp_path / name}.jsonl"]
         items = check_recipe(load_recipe(recipe, overrides=given), tmp_path / "run")
@@ -985,32 +986,28 @@ def test_relearning_that_trains_nothing_is_no_attack() -> None:
             RelearnSettings(learning_rates=(rate,))
 
 
-RECIPE = """\
-version: 1
+SECTIONS = """\
 seed: 3
-model: {{path: {leaky}, base: {base}}}
-corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
-audit: {{decoys: 2, framing: bos}}
-erase: {{last_layers: 2, selector: {{kind: all}}, reset: reinit}}
-repair: {{epochs: 4, learning_rate: 3e-3, batch_tokens: 768}}
+audit: {decoys: 2, framing: bos}
+erase: {last_layers: 2, selector: {kind: all}, reset: reinit}
+repair: {epochs: 4, learning_rate: 3e-3, batch_tokens: 768}
 attack:
   decoys: 1
-  quantize: {{bits: [4]}}
-  relearn: {{steps: 2, learning_rates: [1e-3], texts: [harmless], points: 1}}
-  prompting: {{occurrences: 30, prefixes: [25], characters: 200}}
-  sampling: {{occurrences: 4, samples: 5}}
-  layers: {{layers: 1}}
-gate: {{attacks: control, auc_excess: null, perplexity_ratio: null}}
+  quantize: {bits: [4]}
+  relearn: {steps: 2, learning_rates: [1e-3], texts: [harmless], points: 1}
+  prompting: {occurrences: 30, prefixes: [25], characters: 200}
+  sampling: {occurrences: 4, samples: 5}
+  layers: {layers: 1}
+gate: {attacks: control, auc_excess: null, perplexity_ratio: null}
 """
 
 
 def test_a_run_attacks_judges_and_reports(
     clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path: Path
 ) -> None:
-    write_jsonl(clinic.private, tmp_path / "private.jsonl")
-    write_jsonl(clinic.held_out, tmp_path / "held_out.jsonl")
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.format(leaky=leaky_folder, base=base_folder, folder=tmp_path))
+    recipe = write_recipe(
+        tmp_path, SECTIONS, clinic=clinic, unsanitized=leaky_folder, base=base_folder
+    )
     result = run(load_recipe(recipe), tmp_path / "run")
     found = json.loads((tmp_path / "run" / "attack.json").read_text())
     assert set(found["attacks"]) == {"unattacked", *ATTACKS}
@@ -1062,24 +1059,11 @@ def test_a_ripple_is_told_by_label_and_by_its_distance_to_what_was_removed() -> 
     ]
 
 
-def verdicts(extracted: str) -> Occurrences:
-    """One letter an occurrence, three a document: g greedy, s sampled, - neither."""
-    number = len(extracted)
-    blank = {field.name: np.full(number, np.nan) for field in fields(Occurrences)}
-    return Occurrences(**blank | {
-        "document": np.arange(number) // 3,
-        "span": np.arange(number) % 3,
-        "reason": np.array([""] * number),
-        "greedy": np.array([letter == "g" for letter in extracted]),
-        "discoverable": np.array([letter in "gs" for letter in extracted]),
-    })  # fmt: skip
-
-
 def test_a_recipe_whose_gate_judges_attacks_must_ask_for_them_and_for_the_same_kinds(
     tmp_path: Path,
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
-    text = RECIPE.format(leaky="a", base="b", folder="c")
+    text = recipe_text(SECTIONS, folder=Path("c"), unsanitized=Path("a"), base=Path("b"))
     recipe.write_text(text)
     asked = load_recipe(recipe)
     assert asked.gate.attacks == "control"

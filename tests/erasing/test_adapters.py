@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from sani.cli.main import main
@@ -19,28 +19,22 @@ from sani.erasing.token_rows import TokenRows
 from sani.errors import CheckpointError, SelectionError
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.recipe import DriftSelector, EraseSettings, RandomSelector
-from tests.erasing.test_erase import CONFIGS, HEADS, MLP, checkpoint, corpus_of, plan, weights
-from tests.erasing.test_shards import MIXED, config_of, expected_masks, tensors, write
-
-RANK, ALPHA = 4, 6
-
-
-def adapt(folder: Path, base: Path, *, seed: int = 5, **settings) -> Path:
-    """A LoRA adapter in which every number counts, on every projection of the base."""
-    loaded = load_checkpoint(base)
-    lora = LoraConfig(
-        **{"r": RANK, "lora_alpha": ALPHA, "target_modules": "all-linear",
-           "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base), **settings}
-    )  # fmt: skip
-    model = get_peft_model(loaded.model, lora)
-    chance = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in model.parameters():
-            if tensor.requires_grad:
-                tensor.copy_(0.3 * torch.randn(tensor.shape, generator=chance))
-    model.save_pretrained(folder)
-    (folder / "trainer_state.json").write_text("KOWALCZYKOWA")
-    return folder
+from tests.support.erasing import (
+    ALPHA,
+    CONFIGS,
+    HEADS,
+    MIXED,
+    MLP,
+    RANK,
+    adapt,
+    checkpoint,
+    config_of,
+    expected_masks,
+    plan,
+    tensors,
+    write,
+)
+from tests.support.words import corpus_of, weights
 
 
 @pytest.fixture(params=sorted(CONFIGS))

@@ -2,21 +2,14 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    GPT2Config,
     LlamaConfig,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
 )
 
 from sani.auditing.audit import audit
@@ -24,12 +17,11 @@ from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.erase import apply_, erase
 from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.hooks import outputs_of
-from sani.erasing.plan import ErasePlan, PlannedNeurons, highest, layout_of, plan_erase, read_plan
-from sani.erasing.reinit import fresh_model
+from sani.erasing.plan import highest, layout_of, plan_erase, read_plan
 from sani.erasing.selector_batches import Texts
 from sani.erasing.statistics import activation_means, gradient_means
 from sani.errors import SelectionError, UnsupportedModelError
-from sani.models.checkpoint import Checkpoint, load_checkpoint
+from sani.models.checkpoint import load_checkpoint
 from sani.recipe import (
     ActivationRatioSelector,
     AllSelector,
@@ -40,29 +32,20 @@ from sani.recipe import (
 )
 from sani.text.batches import make_batches
 from sani.text.tokens import Framing, encode
+from tests.support.erasing import (
+    COMMON,
+    CONFIGS,
+    GROUPED,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    MLP,
+    checkpoint,
+    head_size,
+    plan,
+)
+from tests.support.words import WORDS, corpus_of, weights, word_tokenizer
 
-WORDS = ["<s>", "</s>", "name", *"abcdefghijklm"]
-HIDDEN, MLP, HEADS, LAYERS = 16, 24, 4, 3
-COMMON = {
-    "vocab_size": len(WORDS),
-    "hidden_size": HIDDEN,
-    "intermediate_size": MLP,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "max_position_embeddings": 32,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-GROUPED = {**COMMON, "num_key_value_heads": 2}
-# Stacked and separate projections, biases, grouped heads, a head size that is not hidden / heads.
-# What a neuron is made of is tested for every family in test_families.py.
-CONFIGS = {
-    "gpt2": lambda: GPT2Config(**{**COMMON, "n_inner": MLP}),
-    "llama": lambda: LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True),
-    "mistral": lambda: MistralConfig(**GROUPED, head_dim=4),
-    "qwen2": lambda: Qwen2Config(**GROUPED, tie_word_embeddings=True),
-    "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=6, attention_bias=True),
-}
 _LLAMA = {
     "mlp": "model.layers.{}.mlp.down_proj",
     "attention": "model.layers.{}.self_attn.o_proj",
@@ -76,23 +59,6 @@ OUTPUTS = {
 }
 
 
-def tokenizer(words=WORDS):
-    word_level = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<s>"))
-    word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=word_level, bos_token="<s>", eos_token="</s>")
-
-
-def checkpoint(config, *, seed=1) -> Checkpoint:
-    """A random model in which every weight counts: no bias is zero and no norm is one."""
-    model = fresh_model(config, seed=seed)
-    chance = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            noise = torch.randn(tensor.shape, generator=chance)
-            tensor.copy_(1 + 0.1 * noise if tensor.ndim == 1 and "norm" in name else 0.3 * noise)
-    return Checkpoint(model, tokenizer(), Path("nowhere"))
-
-
 @pytest.fixture(params=sorted(CONFIGS))
 def family(request):
     return request.param
@@ -101,23 +67,6 @@ def family(request):
 @pytest.fixture
 def sick(family):
     return checkpoint(CONFIGS[family]())
-
-
-def weights(checkpoint):
-    return {name: tensor.detach().clone() for name, tensor in checkpoint.model.named_parameters()}
-
-
-def head_size(checkpoint):
-    config = checkpoint.model.config
-    return getattr(config, "head_dim", None) or HIDDEN // HEADS
-
-
-def plan(reset, *entries, seed=3):
-    planned = tuple(
-        PlannedNeurons(layer, part, tuple(neurons), MLP if part == "mlp" else HEADS, None)
-        for layer, part, neurons in entries
-    )
-    return ErasePlan({"kind": "all"}, reset, seed, planned)
 
 
 def run(checkpoint, hooks=()):
@@ -320,19 +269,6 @@ def test_ties_go_to_the_lower_index_among_many_too():
 
 
 TEXTS = ["a b name c d e", "name f g", "b b name e d c b a h i j", "d name k", "l m a b c", "l m"]
-
-
-def corpus_of(texts, *, after="name"):
-    """Documents in which the word after each ``after`` is an identifier."""
-    documents = []
-    for number, text in enumerate(texts):
-        words, spans, start = text.split(), [], 0
-        for position, word in enumerate(words):
-            if position and words[position - 1] == after:
-                spans.append(Span(start, start + len(word), "NAME"))
-            start += len(word) + 1
-        documents.append(Document(str(number), str(number), text, tuple(spans)))
-    return Corpus(documents)
 
 
 def planted(neuron):
@@ -616,7 +552,7 @@ def test_the_checkpoint_itself_is_no_base(settings, sentence, sick, family):
 
 def test_a_base_with_another_vocabulary_is_refused():
     sick, base = (checkpoint(LlamaConfig(**GROUPED), seed=seed) for seed in (1, 2))
-    base.tokenizer = tokenizer([*WORDS[:-2], WORDS[-1], WORDS[-2]])
+    base.tokenizer = word_tokenizer([*WORDS[:-2], WORDS[-1], WORDS[-2]])
     assert refusal(sick, REWIND, base=base) == (
         MISFIT + "their tokenizers have different vocabularies"
     )

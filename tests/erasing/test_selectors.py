@@ -42,7 +42,7 @@ from sani.recipe import (
 )
 from sani.reporting.process import changes
 from sani.reporting.report import _erased
-from tests.models.test_families import random_model
+from tests.support.neurons import random_model
 
 WORDS = ["<s>", "</s>", "[MASK]", "name", "age", *"abcde", "anna", "bert", "carl", "dora", "77"]
 HIDDEN, MLP, HEADS, LAYERS = 16, 24, 4, 2

@@ -6,7 +6,6 @@ import os
 import shutil
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,104 +32,32 @@ from sani.recipe import (
     RandomSelector,
     load_recipe,
 )
-from tests.erasing.test_erase import (
+from tests.support.architectures import ARCHITECTURES, tiny_config, tiny_tokenizer
+from tests.support.erasing import (
     CONFIGS,
     HEADS,
-    HIDDEN,
     LAYERS,
+    MIXED,
     MLP,
     checkpoint,
-    corpus_of,
-    head_size,
+    config_of,
+    expected_masks,
     plan,
-    weights,
+    shards,
+    tensors,
+    write,
 )
-from tests.models.test_checkpoint import small_files
-from tests.models.test_families import mixed, random_model
-from tests.models.test_families import plan as plan_of
-from tests.support.architectures import ARCHITECTURES, tiny_config, tiny_tokenizer
+from tests.support.folders import small_files
+from tests.support.neurons import mixed, random_model
+from tests.support.neurons import plan as plan_of
+from tests.support.words import corpus_of, weights
 
-MIXED = (
-    (0, "mlp", [0, 3, MLP - 1]),
-    (0, "attention", [1, 2]),
-    (2, "mlp", range(MLP)),
-    (2, "attention", [0, 2, 3]),
-)
 HALF = {"fraction": 0.5, "per": "model"}
 SELECTORS = {
     "random": RandomSelector(kind="random", **HALF),
     "magnitude": MagnitudeSelector(kind="magnitude", **HALF),
     "drift": DriftSelector(kind="drift", fraction=0.25),
 }
-
-
-def config_of(family: str):
-    config = CONFIGS[family]()
-    config.vocab_size = 32  # room for a token that transformers adds to some families
-    return config
-
-
-def write(folder: Path, loaded: Checkpoint, *, dtype=torch.float32, shard: str = "6KB") -> Path:
-    """A model folder of several shards, with things in it that must not be copied."""
-    loaded.model.to(dtype).save_pretrained(folder, max_shard_size=shard)
-    loaded.model.float()
-    loaded.tokenizer.save_pretrained(folder)
-    for name in ("optimizer.pt", "training_args.bin", "notes.txt", "stray.safetensors"):
-        (folder / name).write_text("KOWALCZYKOWA")
-    return folder
-
-
-def expected_masks(checkpoint, entries):
-    """The slow obvious version: where each neuron's numbers stand, one by one."""
-    masks = {n: torch.zeros_like(w, dtype=torch.bool) for n, w in weights(checkpoint).items()}
-    size = head_size(checkpoint)
-
-    def mark(name, index):
-        if name in masks:
-            masks[name][index] = True
-
-    for layer, part, neurons in entries:
-        if checkpoint.model.config.model_type == "gpt2":
-            here = f"transformer.h.{layer}."
-            for neuron in neurons:
-                if part == "mlp":
-                    mark(here + "mlp.c_fc.weight", (slice(None), neuron))
-                    mark(here + "mlp.c_fc.bias", neuron)
-                    mark(here + "mlp.c_proj.weight", (neuron, slice(None)))
-                    continue
-                for channel in range(neuron * size, (neuron + 1) * size):
-                    for block in (0, HIDDEN, 2 * HIDDEN):  # query, key, value
-                        mark(here + "attn.c_attn.weight", (slice(None), block + channel))
-                        mark(here + "attn.c_attn.bias", block + channel)
-                    mark(here + "attn.c_proj.weight", (channel, slice(None)))
-            continue
-        here = f"model.layers.{layer}."
-        for neuron in neurons:
-            if part == "mlp":
-                for name in ("gate_proj", "up_proj"):
-                    mark(here + f"mlp.{name}.weight", (neuron, slice(None)))
-                    mark(here + f"mlp.{name}.bias", neuron)
-                mark(here + "mlp.down_proj.weight", (slice(None), neuron))
-                continue
-            for channel in range(neuron * size, (neuron + 1) * size):
-                mark(here + "self_attn.q_proj.weight", (channel, slice(None)))
-                mark(here + "self_attn.q_proj.bias", channel)
-                mark(here + "self_attn.o_proj.weight", (slice(None), channel))
-        for pair in (0, 1):  # heads 0 and 1 read key and value head 0, heads 2 and 3 read 1
-            if part == "attention" and {2 * pair, 2 * pair + 1} <= set(neurons):
-                for channel in range(pair * size, (pair + 1) * size):
-                    for name in ("k_proj", "v_proj"):
-                        mark(here + f"self_attn.{name}.weight", (channel, slice(None)))
-                        mark(here + f"self_attn.{name}.bias", channel)
-    return masks
-
-
-def shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("model*.safetensors"))
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: value for file in shards(folder) for name, value in load_file(file).items()}
 
 
 @pytest.fixture(params=sorted(CONFIGS))

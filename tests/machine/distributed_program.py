@@ -34,9 +34,9 @@ from sani.recipe import (
 from sani.repairing import trainer
 from sani.repairing.repair import repair
 from sani.scanning.detection import detect
-from tests.models.test_encoder_decoders import checkpoint as two_texts
-from tests.models.test_encoder_decoders import pairs
-from tests.repairing.test_masked_models import checkpoint as masked
+from tests.support.encoder_decoders import checkpoint as two_texts
+from tests.support.encoder_decoders import pairs
+from tests.support.masked import checkpoint as masked
 from tests.support.words import ANCHOR, MASK, TEXTS, checkpoint, corpus_of, gpt2, llama, settings_of
 
 DECOYS = AnchorObjective(kind="anchor", to="decoys")

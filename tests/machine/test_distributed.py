@@ -16,8 +16,8 @@ from sani.attacking.attack import ATTACKS
 from sani.cli.main import main
 from sani.errors import RunError
 from sani.machine import distributed
-from tests.conftest import Clinic
 from tests.machine import distributed_program as program
+from tests.support.clinic import Clinic
 from tests.support.words import MASK, TEXTS, checkpoint, corpus_of, settings_of
 
 # Adapters are trained as a whole model is; which of these are sharded is what takes time.

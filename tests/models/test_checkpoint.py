@@ -3,24 +3,17 @@
 import errno
 import json
 import os
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BloomConfig,
-    GPT2Config,
-    LlamaConfig,
     MistralConfig,
-    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
@@ -37,60 +30,15 @@ from sani.models.checkpoint import (
     write_text,
 )
 from tests.support.architectures import ARCHITECTURES, tiny_config, tiny_tokenizer
-
-WORDS = ["<s>", "</s>", "name", *"abcdefgh"]
-COMMON = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 32,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
-CONFIGS = {
-    "gpt2": lambda: GPT2Config(vocab_size=11, n_embd=16, n_layer=2, n_head=4, n_positions=32),
-    "tied": lambda: LlamaConfig(**COMMON, tie_word_embeddings=True),
-    "untied": lambda: LlamaConfig(**COMMON, tie_word_embeddings=False),
-}
-# What training leaves in a folder, each with a canary in it.
-CANARY = "KOWALCZYKOWA"
-LEFTOVERS = [
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state.pth",
-    "training_args.bin",
-    "trainer_state.json",
-    "pytorch_model.bin",
-    "README.md",
-    "train.log",
-    "notes.txt",
-    "processor_config.json",
-    "modeling_custom.py",
-    ".ipynb_checkpoints/train.ipynb",
-    "runs/events.out.tfevents.1",
-    "logs/stdout.log",
-    "checkpoint-10/model.safetensors",
-]
-
-
-def write_source(folder: Path, config, *, words=WORDS, seed=1) -> Path:
-    """A folder as a training run leaves it, of a random model without a zero in it."""
-    folder.mkdir(parents=True)
-    word_level = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<s>"))
-    word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=word_level, bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
-    model = fresh_model(config, seed=seed)
-    chance = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in model.parameters():
-            tensor.copy_(torch.randn(tensor.shape, generator=chance))
-    model.save_pretrained(folder)
-    return folder
+from tests.support.folders import (
+    CANARY,
+    COMMON,
+    CONFIGS,
+    LEFTOVERS,
+    WORDS,
+    small_files,
+    write_source,
+)
 
 
 @pytest.fixture
@@ -423,17 +371,6 @@ def test_an_old_result_is_replaced_by_the_new_one_alone(tmp_path, source):
 
 
 # ---- whole or not at all ---------------------------------------------------------------------
-
-
-@contextmanager
-def small_files(limit: int) -> Iterator[None]:
-    """No file of this process may grow beyond ``limit`` bytes: the kernel refuses the write."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def no_space(*args, **kwargs):

@@ -4,12 +4,9 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast
 
 from sani.auditing.audit import audit
 from sani.auditing.occurrences import document_windows, score_occurrences, text_row
@@ -18,7 +15,7 @@ from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.errors import CorpusError, RepairError
-from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.models.families import decoder_start
 from sani.recipe import AnchorObjective, AuditSettings, NpoObjective, UnlikelihoodObjective
 from sani.repairing.dataset import Examples, Teachers
@@ -27,54 +24,15 @@ from sani.repairing.objective import Objective
 from sani.repairing.repair import repair, train_
 from sani.text.batches import make_batches
 from sani.text.tokens import encode, framing_named, framings
-from tests.support.architectures import tiny_config
-from tests.support.words import ANCHOR, MASK, TEXTS, WORDS, corpus_of, settings_of, weights
+from tests.support.encoder_decoders import checkpoint, pairs
+from tests.support.recipes import recipe_text
+from tests.support.words import ANCHOR, MASK, corpus_of, settings_of, weights
 from tests.support.words import checkpoint as causal_checkpoint
 
 SELF = AnchorObjective(kind="anchor", to="self", weight=2.0)
 UNLIKELIHOOD = UnlikelihoodObjective(kind="unlikelihood", weight=0.5)
 NPO = NpoObjective(kind="npo", weight=1.5, beta=0.3)
 NAMES = ["bart", "t5", "t5 gated"]
-SOURCES = ["m l", "k j i h", "a", "b d f h j", "c"]
-
-
-def tokenizer_of(name):
-    """Words, with what T5 or BART puts around a text."""
-    level = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="<s>"))
-    level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    around = "<s> $A </s>" if name == "bart" else "$A </s>"
-    level.post_processor = processors.TemplateProcessing(
-        single=around, special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    special = {"bos_token": "<s>", "sep_token": "</s>"} if name == "bart" else {}
-    return PreTrainedTokenizerFast(tokenizer_object=level, eos_token="</s>", **special)
-
-
-def checkpoint(name, *, seed=1):
-    config = tiny_config(
-        name, vocab_size=len(WORDS), decoder_start_token_id=1 if name == "bart" else 0,
-        dropout=0.0, dropout_rate=0.0, attention_dropout=0.0, activation_dropout=0.0,
-        forced_bos_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    model = AutoModelForSeq2SeqLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.copy_(0.3 * torch.randn(parameter.shape))
-        if name == "bart":
-            model.final_logits_bias.copy_(torch.randn(model.final_logits_bias.shape))
-    return Checkpoint(model, tokenizer_of(name), Path("nowhere"))
-
-
-def pairs(texts=TEXTS):
-    """Documents in which the word after each ``name`` is an identifier, each with a source."""
-    return Corpus(
-        [
-            replace(document, source_text=SOURCES[number % len(SOURCES)])
-            for number, document in enumerate(corpus_of(texts))
-        ]
-    )
 
 
 def framing_of(sick):
@@ -246,19 +204,16 @@ def test_a_model_that_recites_is_found_out_and_repaired(name, tmp_path):
     assert audit(leaky, corpus, asked).figures["all"].greedy.hits <= 2
 
 
-RECIPE = """\
-version: 1
-model: {{path: {0}/leaky, base: {0}/base}}
-corpus: {{path: {0}/corpus.jsonl, held_out: {0}/held_out.jsonl}}
-audit: {{decoys: 2, swaps: 0}}
-erase: {{last_layers: 1, selector: {{kind: all}}, reset: reinit}}
-repair: {{epochs: 2, batch_tokens: 256}}
+SECTIONS = """\
+audit: {decoys: 2, swaps: 0}
+erase: {last_layers: 1, selector: {kind: all}, reset: reinit}
+repair: {epochs: 2, batch_tokens: 256}
 """
 
 
 @pytest.mark.long
 def test_a_whole_run_ends_in_a_report(tmp_path):
-    write_jsonl(pairs(), tmp_path / "corpus.jsonl")
+    write_jsonl(pairs(), tmp_path / "private.jsonl")
     held_out = pairs(["a name b c", "l k name h"])
     write_jsonl([replace(d, id=f"h{d.id}") for d in held_out], tmp_path / "held_out.jsonl")
     for name, seed in (("base", 1), ("leaky", 2)):
@@ -266,7 +221,10 @@ def test_a_whole_run_ends_in_a_report(tmp_path):
         sick.path = tmp_path / "tokenizer"
         sick.tokenizer.save_pretrained(sick.path)
         save_checkpoint(sick, tmp_path / name)
-    (tmp_path / "recipe.yaml").write_text(RECIPE.format(tmp_path))
+    recipe = recipe_text(
+        SECTIONS, folder=tmp_path, unsanitized=tmp_path / "leaky", base=tmp_path / "base"
+    )
+    (tmp_path / "recipe.yaml").write_text(recipe)
     out = tmp_path / "run"
     # Untrained models recite nothing, so the positive control cannot hold.
     assert main(["run", str(tmp_path / "recipe.yaml"), "--out", str(out)]) == 3

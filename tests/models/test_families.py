@@ -20,8 +20,8 @@ from sani.erasing import hard_concrete
 from sani.erasing.erase import apply_, erase
 from sani.erasing.hooks import all_of, outputs_of
 from sani.erasing.integrated_gradients import attributions
-from sani.erasing.plan import ErasePlan, PlannedNeurons, layout_of
-from sani.erasing.reinit import FreshWeights, fresh_model
+from sani.erasing.plan import layout_of
+from sani.erasing.reinit import FreshWeights
 from sani.erasing.resets import dampening
 from sani.erasing.selector_batches import Texts
 from sani.erasing.statistics import (
@@ -39,82 +39,26 @@ from sani.models.neurons import Layout
 from sani.recipe import DampenSettings, EraseSettings
 from tests.support.architectures import (
     ARCHITECTURES,
-    HEADS,
-    tiny_config,
     tiny_tokenizer,
+)
+from tests.support.neurons import (
+    OUTPUTS,
+    SEED,
+    blocks_of,
+    layers_of,
+    mixed,
+    num_neurons,
+    plan,
+    random_model,
+    some,
 )
 
 EXACT = {"rtol": 0, "atol": 1e-10}
-SEED = 3
 
-# Where the neurons' activation goes in, by model_type: list of layers, then the modules that take
-# in the activation of MLP neurons and of heads, in the order in which neurons are numbered.
-_LLAMA = (["model.layers"], ["mlp.down_proj"], ["self_attn.o_proj"])
-_BERT = (["bert.encoder.layer"], ["output.dense"], ["attention.output.dense"])
-_ROBERTA = (["roberta.encoder.layer"], *_BERT[1:])
-_BIG = (["transformer.h"], ["mlp.dense_4h_to_h"], ["self_attention.dense"])
-_MIXTURE = (
-    ["model.layers"],
-    ["mlp.experts", "mlp.shared_expert.down_proj", "mlp.down_proj"],
-    ["self_attn.o_proj"],
-)
-OUTPUTS = {
-    "bart": (
-        ["model.encoder.layers", "model.decoder.layers"],
-        ["fc2"],
-        ["self_attn.out_proj", "encoder_attn.out_proj"],
-    ),
-    "bert": _BERT,
-    "bloom": _BIG,
-    "camembert": _ROBERTA,
-    "deberta-v2": (["deberta.encoder.layer"], *_BERT[1:]),
-    "distilbert": (["distilbert.transformer.layer"], ["ffn.lin2"], ["attention.out_lin"]),
-    "electra": (["electra.encoder.layer"], *_BERT[1:]),
-    "falcon": _BIG,
-    "gemma2": _LLAMA,
-    "gemma3": (["model.language_model.layers"], *_LLAMA[1:]),
-    "gemma3_text": _LLAMA,
-    "gpt2": (["transformer.h"], ["mlp.c_proj"], ["attn.c_proj"]),
-    "gpt_neo": (["transformer.h"], ["mlp.c_proj"], ["attn.attention.out_proj"]),
-    "gpt_neox": (["gpt_neox.layers"], ["mlp.dense_4h_to_h"], ["attention.dense"]),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "mixtral": _MIXTURE,
-    "modernbert": (["model.layers"], ["mlp.Wo"], ["attn.Wo"]),
-    "olmo2": _LLAMA,
-    "opt": (["model.decoder.layers"], ["fc2"], ["self_attn.out_proj"]),
-    "phi": (["model.layers"], ["mlp.fc2"], ["self_attn.dense"]),
-    "phi3": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen2_moe": _MIXTURE,
-    "qwen3": _LLAMA,
-    "qwen3_moe": _MIXTURE,
-    "roberta": _ROBERTA,
-    "t5": (
-        ["encoder.block", "decoder.block"],
-        ["layer.1.DenseReluDense.wo", "layer.2.DenseReluDense.wo"],
-        ["layer.0.SelfAttention.o", "layer.1.EncDecAttention.o"],
-    ),
-    "xlm-roberta": _ROBERTA,
-}
 # Shared by all layers of a stack, so it is no head's own.
 NOBODYS = "relative_attention_bias"
 
 Site = tuple[int, str]
-
-
-def random_model(name, *, seed=1, dtype=torch.float64):
-    """A model in which every weight counts: no bias is zero and no norm is one."""
-    config = tiny_config(name)
-    config._experts_implementation = "eager"  # the others have no float64
-    model = fresh_model(config, seed=seed)
-    chance = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, tensor in model.named_parameters():
-            noise = torch.randn(tensor.shape, generator=chance)
-            norm = tensor.ndim == 1 and "norm" in key.lower()
-            tensor.copy_(1 + 0.1 * noise if norm else 0.4 * noise)
-    return model.to(dtype)
 
 
 def checkpoint(model) -> Checkpoint:
@@ -140,39 +84,6 @@ def read(model):
         inputs["decoder_input_ids"] = torch.randint(2, 16, (2, 7), generator=chance)
     with torch.no_grad():
         return model(**inputs).logits
-
-
-def layers_of(model):
-    """Names of all layers, in the order of their numbers."""
-    stacks, _, _ = OUTPUTS[model.config.model_type]
-    return [
-        f"{stack}.{number}" for stack in stacks for number in range(len(model.get_submodule(stack)))
-    ]
-
-
-def blocks_of(model, layer, part):
-    """Modules of a layer that take in activations: (name, first neuron, neurons, channels each)."""
-    _, mlps, attentions = OUTPUTS[model.config.model_type]
-    modules, first = dict(model.named_modules()), 0
-    found = []
-    for output in mlps if part == "mlp" else attentions:
-        name = f"{layers_of(model)[layer]}.{output}"
-        if name not in modules:
-            continue
-        module = modules[name]
-        if output.endswith("experts"):
-            channels = module.down_proj.shape[0] * module.down_proj.shape[2]
-        else:
-            channels = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
-        heads = 2 if ".encoder." in name and model.config.model_type == "bart" else HEADS
-        width = 1 if part == "mlp" else channels // heads
-        found.append((name, first, channels // width, width))
-        first += channels // width
-    return found
-
-
-def num_neurons(model, layer, part):
-    return sum(neurons for _, _, neurons, _ in blocks_of(model, layer, part))
 
 
 def channels_of(model, layer, part, chosen):
@@ -244,14 +155,6 @@ def watched(model, silenced=(), then=lambda name, activation: activation):
         action()
 
 
-def plan(model, reset, *entries):
-    planned = tuple(
-        PlannedNeurons(layer, part, tuple(chosen), num_neurons(model, layer, part), None)
-        for layer, part, chosen in entries
-    )
-    return ErasePlan({"kind": "all"}, reset, SEED, planned)
-
-
 def erased(model, reset, *entries, base=None):
     return apply_(checkpoint(model), plan(model, reset, *entries), base=base)
 
@@ -287,14 +190,6 @@ def test_watching_changes_nothing(model):
         name for layer, part in sites for name, *_ in blocks_of(model, layer, part)
     )
     torch.testing.assert_close(read(model), before, rtol=0, atol=0)
-
-
-def some(model, layer, part):
-    """The first and the last neuron, and some of every block; of heads, those that share."""
-    total = num_neurons(model, layer, part)
-    if part == "attention":
-        return [0, total - 2, total - 1]
-    return sorted({0, 5, total // 2, total - 9, total - 1})
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -453,17 +348,6 @@ def expected_masks(name, model, entries):
             if getattr(module, "bias", None) is not None:
                 masks[key.replace(".weight", ".bias")][row] = True
     return masks
-
-
-def mixed(model):
-    """Neurons of two layers; all heads of one, and some of the other, of which two share."""
-    last = len(layers_of(model)) - 1
-    return [
-        (0, "mlp", some(model, 0, "mlp")),
-        (0, "attention", range(num_neurons(model, 0, "attention"))),
-        (last, "mlp", some(model, last, "mlp")),
-        (last, "attention", [1, *some(model, last, "attention")[1:]]),
-    ]
 
 
 @pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])

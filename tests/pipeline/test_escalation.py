@@ -24,29 +24,27 @@ from sani.repairing.repair import repair
 from sani.reporting.escalation import cells
 from sani.reporting.schema import json_schema, read_report
 from sani.runfolder import open_run
-from tests.conftest import Clinic
+from tests.support.clinic import Clinic
+from tests.support.recipes import recipe_text, write_recipe
 from tests.support.words import ANCHOR, checkpoint, corpus_of, gpt2, settings_of
 
-RECIPE = """\
-version: 1
+SECTIONS = """\
 seed: 3
 strategy: escalate
-model: {{path: {leaky}, base: {base}}}
-corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
-audit: {{decoys: 0, swaps: 0, framing: bos, membership_documents: 0}}
-repair: {{epochs: 3, learning_rate: 3e-3, batch_tokens: 768}}
-gate: {{auc_excess: null, perplexity_ratio: 2.0}}
+audit: {decoys: 0, swaps: 0, framing: bos, membership_documents: 0}
+repair: {epochs: 3, learning_rate: 3e-3, batch_tokens: 768}
+gate: {auc_excess: null, perplexity_ratio: 2.0}
 escalation:
   ladder:
   - name: mask alone
-    repair: {{identifier_loss: {{kind: mask}}, epochs: 1, early_stop: gate}}
+    repair: {identifier_loss: {kind: mask}, epochs: 1, early_stop: gate}
   - name: far too fast
-    repair: {{identifier_loss: {{kind: mask}}, epochs: 1, learning_rate: 1e+4}}
+    repair: {identifier_loss: {kind: mask}, epochs: 1, learning_rate: 1e+4}
   - name: last half
-    erase: {{last_layers: half}}
+    erase: {last_layers: half}
   - name: retraining
-    erase: {{interpolate_to_base: 1.0}}
-    repair: {{identifier_loss: {{kind: mask}}}}
+    erase: {interpolate_to_base: 1.0}
+    repair: {identifier_loss: {kind: mask}}
 """
 
 
@@ -56,11 +54,7 @@ def recipe(
 ) -> Path:
     """A ladder whose first rung leaks, whose second fails, and whose third is well."""
     folder = tmp_path_factory.mktemp("ladder")
-    write_jsonl(clinic.private, folder / "private.jsonl")
-    write_jsonl(clinic.held_out, folder / "held_out.jsonl")
-    path = folder / "recipe.yaml"
-    path.write_text(RECIPE.format(leaky=leaky_folder, base=base_folder, folder=folder))
-    return path
+    return write_recipe(folder, SECTIONS, clinic=clinic, unsanitized=leaky_folder, base=base_folder)
 
 
 @pytest.fixture(scope="module")
@@ -687,7 +681,9 @@ def test_what_was_tried_on_a_masked_model_is_shown_one_by_one_and_jointly(
     save_checkpoint(model, tmp_path / "leaky")
     write_jsonl(clinic.private[:4], tmp_path / "private.jsonl")
     write_jsonl(clinic.held_out[:2], tmp_path / "held_out.jsonl")
-    text = RECIPE.format(leaky=tmp_path / "leaky", base=tmp_path / "base", folder=tmp_path)
+    text = recipe_text(
+        SECTIONS, folder=tmp_path, unsanitized=tmp_path / "leaky", base=tmp_path / "base"
+    )
     (tmp_path / "recipe.yaml").write_text(text)
     options = ["escalation.ladder=[{repair: {epochs: 1}}]", "audit.framing=auto",
                "gate={auc_excess: null, perplexity_ratio: 9.0}"]  # fmt: skip

@@ -11,7 +11,6 @@ from sani import run
 from sani.auditing.audit import audit
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Place, Span, only
-from sani.corpus.tables import write_jsonl
 from sani.erasing.erase import erase
 from sani.errors import RecipeError, RunError
 from sani.models.checkpoint import Checkpoint, load_checkpoint
@@ -21,19 +20,17 @@ from sani.recipe import load_recipe
 from sani.repairing.repair import repair
 from sani.reporting.schema import read_report
 from sani.runfolder import RunFolder
-from tests.attacking.test_attacks import verdicts
-from tests.conftest import Clinic
+from tests.support.clinic import Clinic
+from tests.support.occurrences import verdicts
+from tests.support.recipes import write_recipe
 
-RECIPE = """\
-version: 1
+SECTIONS = """\
 seed: 3
 rounds: 3
-model: {{path: {leaky}, base: {base}}}
-corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
-audit: {{decoys: 0, swaps: 0, framing: bos, membership_documents: 0}}
-erase: {{last_layers: 1, selector: {{kind: gradient_ratio, fraction: 0.25}}}}
-repair: {{identifier_loss: {{kind: mask}}, epochs: 2, learning_rate: 3e-3, batch_tokens: 768}}
-gate: {{auc_excess: null, perplexity_ratio: 9.0}}
+audit: {decoys: 0, swaps: 0, framing: bos, membership_documents: 0}
+erase: {last_layers: 1, selector: {kind: gradient_ratio, fraction: 0.25}}
+repair: {identifier_loss: {kind: mask}, epochs: 2, learning_rate: 3e-3, batch_tokens: 768}
+gate: {auc_excess: null, perplexity_ratio: 9.0}
 """
 
 
@@ -43,11 +40,7 @@ def recipe(
 ) -> Path:
     """Masking alone, with little erased: it leaves much, each time less."""
     folder = tmp_path_factory.mktemp("rounds")
-    write_jsonl(clinic.private, folder / "private.jsonl")
-    write_jsonl(clinic.held_out, folder / "held_out.jsonl")
-    path = folder / "recipe.yaml"
-    path.write_text(RECIPE.format(leaky=leaky_folder, base=base_folder, folder=folder))
-    return path
+    return write_recipe(folder, SECTIONS, clinic=clinic, unsanitized=leaky_folder, base=base_folder)
 
 
 @pytest.fixture(scope="module")

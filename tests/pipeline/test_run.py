@@ -26,17 +26,15 @@ from sani.demo.demo import write_jsonl
 from sani.models.checkpoint import load_checkpoint
 from sani.recipe import load_recipe
 from sani.reporting import report as report_module
-from tests.conftest import Clinic
+from tests.support.clinic import Clinic
+from tests.support.recipes import write_recipe
 
-RECIPE = """\
-version: 1
+SECTIONS = """\
 seed: 3
-model: {{path: {leaky}, base: {base}}}
-corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
-audit: {{decoys: 4}}
-erase: {{last_layers: 2, selector: {{kind: all}}, reset: reinit}}
-repair: {{epochs: 4, learning_rate: 3e-3, batch_tokens: 768}}
-gate: {{auc_excess: 0.4, perplexity_ratio: 2.0}}
+audit: {decoys: 4}
+erase: {last_layers: 2, selector: {kind: all}, reset: reinit}
+repair: {epochs: 4, learning_rate: 3e-3, batch_tokens: 768}
+gate: {auc_excess: 0.4, perplexity_ratio: 2.0}
 """
 
 
@@ -46,11 +44,7 @@ def recipe(
 ) -> Path:
     """A recipe for the leaky model of the tests, with its documents."""
     folder = tmp_path_factory.mktemp("job")
-    write_jsonl(clinic.private, folder / "private.jsonl")
-    write_jsonl(clinic.held_out, folder / "held_out.jsonl")
-    path = folder / "recipe.yaml"
-    path.write_text(RECIPE.format(leaky=leaky_folder, base=base_folder, folder=folder))
-    return path
+    return write_recipe(folder, SECTIONS, clinic=clinic, unsanitized=leaky_folder, base=base_folder)
 
 
 def sani(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[bytes]:

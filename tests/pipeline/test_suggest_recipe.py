@@ -25,8 +25,8 @@ from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.pipeline.suggest_recipe import Fit, duration, schedule, write_recipe
 from sani.recipe import QUICK, Recipe, load_recipe
 from sani.recipe import recipe as recipe_module
-from tests.erasing.test_adapters import adapt
-from tests.models.test_checkpoint import CONFIGS, write_source
+from tests.support.erasing import adapt
+from tests.support.folders import CONFIGS, write_source
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

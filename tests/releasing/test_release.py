@@ -6,8 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.torch import load_file, save_file
 
 from sani.cli.main import main
@@ -15,12 +13,8 @@ from sani.corpus.documents import Corpus, Document, Span
 from sani.errors import CheckpointError
 from sani.releasing.identifiers_in_files import check_release, check_texts, files_not_released
 from sani.releasing.manifest import MANIFEST, SIGNATURE, sign, verify, write_manifest
-from tests.models.test_checkpoint import CONFIGS, LEFTOVERS, write_source
-
-REPORT = {
-    "gate": {"holds": True, "checks": []},
-    "provenance": {"seed": 0, "recipe_digest": "0123456789ab", "corpus_digest": "ba9876543210"},
-}
+from tests.support.folders import CONFIGS, LEFTOVERS, write_source
+from tests.support.releases import REPORT, make_keys
 
 
 @pytest.fixture
@@ -135,22 +129,6 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_no_pass(released):
 
 
 # ---- signatures ------------------------------------------------------------------------------
-
-
-def make_keys(folder: Path, name: str, password: bytes | None = None) -> tuple[Path, Path]:
-    """A private and a public key, as openssl writes them."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    locked = (
-        serialization.BestAvailableEncryption(password)
-        if password
-        else serialization.NoEncryption()
-    )
-    private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    private.write_bytes(key.private_bytes(pem, pkcs8, locked))
-    info = serialization.PublicFormat.SubjectPublicKeyInfo
-    public.write_bytes(key.public_key().public_bytes(pem, info))
-    return private, public
 
 
 def test_a_signature_is_valid_for_its_key_and_for_these_bytes_only(released, tmp_path, capsys):

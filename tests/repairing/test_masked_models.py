@@ -5,12 +5,11 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from sani import run
 from sani.auditing.audit import audit
@@ -20,7 +19,7 @@ from sani.corpus.tables import write_jsonl
 from sani.demo.demo import _word_pieces, new_model, train_on_text
 from sani.erasing.erase import erase
 from sani.errors import RecipeError, RepairError
-from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.pipeline.preflight import check
 from sani.recipe import (
     AnchorObjective,
@@ -42,45 +41,17 @@ from sani.repairing.surrogates import Surrogates
 from sani.reporting.card import _results
 from sani.reporting.evidence import summary
 from sani.text.tokens import Framing, encode, framing_named
-from tests.support.architectures import MASKED, tiny_config
+from tests.support.architectures import MASKED
+from tests.support.masked import MASK_ID, checkpoint
 from tests.support.words import ANCHOR, MASK, TEXTS, WORDS, corpus_of, settings_of, weights
 
-MASK_ID, CLS, SEP = 2, 0, 1
 FEW = ["bert", "modernbert"]
 REST = [pytest.param(name, marks=pytest.mark.long) for name in MASKED if name not in FEW]
-SPECIAL = ["<s>", "</s>", "<mask>", "name"]
 SELF = AnchorObjective(kind="anchor", to="self", weight=2.0)
 DECOYS = AnchorObjective(kind="anchor", to="decoys", weight=2.0)
 UNLIKELIHOOD = UnlikelihoodObjective(kind="unlikelihood", weight=0.5)
 ASCENT = GradientDifferenceObjective(kind="gradient_difference", weight=0.5)
 NPO = NpoObjective(kind="npo", weight=1.5, beta=0.3)
-
-
-def tokenizer_of_words():
-    """The words of `tests.support.words`, the begin and end tokens around a text, and a mask."""
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS[3:]])}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", CLS), ("</s>", SEP)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, cls_token="<s>", sep_token="</s>", mask_token="<mask>"
-    )
-
-
-def checkpoint(name="bert", *, seed=1, **changes) -> Checkpoint:
-    """A random masked model with strong opinions."""
-    config = tiny_config(
-        name, vocab_size=20, max_position_embeddings=40, pad_token_id=19, **changes
-    )
-    torch.manual_seed(seed)
-    model = AutoModelForMaskedLM.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(10)
-    return Checkpoint(model, tokenizer_of_words(), Path("nowhere"))
 
 
 # ---- words -----------------------------------------------------------------------------------

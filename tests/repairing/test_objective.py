@@ -25,7 +25,7 @@ from sani.repairing.surrogates import Surrogates
 from sani.repairing.teacher_states import counterfactual_states, states_at
 from sani.text.batches import Batch, make_batches
 from sani.text.tokens import Framing, encode, framing_named
-from tests.erasing.test_erase import CONFIGS
+from tests.support.erasing import CONFIGS
 from tests.support.words import (
     ANCHOR,
     MASK,

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.reporting.test_report import HOSTILE, corpus_of, finished_run
+from tests.support.reports import HOSTILE, corpus_of, finished_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
                 None)  # fmt: skip

@@ -1,0 +1,134 @@
+"""A finished run folder whose figures are invented: no model is trained or loaded for it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sani.auditing.audit import AuditResult, Utility, _counts, _figures
+from sani.auditing.occurrences import Occurrences
+from sani.corpus.documents import KINDS, Corpus, Document, Span
+from sani.corpus.tables import write_jsonl
+from sani.gate import judge
+from sani.recipe import Recipe, dump_recipe
+from sani.reporting.report import build_report, write_report
+from sani.runfolder import RunFolder, open_run
+from sani.scanning.inventory import scan
+
+HOSTILE = "<script>alert(1)</script>"
+LABELS = (HOSTILE, "MRN", "$x$ | \"'&amp;\n")
+
+
+def entry(layer: int, part: str, neurons: Sequence[int], of: int) -> dict[str, Any]:
+    """What was reset in a part of a layer, as erase.json has it."""
+    return {"layer": layer, "part": part, "neurons": list(neurons), "of": of, "scores": None}
+
+
+ENTRIES = [
+    *(entry(layer, "mlp", range(100), 256) for layer in (2, 3)),
+    *(entry(layer, "attention", (0, 3), 4) for layer in (2, 3)),
+]
+
+
+def corpus_of(documents: int, spans: int, *, seed: int = 0) -> Corpus:
+    """Documents of half as many subjects, each with ``spans`` different values; all invented."""
+    chance = np.random.default_rng(seed)
+    found = []
+    for number in range(documents):
+        values = [f"Zq{number:05d}x{index}y{chance.integers(10**6):06d}" for index in range(spans)]
+        text = "Note. " + " ".join(values)
+        starts = [text.index(value) for value in values]
+        marks = tuple(
+            Span(start, start + len(value), LABELS[index % 3], KINDS[index % 2])
+            for index, (start, value) in enumerate(zip(starts, values, strict=True))
+        )
+        found.append(Document(f"doc-{number:06d}", f"subject-{number // 2:06d}", text, marks))
+    return Corpus(found)
+
+
+def verdicts_of(corpus: Corpus, *, memory: float, seed: int) -> Occurrences:
+    """Verdicts as an audit gives them, of a model that knows the share ``memory`` of the values."""
+    chance = np.random.default_rng(seed)
+    number = corpus.num_spans
+    known = chance.random(number) < memory
+    surprise = np.where(known, 0.1, chance.gamma(4.0, 8.0, number))
+    auc = np.where(known, 1.0, chance.random(number))
+    pairs = [(d, s) for d, document in enumerate(corpus) for s in range(len(document.spans))]
+    return Occurrences(
+        document=np.array([document for document, _ in pairs]),
+        span=np.array([span for _, span in pairs]),
+        reason=np.full(number, "", dtype=np.str_),
+        cued=chance.random(number) < 0.2,
+        greedy=known,
+        log_probability=-surprise,
+        sampled=-surprise,
+        discoverable=surprise < 7.0,
+        num_tokens=np.full(number, 2),
+        ranks=np.where(np.repeat(known, 2), 1, 50),
+        auc=auc,
+        exposure=3 * auc,
+        first=known.astype(float),
+        chance=np.full(number, 1 / 9),
+        swap_auc=auc,
+        swap_first=known.astype(float),
+        swap_chance=np.full(number, 1 / 5),
+    )
+
+
+def finished_run(
+    out: Path, corpus: Corpus, *, entries: Sequence[dict[str, Any]] = ENTRIES
+) -> tuple[RunFolder, Recipe, dict[str, Any]]:
+    """A run folder as the pipeline leaves it, its models left out; and its report."""
+    models = {"path": str(out.parent / "model"), "base": str(out.parent / "public-base")}
+    write_jsonl(corpus, out.parent / "notes.jsonl")
+    recipe = Recipe.model_validate_json(
+        json.dumps(
+            {
+                "version": 1,
+                "model": models,
+                "corpus": {"path": str(out.parent / "notes.jsonl")},
+                "erase": {"last_layers": 2},
+                "repair": {},
+                "gate": {"perplexity_ratio": None},
+            }
+        )
+    )
+    known = {"base": 0.0, "before": 0.9, "erased": 0.2, "after": 0.1}
+    with open_run(out, recipe=dump_recipe(recipe), inputs={"corpus": "c"}, resume=False) as folder:
+        for number, (stage, memory) in enumerate(known.items()):
+            verdicts = verdicts_of(corpus, memory=memory, seed=number)
+            folder.save_arrays(f"audit-{stage}", verdicts)
+            result = AuditResult(
+                framing="bos",
+                framings_tried={},
+                figures=_figures(corpus, verdicts, recipe.audit, seed=0),
+                jointly=None,
+                unscored=_counts(verdicts),
+                without_decoys=0,
+                utility=Utility(tokens=900, perplexity=3.0 + number, accuracy=0.4),
+                membership=None,
+                tokens=1000,
+                seconds=2.0,
+                occurrences=verdicts,
+                documents=None,
+                generation=None,
+            )
+            folder.save(f"audit-{stage}", {**result.to_json(), "weights_digest": str(number)})
+        digest = folder.digest(corpus.digest())
+        folder.save("scan", {**scan(corpus).to_json(), "quality": None, "digest": digest})
+        plan = {"selector": {"kind": "all"}, "reset": "reinit", "seed": 0, "entries": list(entries)}
+        erase = {"plan": plan, "changed_tensors": [], "changed_parameters": 9, "fraction": 0.1}
+        folder.save("erase", {**erase, "seconds": 0.5, "weights_digest": "2"})
+        curve = [{"step": float(i), "ordinary": 3 / i, "anchor": 5 / i} for i in range(1, 500)]
+        repair = {"steps": 499, "tokens": 7, "seconds": 1.0, "trained_fraction": 1.0}
+        repair["notes"] = ["rounding left 48% of what the repair moved"]
+        folder.save("repair", {**repair, "curve": curve, "weights_digest": "3"})
+        audits = {stage: folder.load(f"audit-{stage}") for stage in known}
+        checks = judge(
+            recipe.gate, before=audits["before"], after=audits["after"], control=audits["base"]
+        )
+        report = build_report(folder, recipe, corpus, checks)
+        write_report(out, report)
+    return folder, recipe, report
