@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/pytest -q -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-long test-all lint types fmt check
+.PHONY: demo test test-long test-all lint types fmt check docs site
 
 demo: .venv/installed
 	$(BIN)/sani demo
@@ -29,6 +29,12 @@ fmt: .venv/installed
 	$(BIN)/ruff format .
 
 check: lint types test-all
+
+docs: .venv/installed
+	$(BIN)/python docs/generate.py
+
+site: .venv/installed
+	$(BIN)/mkdocs build --strict --quiet
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
