@@ -25,6 +25,7 @@ from sani.models.checkpoint import Checkpoint
 from sani.recipe import GuidanceSettings
 
 IMPLAUSIBLE = -1e4
+PLAUSIBLE = 1e-5  # gamma of 2505.24379: least share of the highest p
 NEEDS_OLD = "the unsanitized checkpoint was not given"
 
 
@@ -41,7 +42,7 @@ def guidance(
         if scene.old is None:
             yield Outcome(name, not_run=NEEDS_OLD)
             continue
-        reading = Guided(scene.old.model, weight=weight, plausible=settings.plausible)
+        reading = Guided(scene.old.model, weight=weight, plausible=PLAUSIBLE)
         yield Outcome(name, scene.score(model, reading=reading), scene.places)
 
 

@@ -29,6 +29,8 @@ from sani.models.checkpoint import Checkpoint
 from sani.recipe import LayersSettings
 from sani.text.tokens import encode
 
+FOLDS = 5  # ours: of the probe's cross-validation, by subject
+PENALTY = 1.0  # ours: ridge penalty on standardized states
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -48,7 +50,7 @@ def layers(model: Checkpoint, scene: AttackContext, settings: LayersSettings) ->
     for layer in chosen:
         found = scene.score(model, reading=Lens(layer))
         yield Outcome(f"lens, layer {layer}", found, scene.places)
-    for layer, auc in zip(chosen, probe(model, scene, settings, chosen), strict=True):
+    for layer, auc in zip(chosen, probe(model, scene, chosen), strict=True):
         yield Outcome(f"probe, layer {layer}", auc=auc)
 
 
@@ -64,9 +66,7 @@ class Lens(Reading):
         return families.layer_states(model, [self._layer], cache=cache, **inputs)[0]
 
 
-def probe(
-    model: Checkpoint, scene: AttackContext, settings: LayersSettings, chosen: Sequence[int]
-) -> list[Estimate]:
+def probe(model: Checkpoint, scene: AttackContext, chosen: Sequence[int]) -> list[Estimate]:
     """How often a layer's state at a value's last token tells the true value from a decoy.
 
     The true values are read in their documents, the decoys in the same documents with all
@@ -91,9 +91,7 @@ def probe(
     for one, other in zip(*states, strict=True):
         read = np.isfinite(one[:, 0]) & np.isfinite(other[:, 0])
         beaten = np.full(len(true), np.nan)
-        beaten[read] = preferred(
-            one[read], other[read], whose[read] % settings.folds, penalty=settings.penalty
-        )
+        beaten[read] = preferred(one[read], other[read], whose[read] % FOLDS, penalty=PENALTY)
         found.append(clustered_mean(beaten, whose.tolist(), seed=scene.seed))
     return found
 

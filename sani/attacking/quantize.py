@@ -20,6 +20,7 @@ from sani.models.checkpoint import Checkpoint
 from sani.models.families import family_of
 from sani.recipe import QuantizeSettings
 
+GROUP = 128  # weights that share a scale at 4 bits; usual since GPTQ (2210.17323)
 SMALLEST = 1e-12  # of a scale: a group of zeros stays zeros
 
 
@@ -36,7 +37,7 @@ def quantize(
     """
     for bits in settings.bits:
         rounded = duplicate(model)
-        round_weights(rounded, bits=bits, group=settings.group)
+        round_weights(rounded, bits=bits, group=GROUP)
         yield Outcome(f"{bits} bits", scene.score(rounded), scene.places)
 
 

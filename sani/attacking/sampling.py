@@ -21,6 +21,7 @@ from sani.attacking.context import AttackContext, Outcome, cut, one_by_one
 from sani.auditing.generation import Prompt, sample
 from sani.auditing.metrics import clustered_mean, discoverable
 from sani.auditing.occurrences import Occurrences
+from sani.auditing.sampler import DEFAULT_SAMPLER
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import SamplingSettings
 from sani.text.tokens import encode
@@ -117,7 +118,7 @@ def _count(
         model,
         prompts,
         new_tokens=len(target),
-        sampler=scene.audit.sampler,
+        sampler=DEFAULT_SAMPLER,
         batch_tokens=scene.audit.batch_tokens,
         seed=scene.seed,
     )

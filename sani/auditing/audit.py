@@ -237,7 +237,7 @@ def audit(
         )
     if settings.generation is not None:
         generation = generate_audit(
-            checkpoint, corpus, settings.generation, sampler=settings.sampler, framing=control,
+            checkpoint, corpus, settings.generation, framing=control,
             batch_tokens=settings.batch_tokens, seed=seed, on_step=on_step,
         )  # fmt: skip
     return AuditResult(

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sani.auditing.identifier_index import Identifier, IdentifierIndex
 from sani.auditing.rarefaction import Distinct, Incidence
+from sani.auditing.sampler import DEFAULT_SAMPLER, Sampler
 from sani.corpus.documents import Corpus
 from sani.errors import AuditError
 from sani.intervals import Rate, rate
@@ -33,13 +34,15 @@ from sani.machine import distributed
 from sani.machine.device import token_batches
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
-from sani.recipe import GenerationSettings, SamplerSettings
+from sani.recipe import GenerationSettings
 from sani.text.tokens import Encoded, Framing, encode, overlapping
 
 PROMPTS = ("empty", "headings", "openings", "file")
 PER = 1000
 CURVE_POINTS = 10
 HEADING_SHARE = 0.1
+OPENING_TOKENS = 32  # ours: enough to name the document, too few to give its identifiers
+FILE_SAMPLES = 1000  # ours: where no other kind of prompt says how many
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 OnStep = Callable[[int, int], None]
 Ints = NDArray[np.int64]
@@ -160,7 +163,7 @@ def generate_audit(
     corpus: Corpus,
     settings: GenerationSettings | None = None,
     *,
-    sampler: SamplerSettings | None = None,
+    sampler: Sampler = DEFAULT_SAMPLER,
     framing: Framing,
     batch_tokens: int = 8192,
     seed: int = 0,
@@ -175,7 +178,7 @@ def generate_audit(
         checkpoint: A causal language model and its tokenizer.
         corpus: Documents whose spans are searched for, and which headings and openings are from.
         settings: Prompts and their number; the defaults if None.
-        sampler: Temperature, top-k and top-p; the defaults if None.
+        sampler: Temperature, top-k and top-p.
         framing: What stands before each prompt. The empty prompt is this alone; if it is nothing,
             the begin token, else the end token, else the commonest first token of a document.
         batch_tokens: Most tokens of a batch, prompts and continuations together.
@@ -190,7 +193,7 @@ def generate_audit(
     whole word on. Where prompt and continuation do not fit the model's context, the prompt loses
     tokens on its left, behind the framing, and the continuation gets at least half the context.
     """
-    settings, sampler = settings or GenerationSettings(), sampler or SamplerSettings()
+    settings = settings or GenerationSettings()
     started = time.perf_counter()
     if families.family_of(checkpoint.model.config).objective != "causal":
         raise AuditError(
@@ -282,9 +285,7 @@ def make_prompts(
         AuditError: If the file of prompts cannot be read or holds none.
     """
     tokenizer, encoded = checkpoint.tokenizer, encode(corpus, checkpoint.tokenizer)
-    openings = [
-        tuple(item.ids[: min(settings.opening_tokens, len(item.ids) // 2)]) for item in encoded
-    ]
+    openings = [tuple(item.ids[: min(OPENING_TOKENS, len(item.ids) // 2)]) for item in encoded]
     lines = read_prompts(settings.file) if settings.file else []
     choices: dict[str, tuple[list[tuple[int, ...]], int]] = {
         "empty": ([()], settings.empty),
@@ -292,7 +293,10 @@ def make_prompts(
         "openings": ([opening for opening in openings if opening], settings.openings),
         "file": (
             [tuple(tokenizer(line, add_special_tokens=False)["input_ids"]) for line in lines],
-            max(settings.file_samples, len(lines)),
+            max(
+                max(settings.empty, settings.headings, settings.openings) or FILE_SAMPLES,
+                len(lines),
+            ),
         ),
     }
     nothing = framing.prefix or _first_token(tokenizer, encoded)
@@ -388,7 +392,7 @@ def sample(
     prompts: Sequence[Prompt],
     *,
     new_tokens: int,
-    sampler: SamplerSettings,
+    sampler: Sampler,
     batch_tokens: int,
     seed: int,
     on_step: OnStep | None = None,
@@ -421,7 +425,7 @@ def _sample_share(
     checkpoint: Checkpoint,
     prompts: Sequence[Prompt],
     new_tokens: int,
-    sampler: SamplerSettings,
+    sampler: Sampler,
     batch_tokens: int,
     seed: int,
     on_step: OnStep | None,
@@ -475,7 +479,7 @@ def random_numbers(prompts: Sequence[Prompt], *, new_tokens: int, seed: int) -> 
 class _Draw:
     """Draws each row's next token by that row's own random number, by the inverse transform."""
 
-    def __init__(self, sampler: SamplerSettings, numbers: Tensor, prompt_tokens: int) -> None:
+    def __init__(self, sampler: Sampler, numbers: Tensor, prompt_tokens: int) -> None:
         from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
         self._numbers = numbers

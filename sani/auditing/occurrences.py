@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sani.auditing.cues import CueFinder
 from sani.auditing.metrics import Preference, discoverable, preference
+from sani.auditing.sampler import DEFAULT_SAMPLER, Sampler
 from sani.auditing.teacher_forcing import DEFAULT_READER, Asked, Reading, Row, Scores, score
 from sani.corpus.documents import Corpus
 from sani.machine import distributed
@@ -90,6 +91,7 @@ def score_occurrences(
     *,
     maker: DecoyMaker | None = None,
     jointly: bool = False,
+    sampler: Sampler = DEFAULT_SAMPLER,
     reading: Reading = DEFAULT_READER,
     on_step: OnStep | None = None,
 ) -> Occurrences:
@@ -100,10 +102,11 @@ def score_occurrences(
         corpus: All documents; those to score are chosen by ``encoded``.
         encoded: Documents as tokens of this checkpoint's tokenizer, in the order of the corpus.
         framing: What stands around each.
-        settings: Sampler, queries and decoys.
+        settings: Queries and decoys.
         maker: Makes decoys and swaps; none are scored if None.
         jointly: For a masked language model: all tokens of an identifier at once, each as if the
             others were not known, instead of one at a time from left to right.
+        sampler: How the adversary draws, for the (n, p) verdicts.
         reading: How logits come from the model.
         on_step: Called with (documents done, documents in all).
 
@@ -116,7 +119,7 @@ def score_occurrences(
     mine = [encoded[index] for index in distributed.share([len(item.ids) for item in encoded])]
     found = distributed.each(
         lambda: _score_share(
-            checkpoint, corpus, mine, framing, settings, maker, jointly, reading, on_step
+            checkpoint, corpus, mine, framing, settings, maker, jointly, sampler, reading, on_step
         )
     )
     return found[0] if len(found) == 1 else _in_order(_joined(found))
@@ -130,6 +133,7 @@ def _score_share(
     settings: AuditSettings,
     maker: DecoyMaker | None,
     jointly: bool,
+    sampler: Sampler,
     reading: Reading,
     on_step: OnStep | None,
 ) -> Occurrences:
@@ -147,7 +151,7 @@ def _score_share(
             rows,
             num_slots=placed.num_slots,
             batch_tokens=settings.batch_tokens,
-            asked=Asked(num_ranked=placed.num_true_tokens, sampler=settings.sampler),
+            asked=Asked(num_ranked=placed.num_true_tokens, sampler=sampler),
             reading=reading,
         )
         found.append(placed.verdicts(scores))

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sani.auditing.generation import Prompt, sample
+from sani.auditing.sampler import DEFAULT_SAMPLER, Sampler
 from sani.corpus.documents import Corpus, Document
 from sani.errors import AuditError
 from sani.models.checkpoint import Checkpoint
-from sani.recipe import SamplerSettings
 from sani.text.tokens import framing_named
 
 BATCH_TOKENS = 16384
@@ -24,7 +24,7 @@ def sample_documents(
     *,
     first: int = 0,
     new_tokens: int = 256,
-    sampler: SamplerSettings | None = None,
+    sampler: Sampler = DEFAULT_SAMPLER,
     framing: str = "auto",
     seed: int = 0,
     on_step: Callable[[int, int], None] | None = None,
@@ -36,7 +36,7 @@ def sample_documents(
         number: How many.
         first: The number of the first; other numbers are other texts of the same seed.
         new_tokens: Tokens of a text, at most; it ends at the end token.
-        sampler: How it is drawn; temperature 1 and top-k 40 if None.
+        sampler: Temperature, top-k and top-p.
         framing: What stands before a document, by name.
         seed: Of everything that is drawn.
         on_step: Called with (batches done, batches in all).
@@ -54,7 +54,7 @@ def sample_documents(
         checkpoint,
         [Prompt("empty", first + n, start) for n in range(number)],
         new_tokens=room,
-        sampler=sampler or SamplerSettings(),
+        sampler=sampler,
         batch_tokens=BATCH_TOKENS,
         seed=seed,
         on_step=on_step,

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
+from sani.auditing.sampler import Sampler
 from sani.errors import AuditError
 from sani.machine.device import token_batches
 from sani.models import families
-from sani.recipe import SamplerSettings
 from sani.text.batches import padded_sources
 
 LOGITS_PER_CHUNK = 2**24
@@ -160,7 +160,7 @@ class Asked:
     """
 
     num_ranked: int = 0
-    sampler: SamplerSettings | None = None
+    sampler: Sampler | None = None
     moments: bool = False
 
 
@@ -383,11 +383,11 @@ def _read_logits(
     if asked.sampler is not None:
         sampled = sampled_log_probability(logits, targets, asked.sampler)
         if sampled.isnan().any():
-            raise AuditError("the sampler gives NaN; change audit.sampler")
+            raise AuditError("the model gives NaN under the sampler; check the checkpoint")
         result.sampled[slots[ranked]] = sampled.double().cpu().numpy()
 
 
-def sampled_log_probability(logits: Tensor, targets: Tensor, sampler: SamplerSettings) -> Tensor:
+def sampled_log_probability(logits: Tensor, targets: Tensor, sampler: Sampler) -> Tensor:
     """Log-probability under temperature, then top-k, then top-p, in nats; -inf if cut off.
 
     The order is that of ``transformers`` generation. Ties at the k-th place are all kept, which

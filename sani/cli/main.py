@@ -287,7 +287,7 @@ def audit(
         number = samples or 1000
         asked["generation"] = {
             "empty": number, "headings": number, "openings": number,
-            "file": str(prompts) if prompts else None, "file_samples": number,
+            "file": str(prompts) if prompts else None,
         }  # fmt: skip
     settings = _settings("AuditSettings", **asked)
     read = read_corpus(corpus, limit=limit)

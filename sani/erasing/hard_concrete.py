@@ -4,7 +4,8 @@ Chen et al. 2024 (2405.10989). Every neuron's and head's activation is multiplie
 [0, 1] of a hard concrete distribution (Louizos et al. 2018, 1712.01312); weights are frozen, and
 the masks' scores learn
 
-    CE(ordinary tokens) - adversary * min(CE(identifier tokens), cap) + penalty * P(closed),
+    CE(ordinary tokens) - adversary * min(CE(identifier tokens), LOSS_CAP)
+        + CLOSING_COST * P(closed),
 
 the cap token by token. The authors' code is not public: the sum and its weights are ours. A mask is
 drawn anew for each document and step; afterwards it is the one without noise.
@@ -34,6 +35,8 @@ BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 START = 3.0  # nearly every mask is open: the model starts as it is
 CLOSED = 0.5
 PATH_STEPS = 8
+LOSS_CAP = 5.0  # ours: nats at which an identifier's token counts as unknown
+CLOSING_COST = 5.0  # ours: cost of closing every mask, in nats
 
 
 def learn_scores(
@@ -50,7 +53,7 @@ def learn_scores(
         model: In evaluation mode; its weights are not changed.
         batches: Documents with spans.
         outputs: Where each site's activations go in.
-        settings: Steps, learning rate and weights of the objective.
+        settings: Steps, learning rate and weight of the identifiers' loss.
         seed: Of the masks' noise and of the order of the batches.
 
     Returns:
@@ -81,7 +84,7 @@ def learn_scores(
             }
             with masked(model, outputs, drawn):
                 loss = _objective(model, batch, settings)
-            loss = loss + settings.penalty * _closed(scores.values())
+            loss = loss + CLOSING_COST * _closed(scores.values())
             if not torch.isfinite(loss):
                 raise SelectionError(
                     "the loss of the masks is NaN or infinite; check the checkpoint, or lower "
@@ -199,7 +202,7 @@ def _objective(model: Any, batch: Batch, settings: HardConcreteSelector) -> Tens
     if batch.ordinary.any():
         loss = loss + _losses(model, hidden, batch, batch.ordinary).mean()
     if batch.identifier.any():
-        failing = _losses(model, hidden, batch, batch.identifier).clamp(max=settings.cap)
+        failing = _losses(model, hidden, batch, batch.identifier).clamp(max=LOSS_CAP)
         loss = loss - settings.adversary * failing.mean()
     return loss
 

@@ -34,6 +34,9 @@ from sani.models import families
 from sani.models.neurons import Output
 from sani.recipe import PARTS
 
+# DEPN (2310.20138): an occurrence votes for neurons with this share of its highest attribution.
+VOTE_RATIO = 0.1
+
 
 def attributions(model: Any, question: Question, outputs: Outputs, *, steps: int) -> Means:
     """Each neuron's integrated gradient of P(token).

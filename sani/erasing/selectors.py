@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sani.erasing import hard_concrete
 from sani.erasing.hooks import Site, outputs_of
-from sani.erasing.integrated_gradients import votes
+from sani.erasing.integrated_gradients import VOTE_RATIO, votes
 from sani.erasing.norms import neuron_norms
 from sani.erasing.selector_batches import Texts
 from sani.erasing.statistics import activation_means, fisher_means, gradient_means
@@ -149,7 +149,7 @@ def scores_of_texts(
             scores = _ratio(*gradient_means(model, texts.batches(), outputs))
         case IntegratedGradientsSelector():
             asked = texts.drawn_questions(selector.occurrences, seed=seed)
-            scores = votes(model, asked, outputs, steps=selector.steps, ratio=selector.vote)
+            scores = votes(model, asked, outputs, steps=selector.steps, ratio=VOTE_RATIO)
         case HardConcreteSelector():
             learned = hard_concrete.learn_scores(
                 model, texts.batches(), outputs, selector, seed=seed

@@ -86,7 +86,6 @@ class IndirectSettings(Settings):
 
     k: int = Field(2, ge=2, le=1000, description="an n-gram of fewer subjects is indirect; paper's")
     n: int = Field(2, ge=1, le=4, description="longest n-gram; the paper finds little beyond 2")
-    shortest: int = Field(3, ge=1, description="characters of the shortest word that counts; ours")
     numbers: bool = Field(False, description="whether words with digits count; ours")
 
 
@@ -121,14 +120,6 @@ class ScanSettings(Settings):
         return self.patterns or any((self.ner, self.terms, self.propagate, self.indirect))
 
 
-class SamplerSettings(Settings):
-    """How the adversary samples, for the (n, p)-discoverable extraction rate."""
-
-    temperature: float = Field(1.0, ge=0.01, le=100.0, description="softmax temperature")
-    top_k: int = Field(40, ge=0, description="tokens kept, 0 for all; 40 is Hayes et al. 2024")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="probability mass kept")
-
-
 FramingName = Literal[
     "auto",
     "bos",
@@ -151,10 +142,10 @@ class GenerationSettings(Settings):
         1000, ge=0, description="samples prompted with lines that recur in the corpus"
     )
     openings: int = Field(1000, ge=0, description="samples prompted with document openings")
-    opening_tokens: int = Field(32, ge=1, description="tokens of an opening, at most")
-    file: Path | None = Field(None, description="file of further prompts, one a line")
-    file_samples: int = Field(
-        1000, ge=1, description="samples prompted with lines of that file; at least one a line"
+    file: Path | None = Field(
+        None,
+        description="file of further prompts, one a line; as many samples as the largest number "
+        "above, 1000 if all are 0, and at least one a line",
     )
     new_tokens: int = Field(128, ge=1, description="tokens per sample, at most")
     kinds: tuple[Kind, ...] = Field(
@@ -175,7 +166,6 @@ class AuditSettings(Settings):
     probability: float = Field(
         0.5, gt=0.0, lt=1.0, description="p of (n, p): extractable if seen with this probability"
     )
-    sampler: SamplerSettings = Field(default_factory=SamplerSettings)
     decoys: int = Field(8, ge=0, le=1000, description="decoys per occurrence; 0 for none")
     swaps: int = Field(
         4, ge=0, le=1000, description="other subjects' values per occurrence; 0 for none"
@@ -257,10 +247,6 @@ class IntegratedGradientsSelector(FractionSelector):
 
     kind: Literal["integrated_gradients"]
     steps: int = Field(20, ge=1, description="m, points on the path from 0; paper's")
-    vote: Fraction = Field(
-        0.1,
-        description="an occurrence votes for attributions of this share of its highest; paper's",
-    )
     occurrences: int = Field(200, ge=1, description="occurrences that vote, at most; drawn")
 
 
@@ -271,8 +257,6 @@ class HardConcreteSelector(FractionSelector):
     steps: int = Field(400, ge=1, description="training steps of the masks, a batch each; ours")
     learning_rate: float = Field(0.1, gt=0.0, description="Adam's, constant; ours")
     adversary: float = Field(1.0, gt=0.0, description="weight of the loss at identifiers; ours")
-    cap: float = Field(5.0, gt=0.0, description="nats at which a token's loss counts as unknown")
-    penalty: float = Field(5.0, ge=0.0, description="cost of closing every mask, in nats; ours")
 
 
 Selector = Annotated[
@@ -399,7 +383,6 @@ class NpoObjective(Settings):
 
     kind: Literal["npo"]
     weight: float = Field(1.0, gt=0.0)
-    beta: float = Field(0.1, gt=0.0, description="inverse temperature, the paper's")
 
 
 class AdapterSettings(Settings):
@@ -436,8 +419,6 @@ class RepairSettings(Settings):
     )
     epochs: int = Field(4, ge=1, description="passes over the corpus")
     learning_rate: float = Field(1e-3, gt=0.0, description="peak of the schedule")
-    warmup_fraction: Fraction = Field(0.1, description="share of the steps that warm up")
-    weight_decay: float = Field(0.0, ge=0.0)
     batch_tokens: int = Field(
         1024,
         ge=64,
@@ -496,7 +477,6 @@ class QuantizeSettings(Settings):
     """Weights rounded to few bits: what a small update hid may come back."""
 
     bits: tuple[Literal[4, 8], ...] = Field((8, 4), min_length=1, description="widths tried")
-    group: int = Field(128, ge=2, description="weights that share a scale at 4 bits, at most")
 
 
 class RelearnSettings(Settings):
@@ -530,9 +510,6 @@ class GuidanceSettings(Settings):
     weights: tuple[float, ...] = Field(
         (2.0,), min_length=1, description="w, above 1 away from the sanitized model; paper's 2.0"
     )
-    plausible: float = Field(
-        1e-5, gt=0.0, lt=1.0, description="gamma: tokens with this share of the highest p; paper's"
-    )
 
 
 class PromptingSettings(Settings):
@@ -560,16 +537,11 @@ class LayersSettings(Settings):
     """What inner layers know: logit lens and linear probe."""
 
     layers: int = Field(4, ge=1, description="inner layers read, at most, evenly spread")
-    folds: int = Field(5, ge=2, description="of the probe's cross-validation, by subject")
-    penalty: float = Field(1.0, gt=0.0, description="ridge penalty on standardized states; ours")
 
 
 class NeighboursSettings(Settings):
     """Text like what was learnt: near-duplicates, and documents that the repair never had."""
 
-    left_out: int = Field(
-        3, ge=2, description="a near-duplicate is a document without each line of this number"
-    )
     documents: Path | None = Field(
         None, description="other documents of the same subjects, with spans: what is never listed"
     )

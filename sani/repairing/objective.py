@@ -28,6 +28,7 @@ from sani.recipe import (
 from sani.text.batches import Batch
 
 LOGITS_PER_CHUNK = 2**21
+NPO_BETA = 0.1  # inverse temperature; Zhang et al. 2024 (2404.05868)
 Sums = dict[str, Tensor]
 
 
@@ -228,9 +229,9 @@ class Objective:
                 case AnchorObjective():
                     anchor = self._anchor(taught[:, part], targets)
                     return {"anchor": anchor_loss(logits, anchor)}
-                case NpoObjective(beta=beta):
+                case NpoObjective():
                     known, own = self._log_probabilities(taught[:, part])[0], occurrence[part]
-                    return {"npo": npo_loss(logits, known, targets, own - own[0], beta=beta)}
+                    return {"npo": npo_loss(logits, known, targets, own - own[0], beta=NPO_BETA)}
                 case GradientDifferenceObjective():
                     return {"gradient_difference": -ordinary_loss(logits, targets)}
                 case _:

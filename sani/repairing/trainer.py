@@ -32,6 +32,8 @@ from sani.repairing.objective import Example, Objective
 from sani.text.batches import Batch
 
 SAVES = 10
+WARMUP_FRACTION = 0.1  # ours: share of the steps that warm up
+WEIGHT_DECAY = 0.0  # ours: it would pull weights to 0 that the records do not ask about
 TERMS = (
     "ordinary",
     "skill",
@@ -86,8 +88,8 @@ def arguments(
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=int(steps * settings.warmup_fraction),
-        weight_decay=settings.weight_decay,
+        warmup_steps=int(steps * WARMUP_FRACTION),
+        weight_decay=WEIGHT_DECAY,
         bf16=settings.precision == "bfloat16",
         save_strategy="steps" if save else "no",
         save_steps=max(1, steps // SAVES),

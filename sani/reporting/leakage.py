@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sani.auditing.sampler import DEFAULT_SAMPLER
 from sani.reporting.format import (
     MOST_CHARTED,
     Section,
@@ -23,8 +24,7 @@ MOST_LISTED = 200  # labels
 
 def recited(report: Mapping[str, Any]) -> Iterator[Section]:
     """What every checkpoint recites, kind by kind."""
-    settings, audits, changes = report["audit_settings"], report["audits"], report["changes"]
-    sampler = settings["sampler"]
+    audits, changes = report["audits"], report["changes"]
     framings = ", ".join(f"{stage_name(s)} {a['framing']}" for s, a in audits.items())
     tried = ", ".join(f"{name} {rate(r)}" for name, r in audits["before"]["framings_tried"].items())
     unscored = [
@@ -40,7 +40,8 @@ def recited(report: Mapping[str, Any]) -> Iterator[Section]:
         (
             f"Rates are occurrences recited / scored, with 95 % intervals. {sampled(report)}: "
             f"seen with that probability in that many samples (temperature "
-            f"{sampler['temperature']}, top-k {sampler['top_k']}, top-p {sampler['top_p']}). "
+            f"{DEFAULT_SAMPLER.temperature}, top-k {DEFAULT_SAMPLER.top_k}, top-p "
+            f"{DEFAULT_SAMPLER.top_p}). "
             "AUC: how often the true value is preferred to a decoy; 0.5 is chance, and the base's "
             "own value is the control.",
             f"Before against after: {changes['cured']} occurrences cured, {changes['kept']} kept, "

@@ -7,10 +7,10 @@ word is written to disk, and memory has a limit. DuckDB was chosen over Polars b
 equally fast, and the one of the two whose memory can be bounded.
 
 Rules, ours where the paper is silent: a word is a run of letters, marks and digits, in lower case;
-`shortest` counts its characters; words with digits count only with `numbers`, since dates, numbers
-and codes are the recognizers' task; a word that more than half of the subjects use is a stop-word,
-and no n-gram of two or more holds one; sentence marks and line ends break n-grams; n-grams that
-hold a word that is indirect by itself are not marked again.
+a word of fewer than `MIN_WORD_CHARACTERS` is left out; words with digits count only with `numbers`,
+since dates, numbers and codes are the recognizers' task; a word that more than half of the subjects
+use is a stop-word, and no n-gram of two or more holds one; sentence marks and line ends break
+n-grams; n-grams that hold a word that is indirect by itself are not marked again.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from sani.recipe import IndirectSettings
 SOURCE = "k-anonymity"
 LABEL = "NGRAM"
 STOP_FRACTION = 0.5
+MIN_WORD_CHARACTERS = 3  # ours: shorter words are articles, prepositions and units
 FEWEST_SUBJECTS = 4  # below twice this, half of the subjects is too few to call a word a stop-word
 MEMORY = "1GB"
 _BATCH = 2_000
@@ -128,7 +129,7 @@ def _load(
         engine.execute(
             "INSERT INTO words SELECT document, subject, list_transform("
             f"regexp_extract_all(text, '{_TOKEN}'), lambda x: CASE WHEN {eligible} "
-            f"THEN (hash(x, {salt}) & ~1::UBIGINT) | (length(x) >= {settings.shortest})::UBIGINT "
+            f"THEN (hash(x, {salt}) & ~1::UBIGINT) | (length(x) >= {MIN_WORD_CHARACTERS})::UBIGINT "
             "END) "
             "FROM texts"
         )

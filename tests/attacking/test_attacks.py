@@ -15,6 +15,10 @@ import torch
 from typer.testing import CliRunner
 
 from sani import run
+from sani.attacking import guidance as guidance_module
+from sani.attacking import layers as layers_module
+from sani.attacking import neighbours as neighbours_module
+from sani.attacking import quantize as quantize_module
 from sani.attacking.attack import ATTACKS, _compared, _figures, attack, make_scene
 from sani.attacking.context import (
     AttackContext,
@@ -28,7 +32,7 @@ from sani.attacking.context import (
     surrogated,
 )
 from sani.attacking.guidance import IMPLAUSIBLE, Guided, guidance
-from sani.attacking.layers import Lens, preferred, probe
+from sani.attacking.layers import PENALTY, Lens, preferred, probe
 from sani.attacking.neighbours import near_duplicate, neighbours
 from sani.attacking.prompting import _Asked, prompting
 from sani.attacking.quantize import round_to_nearest, round_weights
@@ -48,7 +52,6 @@ from sani.recipe import (
     AttackSettings,
     AuditSettings,
     GuidanceSettings,
-    LayersSettings,
     MaskObjective,
     NeighboursSettings,
     PromptingSettings,
@@ -156,9 +159,10 @@ def test_rounding_takes_each_weight_to_the_nearest_value_of_its_own_grid(
 
 
 def test_four_bits_bring_back_what_an_update_within_the_grid_hid(
-    clinic: Clinic, leaky: Checkpoint, base: Checkpoint
+    clinic: Clinic, leaky: Checkpoint, base: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = 16
+    monkeypatch.setattr(quantize_module, "GROUP", group)
     rounded = duplicate(leaky)
     round_weights(rounded, bits=4, group=group)
     codes = {name: weight.detach() for name, weight in rounded.model.named_parameters()}
@@ -172,7 +176,7 @@ def test_four_bits_bring_back_what_an_update_within_the_grid_hid(
     found = attack(
         {"sanitized": hidden, "base": base},
         clinic.private,
-        settings_of(quantize=QuantizeSettings(bits=(4,), group=group)),
+        settings_of(quantize=QuantizeSettings(bits=(4,))),
         framing="bos",
     )
     unattacked = greedy(found, "unattacked", "as it is", "sanitized")
@@ -353,14 +357,14 @@ def test_guided_verdicts_are_those_of_guided_decoding(
 
 
 def test_guidance_leaves_to_the_old_model_which_tokens_are_plausible(
-    clinic: Clinic, leaky: Checkpoint, base: Checkpoint
+    clinic: Clinic, leaky: Checkpoint, base: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = halfway(leaky, base)
     scene = scene_of(Corpus(clinic.private[:4]), old=old)
     encoded, counts = encode(scene.corpus, base.tokenizer), []
     for plausible in (1e-5, 0.3):
-        settings = GuidanceSettings(weights=(2.0,), plausible=plausible)
-        (found,) = guidance(base, scene, settings)
+        monkeypatch.setattr(guidance_module, "PLAUSIBLE", plausible)
+        (found,) = guidance(base, scene, GuidanceSettings(weights=(2.0,)))
         assert found.occurrences is not None
         likely = []
         for document, span in scene.places:
@@ -609,12 +613,12 @@ def test_a_probe_finds_a_planted_direction_on_folds_it_did_not_see_and_none_in_n
 
 
 def test_the_probe_compares_states_at_the_last_token_of_true_values_and_of_decoys(
-    clinic: Clinic, leaky: Checkpoint
+    clinic: Clinic, leaky: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = scene_of(clinic.private)
     subjects = sorted({document.subject_id for document in scene.corpus})
-    settings = LayersSettings(folds=len(subjects))  # one subject a fold, whatever their order
-    (found,) = probe(leaky, scene, settings, [1])
+    monkeypatch.setattr(layers_module, "FOLDS", len(subjects))  # one subject a fold: no order
+    (found,) = probe(leaky, scene, [1])
     replaced, origins = surrogated(scene.annotated, scene.maker)
     direct = [n for n, (d, s) in enumerate(origins) if clinic.private[d].spans[s].kind == "direct"]
     sides = []
@@ -628,7 +632,7 @@ def test_the_probe_compares_states_at_the_last_token_of_true_values_and_of_decoy
                 states.append(leaky.model.model.norm(hidden)[0, -1].double().numpy())
         sides.append(np.array(states))
     folds = np.array([subjects.index(clinic.private[origins[n][0]].subject_id) for n in direct])
-    slow = preferred(*sides, folds, penalty=settings.penalty)
+    slow = preferred(*sides, folds, penalty=PENALTY)
     assert found.trials == len(slow)
     assert found.value == pytest.approx(float(slow.mean()), abs=0.02)
     assert found.value != 0.5
@@ -647,10 +651,11 @@ def test_a_near_duplicate_lacks_lines_and_keeps_every_identifier_in_place() -> N
 
 
 def test_near_duplicates_are_asked_for_in_the_place_of_the_documents(
-    clinic: Clinic, leaky: Checkpoint
+    clinic: Clinic, leaky: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(neighbours_module, "LEFT_OUT", 2)
     scene = scene_of(clinic.private)
-    (found,) = neighbours(leaky, scene, NeighboursSettings(left_out=2))
+    (found,) = neighbours(leaky, scene, NeighboursSettings())
     near = Corpus([near_duplicate(document, left_out=2) for document in scene.corpus])
     assert found.occurrences is not None
     verdicts = [found.occurrences, scene.ask(leaky, near, decoys=False)]

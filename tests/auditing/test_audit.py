@@ -37,6 +37,7 @@ from sani.auditing.metrics import (
     preference,
 )
 from sani.auditing.occurrences import Occurrences, score_occurrences
+from sani.auditing.sampler import Sampler
 from sani.auditing.teacher_forcing import Asked, Row, sampled_log_probability, score
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.reinit import fresh_model
@@ -44,7 +45,7 @@ from sani.errors import AuditError, UnsupportedModelError
 from sani.intervals import rate
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
-from sani.recipe import AuditSettings, SamplerSettings
+from sani.recipe import AuditSettings
 from sani.text.tokens import (
     Framing,
     encode,
@@ -59,11 +60,11 @@ from tests.support.architectures import CAUSAL, tiny_config
 NATS = 1e-4
 SHORT_CONTEXT = 96  # the clinic's notes have 150 to 400 tokens
 SAMPLERS = [
-    SamplerSettings(),
-    SamplerSettings(temperature=0.7, top_k=5),
-    SamplerSettings(temperature=1.3, top_k=0, top_p=0.8),
-    SamplerSettings(temperature=0.9, top_k=30, top_p=0.5),
-    SamplerSettings(temperature=2.0, top_k=0, top_p=1.0),
+    Sampler(),
+    Sampler(temperature=0.7, top_k=5),
+    Sampler(temperature=1.3, top_k=0, top_p=0.8),
+    Sampler(temperature=0.9, top_k=30, top_p=0.5),
+    Sampler(temperature=2.0, top_k=0, top_p=1.0),
 ]
 
 
@@ -131,7 +132,7 @@ def slow_log_probability(
     return float(sum(logits[position, token] for position, token in enumerate(tokens)))
 
 
-def warped(logits: torch.Tensor, sampler: SamplerSettings) -> torch.Tensor:
+def warped(logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
     """Log-probabilities that sampling draws from, by transformers' own warpers."""
     warpers = LogitsProcessorList([TemperatureLogitsWarper(sampler.temperature)])
     if sampler.top_k:
@@ -277,7 +278,7 @@ def test_every_figure_of_an_occurrence_equals_that_of_plain_forward_passes(
     corpus = first(clinic.private, 2 if num_decoys < 60 else 1)
     framing = framed(checkpoint, framing_name)
     maker = DecoyMaker([clinic.private], seed=5)
-    asked = AuditSettings(decoys=num_decoys, sampler=sampler, queries=100, batch_tokens=64)
+    asked = AuditSettings(decoys=num_decoys, queries=100, batch_tokens=64)
     encoded = encode(corpus, checkpoint.tokenizer)
     passes = []
     original = families.hidden_states
@@ -288,7 +289,9 @@ def test_every_figure_of_an_occurrence_equals_that_of_plain_forward_passes(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(families, "hidden_states", counted)
-        found = score_occurrences(checkpoint, corpus, encoded, framing, asked, maker=maker)
+        found = score_occurrences(
+            checkpoint, corpus, encoded, framing, asked, maker=maker, sampler=sampler
+        )
     # With so few tokens a batch, each row is a batch and takes two passes: more of them than twice
     # the windows means that decoys were too many for one tree and were spread over several.
     capacity = context_tokens - len(framing.prefix)
@@ -377,7 +380,7 @@ def test_decoys_share_their_prefix_and_score_as_if_each_stood_alone(base, family
         alone = sum(len(tokens) - 1 for _, tokens in branches)
         nodes = sum(len(tree.tokens) for tree in row.trees)
         assert nodes < alone, "no branch shares a token with another"
-    sampler = SamplerSettings(temperature=3.0, top_k=300)
+    sampler = Sampler(temperature=3.0, top_k=300)
     found = score(
         checkpoint.model,
         rows,

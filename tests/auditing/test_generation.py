@@ -28,19 +28,20 @@ from sani.auditing.generation import (
 )
 from sani.auditing.identifier_index import IdentifierIndex
 from sani.auditing.rarefaction import Incidence
+from sani.auditing.sampler import Sampler
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.reinit import fresh_model
 from sani.errors import AuditError, RecipeError
 from sani.models.checkpoint import Checkpoint
-from sani.recipe import GenerationSettings, SamplerSettings, settings_from
+from sani.recipe import GenerationSettings, settings_from
 from sani.text.tokens import Framing, encode, framing_named
 from tests.support.architectures import CAUSAL, tiny_config
 
 SAMPLERS = [
-    SamplerSettings(),
-    SamplerSettings(temperature=0.7, top_k=5),
-    SamplerSettings(temperature=1.3, top_k=0, top_p=0.8),
-    SamplerSettings(temperature=1.5, top_k=0),
+    Sampler(),
+    Sampler(temperature=0.7, top_k=5),
+    Sampler(temperature=1.3, top_k=0, top_p=0.8),
+    Sampler(temperature=1.5, top_k=0),
 ]
 NONE = Framing("none", ())
 
@@ -167,7 +168,7 @@ def test_no_identifier_and_no_subject_stands_in_what_is_shown(audited, clinic):
 # --- sampling -------------------------------------------------------------------------------------
 
 
-def slow_sample(checkpoint: Checkpoint, prompt: Prompt, numbers, sampler: SamplerSettings):
+def slow_sample(checkpoint: Checkpoint, prompt: Prompt, numbers, sampler: Sampler):
     """One token at a time, the whole text through the model each time, without a cache."""
     tokens, end = list(prompt.tokens), checkpoint.tokenizer.eos_token_id
     for number in numbers.tolist():
@@ -206,7 +207,7 @@ def test_batches_with_a_cache_sample_what_a_slow_sampler_without_one_does(leaky,
 def test_every_family_samples_the_same_in_padded_batches_as_one_at_a_time(base, family):
     checkpoint = tiny(family, base.tokenizer)
     prompts = [Prompt("file", n, tuple(range(5, 6 + 3 * n))) for n in range(6)]
-    arguments = {"new_tokens": 20, "sampler": SamplerSettings(), "seed": 0}
+    arguments = {"new_tokens": 20, "sampler": Sampler(), "seed": 0}
     together = sample(checkpoint, prompts, batch_tokens=4096, **arguments)
     alone = sample(checkpoint, prompts, batch_tokens=1, **arguments)
     assert together == alone
@@ -217,7 +218,7 @@ def test_the_sampler_draws_as_often_as_the_probabilities_say():
     logits = torch.tensor([[2.0, 1.0, 0.0, 0.5, -1.0, 1.5]])
     prompts = [Prompt("empty", number, ()) for number in range(6000)]
     numbers = random_numbers(prompts, new_tokens=1, seed=0)
-    sampler = SamplerSettings(temperature=1.3, top_k=4)
+    sampler = Sampler(temperature=1.3, top_k=4)
     draw = generation._Draw(sampler, numbers, prompt_tokens=1)
     drawn = draw(torch.zeros(6000, 1, dtype=torch.long), logits.repeat(6000, 1)).argmax(dim=1)
     expected = (logits[0] / 1.3).softmax(dim=0).double().numpy()
@@ -239,7 +240,7 @@ def test_the_sampler_never_draws_a_token_of_no_probability():
     logits = torch.tensor([[0.0, 1.0, 9.0, 2.0]])
     for number in (0.0, 1 - 2**-53):
         numbers = torch.tensor([[number]], dtype=torch.float64)
-        draw = generation._Draw(SamplerSettings(top_k=1), numbers, prompt_tokens=1)
+        draw = generation._Draw(Sampler(top_k=1), numbers, prompt_tokens=1)
         assert draw(torch.zeros(1, 1, dtype=torch.long), logits).argmax() == 2
 
 
@@ -254,14 +255,14 @@ def test_the_same_seed_gives_the_same_and_equal_prompts_do_not(leaky, clinic):
     assert replace(one, seconds=0.0).to_json() == replace(again, seconds=0.0).to_json()
     prompts = make_prompts(leaky, clinic.private, asked, bos(leaky))
     assert len({prompt.tokens for prompt in prompts}) == 1
-    texts = sample(leaky, prompts, new_tokens=30, sampler=SamplerSettings(), batch_tokens=8192,
+    texts = sample(leaky, prompts, new_tokens=30, sampler=Sampler(), batch_tokens=8192,
                    seed=1)  # fmt: skip
     assert len(set(texts)) > len(prompts) / 2
 
 
 def test_other_random_numbers_in_the_program_change_nothing_and_are_not_changed(leaky, clinic):
     prompts = make_prompts(leaky, clinic.private, few(empty=3), bos(leaky))
-    arguments = {"new_tokens": 10, "sampler": SamplerSettings(), "batch_tokens": 512, "seed": 0}
+    arguments = {"new_tokens": 10, "sampler": Sampler(), "batch_tokens": 512, "seed": 0}
     torch.manual_seed(1)
     state = torch.get_rng_state()
     one = sample(leaky, prompts, **arguments)
@@ -272,7 +273,7 @@ def test_other_random_numbers_in_the_program_change_nothing_and_are_not_changed(
 
 def test_the_models_own_generation_config_does_not_interfere_and_is_left_as_it_was(leaky, clinic):
     prompts = make_prompts(leaky, clinic.private, few(openings=4), bos(leaky))
-    arguments = {"new_tokens": 16, "sampler": SamplerSettings(), "batch_tokens": 512, "seed": 0}
+    arguments = {"new_tokens": 16, "sampler": Sampler(), "batch_tokens": 512, "seed": 0}
     plain = sample(leaky, prompts, **arguments)
     own = GenerationConfig(
         repetition_penalty=3.0, suppress_tokens=list(range(40, 400)), min_new_tokens=3,
@@ -285,7 +286,7 @@ def test_the_models_own_generation_config_does_not_interfere_and_is_left_as_it_w
 
 def test_a_sample_ends_at_the_end_token(leaky, clinic):
     prompts = make_prompts(leaky, clinic.private, few(empty=20), bos(leaky))
-    arguments = {"new_tokens": 40, "sampler": SamplerSettings(), "batch_tokens": 8192, "seed": 0}
+    arguments = {"new_tokens": 40, "sampler": Sampler(), "batch_tokens": 8192, "seed": 0}
     whole = sample(leaky, prompts, **arguments)
     common = max(set(itertools.chain(*whole)), key=list(itertools.chain(*whole)).count)
     leaky.tokenizer.eos_token = leaky.tokenizer.convert_ids_to_tokens(common)
@@ -304,7 +305,7 @@ def test_a_model_that_gives_nan_is_an_error(leaky, clinic):
 def test_a_vocabulary_padded_beyond_the_tokenizer_is_sampled_and_read(base, clinic):
     checkpoint = tiny("llama", base.tokenizer)
     checkpoint.model.resize_token_embeddings(len(base.tokenizer) + 200)
-    wide = SamplerSettings(top_k=0, temperature=50.0)
+    wide = Sampler(top_k=0, temperature=50.0)
     asked = few(empty=4)
     prompts = make_prompts(checkpoint, clinic.private, asked, bos(checkpoint))
     drawn = sample(checkpoint, prompts, new_tokens=128, sampler=wide, batch_tokens=999, seed=0)
@@ -317,11 +318,10 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_is_sampled_and_read(base, clin
 
 
 @pytest.mark.parametrize("new_tokens", [10, 40, 500])
-def test_prompts_and_continuations_never_leave_the_context(base, clinic, new_tokens):
+def test_prompts_and_continuations_never_leave_the_context(base, clinic, new_tokens, monkeypatch):
+    monkeypatch.setattr(generation, "OPENING_TOKENS", 200)
     checkpoint = tiny("gpt2", base.tokenizer, positions=48)  # fails beyond its 48 positions
-    asked = GenerationSettings(
-        empty=2, headings=2, openings=4, opening_tokens=200, new_tokens=new_tokens
-    )
+    asked = GenerationSettings(empty=2, headings=2, openings=4, new_tokens=new_tokens)
     result = generate_audit(checkpoint, clinic.private, asked, framing=bos(checkpoint))
     assert result.new_tokens == min(new_tokens, 24)
     assert result.recited["openings"].tokens > 0
@@ -344,10 +344,13 @@ def test_a_prompt_that_is_too_long_keeps_its_framing_and_its_end(base):
     assert only.tokens == tuple(range(92, 100))
 
 
-def test_openings_are_the_first_tokens_of_each_document_as_the_whole_is_tokenized(leaky, clinic):
+def test_openings_are_the_first_tokens_of_each_document_as_the_whole_is_tokenized(
+    leaky, clinic, monkeypatch
+):
+    monkeypatch.setattr(generation, "OPENING_TOKENS", 20)
     encoded = encode(clinic.private, leaky.tokenizer)
     number = 2 * len(encoded)
-    asked = few(openings=number, opening_tokens=20)
+    asked = few(openings=number)
     prompts = make_prompts(leaky, clinic.private, asked, bos(leaky))
     expected = [(leaky.tokenizer.bos_token_id, *item.ids[:20]) for item in encoded]
     assert [prompt.tokens for prompt in prompts] == [one for one in expected for _ in range(2)]
@@ -356,9 +359,10 @@ def test_openings_are_the_first_tokens_of_each_document_as_the_whole_is_tokenize
     assert len({prompt.tokens for prompt in some}) == 3, "fewer samples than documents"
 
 
-def test_an_opening_is_at_most_half_of_its_document(base):
+def test_an_opening_is_at_most_half_of_its_document(base, monkeypatch):
+    monkeypatch.setattr(generation, "OPENING_TOKENS", 999)
     corpus = noted("Patient: [John Smith] went home today", "x")
-    [prompt] = make_prompts(base, corpus, few(openings=1, opening_tokens=999), NONE)
+    [prompt] = make_prompts(base, corpus, few(openings=1), NONE)
     ids = encode(corpus, base.tokenizer)[0].ids
     assert prompt.tokens == tuple(ids[: len(ids) // 2])
 
@@ -433,16 +437,20 @@ def test_a_tokenizer_without_special_tokens_is_sampled(clinic):
     assert result.recited["all"].identifiers == 1
 
 
-def test_prompts_of_a_file_are_its_lines_and_each_is_used(leaky, clinic, tmp_path):
+def test_prompts_of_a_file_are_its_lines_and_each_is_used(leaky, clinic, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "FILE_SAMPLES", 1)
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeffName:\n\n   \nThe MRN of the patient is\r\n", encoding="utf-8")
-    asked = few(file=path, file_samples=1)
+    asked = few(file=path)
     prompts = make_prompts(leaky, clinic.private, asked, bos(leaky))
     texts = [leaky.tokenizer.decode(list(prompt.tokens[1:])) for prompt in prompts]
     assert texts == ["Name:", "The MRN of the patient is"]
     assert {prompt.kind for prompt in prompts} == {"file"}
-    result = generate_audit(leaky, clinic.private, few(file=path, file_samples=9), framing=NONE)
+    monkeypatch.setattr(generation, "FILE_SAMPLES", 9)
+    result = generate_audit(leaky, clinic.private, asked, framing=NONE)
     assert (result.recited["file"].samples, result.recited["file"].prompts) == (9, 2)
+    both = make_prompts(leaky, clinic.private, few(file=path, empty=5, openings=7), bos(leaky))
+    assert sum(prompt.kind == "file" for prompt in both) == 7, "as many as of the other kinds"
 
 
 @pytest.mark.parametrize("content", [None, b"", b" \n\n", b"\xff\xfe\x00"])

@@ -68,6 +68,7 @@ def repaired(name: str, folder: Path | None = None, **changes: Any) -> Found:
     """Weights and curve of one repair of a model of words."""
     asked = {"epochs": 2, **REPAIRS[name.split("-")[0]]}
     texts = asked.pop("texts", TEXTS * 3)
+    trainer.WEIGHT_DECAY = asked.pop("weight_decay", 0.0)
     makers: dict[str, Callable[..., Any]] = {
         "gpt2": partial(checkpoint, gpt2()),
         "bert": masked,

@@ -20,7 +20,7 @@ from sani.models.families import decoder_start
 from sani.recipe import AnchorObjective, AuditSettings, NpoObjective, UnlikelihoodObjective
 from sani.repairing.dataset import Examples, Teachers
 from sani.repairing.frozen_layers import hidden_states
-from sani.repairing.objective import Objective
+from sani.repairing.objective import NPO_BETA, Objective
 from sani.repairing.repair import repair, train_
 from sani.text.batches import make_batches
 from sani.text.tokens import encode, framing_named, framings
@@ -31,7 +31,7 @@ from tests.support.words import checkpoint as causal_checkpoint
 
 SELF = AnchorObjective(kind="anchor", to="self", weight=2.0)
 UNLIKELIHOOD = UnlikelihoodObjective(kind="unlikelihood", weight=0.5)
-NPO = NpoObjective(kind="npo", weight=1.5, beta=0.3)
+NPO = NpoObjective(kind="npo", weight=1.5)
 NAMES = ["bart", "t5", "t5 gated"]
 
 
@@ -164,8 +164,8 @@ def test_the_terms_are_those_of_the_slow_version(name, at, tmp_path):
                     slow.setdefault(kind, []).append(-math.log(1 - math.exp(p[true])))
                 elif kind == "npo":  # identifiers of one word
                     ratio = p[true] - q[true]
-                    sigmoid = 1 / (1 + math.exp(0.3 * ratio))
-                    slow.setdefault(kind, []).append(-2 / 0.3 * math.log(sigmoid))
+                    sigmoid = 1 / (1 + math.exp(NPO_BETA * ratio))
+                    slow.setdefault(kind, []).append(-2 / NPO_BETA * math.log(sigmoid))
         expected = {term: math.fsum(values) / len(values) for term, values in slow.items()}
         counts, terms = objective.counts(batch), Counter()
         for part in example.halves():

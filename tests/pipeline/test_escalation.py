@@ -514,9 +514,9 @@ def test_the_resolved_recipe_has_every_rung_whole(tmp_path: Path, text: str) -> 
 
 def test_a_rung_takes_from_the_recipes_repair_what_its_own_leaves_open(tmp_path: Path) -> None:
     rungs = "escalation: {ladder: [{repair: {epochs: 9}}, {name: b, erase: {layers: [0]}}]}\n"
-    one, other = read(tmp_path, WITH + "repair: {epochs: 2, weight_decay: 0.5}\n" + rungs).ladder
-    assert (one.name, one.repair.epochs, one.repair.weight_decay) == ("rung 1", 9, 0.5)
-    assert (other.name, other.repair.epochs, other.repair.weight_decay) == ("b", 2, 0.5)
+    one, other = read(tmp_path, WITH + "repair: {epochs: 2, retain_weight: 0.5}\n" + rungs).ladder
+    assert (one.name, one.repair.epochs, one.repair.retain_weight) == ("rung 1", 9, 0.5)
+    assert (other.name, other.repair.epochs, other.repair.retain_weight) == ("b", 2, 0.5)
 
 
 @pytest.mark.parametrize(

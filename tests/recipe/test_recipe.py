@@ -100,7 +100,7 @@ corpus:
   kinds: {'NO': direct, '010': indirect, '1e5': direct, random: indirect, ÁGE: indirect}
   limit: 12
   held_out: '3E-04'
-audit: {queries: 5, probability: 1e-9, sampler: {temperature: 0.7, top_k: 0, top_p: 0.9}}
+audit: {queries: 5, probability: 1e-9, generation: {empty: 7, kinds: [indirect]}}
 erase: {layers: [3, 0], parts: [attention], selector: {kind: random, fraction: 1}, reset: rewind}
 repair: {identifier_loss: {kind: mask}, learning_rate: 12e-22, last_layers: 2}
 gate: {kinds: [indirect, direct], greedy: 0.0, discoverable: null, perplexity_ratio: 1.5}
@@ -165,8 +165,8 @@ def test_every_shipped_recipe_is_read():
         ("xyz: 1\n", [f"xyz: unknown key; known: {TOP}"]),
         ("audit: {decoy: 3}\n", ["audit.decoy: unknown key; did you mean 'decoys'?"]),
         (
-            "audit: {sampler: {temprature: 1}}\n",
-            ["audit.sampler.temprature: unknown key; did you mean 'temperature'?"],
+            "audit: {generation: {new_token: 1}}\n",
+            ["audit.generation.new_token: unknown key; did you mean 'new_tokens'?"],
         ),
         ("mask: 1\n", [f"mask: unknown key; known: {TOP}"]),
         ("all: 1\n", [f"all: unknown key; known: {TOP}"]),
@@ -272,13 +272,13 @@ def test_a_section_that_makes_no_sense_is_named(refusal, old, new, lines):
 def test_several_problems_are_reported_together(refusal):
     text = (
         GOOD
-        + "audit: {queries: 'yes', decoys: '4', sampler: {top_k: 1.5, temprature: 1}}\nsed: 1\n"
+        + "audit: {queries: 'yes', decoys: '4', generation: {empty: 1.5, new_token: 1}}\nsed: 1\n"
     )
     assert sorted(refusal(text)) == [
         "r.yaml: audit.decoys: input should be a valid integer",
+        "r.yaml: audit.generation.empty: input should be a valid integer",
+        "r.yaml: audit.generation.new_token: unknown key; did you mean 'new_tokens'?",
         "r.yaml: audit.queries: input should be a valid integer",
-        "r.yaml: audit.sampler.temprature: unknown key; did you mean 'temperature'?",
-        "r.yaml: audit.sampler.top_k: input should be a valid integer",
         "r.yaml: sed: unknown key; did you mean 'seed'?",
     ]
 
@@ -453,12 +453,12 @@ def test_a_refused_value_is_not_repeated(refusal):
 
 
 def test_an_override_wins_over_the_file_and_the_file_over_the_default(read):
-    text = GOOD + "audit: {queries: 5, sampler: {top_k: 3}}\n"
+    text = GOOD + "audit: {queries: 5, generation: {empty: 3}}\n"
     assert read(text).audit.queries == 5
     recipe = read(
         text,
         "audit.queries=6",
-        "audit.sampler.top_p=0.5",
+        "audit.generation.openings=5",
         "repair.identifier_loss.kind=mask",
         "repair.learning_rate=3e-4",
         "erase.last_layers=null",
@@ -469,7 +469,7 @@ def test_an_override_wins_over_the_file_and_the_file_over_the_default(read):
         "seed=2",
     )
     assert recipe.audit.queries == 6
-    assert (recipe.audit.sampler.top_k, recipe.audit.sampler.top_p) == (3, 0.5)
+    assert (recipe.audit.generation.empty, recipe.audit.generation.openings) == (3, 5)
     assert recipe.repair.identifier_loss.kind == "mask"
     assert recipe.repair.learning_rate == 3e-4
     assert (recipe.erase.layers, recipe.erase.parts) == ((0, 1), ("mlp",))
@@ -507,7 +507,10 @@ FORM = "--set: expected section.key=value, as in --set repair.epochs=2"
         ("seed='3'", "r.yaml: seed: input should be a valid integer"),
         ("seed=", "r.yaml: seed: input should be a valid integer"),
         ("sede=3", "r.yaml: sede: unknown key; did you mean 'seed'?"),
-        ("audit.sampler.topk=3", "r.yaml: audit.sampler.topk: unknown key; did you mean 'top_k'?"),
+        (
+            "audit.generation.emty=3",
+            "r.yaml: audit.generation.emty: unknown key; did you mean 'empty'?",
+        ),
     ],
 )
 def test_a_bad_override_is_refused(refusal, override, line):
@@ -523,7 +526,16 @@ keys = st.sampled_from(
 values = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(keys, inner, max_size=3)
 )
-sections = ["model", "corpus", "audit", "sampler", "erase", "selector", "repair", "identifier_loss"]
+sections = [
+    "model",
+    "corpus",
+    "audit",
+    "generation",
+    "erase",
+    "selector",
+    "repair",
+    "identifier_loss",
+]
 names = ["gate", "kinds", "kind", "mask", "anchor", "greedy", "layers", "parts", "float", "seed"]
 places = st.lists(st.sampled_from(sections + names), min_size=1, max_size=4)
 

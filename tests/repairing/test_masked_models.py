@@ -32,10 +32,11 @@ from sani.recipe import (
     load_recipe,
 )
 from sani.repairing import objective as objective_module
+from sani.repairing import trainer
 from sani.repairing.dataset import Examples, Teachers
 from sani.repairing.frozen_layers import hidden_states
 from sani.repairing.mlm_masking import draw_masks, masked_batches
-from sani.repairing.objective import Objective
+from sani.repairing.objective import NPO_BETA, Objective
 from sani.repairing.repair import repair
 from sani.repairing.surrogates import Surrogates
 from sani.reporting.card import _results
@@ -51,7 +52,7 @@ SELF = AnchorObjective(kind="anchor", to="self", weight=2.0)
 DECOYS = AnchorObjective(kind="anchor", to="decoys", weight=2.0)
 UNLIKELIHOOD = UnlikelihoodObjective(kind="unlikelihood", weight=0.5)
 ASCENT = GradientDifferenceObjective(kind="gradient_difference", weight=0.5)
-NPO = NpoObjective(kind="npo", weight=1.5, beta=0.3)
+NPO = NpoObjective(kind="npo", weight=1.5)
 
 
 # ---- words -----------------------------------------------------------------------------------
@@ -294,8 +295,8 @@ def slow_terms(model, teacher, batch, kind):
             elif kind == "npo":
                 ratios.setdefault(owner[row, column], []).append(p[true] - q[true])
     for ratio in ratios.values():
-        sigmoid = 1 / (1 + math.exp(0.3 * math.fsum(ratio)))
-        found.setdefault("npo", []).append(-2 / 0.3 * math.log(sigmoid))
+        sigmoid = 1 / (1 + math.exp(NPO_BETA * math.fsum(ratio)))
+        found.setdefault("npo", []).append(-2 / NPO_BETA * math.log(sigmoid))
     return {name: math.fsum(values) / len(values) for name, values in found.items()}
 
 
@@ -348,7 +349,8 @@ def test_the_terms_are_those_of_the_slow_version(name, at, tmp_path, monkeypatch
     assert padded
 
 
-def test_training_is_that_of_an_explicit_loop(tmp_path):
+def test_training_is_that_of_an_explicit_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "WARMUP_FRACTION", 0.0)
     corpus, epochs, rate = corpus_of(TEXTS[:2]), 6, 1e-2
     base, mine, slow = checkpoint(seed=2), checkpoint(seed=1), checkpoint(seed=1)
     for model in (mine.model, slow.model):
@@ -356,7 +358,7 @@ def test_training_is_that_of_an_explicit_loop(tmp_path):
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-    settings = settings_of(ANCHOR, epochs=epochs, learning_rate=rate, warmup_fraction=0.0)
+    settings = settings_of(ANCHOR, epochs=epochs, learning_rate=rate)
     result = repair(mine, corpus, settings, base=base)
     examples = examples_of(slow, corpus, settings, tmp_path, teacher=base)
     optimizer = torch.optim.AdamW(slow.model.parameters(), lr=rate, weight_decay=0.0)

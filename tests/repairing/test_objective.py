@@ -19,7 +19,7 @@ from sani.recipe import (
 from sani.repairing import objective as module
 from sani.repairing.dataset import Examples, Teachers
 from sani.repairing.frozen_layers import hidden_states
-from sani.repairing.objective import Example, Objective
+from sani.repairing.objective import NPO_BETA, Example, Objective
 from sani.repairing.repair import frozen_part
 from sani.repairing.surrogates import Surrogates
 from sani.repairing.teacher_states import counterfactual_states, states_at
@@ -42,7 +42,7 @@ from tests.support.words import (
 SELF = AnchorObjective(kind="anchor", to="self", weight=2.0)
 UNLIKELIHOOD = UnlikelihoodObjective(kind="unlikelihood", weight=0.5)
 ASCENT = GradientDifferenceObjective(kind="gradient_difference", weight=0.5)
-NPO = NpoObjective(kind="npo", weight=1.5, beta=0.3)
+NPO = NpoObjective(kind="npo", weight=1.5)
 TERM = {"mask": None, "base": "anchor", "self": "anchor", "unlikelihood": "unlikelihood",
         "npo": "npo", "gradient_difference": "gradient_difference"}  # fmt: skip
 
@@ -81,7 +81,7 @@ def log_probabilities(model, before):
     return [value - math.log(math.fsum(map(math.exp, logits))) for value in logits]
 
 
-def slow_terms(model, teacher, batch, kind, *, beta=0.3):
+def slow_terms(model, teacher, batch, kind, *, beta=NPO_BETA):
     """One token at a time, each read with all that stands before it and no cache, in float64."""
     model, teacher = in_float64(model), in_float64(teacher)
     found, ratios = {}, {}
@@ -188,7 +188,8 @@ def test_the_gradient_is_that_of_the_loss_written_out(at, tied, monkeypatch):
         ratio = at_true - q.gather(1, true[:, None])[:, 0]
         own = [ratio[batch.occurrences[:, 2] == number].sum() for number in range(2)]
         assert len(ratio) == 4
-        slow = slow - 1.5 * 2 / 0.3 * torch.log(torch.sigmoid(-0.3 * torch.stack(own))).mean()
+        terms = torch.log(torch.sigmoid(-NPO_BETA * torch.stack(own)))
+        slow = slow - 1.5 * 2 / NPO_BETA * terms.mean()
     elif at is not MASK:
         weights = q.exp()
         if at is SELF:

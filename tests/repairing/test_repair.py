@@ -17,6 +17,7 @@ from sani.erasing.plan import layout_of
 from sani.errors import RepairError
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AnchorObjective, RepairSettings
+from sani.repairing import trainer
 from sani.repairing.repair import repair, train_
 from sani.repairing.surrogates import Surrogates
 from sani.text.batches import make_batches
@@ -118,14 +119,14 @@ def test_a_token_that_shares_a_character_with_a_span_is_an_identifiers():
 
 
 @pytest.mark.parametrize("objective", [MASK, ANCHOR])
-def test_training_is_that_of_an_explicit_loop(objective):
+def test_training_is_that_of_an_explicit_loop(objective, monkeypatch):
+    monkeypatch.setattr(trainer, "WARMUP_FRACTION", 0.25)
+    monkeypatch.setattr(trainer, "WEIGHT_DECAY", 0.1)
     corpus, epochs, rate = corpus_of(TEXTS[:2]), 8, 1e-2
     anchored = objective is ANCHOR
     base = checkpoint(seed=2)
     mine = checkpoint(seed=1)
-    settings = settings_of(
-        objective, epochs=epochs, learning_rate=rate, warmup_fraction=0.25, weight_decay=0.1
-    )
+    settings = settings_of(objective, epochs=epochs, learning_rate=rate)
     result = repair(mine, corpus, settings, base=base if anchored else None)
 
     slow = checkpoint(seed=1)
@@ -650,10 +651,10 @@ def test_a_loss_that_is_not_a_number_from_the_start_is_refused(value, objective)
     )
 
 
-def test_weights_that_the_last_step_broke_are_refused():
-    settings = settings_of(
-        learning_rate=3e38, epochs=1, warmup_fraction=0.0, weight_decay=9.0, batch_tokens=64
-    )
+def test_weights_that_the_last_step_broke_are_refused(monkeypatch):
+    monkeypatch.setattr(trainer, "WARMUP_FRACTION", 0.0)
+    monkeypatch.setattr(trainer, "WEIGHT_DECAY", 9.0)
+    settings = settings_of(learning_rate=3e38, epochs=1, batch_tokens=64)
     assert refusal(checkpoint(), corpus_of(TEXTS[:2]), settings) == (
         "the repair diverged at step 1: tensor 'model.embed_tokens.weight' holds NaN or infinity; "
         "nothing was written; lower repair.learning_rate"
