@@ -5,14 +5,15 @@
     ├── RecipeError            a recipe that cannot be read or does not make sense
     ├── CorpusError            documents that cannot be read or whose spans are wrong
     ├── ScanError              documents that could not be scanned for identifiers
-    ├── CheckpointError        a model folder that cannot be read or written
+    ├── CheckpointError        a model folder that cannot be read
     ├── UnsupportedModelError  a model family that sani does not know
     ├── SelectionError         a selector that chose nothing, or could not choose
     ├── AuditError             an audit that could not be carried out
     ├── AttackError            an attack that could not be carried out
     ├── RepairError            a repair that diverged or had nothing to learn from
     │   └── UnsavedError       a repair whose state could not be written
-    └── RunError               a run folder in use, or one that does not fit the recipe
+    ├── RunError               a run folder in use, or one that does not fit the recipe
+    └── WriteError             a file or a folder that cannot be written
 
 No message may hold an identifier: name a document by its number, a value by its label.
 """
@@ -39,7 +40,7 @@ class ScanError(SaniError):
 
 
 class CheckpointError(SaniError):
-    """A model folder that cannot be read, or a place where none can be written."""
+    """A model folder that cannot be read, or that is not what it is given as."""
 
 
 class UnsupportedModelError(SaniError):
@@ -68,3 +69,7 @@ class UnsavedError(RepairError):
 
 class RunError(SaniError):
     """A run folder that is in use, or that belongs to another recipe."""
+
+
+class WriteError(SaniError):
+    """A file or a folder that cannot be written: the disk is full, or the path is wrong."""

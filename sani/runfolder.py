@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import hmac
 import json
-import os
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,11 +19,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from sani.atomic import new_file, write_text
 from sani.errors import RunError
 from sani.machine import distributed
-from sani.models.checkpoint import write_text
 
 RECIPE = "recipe.resolved.yaml"
+_RESUME = "free space and --resume"
 _Arrays = TypeVar("_Arrays")
 
 
@@ -59,16 +59,9 @@ class RunFolder:
         distributed.on_main(lambda: self._save_arrays(name, arrays))
 
     def _save_arrays(self, name: str, arrays: Any) -> None:
-        place = self.private / f"{name}.npz"
-        partial = place.with_suffix(".partial.npz")
-        try:
-            np.savez_compressed(partial, **vars(arrays))
-            os.replace(partial, place)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise RunError(
-                f"cannot write to {self.private} ({error.strerror}); free space and --resume"
-            ) from None
+        path = self.private / f"{name}.npz"
+        with new_file(path, advice=_RESUME) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **vars(arrays))
 
     def load_arrays(self, name: str, kind: type[_Arrays]) -> _Arrays | None:
         """What `save_arrays` kept under this name, or None."""
@@ -87,11 +80,11 @@ class RunFolder:
         self._key = distributed.on_main(self._read_key)
 
     def _read_key(self) -> bytes:
-        place = self.private / "key"
-        if not place.exists():
-            place.write_bytes(secrets.token_bytes(32))
-            place.chmod(0o600)
-        return place.read_bytes()
+        path = self.private / "key"
+        if not path.exists():
+            with new_file(path, mode=0o600, advice=_RESUME) as partial:
+                partial.write_bytes(secrets.token_bytes(32))
+        return path.read_bytes()
 
 
 @contextmanager

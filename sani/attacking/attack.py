@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sani.atomic import write_text
 from sani.attacking.context import AttackContext, Outcome, all_places
 from sani.attacking.guidance import guidance
 from sani.attacking.layers import layers
@@ -32,7 +33,7 @@ from sani.corpus.documents import Corpus, Kind, only
 from sani.errors import AttackError
 from sani.intervals import rate
 from sani.machine import distributed
-from sani.models.checkpoint import Checkpoint, write_text
+from sani.models.checkpoint import Checkpoint
 from sani.models.families import family_of
 from sani.recipe import AttackSettings, AuditSettings
 from sani.text.chat import rendered

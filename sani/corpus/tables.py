@@ -23,6 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sani.atomic import new_file
 from sani.corpus.documents import ANNOTATION, Document, Span
 from sani.corpus.records import COLUMNS, RecordError, Row, Rows, check_names, type_name
 from sani.errors import CorpusError
@@ -67,19 +68,12 @@ def write_jsonl(documents: Iterable[Document], path: Path) -> None:
     """Write documents and their spans in the clear, whole or not at all, mode 0600.
 
     Raises:
-        CorpusError: If the file cannot be written.
+        CorpusError: If a span reaches from one message into the next.
+        WriteError: If the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.unlink(missing_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            for document in documents:
-                file.write(json.dumps(_row_of(document), ensure_ascii=False) + "\n")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CorpusError(f"{path}: it cannot be written: {error.strerror}") from None
+    with new_file(path, mode=0o600) as partial, partial.open("w", encoding="utf-8") as file:
+        for document in documents:
+            file.write(json.dumps(_row_of(document), ensure_ascii=False) + "\n")
 
 
 def _row_of(document: Document) -> dict[str, object]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sani.atomic import new_folder
 from sani.erasing.erase import EraseResult, planned_slices
 from sani.erasing.plan import ErasePlan, check_plan
 from sani.erasing.shards import StoredModel, copy_patched
@@ -22,7 +23,6 @@ from sani.models.checkpoint import (
     HUB_NAME,
     TOKENIZER_FILES,
     copy_files,
-    staged,
     weight_files,
 )
 from sani.models.neurons import Slice
@@ -46,6 +46,7 @@ def erase_adapter(path: Path, out: Path, plan: ErasePlan, *, base: StoredModel) 
         SelectionError: If the plan does not fit the base, resets to something else, or has token
             rows.
         CheckpointError: If the adapter is not a plain LoRA at these neurons, or does not fit.
+        WriteError: If the folder cannot be written.
     """
     started = time.perf_counter()
     if plan.reset != "rewind":
@@ -67,7 +68,7 @@ def erase_adapter(path: Path, out: Path, plan: ErasePlan, *, base: StoredModel) 
     config = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
     weights = StoredWeights(weight_files(path))
     pieces = _adapter_slices(path, config, weights, planned_slices(plan, base.layout), base)
-    with torch.no_grad(), staged(out) as staging:
+    with torch.no_grad(), new_folder(out) as staging:
         changed = copy_patched(weights, staging, pieces, None)
         copy_files(path, staging, TOKENIZER_FILES)
         named = config.get("base_model_name_or_path") or ""

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sani.atomic import new_folder
 from sani.erasing.erase import EraseResult, check_rewind, planned_slices, reset_slices
 from sani.erasing.plan import ErasePlan, architecture_digest, check_plan
 from sani.erasing.reinit import FreshWeights, skeleton
@@ -31,7 +32,6 @@ from sani.models.checkpoint import (
     copy_large,
     files_beside,
     read_config,
-    staged,
     weight_files,
 )
 from sani.models.neurons import Layout, Slice
@@ -154,8 +154,8 @@ def erase_stored(
     Raises:
         SelectionError: If the plan does not fit the model, has another reset, or the base is
             missing, does not fit or has the same weights.
-        CheckpointError: If a tensor's type is none that can be reset, or the place cannot be
-            written.
+        CheckpointError: If a tensor's type is none that can be reset.
+        WriteError: If the folder cannot be written.
     """
     started = time.perf_counter()
     check_plan(plan, model.layout)
@@ -163,7 +163,7 @@ def erase_stored(
     pieces = {name: planned[name] for name in sorted(planned, key=model.tensor_of)}
     if plan.reset == "rewind" and source is not None:
         check_rewind(model.weights, source, pieces)
-    with torch.no_grad(), staged(out) as staging:
+    with torch.no_grad(), new_folder(out) as staging:
         changed: Counter[str] = Counter()
         for name, count in copy_patched(model.weights, staging, pieces, source).items():
             changed[model.tensor_of(name)] += count

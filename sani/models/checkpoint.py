@@ -7,7 +7,6 @@ the source folder goes in (optimizer state, training arguments and logs may hold
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ import yaml
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
+from sani.atomic import new_folder, write_error
 from sani.errors import CheckpointError
 from sani.models.families import auto_class, family_of, is_masked, text_config
 from sani.models.safetensors_files import StoredWeights, named_tensors
@@ -49,7 +49,6 @@ ENDLESS_POSITIONS = 2048
 UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
 CONFIG_FILES = ("config.json", "generation_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST)
 HALF = (torch.float16, torch.bfloat16)
 HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")  # of a model, or owner and model
 
@@ -450,7 +449,7 @@ def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
 
 
 def save_checkpoint(
-    checkpoint: Checkpoint, folder: Path, *, finish: Callable[[Path], None] | None = None
+    checkpoint: Checkpoint, folder: Path | str, *, finish: Callable[[Path], None] | None = None
 ) -> None:
     """Write weights, configuration and tokenizer to ``folder``, whole or not at all.
 
@@ -462,11 +461,15 @@ def save_checkpoint(
         finish: Adds files; called with the staging folder just before it is renamed.
 
     Raises:
-        CheckpointError: If the place cannot be written.
+        WriteError: If the folder cannot be written.
     """
-    with staged(folder) as staging:
+    folder = Path(folder)
+    with new_folder(folder) as staging:
         with _in_their_types(checkpoint):
-            checkpoint.model.save_pretrained(staging, safe_serialization=True)
+            try:
+                checkpoint.model.save_pretrained(staging, safe_serialization=True)
+            except SafetensorError as error:  # how safetensors puts a full disk
+                raise write_error(folder, error, whole=True) from None
         copy_files(checkpoint.path, staging, files_beside(checkpoint.model.config))
         if finish is not None:
             finish(staging)
@@ -492,37 +495,6 @@ def _in_their_types(checkpoint: Checkpoint) -> Iterator[None]:
             own.dtype = type_
         for tensor, data in held:
             tensor.data = data
-
-
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which then stands at ``folder``: whole or not at all.
-
-    Its files get the rights that new files usually get; safetensors gives its own fewer.
-
-    Raises:
-        CheckpointError: If the place cannot be written.
-    """
-    folder = Path(folder)
-    staging = folder.with_name(f".{folder.name}.partial")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        yield staging
-        mask = os.umask(0o077)
-        os.umask(mask)
-        for file in staging.iterdir():
-            if file.is_file():
-                file.chmod(0o666 & ~mask)
-            _flush(file)
-        replace_folder(staging, folder)
-    except (OSError, SafetensorError) as error:  # safetensors has a full disk as its own error
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        raise CheckpointError(
-            f"cannot write {folder} ({reason}); nothing was left half-written: {_way_out(error)}"
-        ) from None
-    finally:  # whatever was raised in between, or an interrupt
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def files_beside(config: Any) -> tuple[str, ...]:
@@ -554,22 +526,6 @@ def copy_large(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def replace_folder(new: Path, place: Path) -> None:
-    """Rename ``new`` to ``place``; what stood there is removed once the new one stands."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        os.rename(place, old)
-    try:
-        os.rename(new, place)
-    except OSError:
-        if old.exists():
-            os.rename(old, place)
-        raise
-    _flush(place.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def read_card(path: Path) -> dict[str, Any]:
     """The metadata of a checkpoint folder's model card; empty without a card that can be read."""
     try:
@@ -577,30 +533,3 @@ def read_card(path: Path) -> dict[str, Any]:
         return dict(vars(ModelCard(text, ignore_metadata_errors=True).data))
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
         return {}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it: whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        _flush(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"cannot write {path} ({error.strerror or type(error).__name__}); {_way_out(error)}"
-        ) from None
-
-
-def _way_out(error: Exception) -> str:
-    wrong_place = getattr(error, "errno", None) in WRONG_PLACE
-    return "choose another --out" if wrong_place else "free space or choose another --out"
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

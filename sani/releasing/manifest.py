@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sani.atomic import PARTIAL, new_file
 from sani.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -207,14 +208,8 @@ def sign(folder: Path, private_key: Path) -> Path:
         )
     except Exception as error:
         raise _bad_key(private_key, error) from None
-    partial = folder / f".{SIGNATURE}.partial"
-    try:
+    with new_file(folder / SIGNATURE, advice="free space or look at its rights") as partial:
         signer.set_hashing_config(_hashing()).sign(folder, partial)
-        os.replace(partial, folder / SIGNATURE)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder / SIGNATURE} ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return folder / SIGNATURE
 
 
@@ -233,7 +228,7 @@ def _is_signed(folder: Path, public_key: Path) -> bool:
 
 def _hashing() -> Any:
     """Every file is signed but the signature, those of git too; links to files are followed."""
-    ignored = [SIGNATURE, f".{SIGNATURE}.partial"]
+    ignored = [SIGNATURE, PARTIAL.format(SIGNATURE)]
     config = _library("hashing").Config()
     return config.set_ignored_paths(paths=ignored, ignore_git_paths=False).set_allow_symlinks(True)
 

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from sani.atomic import write_text
 from sani.auditing.compare import (
     beyond_control,
     compare,
@@ -29,7 +30,6 @@ from sani.auditing.membership import DocumentScores
 from sani.auditing.occurrences import Occurrences
 from sani.corpus.documents import Corpus
 from sani.gate import Check
-from sani.models.checkpoint import write_text
 from sani.recipe import Recipe
 from sani.reporting.attacks import whether_tested
 from sani.reporting.by_subject import against_control, by_subject

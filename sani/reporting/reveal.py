@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sani.atomic import write_text
 from sani.auditing.compare import beyond_control, compare
 from sani.auditing.occurrences import Occurrences
 from sani.corpus.documents import Corpus
@@ -30,7 +30,8 @@ def reveal(folder: RunFolder, corpus: Corpus) -> Path:
         subject.
 
     Raises:
-        RunError: If the run is not finished or the file cannot be written.
+        RunError: If the run is not finished.
+        WriteError: If the file cannot be written.
     """
     verdicts = {
         stage: folder.load_arrays(f"audit-{stage}", Occurrences)
@@ -50,17 +51,10 @@ def reveal(folder: RunFolder, corpus: Corpus) -> Path:
         }
         for index in np.flatnonzero(change.kept | change.new | beyond)
     ]
-    place = folder.private / FILE
-    partial = place.with_name(f".{FILE}.partial")
-    try:
-        partial.unlink(missing_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        os.replace(partial, place)
-    except OSError as error:
-        raise RunError(f"cannot write to {folder.private} ({error.strerror}); free space") from None
-    return place
+    path = folder.private / FILE
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(path, text, mode=0o600, advice="free space")
+    return path
 
 
 def _clear(folder: RunFolder, corpus: Corpus, number: int, span_number: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sani.atomic import write_text
 from sani.auditing.audit import Figures, Utility
 from sani.auditing.generation import Beyond, Recited
 from sani.auditing.membership import Membership
@@ -20,7 +21,6 @@ from sani.corpus.documents import Kind
 from sani.errors import RunError
 from sani.gate import Check
 from sani.intervals import Rate
-from sani.models.checkpoint import write_text
 from sani.recipe import AuditSettings, GateSettings
 from sani.scanning.inventory import LabelCount
 

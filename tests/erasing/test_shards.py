@@ -20,7 +20,13 @@ from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.plan import ErasePlan, PlannedNeurons, plan_erase, read_plan
 from sani.erasing.reinit import FreshWeights, fresh_model
 from sani.erasing.shards import StoredModel
-from sani.errors import CheckpointError, RecipeError, SelectionError, UnsupportedModelError
+from sani.errors import (
+    CheckpointError,
+    RecipeError,
+    SelectionError,
+    UnsupportedModelError,
+    WriteError,
+)
 from sani.models.checkpoint import CONFIG_FILES, TOKENIZER_FILES, Checkpoint, load_checkpoint
 from sani.models.neurons import Layout
 from sani.pipeline.preflight import check
@@ -438,7 +444,7 @@ def test_the_written_folder_is_read_by_transformers(llama, tmp_path, no_model):
 
 def test_a_full_disk_leaves_nothing_half_written(llama, tmp_path):
     largest = max(file.stat().st_size for file in shards(llama))
-    with small_files(largest // 2), pytest.raises(CheckpointError) as caught:
+    with small_files(largest // 2), pytest.raises(WriteError) as caught:
         apply_folder(llama, tmp_path / "out", plan("zero", *MIXED))
     assert str(caught.value).startswith(f"cannot write {tmp_path / 'out'} (File too large)")
     assert os.listdir(tmp_path) == ["llama"]

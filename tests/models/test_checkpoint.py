@@ -1,6 +1,5 @@
 """Model folders: what is written, that it is written whole or not at all, and what is refused."""
 
-import errno
 import json
 import os
 import shutil
@@ -17,8 +16,9 @@ from transformers import (
     Qwen2Config,
 )
 
+from sani import atomic
 from sani.erasing.reinit import fresh_model
-from sani.errors import CheckpointError
+from sani.errors import CheckpointError, WriteError
 from sani.models import checkpoint as checkpoint_module
 from sani.models.checkpoint import (
     TOKENIZER_FILES,
@@ -27,7 +27,6 @@ from sani.models.checkpoint import (
     check_folder,
     load_checkpoint,
     save_checkpoint,
-    write_text,
 )
 from tests.support.architectures import ARCHITECTURES, tiny_config, tiny_tokenizer
 from tests.support.folders import (
@@ -36,6 +35,7 @@ from tests.support.folders import (
     CONFIGS,
     LEFTOVERS,
     WORDS,
+    no_space,
     small_files,
     write_source,
 )
@@ -373,12 +373,8 @@ def test_an_old_result_is_replaced_by_the_new_one_alone(tmp_path, source):
 # ---- whole or not at all ---------------------------------------------------------------------
 
 
-def no_space(*args, **kwargs):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def refused_save(tmp_path, loaded, place: str = "result") -> str:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(WriteError) as caught:
         save_checkpoint(loaded, tmp_path / place, finish=adds("new.md", "new"))
     assert caught.value.__suppress_context__
     return str(caught.value).replace(str(tmp_path), "TMP")
@@ -408,11 +404,11 @@ def test_a_full_disk_leaves_the_old_folder_and_nothing_else(
             def fails_on_the_new_one(old, new):
                 no_space() if str(old).endswith(".partial") else rename(old, new)
 
-            monkeypatch.setattr(checkpoint_module.os, "rename", fails_on_the_new_one)
+            monkeypatch.setattr(atomic.os, "rename", fails_on_the_new_one)
         elif step == "tokenizer":
             monkeypatch.setattr(checkpoint_module.shutil, "copyfile", no_space)
         else:
-            monkeypatch.setattr(checkpoint_module.os, "fsync", no_space)
+            monkeypatch.setattr(atomic.os, "fsync", no_space)
         message = refused_save(tmp_path, loaded)
         monkeypatch.undo()
     assert message == (
@@ -443,20 +439,6 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path, source, error):
     with pytest.raises(error):
         save_checkpoint(load_checkpoint(source), tmp_path / "result", finish=stops)
     assert os.listdir(tmp_path) == ["ward-3"]
-
-
-def test_a_text_file_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "report.json"
-    write_text(path, "old")
-    write_text(path, "new, año")
-    assert path.read_text(encoding="utf-8") == "new, año"
-    with small_files(4000), pytest.raises(CheckpointError) as caught:
-        write_text(path, "x" * 5000)
-    assert str(caught.value) == (
-        f"cannot write {path} (File too large); free space or choose another --out"
-    )
-    assert path.read_text(encoding="utf-8") == "new, año"
-    assert os.listdir(tmp_path) == ["report.json"]
 
 
 # ---- what is refused -------------------------------------------------------------------------
