@@ -34,7 +34,6 @@ from sani.errors import AttackError
 from sani.intervals import rate
 from sani.machine import distributed
 from sani.models.checkpoint import Checkpoint
-from sani.models.families import family_of
 from sani.recipe import AttackSettings, AuditSettings
 from sani.text.chat import rendered
 
@@ -99,7 +98,7 @@ def attack(
     if SANITIZED not in models:
         raise AttackError("there is no sanitized checkpoint to attack; give one")
     for checkpoint in models.values():
-        if family_of(checkpoint.model.config).objective != "causal":
+        if checkpoint.family.objective != "causal":
             raise AttackError(
                 f"{checkpoint.path} is not a causal language model; attacks on other ones are not "
                 "supported: leave out the section attack"

@@ -41,7 +41,7 @@ def layers(model: Checkpoint, scene: AttackContext, settings: LayersSettings) ->
     Source: logit lens, nostalgebraist 2020; probes, Alain & Bengio 2016 (1610.01644). Deviations:
     the probe is a ridge regression, judged on subjects it was not fitted on.
     """
-    inner = families.text_config(model.model.config).num_hidden_layers - 1
+    inner = model.text_config.num_hidden_layers - 1
     if inner < 1:
         yield Outcome("lens", not_run="the model has one layer, so no inner one")
         return
@@ -132,7 +132,7 @@ def _states(
     """Hidden states at each value's last token, for each layer [places, hidden]."""
     framing = scene.frame(model)
     encoded = encode(corpus, model.tokenizer)
-    width = families.text_config(model.model.config).hidden_size
+    width = model.text_config.hidden_size
     found = [np.full((len(places), width), np.nan) for _ in chosen]
     places_of: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for row, (document, span) in enumerate(places):

@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from sani.attacking.context import AttackContext, Outcome, duplicate
 from sani.models.checkpoint import Checkpoint
-from sani.models.families import family_of
 from sani.recipe import QuantizeSettings
 
 GROUP = 128  # weights that share a scale at 4 bits; usual since GPTQ (2210.17323)
@@ -44,7 +43,7 @@ def quantize(
 @torch.no_grad()
 def round_weights(checkpoint: Checkpoint, *, bits: int, group: int) -> None:
     """In place: round the matrices of all layers; 8 bits or more take no groups."""
-    family = family_of(checkpoint.model.config)
+    family = checkpoint.family
     layers = tuple(f"{stack.layers}." for stack in family.stacks)
     for name, weight in checkpoint.model.named_parameters():
         if name.startswith(layers) and weight.ndim >= 2:

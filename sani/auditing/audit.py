@@ -39,7 +39,6 @@ from sani.auditing.occurrences import Occurrences, OnStep, score_occurrences
 from sani.corpus.documents import KINDS, Corpus
 from sani.errors import AuditError
 from sani.intervals import Rate, rate
-from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.chat import check_source, rendered
@@ -266,7 +265,7 @@ def _either(one: Occurrences, joint: Occurrences) -> Occurrences:
 
 def _check(checkpoint: Checkpoint) -> None:
     """Refuse an unknown family, whose logits may be scaled, and a tokenizer that does not fit."""
-    families.family_of(checkpoint.model.config)
+    masked = checkpoint.family.objective == "masked"
     tokenizer = checkpoint.tokenizer
     if not tokenizer.is_fast:
         raise AuditError(
@@ -279,7 +278,7 @@ def _check(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: the tokenizer has {len(tokenizer)} tokens, the model {rows}; give "
             "the tokenizer that it was trained with"
         )
-    if families.is_masked(checkpoint.model.config) and tokenizer.mask_token_id is None:
+    if masked and tokenizer.mask_token_id is None:
         raise AuditError(
             f"{checkpoint.path}: the model predicts masked tokens and the tokenizer has no mask "
             "token; give the tokenizer that it was trained with"
@@ -360,7 +359,7 @@ def _score(
     Decoys of a masked language model are scored jointly, which takes a pass for each length
     instead of one for each token of each decoy; both results carry those figures.
     """
-    if not families.is_masked(checkpoint.model.config):
+    if checkpoint.family.objective != "masked":
         one = score_occurrences(
             checkpoint, corpus, encoded, framing, settings, maker=maker, on_step=on_step
         )
@@ -387,8 +386,7 @@ def _worst_framing(
     """The framing under which a sample of documents leaks most, and what each gave."""
     if settings.framing != "auto":
         return _framing(checkpoint, settings.framing), {}
-    config = checkpoint.model.config
-    masked, start = families.is_masked(config), families.decoder_start(config)
+    masked, start = checkpoint.family.objective == "masked", checkpoint.decoder_start
     candidates = [
         framing
         for framing in framings(checkpoint.tokenizer, masked=masked, start=start)
@@ -420,8 +418,7 @@ def _worst_framing(
 
 
 def _framing(checkpoint: Checkpoint, name: str) -> Framing:
-    start = families.decoder_start(checkpoint.model.config)
-    return framing_named(name, checkpoint.tokenizer, start=start)
+    return framing_named(name, checkpoint.tokenizer, start=checkpoint.decoder_start)
 
 
 def _counts(occurrences: Occurrences) -> dict[str, int]:

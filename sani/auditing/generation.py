@@ -32,7 +32,6 @@ from sani.errors import AuditError
 from sani.intervals import Rate, rate
 from sani.machine import distributed
 from sani.machine.device import token_batches
-from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import GenerationSettings
 from sani.text.tokens import Encoded, Framing, encode, overlapping
@@ -195,7 +194,7 @@ def generate_audit(
     """
     settings = settings or GenerationSettings()
     started = time.perf_counter()
-    if families.family_of(checkpoint.model.config).objective != "causal":
+    if checkpoint.family.objective != "causal":
         raise AuditError(
             "only a causal language model can be sampled by prompts; set audit.generation to null"
         )

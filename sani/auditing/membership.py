@@ -21,7 +21,6 @@ from sani.auditing.teacher_forcing import Asked, Row, score
 from sani.corpus.documents import Corpus
 from sani.intervals import Rate, rate
 from sani.machine import distributed
-from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.text.tokens import Encoded, Framing, Window
 
@@ -137,7 +136,7 @@ def _score_share(
     checkpoint: Checkpoint, encoded: Sequence[Encoded], framing: Framing, batch_tokens: int
 ) -> TokenScores:
     """What `score_tokens` gives for the documents of this rank."""
-    masked = families.is_masked(checkpoint.model.config)
+    masked = checkpoint.family.objective == "masked"
     rows: list[Row] = []
     where: list[tuple[int, bool]] = []
     for item in encoded:

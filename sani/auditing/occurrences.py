@@ -18,7 +18,6 @@ from sani.auditing.sampler import DEFAULT_SAMPLER, Sampler
 from sani.auditing.teacher_forcing import DEFAULT_READER, Asked, Reading, Row, Scores, score
 from sani.corpus.documents import Corpus
 from sani.machine import distributed
-from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.tokens import Encoded, Framing, Window, windows
@@ -138,7 +137,7 @@ def _score_share(
     on_step: OnStep | None,
 ) -> Occurrences:
     """What `score_occurrences` gives for the documents of this rank."""
-    masked = families.is_masked(checkpoint.model.config)
+    masked = checkpoint.family.objective == "masked"
     found, done = [], 0
     for group in _groups(encoded):
         placed = _Rows(checkpoint, corpus, framing, maker, settings, masked, jointly)

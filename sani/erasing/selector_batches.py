@@ -16,7 +16,6 @@ import torch
 from sani.corpus.documents import Corpus
 from sani.errors import SelectionError
 from sani.machine.device import generator
-from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.text.batches import Batch, make_batches
 from sani.text.chat import check_source, rendered
@@ -64,14 +63,14 @@ class Texts:
         self._tokenizer = checkpoint.tokenizer
         self._context = checkpoint.context_tokens
         self._seed = seed
-        self.masked = families.is_masked(checkpoint.model.config)
+        self.masked = checkpoint.family.objective == "masked"
         if self.masked and self._tokenizer.mask_token_id is None:
             raise SelectionError("the tokenizer of this masked language model has no mask token")
         self.framing: Framing = framing_named(
             framing,
             self._tokenizer,
             masked=self.masked,
-            start=families.decoder_start(checkpoint.model.config),
+            start=checkpoint.decoder_start,
         )
 
     @cached_property

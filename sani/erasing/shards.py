@@ -34,6 +34,7 @@ from sani.models.checkpoint import (
     read_config,
     weight_files,
 )
+from sani.models.families import family_of
 from sani.models.neurons import Layout, Slice
 from sani.models.safetensors_files import Expert, StoredWeights
 
@@ -167,7 +168,7 @@ def erase_stored(
         changed: Counter[str] = Counter()
         for name, count in copy_patched(model.weights, staging, pieces, source).items():
             changed[model.tensor_of(name)] += count
-        copy_files(model.path, staging, files_beside(model.config))
+        copy_files(model.path, staging, files_beside(family_of(model.config)))
         _write_configuration(model, staging)
     numbers = sum(math.prod(shape) for shape in model.parameters.values())
     return EraseResult.of(plan, changed, numbers, started)

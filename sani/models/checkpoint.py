@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from safetensors import SafetensorError
 
 from sani.atomic import new_folder, write_error
 from sani.errors import CheckpointError
-from sani.models.families import auto_class, family_of, is_masked, text_config
+from sani.models.families import Family, auto_class, decoder_start, family_of, text_config
 from sani.models.safetensors_files import StoredWeights, named_tensors
 
 TOKENIZER_FILES = (
@@ -114,18 +115,37 @@ class Checkpoint:
             state.update(tensor.view(torch.uint8).numpy() if tensor.ndim else repr(tensor).encode())
         return state.hexdigest()
 
+    @cached_property
+    def family(self) -> Family:
+        """The row of `sani.models.families` that the model is of.
+
+        Raises:
+            UnsupportedModelError: If there is none.
+        """
+        return family_of(self.model.config)
+
+    @property
+    def text_config(self) -> Any:
+        """Configuration of what reads text: all of the model, or a tower of it."""
+        return text_config(self.model.config)
+
+    @property
+    def decoder_start(self) -> int | None:
+        """The token that a decoder which reads a second text begins with; None if there is none."""
+        return decoder_start(self.model.config)
+
     @property
     def context_tokens(self) -> int:
         """The longest input the model takes, or its attention window where that is shorter."""
-        config = text_config(self.model.config)
+        config = self.text_config
         sliding = getattr(config, "sliding_window", None)
-        if not getattr(config, "use_sliding_window", True) or is_masked(config):
+        if not getattr(config, "use_sliding_window", True) or self.family.objective == "masked":
             sliding = None  # ModernBERT's window is of some layers only
         positions = int(getattr(config, "max_position_embeddings", ENDLESS_POSITIONS))
         rope = getattr(config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":  # what stands further on changes what stands before
             positions = min(positions, int(rope["original_max_position_embeddings"]))
-        if family_of(self.model.config).positions_behind_padding:
+        if self.family.positions_behind_padding:
             positions -= config.pad_token_id + 1
         return min(positions, int(sliding or 2**62))
 
@@ -338,7 +358,7 @@ def load_checkpoint(
     unexpected = [
         name
         for name in info["unexpected_keys"]
-        if not is_masked(config) or not any(part in name for part in UNUSED_PARTS)
+        if family.objective != "masked" or not any(part in name for part in UNUSED_PARTS)
     ]
     if unexpected:
         raise CheckpointError(
@@ -440,7 +460,7 @@ def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
     own, others = ({name for name, _ in side.model.named_parameters()} for side in (one, other))
     if own != others:
         return f"only in one of them '{min(own ^ others)}' is tied to another tensor"
-    heads = [text_config(side.model.config).num_attention_heads for side in (one, other)]
+    heads = [side.text_config.num_attention_heads for side in (one, other)]
     if heads[0] != heads[1]:  # the same shapes cut otherwise: no head means the same in both
         return "they differ in num_attention_heads"
     if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
@@ -470,7 +490,7 @@ def save_checkpoint(
                 checkpoint.model.save_pretrained(staging, safe_serialization=True)
             except SafetensorError as error:  # how safetensors puts a full disk
                 raise write_error(folder, error, whole=True) from None
-        copy_files(checkpoint.path, staging, files_beside(checkpoint.model.config))
+        copy_files(checkpoint.path, staging, files_beside(checkpoint.family))
         if finish is not None:
             finish(staging)
 
@@ -497,9 +517,9 @@ def _in_their_types(checkpoint: Checkpoint) -> Iterator[None]:
             tensor.data = data
 
 
-def files_beside(config: Any) -> tuple[str, ...]:
-    """Names of the files that go with the weights of such a model."""
-    return (*TOKENIZER_FILES, *PROCESSOR_FILES) if family_of(config).vision else TOKENIZER_FILES
+def files_beside(family: Family) -> tuple[str, ...]:
+    """Return the names of the files that go with the weights of such a model."""
+    return (*TOKENIZER_FILES, *PROCESSOR_FILES) if family.vision else TOKENIZER_FILES
 
 
 def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:

@@ -24,7 +24,7 @@ from sani.errors import RecipeError
 from sani.machine.device import default_device, quiet_libraries
 from sani.machine.environment import REPAIR_BYTES, device_memory
 from sani.models.checkpoint import Checkpoint, architecture_difference, load_checkpoint
-from sani.models.families import FAMILIES, family_of, is_masked
+from sani.models.families import FAMILIES
 from sani.pipeline.inputs import check_control, read_others
 from sani.recipe import AnchorObjective, AuditSettings, RepairSettings
 from sani.repairing.repair import repair
@@ -111,7 +111,6 @@ def fit(
     others = read_others("--held-out", held_out, documents)
     checkpoint = load_checkpoint(model, base=base, device=default_device())
     config = checkpoint.model.config
-    family_of(config)
     control = load_checkpoint(base, device=default_device()) if base else None
     difference = control and architecture_difference(checkpoint, control)
     if difference:
@@ -191,7 +190,7 @@ def _estimate(
     others = encode(held_out, checkpoint.tokenizer) if held_out else []
     read = total + sum(len(encoded.ids) for encoded in others)
     audit_seconds = audits * read * (audited - began) / measured
-    epochs = MASKED_EPOCHS if is_masked(checkpoint.model.config) else schedule(total)[0]
+    epochs = MASKED_EPOCHS if checkpoint.family.objective == "masked" else schedule(total)[0]
     return search + audit_seconds + epochs * total * (repaired - audited) / measured
 
 

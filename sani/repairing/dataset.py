@@ -22,7 +22,7 @@ from sani.errors import RepairError
 from sani.machine import distributed
 from sani.machine.device import token_batches
 from sani.models.checkpoint import Checkpoint
-from sani.models.families import decoder_start, family_of, is_masked, num_layers
+from sani.models.families import family_of, is_masked, num_layers
 from sani.recipe import AnchorObjective, RepairSettings
 from sani.repairing.frozen_layers import FrozenPart, hidden_states
 from sani.repairing.mlm_masking import check_masked, free_words, masked_batches
@@ -73,10 +73,10 @@ class Examples:
             folder: Where states are kept if memory has no room.
             seed: Of surrogates and masks.
         """
-        two_texts = decoder_start(checkpoint.model.config) is not None
+        two_texts = checkpoint.family.objective == "seq2seq"
         if two_texts:
             frozen = None  # states are not kept: two stacks, of two lengths
-        self._masked = is_masked(checkpoint.model.config)
+        self._masked = checkpoint.family.objective == "masked"
         if self._masked and checkpoint.tokenizer.mask_token_id is None:
             raise RepairError(
                 "the model predicts masked tokens and the tokenizer has no mask token; give the "

@@ -29,7 +29,6 @@ from sani.errors import RepairError
 from sani.machine import distributed
 from sani.machine.device import default_device
 from sani.models.checkpoint import Checkpoint, architecture_difference
-from sani.models.families import decoder_start, is_masked
 from sani.models.neurons import Layout
 from sani.recipe import RepairSettings
 from sani.repairing.dataset import Examples, Teachers, check_settings
@@ -217,8 +216,8 @@ def train_(
             examples = Examples(
                 checkpoint, corpus, settings,
                 framing_named(
-                    framing, checkpoint.tokenizer, masked=is_masked(config),
-                    start=decoder_start(config),
+                    framing, checkpoint.tokenizer, masked=checkpoint.family.objective == "masked",
+                    start=checkpoint.decoder_start,
                 ),
                 teachers=teachers, frozen=frozen, folder=place, seed=seed,
             )  # fmt: skip
