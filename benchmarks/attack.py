@@ -49,7 +49,11 @@ def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
     from sani.corpus.readers import read_corpus
     from sani.erasing.erase import erase
     from sani.models.checkpoint import load_checkpoint, save_checkpoint
-    from sani.recipe import settings_from
+    from sani.recipe import (
+        EraseSettings,
+        RepairSettings,
+        settings_from,
+    )
     from sani.repairing.repair import repair
 
     start, erased, repaired = ROWS[name]
@@ -61,10 +65,10 @@ def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
         corpus, base = read_corpus(folder / "private.jsonl"), load_checkpoint(folder / "base")
         checkpoint = load_checkpoint(folder / start)
         if erased:
-            settings = settings_from("EraseSettings", erased)
+            settings = settings_from(EraseSettings, erased)
             erase(checkpoint, settings, corpus=corpus, base=base, framing="bos", seed=0)
         rates = {"learning_rate": rate} if rate else {}
-        settings = settings_from("RepairSettings", {**(repaired or {}), **rates})
+        settings = settings_from(RepairSettings, {**(repaired or {}), **rates})
         started = time.perf_counter()
         repair(checkpoint, corpus, settings, base=base, framing="bos", seed=0)
         seconds = (time.perf_counter() - started) / settings.epochs
@@ -103,7 +107,7 @@ def attacked(
     known = {"quick": QUICK, "full": AttackSettings()}
     asked = known[kind].model_dump(mode="json") if kind in known else SMALL
     changes = {name: {**asked.get(name, {}), **new} for name, new in (changes or {}).items()}
-    settings = settings_from("AttackSettings", {**asked, **changes})
+    settings = settings_from(AttackSettings, {**asked, **changes})
     held_out, sanitized = read_corpus(folder / "held_out.jsonl"), models["sanitized"]
     utility = measure_utility(
         sanitized, held_out, framing_named("bos", sanitized.tokenizer), AuditSettings()

@@ -121,7 +121,7 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
     from sani.corpus.readers import read_corpus
     from sani.erasing.erase import apply_
     from sani.models.checkpoint import load_checkpoint
-    from sani.recipe import settings_from
+    from sani.recipe import AuditSettings, RepairSettings, settings_from
     from sani.repairing.repair import repair
 
     corpus = read_corpus(models / "private.jsonl")
@@ -147,7 +147,7 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
         neurons = plan.num_neurons
     if row["repair"]:
         asked = {**TRAINING, "identifier_loss": row["repair"], "retain_weight": row["skill"]}
-        settings = settings_from("RepairSettings", asked)
+        settings = settings_from(RepairSettings, asked)
         leaky = load_checkpoint(models / "leaky") if row["skill"] else None
         repair(
             checkpoint, given, settings,
@@ -155,7 +155,7 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
         )  # fmt: skip
     seconds = planning + time.perf_counter() - started
     settings = settings_from(
-        "AuditSettings", {"framing": "bos", "swaps": 0, "membership_documents": 0}
+        AuditSettings, {"framing": "bos", "swaps": 0, "membership_documents": 0}
     )
     result = audit(checkpoint, audited, settings, held_out=held_out, control_framing="bos", seed=0)
     found = result.occurrences
@@ -193,12 +193,12 @@ def planned(
 ) -> tuple[Any, float]:
     """The row's plan and its seconds; the one before, if it was the same with another repair."""
     from sani.erasing.erase import plan_neurons
-    from sani.recipe import settings_from
+    from sani.recipe import EraseSettings, settings_from
 
     key = f"{models} {row['erase']} {row['part']} {seed}"
     if key not in PLANS:
         PLANS.clear()
-        settings = settings_from("EraseSettings", row["erase"])
+        settings = settings_from(EraseSettings, row["erase"])
         started = time.perf_counter()
         plan = plan_neurons(
             checkpoint, settings, corpus=corpus, base=base, framing="bos", seed=seed

@@ -55,7 +55,7 @@ from sani.models.checkpoint import save_checkpoint
 from sani.releasing.manifest import verify
 
 RECIPE = """\
-version: 1
+version: 2
 seed: 3
 model: {{path: {folder}/leaky, base: {folder}/base}}
 corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}

@@ -829,7 +829,7 @@ def attack(
     from sani.gate import judge_attacks, positive_control_of_attacks
     from sani.pipeline.inputs import Documents, read_others
     from sani.pipeline.run import attack_models
-    from sani.recipe import QUICK, settings_from
+    from sani.recipe import QUICK, AttackSettings, settings_from
     from sani.reporting.attacks import attack_sections
 
     if unknown := set(only or ()) - set(ATTACKS):
@@ -847,7 +847,7 @@ def attack(
         found = attack_models(
             models,
             Documents(read, read_others("--held-out", held_out, read), None),
-            settings_from("AttackSettings", asked),
+            settings_from(AttackSettings, asked),
             framing=framing,
             attacked=(SANITIZED, BASE) if quick and not gate else (SANITIZED, UNSANITIZED, BASE),
             seed=seed,
@@ -893,10 +893,11 @@ def _settings(section: Section, **values: Any) -> Any:
     Raises:
         UsageError: With every problem, by its option.
     """
-    from sani.recipe import settings_from
+    from sani import recipe
 
     try:
-        return settings_from(section, {k: v for k, v in values.items() if v is not None})
+        given = {key: value for key, value in values.items() if value is not None}
+        return recipe.settings_from(getattr(recipe, section), given)
     except SaniError as error:
         text = re.sub(r"^options: ([\w.]+): ", _option, str(error), flags=re.MULTILINE)
         raise UsageError(text) from None

@@ -32,7 +32,7 @@ LEAKY_EPOCHS = 22
 RECIPE = """\
 # The embedded demo: a small model that recites an invented clinic's patients.
 # Run: sani run {folder}/recipe.yaml --out runs/again      Takes about a minute on two cores.
-version: 1
+version: 2
 seed: 0
 model: {{path: {folder}/leaky, base: {folder}/base}}
 corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}

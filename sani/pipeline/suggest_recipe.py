@@ -251,7 +251,7 @@ def _lines(
         )
     elif found.seconds is not None:
         yield f"# Takes:  {duration(found.seconds)} on this machine, from a few steps of each stage"
-    yield "version: 1"
+    yield "version: 2"
     yield "seed: 0"
     yield "model:"
     yield f"  path: {_quoted(model)}"

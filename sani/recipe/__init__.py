@@ -1,56 +1,65 @@
-"""Recipes: the settings of every stage, and how they are read from YAML."""
+"""Recipes: the settings of every stage, and how they are read from YAML.
 
-from sani.recipe.recipe import (
-    PARTS,
+A recipe is data, never code: unions are closed on ``kind``, and no key names an import path. All
+problems are reported together, each with its dotted path. This package never imports torch.
+"""
+
+from sani.recipe.attack_settings import (
     QUICK,
+    AttackSettings,
+    GuidanceSettings,
+    LayersSettings,
+    NeighboursSettings,
+    PromptingSettings,
+    QuantizeSettings,
+    RelearnSettings,
+    SamplingSettings,
+)
+from sani.recipe.erase_settings import (
     ActivationRatioSelector,
     AllSelector,
-    AnchorObjective,
-    AttackSettings,
-    AuditSettings,
-    CorpusSettings,
     DampenSettings,
     DriftSelector,
     EraseSettings,
-    EscalationSettings,
     FisherRatioSelector,
     FractionSelector,
+    GradientRatioSelector,
+    HardConcreteSelector,
+    IntegratedGradientsSelector,
+    MagnitudeSelector,
+    RandomSelector,
+    Selector,
+)
+from sani.recipe.ladder import EscalationSettings, Rung
+from sani.recipe.load import dump_recipe, load_recipe, settings_from
+from sani.recipe.recipe import Recipe
+from sani.recipe.repair_settings import (
+    AdapterSettings,
+    AnchorObjective,
+    GradientDifferenceObjective,
+    MaskObjective,
+    NpoObjective,
+    Objective,
+    RepairSettings,
+    UnlikelihoodObjective,
+)
+from sani.recipe.sections import (
+    AuditSettings,
+    CorpusSettings,
     GateSettings,
     GenerationSettings,
-    GradientDifferenceObjective,
-    GradientRatioSelector,
-    GuidanceSettings,
-    HardConcreteSelector,
     IndirectSettings,
-    IntegratedGradientsSelector,
-    LayersSettings,
     Limit,
-    MagnitudeSelector,
-    MaskObjective,
     ModelSettings,
-    NeighboursSettings,
-    NpoObjective,
-    Part,
-    PromptingSettings,
-    QuantizeSettings,
-    RandomSelector,
-    Recipe,
-    RelearnSettings,
-    RepairSettings,
-    Rung,
-    SamplingSettings,
     ScanSettings,
-    Selector,
-    UnlikelihoodObjective,
-    dump_recipe,
-    load_recipe,
-    settings_from,
 )
+from sani.recipe.settings import PARTS, Fraction, Part, Settings
 
 __all__ = [
     "PARTS",
     "QUICK",
     "ActivationRatioSelector",
+    "AdapterSettings",
     "AllSelector",
     "AnchorObjective",
     "AttackSettings",
@@ -61,6 +70,7 @@ __all__ = [
     "EraseSettings",
     "EscalationSettings",
     "FisherRatioSelector",
+    "Fraction",
     "FractionSelector",
     "GateSettings",
     "GenerationSettings",
@@ -77,6 +87,7 @@ __all__ = [
     "ModelSettings",
     "NeighboursSettings",
     "NpoObjective",
+    "Objective",
     "Part",
     "PromptingSettings",
     "QuantizeSettings",
@@ -88,6 +99,7 @@ __all__ = [
     "SamplingSettings",
     "ScanSettings",
     "Selector",
+    "Settings",
     "UnlikelihoodObjective",
     "dump_recipe",
     "load_recipe",

@@ -292,7 +292,7 @@ def load_detector(asked: str) -> Detector:
     """
     data = json.loads(asked)
     data.pop("terms_digest")
-    settings = settings_from("ScanSettings", data)
+    settings = settings_from(ScanSettings, data)
     names: list[str] = [f"{library} {version(library)}" for library in _LIBRARIES]
     names += [
         hashlib.sha256(file.read_bytes()).hexdigest()

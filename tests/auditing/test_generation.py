@@ -33,7 +33,11 @@ from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.reinit import fresh_model
 from sani.errors import AuditError, RecipeError
 from sani.models.checkpoint import Checkpoint
-from sani.recipe import GenerationSettings, settings_from
+from sani.recipe import (
+    AuditSettings,
+    GenerationSettings,
+    settings_from,
+)
 from sani.text.tokens import Framing, encode, framing_named
 from tests.support.architectures import CAUSAL, tiny_config
 
@@ -639,11 +643,11 @@ def fresh_model_of_bert(config: BertConfig):
 
 def test_settings_that_ask_for_no_sample_are_an_error():
     nothing = {"empty": 0, "headings": 0, "openings": 0}
-    with pytest.raises(RecipeError, match="ask for samples"):
-        settings_from("AuditSettings", {"generation": nothing})
-    some = settings_from("AuditSettings", {"generation": {**nothing, "file": "prompts.txt"}})
+    with pytest.raises(RecipeError, match="no sample would be drawn"):
+        settings_from(AuditSettings, {"generation": nothing})
+    some = settings_from(AuditSettings, {"generation": {**nothing, "file": "prompts.txt"}})
     assert some.generation.file == Path("prompts.txt")
-    assert settings_from("AuditSettings", {}).generation is None
+    assert settings_from(AuditSettings, {}).generation is None
 
 
 class Characters:

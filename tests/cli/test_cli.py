@@ -204,7 +204,7 @@ def test_a_resume_without_a_run_says_that_it_is_a_new_one(
 ) -> None:
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(
-        f"version: 1\nmodel: {{path: {leaky_folder}}}\ncorpus: {{path: {tmp_path}/nowhere.jsonl}}\n"
+        f"version: 2\nmodel: {{path: {leaky_folder}}}\ncorpus: {{path: {tmp_path}/nowhere.jsonl}}\n"
         "repair: {identifier_loss: {kind: mask}}\n"
         "gate: {greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: null}\n"
     )
@@ -341,7 +341,7 @@ def test_check_finds_every_problem_and_writes_nothing(
     write_jsonl(clinic.private, notes)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"version: 1\nmodel: {{path: {leaky_folder}, base: {tmp_path}/nowhere}}\n"
+        f"version: 2\nmodel: {{path: {leaky_folder}, base: {tmp_path}/nowhere}}\n"
         f"corpus: {{path: {notes}}}\nerase: {{last_layers: 7}}\nrepair: {{}}\n"
         "gate: {perplexity_ratio: null}\n"
     )

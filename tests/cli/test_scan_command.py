@@ -171,8 +171,8 @@ def test_a_gold_sample_without_a_detector_is_a_mistake(tmp_path: Path) -> None:
     from sani.errors import RecipeError
     from sani.recipe import settings_from
 
-    with pytest.raises(RecipeError, match="give patterns, ner or terms"):
-        settings_from("ScanSettings", {"gold": "gold.jsonl"})
+    with pytest.raises(RecipeError, match="no detector is enabled: set patterns, ner or"):
+        settings_from(ScanSettings, {"gold": "gold.jsonl"})
 
 
 def test_a_word_that_only_a_detector_took_for_a_name_stops_no_release(tmp_path: Path) -> None:

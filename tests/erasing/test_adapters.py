@@ -422,7 +422,7 @@ def test_check_takes_an_adapter_with_its_base(adapter, llama, tmp_path, capsys):
     write_jsonl(Corpus((Document("1", "s", "a name b c", spans),)), tmp_path / "notes.jsonl")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"version: 1\nmodel: {{path: {adapter}, base: {llama}}}\n"
+        f"version: 2\nmodel: {{path: {adapter}, base: {llama}}}\n"
         f"corpus: {{path: {tmp_path / 'notes.jsonl'}}}\nerase: {{last_layers: 2}}\n"
         "gate: {perplexity_ratio: null}\n"
     )

@@ -527,7 +527,10 @@ def test_resets_that_look_at_the_model_need_the_corpus(reset):
 @pytest.mark.parametrize(
     ("asked", "problem"),
     [
-        ({"reset": "zero", "dampen": {"above": 2.0}}, "options: dampen is for reset dampen"),
+        (
+            {"reset": "zero", "dampen": {"above": 2.0}},
+            "options: dampen has settings of reset dampen; set reset: dampen or remove it",
+        ),
         (
             {"reset": "mean", "token_rows": True},
             "options: token_rows needs reset reinit, zero or rewind",
@@ -536,7 +539,7 @@ def test_resets_that_look_at_the_model_need_the_corpus(reset):
 )
 def test_settings_that_mean_nothing_are_refused(asked, problem):
     with pytest.raises(RecipeError) as caught:
-        settings_from("EraseSettings", {"last_layers": 1, **asked})
+        settings_from(EraseSettings, {"last_layers": 1, **asked})
     assert str(caught.value) == problem
 
 
@@ -705,7 +708,7 @@ def check_erase(sick, folder, settings):
     sick.model.save_pretrained(folder / "sick")
     write_jsonl(corpus_of(), folder / "notes.jsonl")
     recipe = Recipe(
-        version=1,
+        version=2,
         model=ModelSettings(path=folder / "sick"),
         corpus=CorpusSettings(path=folder / "notes.jsonl"),
         erase=settings,

@@ -230,7 +230,7 @@ def test_experts_one_by_one_and_in_one_tensor_are_erased_alike(
     assert bool(loads) == (stacked[0] != stacked[1])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        f"version: 1\nmodel: {{path: {folders[0]}, base: {folders[1]}}}\n"
+        f"version: 2\nmodel: {{path: {folders[0]}, base: {folders[1]}}}\n"
         f"corpus: {{path: {tmp_path}/none.jsonl}}\nrepair: {{}}\ngate: {{perplexity_ratio: null}}\n"
     )
     items = {item.name: item for item in check(load_recipe(recipe), tmp_path / "run")}
@@ -562,7 +562,7 @@ def test_drift_needs_a_base_that_fits(llama, tmp_path):
 def test_a_recipe_with_drift_and_without_a_base_is_refused(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
-        "version: 1\nmodel: {path: m}\ncorpus: {path: c}\n"
+        "version: 2\nmodel: {path: m}\ncorpus: {path: c}\n"
         "erase: {last_layers: 1, selector: {kind: drift, fraction: 0.5}}\n"
         "gate: {greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: null}\n"
     )

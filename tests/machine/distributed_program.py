@@ -28,6 +28,7 @@ from sani.recipe import (
     AnchorObjective,
     AuditSettings,
     NpoObjective,
+    RepairSettings,
     ScanSettings,
     settings_from,
 )
@@ -41,8 +42,8 @@ from tests.support.words import ANCHOR, MASK, TEXTS, checkpoint, corpus_of, gpt2
 
 DECOYS = AnchorObjective(kind="anchor", to="decoys")
 COUNTERFACTUAL = AnchorObjective(kind="anchor", to="counterfactual")
-ADAPTER = settings_from("RepairSettings", {"adapter": {"kind": "lora", "rank": 2}}).adapter
-DORA = settings_from("RepairSettings", {"adapter": {"kind": "dora", "rank": 2}}).adapter
+ADAPTER = settings_from(RepairSettings, {"adapter": {"kind": "lora", "rank": 2}}).adapter
+DORA = settings_from(RepairSettings, {"adapter": {"kind": "dora", "rank": 2}}).adapter
 REPAIRS: dict[str, dict[str, Any]] = {
     "mask": {"objective": MASK},
     "anchor": {"objective": ANCHOR, "weight_decay": 0.1},

@@ -448,14 +448,14 @@ def test_of_equals_the_cheaper_is_kept_and_of_nothing_nothing() -> None:
 # The recipe.
 
 WITHOUT = """\
-version: 1
+version: 2
 strategy: escalate
 model: {path: m}
 corpus: {path: c}
 gate: {greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: null}
 """
 WITH = """\
-version: 1
+version: 2
 strategy: escalate
 model: {path: m, base: b}
 corpus: {path: c, held_out: h}

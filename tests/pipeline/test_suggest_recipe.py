@@ -24,7 +24,7 @@ from sani.machine import environment
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.pipeline.suggest_recipe import Fit, duration, schedule, write_recipe
 from sani.recipe import QUICK, Recipe, load_recipe
-from sani.recipe import recipe as recipe_module
+from sani.recipe.yaml_text import RecipeLoader
 from tests.support.erasing import adapt
 from tests.support.folders import CONFIGS, write_source
 
@@ -257,7 +257,7 @@ def test_every_recipe_is_read_fits_the_schema_and_says_what_it_does(path):
     assert f"recipes/{path.name}" in run
     assert [line for line in header if line.startswith("# Takes:")]
     # With 1e-3 for a number, as YAML 1.2 and editors have it.
-    data = yaml.load(path.read_text(encoding="utf-8"), Loader=recipe_module._Loader)
+    data = yaml.load(path.read_text(encoding="utf-8"), Loader=RecipeLoader)
     Draft202012Validator(json.loads(SCHEMA.read_text())).validate(data)
 
 
@@ -310,6 +310,6 @@ def test_the_schema_is_that_of_this_version(capsys):
 @pytest.mark.parametrize("broken", ["seeds: 1", "erase: {last_layers: three}", "seed: -1"])
 def test_the_schema_refuses_what_the_recipe_does(broken):
     validator = Draft202012Validator(json.loads(SCHEMA.read_text()))
-    good = {"version": 1, "model": {"path": "m"}, "corpus": {"path": "c"}}
+    good = {"version": 2, "model": {"path": "m"}, "corpus": {"path": "c"}}
     assert validator.is_valid(good)
     assert not validator.is_valid(good | yaml.safe_load(broken))

@@ -1,6 +1,7 @@
 """Recipes: what is read, what is refused and in which words, and that nothing heavy is imported."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ from pydantic import ValidationError
 
 from sani.errors import RecipeError
 from sani.recipe import Recipe, RepairSettings, dump_recipe, load_recipe
+from sani.recipe.versions import DELETED_IN_2, RENAMED_IN_2
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GOOD = """\
-version: 1
+version: 2
 model: {path: m, base: b}
 corpus: {path: c.jsonl, held_out: h.jsonl}
 erase: {last_layers: 1}
@@ -91,7 +93,7 @@ def test_our_yaml_rules_do_not_leak_into_the_library(read):
 
 
 FULL = """\
-version: 1
+version: 2
 seed: 7
 model: {path: '1e5', base: 'off'}
 corpus:
@@ -135,7 +137,7 @@ awkward = st.sampled_from(["1e5", "-2E+7", "yes", "NO", "null", "~", "010", "1_0
 @settings(max_examples=60, deadline=None)
 def test_any_text_and_number_survives_writing(tmp_path_factory, path, base, label, rate):
     data = {
-        "version": 1,
+        "version": 2,
         "model": {"path": path, "base": base},
         "corpus": {"path": path, "held_out": base, "kinds": {label: "indirect"}},
         "repair": {"learning_rate": rate},
@@ -152,7 +154,7 @@ def test_every_shipped_recipe_is_read():
     for file in files:
         recipe = load_recipe(file)
         assert load_recipe(file, overrides=["seed=5"]).seed == 5
-        assert recipe.version == 1
+        assert recipe.version == 2
 
 
 # ---- what is refused, in whole words ---------------------------------------------------------
@@ -257,8 +259,8 @@ def test_a_wrong_key_or_value_is_named_by_its_path(refusal, extra, lines):
         ("last_layers: 1", "layers: [1], selector: {kind: randm}", ["erase.selector.kind: expected "
           "one of random, all, magnitude, drift, activation_ratio, gradient_ratio, fisher_ratio, "
           "integrated_gradients, hard_concrete; did you mean 'random'?"]),
-        ("version: 1\n", "", ["version: missing"]),
-        ("version: 1\n", "version: 2\n", ["version: input should be 1"]),
+        ("version: 2\n", "", ["version: missing"]),
+        ("version: 2\n", "version: 3\n", ["version: input should be 2"]),
         ("model: {path: m, base: b}\n", "", ["model: missing"]),
         ("held_out: h.jsonl", "held_out: h, kinds: {random: x, NAME: direct}", [
           "corpus.kinds.random: input should be 'direct' or 'indirect'"]),
@@ -267,6 +269,40 @@ def test_a_wrong_key_or_value_is_named_by_its_path(refusal, extra, lines):
 def test_a_section_that_makes_no_sense_is_named(refusal, old, new, lines):
     assert GOOD.count(old) == 1
     assert refusal(GOOD.replace(old, new)) == [f"r.yaml: {line}" for line in lines]
+
+
+def test_a_recipe_of_version_1_is_refused_with_the_table_of_new_names(refusal):
+    old = "repair: {at_identifiers: {kind: mask}}\n"
+    first, *table = refusal(GOOD.replace("version: 2", "version: 1") + old)
+    assert first == (
+        "r.yaml: version: 1 is an older format, which this sani does not read. Rename or delete "
+        "these keys (in escalation.ladder too) and set version: 2"
+    )
+    rows = dict(re.split(" +-> ", line.strip()) for line in table)
+    assert rows["repair.at_identifiers"] == "repair.identifier_loss"
+    assert rows["repair.warmup_fraction"] == "deleted; always 0.1"
+    assert len(table) == len(rows) == len(RENAMED_IN_2) + len(DELETED_IN_2)
+
+
+def test_the_table_of_version_2_names_keys_that_exist_and_those_that_do_not(read, refusal):
+    """Each new name is read in a recipe, each old one refused as unknown."""
+    given = {
+        "erase.interpolate_to_base": "0.5",
+        "repair.identifier_loss": "{kind: mask}",
+        "repair.retain_weight": "1.0",
+        "repair.activation_cache": "none",
+    }
+    read(GOOD, *(f"{new}={given[new]}" for new in RENAMED_IN_2.values()))
+    kinds = {"vote": "integrated_gradients", "cap": "hard_concrete", "penalty": "hard_concrete"}
+    for old in [*RENAMED_IN_2, *DELETED_IN_2]:
+        section, key = old.rsplit(".", 1)
+        variant = []
+        if section == "erase.selector":
+            variant = [f"erase.selector={{kind: {kinds[key]}, fraction: 0.5}}"]
+        if section == "repair.identifier_loss":
+            variant = ["repair.identifier_loss.kind=npo"]
+        (line,) = refusal(GOOD, *variant, f"{old}=1")
+        assert line.startswith(f"r.yaml: {old}: unknown key"), line
 
 
 def test_several_problems_are_reported_together(refusal):
@@ -285,7 +321,7 @@ def test_several_problems_are_reported_together(refusal):
 
 def test_rules_across_sections_are_reported_together(refusal):
     lines = refusal(
-        "version: 1\nmodel: {path: m}\ncorpus: {path: c}\n"
+        "version: 2\nmodel: {path: m}\ncorpus: {path: c}\n"
         "erase: {last_layers: 1, reset: rewind}\nrepair: {}\n"
     )
     assert lines == [
@@ -300,7 +336,7 @@ def test_rules_across_sections_are_reported_together(refusal):
 
 def test_each_rule_across_sections_can_be_met(read):
     recipe = read(
-        "version: 1\nmodel: {path: m}\ncorpus: {path: c}\nerase: {last_layers: 1}\n"
+        "version: 2\nmodel: {path: m}\ncorpus: {path: c}\nerase: {last_layers: 1}\n"
         "repair: {identifier_loss: {kind: mask}}\n"
         "gate: {greedy: 0.0, discoverable: 0.01, auc_excess: null, perplexity_ratio: null}\n"
     )
@@ -314,8 +350,8 @@ def test_each_rule_across_sections_can_be_met(read):
         (
             ["erase=null"],
             "give erase, repair or both; with neither, model.path is only checked, and needs "
-            "model.unsanitized, the checkpoint that it was made from: what recites nothing is "
-            "clean only where the same audit finds what that one recites",
+            "model.unsanitized, the checkpoint that it was made from: a checkpoint that recites "
+            "nothing counts as clean only if the same audit finds what the unsanitized one recites",
         ),
         (
             ["erase=null", "model.unsanitized=u", "rounds=2"],
@@ -323,13 +359,13 @@ def test_each_rule_across_sections_can_be_met(read):
         ),
         (
             ["model.unsanitized=u"],
-            "model.unsanitized is for a recipe with neither erase nor repair; else model.path "
-            "itself is the unsanitized checkpoint",
+            "model.unsanitized is for a recipe with neither erase nor repair; with one of them, "
+            "model.path itself is the unsanitized checkpoint",
         ),
         (
             ["erase=null", "strategy=escalate", "model.unsanitized=u"],
-            "model.unsanitized is for a recipe with neither erase nor repair; else model.path "
-            "itself is the unsanitized checkpoint",
+            "model.unsanitized is for a recipe with neither erase nor repair; with one of them, "
+            "model.path itself is the unsanitized checkpoint",
         ),
         (["audit.decoys=0"], "gate.auc_excess needs audit.decoys of at least 1"),
         (

@@ -552,7 +552,7 @@ def test_what_the_models_kind_cannot_be_asked_is_refused_before_anything_is_writ
     write_jsonl(corpus_of(), tmp_path / "corpus.jsonl")
     limits = "greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: null"
     text = (
-        f"{{version: 1, model: {{path: {tmp_path}/model}}, corpus: {{path: "
+        f"{{version: 2, model: {{path: {tmp_path}/model}}, corpus: {{path: "
         f"{tmp_path}/corpus.jsonl}}, gate: {{{limits}}}, "
     )
     for rest, sentence in (

@@ -542,7 +542,7 @@ def test_the_report_of_a_whole_run_with_everything_asked_for_fits_the_schema(
     recipe = Recipe.model_validate_json(
         json.dumps(
             {
-                "version": 1,
+                "version": 2,
                 "model": {"path": str(leaky_folder), "base": str(base_folder)},
                 "corpus": {"path": str(paths["private"]), "held_out": str(paths["held_out"]),
                            "pretraining": str(paths["public"])},

@@ -27,7 +27,7 @@ def recipe_text(
     """
     held = f", held_out: {folder / held_out}" if held_out else ""
     return (
-        f"version: 1\nmodel: {{path: {unsanitized}, base: {base}}}\n"
+        f"version: 2\nmodel: {{path: {unsanitized}, base: {base}}}\n"
         f"corpus: {{path: {folder / corpus}{held}}}\n{sections}"
     )
 

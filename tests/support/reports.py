@@ -86,7 +86,7 @@ def finished_run(
     recipe = Recipe.model_validate_json(
         json.dumps(
             {
-                "version": 1,
+                "version": 2,
                 "model": models,
                 "corpus": {"path": str(out.parent / "notes.jsonl")},
                 "erase": {"last_layers": 2},

@@ -232,7 +232,7 @@ def test_a_check_counts_the_tokens_that_an_escalation_reads(tmp_path):
     said = conversation(("user", "a b"), ("assistant", "name c"), spans=[(1, 5, 6)])
     write_jsonl([said], tmp_path / "one.jsonl")
     (tmp_path / "recipe.yaml").write_text(
-        f"{{version: 1, strategy: escalate, model: {{path: {tmp_path}}}, "
+        f"{{version: 2, strategy: escalate, model: {{path: {tmp_path}}}, "
         f"corpus: {{path: {tmp_path}/one.jsonl}}, escalation: {{ladder: [{{}}]}}, repair: "
         "{epochs: 3, identifier_loss: {kind: mask}}, gate: {greedy: 0.0, discoverable: null, "
         "auc_excess: null, perplexity_ratio: null}}"
