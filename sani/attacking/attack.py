@@ -28,10 +28,9 @@ from sani.attacking.prompting import prompting
 from sani.attacking.quantize import quantize
 from sani.attacking.relearn import relearn
 from sani.attacking.sampling import sampling
-from sani.auditing.metrics import clustered_mean
 from sani.corpus.documents import Corpus, Kind, only
 from sani.errors import AttackError
-from sani.intervals import rate
+from sani.intervals import clustered_mean, rate
 from sani.machine import distributed
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AttackSettings, AuditSettings

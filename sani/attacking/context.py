@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from sani.auditing.metrics import Estimate
 from sani.auditing.occurrences import Occurrences, score_occurrences
 from sani.auditing.teacher_forcing import DEFAULT_READER, Reading
 from sani.corpus.documents import Corpus, Document, Place, only
+from sani.intervals import Estimate
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.tokens import Encoded, Framing, encode, framing_named

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sani.attacking.context import AttackContext, Outcome, all_places, surrogated
-from sani.auditing.metrics import Estimate, clustered_mean
 from sani.auditing.occurrences import document_windows, text_row
 from sani.auditing.teacher_forcing import Reading
 from sani.corpus.documents import Corpus, Place
+from sani.intervals import Estimate, clustered_mean
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import LayersSettings

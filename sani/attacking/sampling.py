@@ -19,9 +19,10 @@ from scipy import stats
 
 from sani.attacking.context import AttackContext, Outcome, cut, one_by_one
 from sani.auditing.generation import Prompt, sample
-from sani.auditing.metrics import clustered_mean, discoverable
+from sani.auditing.metrics import discoverable
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.sampler import DEFAULT_SAMPLER
+from sani.intervals import clustered_mean
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import SamplingSettings
 from sani.text.tokens import encode

@@ -28,8 +28,6 @@ from sani.auditing.membership import (
     score_tokens,
 )
 from sani.auditing.metrics import (
-    Estimate,
-    clustered_mean,
     discoverable,
     exact_memorization,
     extraction_strength,
@@ -38,7 +36,7 @@ from sani.auditing.metrics import (
 from sani.auditing.occurrences import Occurrences, OnStep, score_occurrences
 from sani.corpus.documents import KINDS, Corpus
 from sani.errors import AuditError
-from sani.intervals import Rate, rate
+from sani.intervals import Estimate, Rate, clustered_mean, rate
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.chat import check_source, rendered

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sani.auditing.metrics import BOOTSTRAP_ROUNDS, Estimate
 from sani.auditing.occurrences import document_windows, text_row
 from sani.auditing.teacher_forcing import Asked, Row, score
 from sani.corpus.documents import Corpus
-from sani.intervals import Rate, rate
+from sani.intervals import BOOTSTRAP_ROUNDS, Estimate, Rate, rate
 from sani.machine import distributed
 from sani.models.checkpoint import Checkpoint
 from sani.text.tokens import Encoded, Framing, Window

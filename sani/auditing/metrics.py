@@ -2,72 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-BOOTSTRAP_ROUNDS = 1000
-BLOCK = 2**22  # draws of the bootstrap that are held in full precision
-
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over ``trials`` occurrences with a 95 % bootstrap interval clustered by subject."""
-
-    trials: int
-    value: float | None
-    low: float | None
-    high: float | None
-
-
-def clustered_mean(values: Floats, subjects: Sequence[int], *, seed: int) -> Estimate:
-    """Mean of ``values`` [n] and its interval; subjects are resampled whole.
-
-    Args:
-        values: One per occurrence; NaN for an occurrence without a value, which is left out.
-        subjects: The subject number of each occurrence, [n].
-        seed: Makes the interval repeatable.
-    """
-    known = np.isfinite(values)
-    if not known.any():
-        return Estimate(0, None, None, None)
-    _, cluster = np.unique(np.asarray(subjects)[known], return_inverse=True)
-    if cluster.max() == 0:  # one subject says nothing about how subjects differ
-        return Estimate(int(known.sum()), float(values[known].mean()), None, None)
-    sums = np.bincount(cluster, weights=values[known])
-    counts = np.bincount(cluster)
-    means = np.empty(BOOTSTRAP_ROUNDS)
-    draws = _draws(len(sums), seed)
-    for rounds in _blocks(len(sums)):
-        times = draws[rounds].astype(np.float64)
-        means[rounds] = (times @ sums) / (times @ counts)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(int(known.sum()), float(values[known].mean()), float(low), float(high))
-
-
-@lru_cache(maxsize=1)  # figures of one scope are of the same subjects
-def _draws(subjects: int, seed: int) -> NDArray[np.uint8]:
-    """How often each subject is drawn in each round of the bootstrap, [rounds, subjects]."""
-    chance = np.random.default_rng(seed)
-    draws = np.empty((BOOTSTRAP_ROUNDS, subjects), dtype=np.uint8)
-    for rounds in _blocks(subjects):
-        size = len(draws[rounds])
-        draws[rounds] = chance.multinomial(subjects, np.full(subjects, 1 / subjects), size=size)
-    draws.flags.writeable = False  # it is shared
-    return draws
-
-
-def _blocks(subjects: int) -> Iterator[slice]:
-    """Rounds that are held in full precision together."""
-    step = max(1, BLOCK // subjects)
-    for start in range(0, BOOTSTRAP_ROUNDS, step):
-        yield slice(start, start + step)
 
 
 def discoverable(log_probability: Floats, *, queries: int, probability: float) -> Bools:

@@ -26,10 +26,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sani.auditing import metrics as figures_module
+from sani import intervals
 from sani.auditing.audit import audit
 from sani.auditing.metrics import (
-    clustered_mean,
     discoverable,
     exact_memorization,
     extraction_strength,
@@ -42,7 +41,7 @@ from sani.auditing.teacher_forcing import Asked, Row, sampled_log_probability, s
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.reinit import fresh_model
 from sani.errors import AuditError, UnsupportedModelError
-from sani.intervals import rate
+from sani.intervals import clustered_mean, rate
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
@@ -555,7 +554,7 @@ def test_nothing_tried_is_no_rate_at_all():
 @pytest.mark.parametrize("block", [1, 7000, 2**22])
 def test_the_interval_is_that_of_all_rounds_at_once(block, monkeypatch):
     """The slow obvious version resamples the subjects round by round."""
-    monkeypatch.setattr(figures_module, "BLOCK", block)
+    monkeypatch.setattr(intervals, "BLOCK", block)
     chance = np.random.default_rng(5)
     for subjects, seed in ((31, 0), (31, 1), (30, 1), (31, 1)):
         owner = np.concatenate([np.arange(subjects), chance.integers(0, subjects, 200)])

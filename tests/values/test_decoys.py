@@ -25,9 +25,9 @@ from stdnum.fr import nir
 from stdnum.gb import nhs
 
 from sani.auditing.audit import audit
-from sani.auditing.metrics import clustered_mean
 from sani.corpus.documents import Corpus, Document, Span
 from sani.demo.clinic import invent_clinics
+from sani.intervals import clustered_mean
 from sani.recipe import AuditSettings
 from sani.values.decoys import CHECKSUMS, LOCALES, DecoyMaker
 from sani.values.phrases import PhraseIndex, words_of
