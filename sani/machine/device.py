@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
-import pynvml
 import torch
 
 
@@ -77,62 +74,3 @@ def token_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
         else:
             current.append(index)
     return batches
-
-
-POWERCAP = Path("/sys/class/powercap")
-MOST_WATTS = 1000.0  # of one processor package; its counter starts again from 0 every few minutes
-
-
-class EnergyMeter:
-    """What the processors and GPUs of this machine take, by their own counters.
-
-    The counters are of the whole machine, so other work on it counts too. Linux shows those of
-    processors (RAPL) to its administrator only.
-    """
-
-    def __init__(self, powercap: Path = POWERCAP) -> None:
-        self._powercap = powercap
-        self._began = time.monotonic()
-        self._packages = _packages(powercap)
-        self._gpus = _gpu_joules()
-
-    def joules(self) -> float | None:
-        """Energy since this was made; None where a processor or a used GPU does not tell."""
-        now, gpus = _packages(self._powercap), _gpu_joules()
-        if not self._packages or now.keys() != self._packages.keys():
-            return None
-        if gpus is None or self._gpus is None:
-            return None
-        total, seconds = gpus - self._gpus, time.monotonic() - self._began
-        for name, (before, most) in self._packages.items():
-            if seconds * MOST_WATTS > most:  # it may have started again more than once
-                return None
-            total += (now[name][0] - before) % most
-        return total
-
-
-def _packages(powercap: Path) -> dict[str, tuple[float, float]]:
-    """Joules of each processor package, and where its counter starts again from 0."""
-    found = {}
-    try:
-        for place in sorted(powercap.glob("*-rapl:?")):
-            names = ("energy_uj", "max_energy_range_uj")
-            joules, most = (int((place / name).read_text()) / 1e6 for name in names)
-            found[place.name] = (joules, most)
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def _gpu_joules() -> float | None:
-    """Joules of every visible GPU since its driver was loaded; 0 without one, None if untold."""
-    total = 0.0
-    try:
-        for index in range(torch.cuda.device_count()):
-            pynvml.nvmlInit()
-            uuid = torch.cuda.get_device_properties(index).uuid
-            handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
-            total += pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
-    except pynvml.NVMLError:
-        return None
-    return total

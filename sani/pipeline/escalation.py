@@ -19,7 +19,6 @@ from typing import Any, Protocol
 from sani.errors import AuditError, RepairError, RunError, SelectionError, UnsavedError
 from sani.gate import Check
 from sani.machine import distributed
-from sani.machine.device import EnergyMeter
 from sani.models.checkpoint import Checkpoint, save_checkpoint
 from sani.recipe import EraseSettings, EscalationSettings, RepairSettings, Rung
 from sani.runfolder import RunFolder
@@ -137,7 +136,7 @@ def _attempt(
 
     A resumed process counts its own seconds only.
     """
-    began, meter = time.perf_counter(), EnergyMeter()
+    began = time.perf_counter()
     found: dict[str, Any] = {
         "name": rung.name,
         "settings": rung.model_dump(mode="json"),
@@ -164,7 +163,7 @@ def _attempt(
         raise
     except (RepairError, SelectionError, AuditError) as error:
         found["failed"] = str(error)
-    return {**found, "seconds": time.perf_counter() - began, "energy_joules": meter.joules()}
+    return {**found, "seconds": time.perf_counter() - began}
 
 
 def best_of(tried: Sequence[Mapping[str, Any]]) -> int | None:

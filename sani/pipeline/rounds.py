@@ -21,7 +21,7 @@ from sani.auditing.occurrences import Occurrences
 from sani.corpus.documents import Corpus, Kind, Place, only
 from sani.errors import RunError
 from sani.machine import distributed
-from sani.machine.device import EnergyMeter, default_device
+from sani.machine.device import default_device
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.recipe import EraseSettings, Recipe, RepairSettings
 from sani.runfolder import RunFolder
@@ -98,7 +98,7 @@ def _round(
     A selector looks at ``left``, the documents with only what surfaced marked; the repair reads the
     whole corpus, so that what is silent stays so.
     """
-    began, meter = time.perf_counter(), EnergyMeter()
+    began = time.perf_counter()
     before, seed = f"round-{number - 1}", recipe.seed + number - 1
     within = f"round {number} of at most {recipe.rounds}"
     checkpoint = _began(folder, before) if number > 1 else stages.unsanitized()
@@ -121,7 +121,6 @@ def _round(
             "audit": result.to_json(),
             "weights_digest": checkpoint.weights_digest(),
             "seconds": time.perf_counter() - began,
-            "energy_joules": meter.joules(),
         },
     )
 

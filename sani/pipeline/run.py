@@ -27,7 +27,7 @@ from sani.erasing.erase import erase
 from sani.errors import AuditError, RecipeError, RunError
 from sani.gate import Check, judge
 from sani.machine import distributed
-from sani.machine.device import EnergyMeter, default_device, make_deterministic, quiet_libraries
+from sani.machine.device import default_device, make_deterministic, quiet_libraries
 from sani.models.checkpoint import (
     Checkpoint,
     architecture_difference,
@@ -453,7 +453,6 @@ class _Job:
         settings: AuditSettings,
         **held_out: Any,
     ) -> None:
-        meter = EnergyMeter()
         result = audit(
             audited,
             corpus,
@@ -468,8 +467,7 @@ class _Job:
         if result.generation is not None:
             self._folder.save_arrays(f"{stage}-generation", result.generation.one_by_one)
         digest = distributed.agree("weights", audited.weights_digest())
-        data = {**result.to_json(), "weights_digest": digest}
-        self._folder.save(stage, {**data, "energy_joules": meter.joules()})
+        self._folder.save(stage, {**result.to_json(), "weights_digest": digest})
 
     def erase(self) -> None:
         """Reset the selected neurons, and audit what is left."""
@@ -490,7 +488,6 @@ class _Job:
         seed: int | None = None,
     ) -> dict[str, Any]:
         """In place: reset the selected neurons; the main rank does it for all."""
-        meter = EnergyMeter()
         base, framing = self.base if settings.needs_base else None, self._framing()
         result = distributed.on_main(
             lambda: erase(
@@ -504,8 +501,7 @@ class _Job:
         )
         distributed.spread_(checkpoint.model)
         plan = result.plan
-        data = {**asdict(result), "plan": plan.to_json(), "retrains": plan.retrains}
-        return {**data, "energy_joules": meter.joules()}
+        return {**asdict(result), "plan": plan.to_json(), "retrains": plan.retrains}
 
     def repair(self) -> None:
         """Fine-tune with the identifiers out of the loss; an interrupted repair goes on."""
@@ -526,7 +522,6 @@ class _Job:
         seed: int | None = None,
     ) -> dict[str, Any]:
         """In place: fine-tune, or go on with what an earlier process began."""
-        meter = EnergyMeter()
         result = repair(
             checkpoint,
             self._corpus,
@@ -539,7 +534,7 @@ class _Job:
             on_step=self._progress(_in(within, "repair")),
             on_epoch=lambda: self._epoch_audit(checkpoint, within),
         )
-        return {**asdict(result), "energy_joules": meter.joules()}
+        return asdict(result)
 
     def _epoch_audit(self, checkpoint: Checkpoint, within: str) -> dict[str, float]:
         """The gate's figures between two epochs, in one pass: behind the worst framing, alone."""
@@ -621,12 +616,12 @@ class _Job:
 
     def _attacked(self, checkpoint: Checkpoint) -> dict[str, Any]:
         settings = self._recipe.attack or AttackSettings()
-        place, meter = self._folder.private / "attack", EnergyMeter()
+        place = self._folder.private / "attack"
         distributed.on_main(lambda: place.mkdir(exist_ok=True))
         models = {SANITIZED: checkpoint, UNSANITIZED: self.unsanitized()}
         if self._recipe.model.base is not None:
             models[BASE] = self.base
-        found = attack(
+        return attack(
             models,
             self._corpus,
             settings,
@@ -638,7 +633,6 @@ class _Job:
             folder=place,
             on_step=self._on_step,
         )
-        return {**found, "energy_joules": meter.joules()}
 
     def _keep(self, stage: str, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
         """Keep a stage's weights in the private part, then its result, which finishes it."""

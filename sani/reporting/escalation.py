@@ -22,17 +22,15 @@ def escalation(folder: RunFolder) -> dict[str, Any] | None:
     if found is None:
         return None
     rungs = [folder.load(f"rung-{number + 1}") for number in range(found["tried"])]
-    energies = [rung["energy_joules"] for rung in rungs]
     return {
         **{name: value for name, value in found.items() if name != "tried"},
-        "energy_joules": None if None in energies else sum(energies),
         "rungs": [_rung(rung) for rung in rungs],
     }
 
 
 def _rung(found: Mapping[str, Any]) -> dict[str, Any]:
     audit, repair = found["audit"], found["repair"]
-    copied = ("name", "holds", "failed", "checks", "seconds", "tokens", "energy_joules")
+    copied = ("name", "holds", "failed", "checks", "seconds", "tokens")
     return {
         **{name: found[name] for name in copied},
         "settings": {name: found["settings"][name] for name in ("erase", "repair")},

@@ -235,35 +235,21 @@ def stages(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def cost(report: Mapping[str, Any]) -> Section:
-    """Seconds, tokens and energy of each stage; reading and writing files is not counted."""
+    """Return the section on seconds and tokens of each stage; file access is not counted."""
     taken = stages(report)
-    energies = [stage["energy_joules"] for stage in taken.values()]
     rows: list[Cells] = [
-        (name, f"{stage['seconds']:.1f}", str(stage.get("tokens") or "-"), _energy(energy))
-        for (name, stage), energy in zip(taken.items(), energies, strict=True)
+        (name, f"{stage['seconds']:.1f}", str(stage.get("tokens") or "-"))
+        for name, stage in taken.items()
     ]
-    known = [energy for energy in energies if energy is not None]
     seconds = sum(stage["seconds"] for stage in taken.values())
-    whole = sum(known) if len(known) == len(energies) else None
-    rows.append(("all stages", f"{seconds:.1f}", "-", _energy(whole)))
+    rows.append(("all stages", f"{seconds:.1f}", "-"))
     return Section(
         "cost",
         "What it cost",
-        (
-            "Wall time of each stage and tokens of the corpus it read, over all epochs. "
-            + (
-                "Energy is what the machine's own meters say of the whole machine meanwhile."
-                if known
-                else "Energy: unknown; this machine does not tell."
-            ),
-        ),
-        ("stage", "seconds", "tokens", "energy"),
+        ("Wall time of each stage and tokens of the corpus it read, over all epochs.",),
+        ("stage", "seconds", "tokens"),
         tuple(rows),
     )
-
-
-def _energy(joules: float | None) -> str:
-    return "unknown" if joules is None else f"{joules / 3600:.3g} Wh"
 
 
 def provenance(report: Mapping[str, Any]) -> Section:

@@ -173,7 +173,6 @@ def _erased(erase: dict[str, Any] | None) -> dict[str, Any] | None:
         },
         "retrains": erase.get("retrains", False),
         **{name: erase[name] for name in ("changed_parameters", "fraction", "seconds")},
-        "energy_joules": erase.get("energy_joules"),
     }
 
 
@@ -195,7 +194,6 @@ def _repaired(repair: dict[str, Any] | None) -> dict[str, Any] | None:
     return {
         **{name: repair[name] for name in ("steps", "tokens", "seconds", "trained_fraction")},
         "notes": repair.get("notes", []),
-        "energy_joules": repair.get("energy_joules"),
         "by_epoch": repair.get("by_epoch", []),
         "curve": [
             {
@@ -236,9 +234,7 @@ def _without_paths(value: Any) -> Any:
 def _audits(folder: RunFolder, name: str) -> dict[str, Any]:
     """The audits of one kind by stage."""
     return {
-        stage: {"energy_joules": None, **data}
-        for stage in STAGE_NAMES
-        if (data := folder.load(f"{name}-{stage}")) is not None
+        stage: data for stage in STAGE_NAMES if (data := folder.load(f"{name}-{stage}")) is not None
     }
 
 

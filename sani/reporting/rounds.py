@@ -17,13 +17,11 @@ def rounds_made(folder: RunFolder) -> dict[str, Any] | None:
     if done is None:
         return None
     made = [_round(folder.load(f"round-{number + 1}")) for number in range(done["done"])]
-    energies = [each["energy_joules"] for each in made]
     return {
         "asked": done["asked"],
         "made": made,
         "seconds": sum(each["seconds"] for each in made),
         "tokens": sum(each["tokens"] for each in made),
-        "energy_joules": None if None in energies else sum(energies),
     }
 
 
@@ -31,7 +29,7 @@ def _round(found: Mapping[str, Any]) -> dict[str, Any]:
     erase, repair = found["erase"], found["repair"]
     entries = erase["plan"]["entries"] if erase else []
     return {
-        **{name: found[name] for name in ("looked_at", "left", "seconds", "energy_joules")},
+        **{name: found[name] for name in ("looked_at", "left", "seconds")},
         **figures_of(found["audit"]),
         "neurons": sum(len(entry["neurons"]) for entry in entries),
         "tokens": repair["tokens"] if repair else 0,

@@ -16,15 +16,14 @@ from sani.atomic import write_text
 from sani.auditing.audit import Figures, Utility
 from sani.auditing.generation import Beyond, Recited
 from sani.auditing.membership import Membership
-from sani.auditing.metrics import Estimate
 from sani.corpus.documents import Kind
 from sani.errors import RunError
 from sani.gate import Check
-from sani.intervals import Rate
+from sani.intervals import Estimate, Rate
 from sani.recipe import AuditSettings, GateSettings
 from sani.scanning.inventory import LabelCount
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 PLACE = Path(__file__).with_name("report.schema.json")
 Stage = Literal["base", "before", "erased", "after"]
 Step = Annotated[str, Field(pattern=r"^(before|erased|round-\d+|after)$")]
@@ -123,7 +122,6 @@ class Audit(Part):
     membership: Membership | None
     tokens: int
     seconds: float
-    energy_joules: float | None
     generation: Generation | None
     weights_digest: str
 
@@ -259,7 +257,6 @@ class Erase(Part):
     changed_parameters: int
     fraction: float
     seconds: float
-    energy_joules: float | None
 
 
 class Repair(Part):
@@ -269,7 +266,6 @@ class Repair(Part):
     tokens: int
     seconds: float
     trained_fraction: float
-    energy_joules: float | None
     by_epoch: list[dict[str, float]]
     curve: list[dict[str, float]]
     notes: list[str]
@@ -304,7 +300,6 @@ class TriedRung(Part):
     by_epoch: list[dict[str, float]]
     seconds: float
     tokens: int
-    energy_joules: float | None
 
 
 class Escalation(Part):
@@ -316,7 +311,6 @@ class Escalation(Part):
     not_tried: list[str]
     seconds: float
     tokens: int
-    energy_joules: float | None
     rungs: list[TriedRung]
 
 
@@ -331,7 +325,6 @@ class Round(Part):
     left: int
     tokens: int
     seconds: float
-    energy_joules: float | None
 
 
 class Rounds(Part):
@@ -341,7 +334,6 @@ class Rounds(Part):
     made: list[Round]
     seconds: float
     tokens: int
-    energy_joules: float | None
 
 
 class SourceCard(Part):
@@ -367,7 +359,7 @@ class Provenance(Part):
 class Report(Part):
     """``report.json``."""
 
-    schema_version: Literal[5]
+    schema_version: Literal[6]
     gate: Gate
     scan: Scan
     audits: dict[Stage, Audit]
