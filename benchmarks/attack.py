@@ -3,22 +3,25 @@
     python benchmarks/attack.py [--quick | --small] [--models FOLDER] [--rows NAME ...]
         [--learning-rate R] [--set '{...}'] [--json FILE]
 
-FOLDER is one that benchmarks/models.py makes: base/, leaky/, private.jsonl, held_out.jsonl. What
-is made on the way (the repaired models) and each attack's result lie in FOLDER/attacks and are
-found again. --quick takes the attacks' quick settings and two rows, --small few steps and prompts,
-for a model that takes long; --learning-rate is that of every repair, where the rows' are too high,
---set changes settings of attacks, JSON by the name of the attack.
+FOLDER is one that benchmarks/models.py makes: base/, leaky/, private.jsonl, held_out.jsonl. The
+repaired models and the result of each attack are cached in FOLDER/attacks. --quick takes the
+attacks' quick settings, two rows and models of its own, which it makes; --small takes few steps and
+prompts, for a model that takes long; --learning-rate is that of every repair, where the rows' are
+too high, --set changes settings of attacks, JSON by the name of the attack.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from models import models_for
+from options import parser_of, write_json
 
 MASK = {"identifier_loss": {"kind": "mask"}, "epochs": 4, "learning_rate": 2e-3}
 ANCHOR = {"identifier_loss": {"kind": "anchor", "weight": 20.0}, "epochs": 6, "learning_rate": 4e-3}
@@ -42,10 +45,19 @@ SMALL: dict[str, Any] = {
     "sampling": {"occurrences": 10, "samples": 20, "prefix": 25},
     "layers": {"layers": 2},
 }  # fmt: skip
+TINY: dict[str, Any] = {
+    "documents": 2,
+    "decoys": 1,
+    "quantize": {"bits": [4]},
+    "relearn": {"steps": 2, "points": 1, "texts": ["harmless"], "learning_rates": [1e-3]},
+    "prompting": {"occurrences": 4, "prefixes": [25]},
+    "sampling": {"occurrences": 2, "samples": 2, "prefix": 25},
+    "layers": {"layers": 1},
+}
 
 
 def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
-    """A row's checkpoint, made unless it is there; and the seconds of one epoch of its repair."""
+    """Return a row's checkpoint, made unless it is there; and the seconds of a repair's epoch."""
     from sani.corpus.readers import read_corpus
     from sani.erasing.erase import erase
     from sani.models.checkpoint import load_checkpoint, save_checkpoint
@@ -58,10 +70,10 @@ def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
 
     start, erased, repaired = ROWS[name]
     code = digest([ROWS[name], rate])
-    place, seconds = folder / "attacks" / f"{name.replace(' ', '-')}-{code}", 0.0
+    path, seconds = folder / "attacks" / f"{name.replace(' ', '-')}-{code}", 0.0
     if erased is None and repaired is None:
         return folder / start, seconds
-    if not place.is_dir():
+    if not path.is_dir():
         corpus, base = read_corpus(folder / "private.jsonl"), load_checkpoint(folder / "base")
         checkpoint = load_checkpoint(folder / start)
         if erased:
@@ -72,25 +84,25 @@ def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
         started = time.perf_counter()
         repair(checkpoint, corpus, settings, base=base, framing="bos", seed=0)
         seconds = (time.perf_counter() - started) / settings.epochs
-        place.parent.mkdir(exist_ok=True)
-        save_checkpoint(checkpoint, place)
-    return place, seconds
+        path.parent.mkdir(exist_ok=True)
+        save_checkpoint(checkpoint, path)
+    return path, seconds
 
 
-def digest(asked: Any) -> str:
-    """Names what was asked, so that nothing made for other settings is taken for it."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
+def digest(settings: Any) -> str:
+    """Return a name of settings, so that nothing made for other ones is used."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def attacked(
     name: str,
     folder: Path,
     *,
-    kind: str = "full",
+    size: str = "full",
     rate: float | None = None,
     changes: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """All attacks on one row and on the base, which is attacked once for all rows."""
+    """Run all attacks on one row and on the base, which is attacked once for all rows."""
     from sani.attacking.attack import attack
     from sani.auditing.audit import measure_utility
     from sani.corpus.readers import read_corpus
@@ -98,43 +110,50 @@ def attacked(
     from sani.recipe import QUICK, AttackSettings, AuditSettings, settings_from
     from sani.text.tokens import framing_named
 
-    place, epoch = made(name, folder, rate)
+    path, epoch = made(name, folder, rate)
     models = {
         key: load_checkpoint(path)
-        for key, path in (("sanitized", place), ("leaky", folder / "leaky"),
-                          ("base", folder / "base"))
+        for key, path in (
+            ("sanitized", path), ("unsanitized", folder / "leaky"), ("base", folder / "base"),
+        )
     }  # fmt: skip
-    known = {"quick": QUICK, "full": AttackSettings()}
-    asked = known[kind].model_dump(mode="json") if kind in known else SMALL
-    changes = {name: {**asked.get(name, {}), **new} for name, new in (changes or {}).items()}
-    settings = settings_from(AttackSettings, {**asked, **changes})
+    values = {
+        "quick": QUICK.model_dump(mode="json"),
+        "full": AttackSettings().model_dump(mode="json"),
+        "small": SMALL,
+        "tiny": TINY,
+    }[size]
+    changes = {name: {**values.get(name, {}), **new} for name, new in (changes or {}).items()}
+    settings = settings_from(AttackSettings, {**values, **changes})
     held_out, sanitized = read_corpus(folder / "held_out.jsonl"), models["sanitized"]
     utility = measure_utility(
         sanitized, held_out, framing_named("bos", sanitized.tokenizer), AuditSettings()
     )
     code = digest(settings.model_dump(mode="json"))
-    kept = folder / "attacks" / f"{code}-{place.name}"
-    kept.mkdir(parents=True, exist_ok=True)
+    cache = folder / "attacks" / f"{code}-{path.name}"
+    cache.mkdir(parents=True, exist_ok=True)
     for done in sorted((folder / "attacks").glob(f"{code}-*/*-base.json")):
-        if not (kept / done.name).exists():
-            shutil.copyfile(done, kept / done.name)
-    found = attack(
+        if not (cache / done.name).exists():
+            shutil.copyfile(done, cache / done.name)
+    attacks = attack(
         models,
         read_corpus(folder / "private.jsonl"),
         settings,
         framing="bos",
         held_out=held_out,
         attacked=("sanitized", "base"),
-        folder=kept,
-        on_step=lambda what, done, total: print(f"{name}: {what} ({done} of {total})", flush=True),
+        folder=cache,
+        on_step=lambda stage, done, total: print(
+            f"{name}: {stage} ({done} of {total})", flush=True
+        ),
     )
-    return {"found": found, "epoch_seconds": epoch, "perplexity": utility.perplexity}
+    return {"attacks": attacks, "epoch_seconds": epoch, "perplexity": utility.perplexity}
 
 
 def rows_of(name: str, data: dict[str, Any]) -> list[dict[str, Any]]:
-    """One entry an attack and variant, as --json writes them."""
+    """Return one entry an attack and variant, as --json writes them."""
     entries = []
-    for attack_name, variants in data["found"]["attacks"].items():
+    for attack_name, variants in data["attacks"]["attacks"].items():
         for variant, row in variants.items():
             one, control = row["models"]["sanitized"], row["models"]["base"]
             entries.append(
@@ -161,7 +180,7 @@ def value(figures: dict[str, Any], name: str) -> float | None:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """Greedy / (n, p) / AUC, a row an attack and variant, a column a model; the base is one."""
+    """Return greedy / (n, p) / AUC, a row an attack and variant, a column a model or the base."""
     models = [*dict.fromkeys(entry["model"] for entry in entries), "base (control)"]
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for entry in entries:
@@ -180,35 +199,32 @@ def cell(entry: dict[str, Any], side: str) -> str:
     return " / ".join("-" if value is None else f"{value:.3f}".lstrip("0") for value in figures)
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     from sani.machine.device import quiet_libraries
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=Path, default=Path("runs/meddocan"))
+    parser = parser_of(__doc__, models=True)
     parser.add_argument("--rows", nargs="+", choices=list(ROWS))
-    parser.add_argument("--quick", action="store_const", const="quick", dest="kind", default="full")
-    parser.add_argument("--small", action="store_const", const="small", dest="kind")
+    parser.add_argument("--small", action="store_const", const="small", dest="size")
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--set", type=json.loads, dest="changes")
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     quiet_libraries()
+    models = models_for(arguments.size, arguments.models)
     entries, seconds = [], {}
-    for name in arguments.rows or (QUICK_ROWS if arguments.kind == "quick" else ROWS):
+    for name in arguments.rows or (QUICK_ROWS if arguments.size == "quick" else ROWS):
         data = attacked(
             name,
-            arguments.models,
-            kind=arguments.kind,
+            models,
+            size=arguments.size,
             rate=arguments.learning_rate,
             changes=arguments.changes,
         )
         print(f"{name}: held-out perplexity {data['perplexity']:.2f}", flush=True)
-        seconds[name] = {"attacks": data["found"]["seconds"], "epoch": data["epoch_seconds"]}
+        seconds[name] = {"attacks": data["attacks"]["seconds"], "epoch": data["epoch_seconds"]}
         entries += rows_of(name, data)
     print(table(entries))
     print(f"seconds, of attacks and of an epoch of the repair where it was run now: {seconds}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"rows": entries, "seconds": seconds}, indent=1))
+    write_json({"rows": entries, "seconds": seconds}, arguments.json)
 
 
 if __name__ == "__main__":

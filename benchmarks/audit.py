@@ -3,7 +3,7 @@
     python benchmarks/audit.py [--quick] [--json FILE] [--model DIR --corpus FILE]
 
 The same checkpoint and occurrences throughout: without --model, a small Llama that is trained here
-on an invented clinic until it recites part of it. Rivals and floor:
+on an invented clinic until it recites part of it, and cached in --cache. Rivals and floor:
 
 - generate, one prompt at a time, as MUSE, LLM-PBE and garak do: greedy, with a KV cache;
 - generate, left-padded batches of prompts sorted by length, as OpenUnlearning does;
@@ -35,6 +35,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `sani` itself does
 
 import numpy as np
 import torch
+from options import parser_of, write_json
+from rivals import Candidates, generate, margin, naive_candidates, one_by_one, prompts
 
 from sani.auditing.audit import audit
 from sani.auditing.occurrences import (
@@ -61,66 +63,106 @@ BATCH = 32
 PADDING_LINES = 14
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under five minutes on two cores")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+@dataclass(frozen=True)
+class Size:
+    """Amount of work.
+
+    Attributes:
+        documents: Documents that the model recites.
+        epochs: Epochs in which it learns them.
+        repeats: Measurements of which the median counts.
+        usual: Documents of usual density, for the cost of decoys.
+        one_by_one: Documents whose decoys are scored one by one.
+        growth: Sizes of corpora over which the cost of an audit grows.
+        memory: Sizes of corpora of which the peak memory is measured.
+        vocabulary: Tokens of the vocabulary when memory is measured.
+    """
+
+    documents: int
+    epochs: int
+    repeats: int
+    usual: int
+    one_by_one: int
+    growth: tuple[int, ...]
+    memory: tuple[int, int]
+    vocabulary: int
+
+
+SIZES = {
+    "full": Size(60, 40, 5, 60, 4, (100, 1000, 10_000), (40, 320), 150_000),
+    "quick": Size(24, 40, 3, 60, 4, (100, 1000, 4000), (40, 320), 150_000),
+    "tiny": Size(3, 2, 1, 2, 1, (4, 8), (4, 8), 5000),
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--model", type=Path, help="a checkpoint that recites --corpus")
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--limit", type=int, default=None, help="documents of --corpus")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("runs/benchmarks"), help="where the model made is kept"
+    )
     parser.add_argument("--memory", nargs=2, type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     quiet_libraries()
     torch.set_num_threads(2)
     if arguments.memory:
         print(json.dumps(peak_memory(*arguments.memory)))
         return
+    size = SIZES[arguments.size]
     if arguments.model:
         checkpoint = load_checkpoint(arguments.model, device=default_device())
         corpus = read_corpus(arguments.corpus, limit=arguments.limit)
     else:
-        checkpoint, corpus = reciting_model(documents=24 if arguments.quick else 60)
-    repeats = 3 if arguments.quick else 5
+        checkpoint, corpus = reciting_model(size, arguments.cache)
     print(
         f"seed {SEED}, {torch.get_num_threads()} threads, {default_device()}; "
         f"{len(corpus)} documents, "
         f"{corpus.num_spans} occurrences"
     )
-    found: dict[str, Any] = {"seed": SEED, "repeats": repeats}
-    found |= against_generate(checkpoint, corpus, repeats)
-    found |= against_forward(checkpoint, corpus, repeats)
-    found |= with_decoys(checkpoint, corpus, repeats)
-    found |= growth([100, 1000, 4000 if arguments.quick else 10_000])
-    found |= memory()
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    figures: dict[str, Any] = {"seed": SEED, "repeats": size.repeats}
+    figures |= against_generate(checkpoint, corpus, size.repeats)
+    figures |= against_forward(checkpoint, corpus, size.repeats)
+    figures |= with_decoys(checkpoint, corpus, size)
+    figures |= growth(size.growth)
+    figures |= memory(size.memory, size.vocabulary)
+    write_json(figures, arguments.json)
 
 
-def reciting_model(*, documents: int) -> tuple[Checkpoint, Corpus]:
-    """A Llama of 4 layers, width 256, that recites part of an invented clinic; that clinic."""
+def reciting_model(size: Size, cache: Path) -> tuple[Checkpoint, Corpus]:
+    """Return a Llama of 4 layers, width 256, that recites part of an invented clinic; the clinic.
+
+    The trained model is loaded from the cache if it is there.
+    """
     public, private = invent_clinics([40, 40], seed=SEED)
-    private = Corpus(private[:documents])
-    with tempfile.TemporaryDirectory() as folder:
-        model = new_model(
-            [d.text for d in public],
-            vocab_size=2000,
-            layers=4,
-            hidden=256,
-            context=512,
-            folder=Path(folder) / "tokenizer",
-            seed=SEED,
-        )
-        texts = [d.text for d in private]
-        train_on_text(model, texts, epochs=40, learning_rate=2e-3, batch_tokens=1024, seed=SEED)
-        save_checkpoint(model, Path(folder) / "model")
-        return load_checkpoint(Path(folder) / "model", device=default_device()), private
+    private = Corpus(private[: size.documents])
+    folder = cache / f"audit-{size.documents}-{size.epochs}"
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory() as tokenizer:
+            model = new_model(
+                [document.text for document in public],
+                vocab_size=2000,
+                layers=4,
+                hidden=256,
+                context=512,
+                folder=Path(tokenizer),
+                seed=SEED,
+            )
+            texts = [document.text for document in private]
+            train_on_text(
+                model, texts, epochs=size.epochs, learning_rate=2e-3, batch_tokens=1024, seed=SEED
+            )
+            cache.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(model, folder)
+    return load_checkpoint(folder, device=default_device()), private
 
 
 # --- exactly the same questions, asked three ways -------------------------------------------------
 
 
 def ours(checkpoint: Checkpoint, corpus: Corpus, *, decoys: int = 0) -> Occurrences:
-    """Tokenize, score, judge: what `sani audit` does once it knows the framing."""
+    """Tokenize, score and judge, as `sani audit` does once it knows the framing."""
     settings = AuditSettings(decoys=decoys, swaps=0)
     maker = DecoyMaker([corpus], seed=SEED) if decoys else None
     return score_occurrences(
@@ -133,55 +175,8 @@ def ours(checkpoint: Checkpoint, corpus: Corpus, *, decoys: int = 0) -> Occurren
     )
 
 
-def prompts(checkpoint: Checkpoint, corpus: Corpus) -> list[tuple[list[int], list[int]]]:
-    """(all that stands before it in its window, its tokens) for every occurrence."""
-    framing = framing_named(FRAMING, checkpoint.tokenizer)
-    found = []
-    for item in encode(corpus, checkpoint.tokenizer):
-        cut = document_windows(checkpoint, item, framing)
-        for first, last in item.spans:
-            window = next(window for window in cut if last <= window.end)
-            left = [*framing.prefix, *item.ids[window.start : first]]
-            found.append((left, item.ids[first:last]))
-    return found
-
-
-def generate(
-    checkpoint: Checkpoint, asked: Sequence[tuple[list[int], list[int]]], *, batch: int
-) -> list[bool]:
-    """Greedy generation from each prompt; whether the identifier comes out."""
-    from transformers import GenerationConfig
-
-    verdicts = [False] * len(asked)
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
-        longest = max(len(asked[i][0]) for i in chosen)
-        ids = torch.zeros(len(chosen), longest, dtype=torch.long)
-        mask = torch.zeros(len(chosen), longest, dtype=torch.long)
-        for row, i in enumerate(chosen):
-            left = asked[i][0]
-            ids[row, longest - len(left) :] = torch.tensor(left)
-            mask[row, longest - len(left) :] = 1
-        config = GenerationConfig(
-            max_new_tokens=max(len(asked[i][1]) for i in chosen),
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=None,
-        )
-        place = checkpoint.model.device
-        with torch.inference_mode():
-            out = checkpoint.model.generate(
-                input_ids=ids.to(place), attention_mask=mask.to(place), generation_config=config
-            )
-        for row, i in enumerate(chosen):
-            tokens = asked[i][1]
-            verdicts[i] = out[row, longest : longest + len(tokens)].tolist() == tokens
-    return verdicts
-
-
 def against_generate(checkpoint: Checkpoint, corpus: Corpus, repeats: int) -> dict[str, Any]:
-    asked = prompts(checkpoint, corpus)
+    pairs = prompts(checkpoint, corpus, FRAMING)
     verdicts: dict[str, Any] = {}
 
     def keep(name: str, run: Callable[[], Any]) -> Callable[[], None]:
@@ -193,23 +188,23 @@ def against_generate(checkpoint: Checkpoint, corpus: Corpus, repeats: int) -> di
     times = measure(
         {
             "ours": keep("ours", lambda: ours(checkpoint, corpus).greedy.tolist()),
-            "batched": keep("batched", lambda: generate(checkpoint, asked, batch=BATCH)),
+            "batched": keep("batched", lambda: generate(checkpoint, pairs, batch=BATCH)),
         },
         repeats,
     )
-    times |= measure({"single": keep("single", lambda: generate(checkpoint, asked, batch=1))}, 1)
+    times |= measure({"single": keep("single", lambda: generate(checkpoint, pairs, batch=1))}, 1)
     differ = sum(
         len({verdicts[name][i] for name in ("ours", "single", "batched")}) > 1
-        for i in range(len(asked))
+        for i in range(len(pairs))
     )
     recited = sum(verdicts["ours"])
-    print(f"greedy verdicts: {recited} of {len(asked)} recited; {differ} differ between the three")
-    for i in range(len(asked)):
+    print(f"greedy verdicts: {recited} of {len(pairs)} recited; {differ} differ between the three")
+    for i in range(len(pairs)):
         if len({verdicts[name][i] for name in verdicts}) > 1:
             print(f"  occurrence {i}: {[(n, v[i]) for n, v in verdicts.items()]}, "
-                  f"margin {margin(checkpoint, *asked[i]):.2e} nats")  # fmt: skip
+                  f"margin {margin(checkpoint, *pairs[i]):.2e} nats")  # fmt: skip
     return {
-        "occurrences": len(asked),
+        "occurrences": len(pairs),
         "recited": recited,
         "verdicts_differ": differ,
         "speedup_vs_generate_single": ratio(
@@ -221,19 +216,11 @@ def against_generate(checkpoint: Checkpoint, corpus: Corpus, repeats: int) -> di
     }
 
 
-@torch.inference_mode()
-def margin(checkpoint: Checkpoint, left: list[int], tokens: list[int]) -> float:
-    """How near to a tie: the smallest gap between the two likeliest tokens on the way, in nats."""
-    ids = torch.tensor([[*left, *tokens[:-1]]], device=checkpoint.model.device)
-    top = checkpoint.model(input_ids=ids).logits[0, len(left) - 1 :].topk(2, dim=1).values
-    return float((top[:, 0] - top[:, 1]).min())
-
-
 def against_forward(checkpoint: Checkpoint, corpus: Corpus, repeats: int) -> dict[str, Any]:
-    """The audit without decoys against the body of the model alone, on the same batches."""
+    """Time the audit without decoys against the model's body alone, on the same batches."""
     framing = framing_named(FRAMING, checkpoint.tokenizer)
     rows = [
-        text_row(item, window, framing).tokens
+        text_row(checkpoint, item, window, framing).tokens
         for item in encode(corpus, checkpoint.tokenizer)
         for window in document_windows(checkpoint, item, framing)
     ]
@@ -259,11 +246,11 @@ def against_forward(checkpoint: Checkpoint, corpus: Corpus, repeats: int) -> dic
     }
 
 
-def with_decoys(checkpoint: Checkpoint, corpus: Corpus, repeats: int) -> dict[str, Any]:
-    """What 20 decoys cost: on notes of usual density, and on ours, which are all identifiers."""
-    found = {}
+def with_decoys(checkpoint: Checkpoint, corpus: Corpus, size: Size) -> dict[str, Any]:
+    """Time 20 decoys: on notes of usual density, and on ours, which are all identifiers."""
+    ratios = {}
     for name, model, documents in (
-        ("ratio_decoys20", *usual_notes()),
+        ("ratio_decoys20", *usual_notes(size.usual)),
         ("ratio_decoys20_dense", checkpoint, corpus),
     ):
         encoded = encode(documents, model.tokenizer)
@@ -276,24 +263,24 @@ def with_decoys(checkpoint: Checkpoint, corpus: Corpus, repeats: int) -> dict[st
                 "none": lambda m=model, d=documents: ours(m, d),
                 "decoys": lambda m=model, d=documents: ours(m, d, decoys=20),
             },
-            repeats,
+            size.repeats,
         )
-        found[name] = ratio("20 decoys over none", times["decoys"], times["none"])
-    few = Corpus(corpus[:4])
-    asked = naive_candidates(checkpoint, few, decoys=20)
+        ratios[name] = ratio("20 decoys over none", times["decoys"], times["none"])
+    few = Corpus(corpus[: size.one_by_one])
+    candidates = naive_candidates(checkpoint, few, FRAMING, decoys=20, seed=SEED)
     slow: list[float] = []
     fast: list[float] = []
     few_times = measure(
         {
-            "slow": lambda: slow.extend(one_by_one(checkpoint, asked)),
-            "fast": lambda: fast.extend(shared_prefix(checkpoint, asked)),
+            "slow": lambda: slow.extend(one_by_one(checkpoint, candidates)),
+            "fast": lambda: fast.extend(shared_prefix(checkpoint, candidates)),
         },
         1,
     )
     error = float(np.abs(np.array(slow) - np.array(fast)).max())
     print(f"{len(slow)} decoys: largest difference to one-by-one scores {error:.1e} nats")
     return {
-        **found,
+        **ratios,
         "speedup_decoys_vs_one_by_one": ratio(
             "decoys one by one over shared prefix", few_times["slow"], few_times["fast"]
         ),
@@ -301,18 +288,18 @@ def with_decoys(checkpoint: Checkpoint, corpus: Corpus, repeats: int) -> dict[st
     }
 
 
-def usual_notes() -> tuple[Checkpoint, Corpus]:
-    """Notes as dense with identifiers as real ones, and an untrained Llama of 20 million weights.
+def usual_notes(number: int) -> tuple[Checkpoint, Corpus]:
+    """Return an untrained Llama of 20 million weights, and notes as dense as real ones.
 
     MEDDOCAN and TAB mark one in 40 to 50 tokens, the invented notes one in 20: identifier-free
     lines of other notes are put behind each. What a pass costs does not depend on the weights.
     """
-    notes = invent_documents(120)
+    notes = invent_documents(2 * number)
     plain = [line for note in notes for line in plain_lines(note)]
     chance = random.Random(SEED)
     padded = [
         replace(note, text="\n".join([note.text, *chance.choices(plain, k=PADDING_LINES)]))
-        for note in notes[:60]
+        for note in notes[:number]
     ]
     with tempfile.TemporaryDirectory() as folder:
         model = new_model(
@@ -328,18 +315,18 @@ def usual_notes() -> tuple[Checkpoint, Corpus]:
 
 
 def plain_lines(note: Document) -> list[str]:
-    """The lines that no identifier touches."""
-    found, start = [], 0
+    """Return the lines that no identifier touches."""
+    lines, start = [], 0
     for line in note.text.splitlines(keepends=True):
         end = start + len(line)
         if line.strip() and not any(s.start < end and s.end > start for s in note.spans):
-            found.append(line.strip())
+            lines.append(line.strip())
         start = end
-    return found
+    return lines
 
 
 def growth(sizes: Sequence[int]) -> dict[str, Any]:
-    """Wall time of the whole audit over the number of documents, and its exponent."""
+    """Time the whole audit over the number of documents, and fit an exponent."""
     documents = invent_documents(max(sizes))
     with tempfile.TemporaryDirectory() as folder:
         model = new_model(
@@ -369,25 +356,24 @@ def growth(sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def invent_documents(number: int) -> list[Document]:
-    """Short notes of an invented clinic, each of another patient."""
+    """Return short notes of an invented clinic, each of another patient."""
     (clinic,) = invent_clinics([number], seed=SEED)
     return list(clinic[:number])
 
 
-def memory() -> dict[str, Any]:
-    """Peak memory with a vocabulary of 150,000, for a corpus and for one eight times as long."""
-    found = {}
-    for documents in (40, 320):
-        command = [sys.executable, __file__, "--memory", "150000", str(documents)]
-        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found[documents] = json.loads(out)
-        told = found[documents]
+def memory(sizes: tuple[int, int], vocabulary: int) -> dict[str, Any]:
+    """Measure peak memory with a large vocabulary, for two sizes of corpora."""
+    peaks = {}
+    for documents in sizes:
+        command = [sys.executable, __file__, "--memory", str(vocabulary), str(documents)]
+        out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        peaks[documents] = figures = json.loads(out)
         print(
-            f"vocabulary 150,000, {documents} documents, {told['tokens']} tokens: peak "
-            f"{told['added_mb']:.0f} MB above the loaded model; all logits at once would take "
-            f"{told['all_logits_mb']:.0f} MB"
+            f"vocabulary {vocabulary:,}, {documents} documents, {figures['tokens']} tokens: peak "
+            f"{figures['added_mb']:.0f} MB above the loaded model; all logits at once would take "
+            f"{figures['all_logits_mb']:.0f} MB"
         )
-    return {"memory_150k": found}
+    return {"memory_150k": peaks}
 
 
 def peak_memory(vocab_size: int, documents: int) -> dict[str, float]:
@@ -421,57 +407,16 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# --- decoys the slow way -------------------------------------------------------------------------
+# --- decoys of one pass ----
 
 
-@dataclass
-class Candidates:
-    """A document as tokens, and what else could stand behind some of its places."""
-
-    text: list[int]
-    decoys: list[tuple[int, list[int]]]
-
-
-def naive_candidates(checkpoint: Checkpoint, corpus: Corpus, *, decoys: int) -> list[Candidates]:
-    """Every decoy's tokens, from the tokens of the document with the decoy in its place."""
-    maker = DecoyMaker([corpus], seed=SEED)
-    prefix = framing_named(FRAMING, checkpoint.tokenizer).prefix
-    found = []
-    for item in encode(corpus, checkpoint.tokenizer):
-        document = corpus[item.document]
-        candidates = Candidates([*prefix, *item.ids], [])
-        for span, (first, last) in zip(document.spans, item.spans, strict=True):
-            tail = document.text[span.end : item.ends[last - 1]]
-            for value in maker.decoys(span.label, document.value(span), count=decoys):
-                text = document.text[: span.start] + value + tail
-                ids = checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"]
-                if ids[:first] == item.ids[:first]:
-                    candidates.decoys.append((len(prefix) + first - 1, ids[first:]))
-        found.append(candidates)
-    return found
-
-
-@torch.inference_mode()
-def one_by_one(checkpoint: Checkpoint, asked: Sequence[Candidates]) -> list[float]:
-    """log p of every decoy, from a plain forward pass for each."""
-    found = []
-    for candidates in asked:
-        for place, tokens in candidates.decoys:
-            ids = [*candidates.text[: place + 1], *tokens[:-1]]
-            inputs = torch.tensor([ids], device=checkpoint.model.device)
-            logits = checkpoint.model(input_ids=inputs).logits[0, place:].double()
-            log_p = logits.log_softmax(dim=1)
-            found.append(float(sum(log_p[row, token] for row, token in enumerate(tokens))))
-    return found
-
-
-def shared_prefix(checkpoint: Checkpoint, asked: Sequence[Candidates]) -> list[float]:
-    """The same from one row a document, decoys as a tree behind the text."""
+def shared_prefix(checkpoint: Checkpoint, documents: Sequence[Candidates]) -> list[float]:
+    """Return log p of every decoy from one row a document, decoys as a tree behind the text."""
     rows, ends, slot = [], [], 0
-    for candidates in asked:
+    for candidates in documents:
         row = Row(candidates.text)
-        for place, tokens in candidates.decoys:
-            row.add_branch(place, tokens, range(slot, slot + len(tokens)))
+        for position, tokens in candidates.decoys:
+            row.add_branch(position, tokens, range(slot, slot + len(tokens)))
             slot += len(tokens)
             ends.append(slot)
         rows.append(row)
@@ -485,7 +430,7 @@ def shared_prefix(checkpoint: Checkpoint, asked: Sequence[Candidates]) -> list[f
 
 
 def measure(jobs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each job, the jobs in turn, after one unmeasured round where there are several."""
+    """Time each job, the jobs in turn, after one unmeasured round where there are several."""
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(repeats + (repeats > 1)):
         for name, job in jobs.items():
@@ -497,7 +442,7 @@ def measure(jobs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[
 
 
 def ratio(name: str, over: Sequence[float], under: Sequence[float]) -> float:
-    """Median over median, printed with the range of the times."""
+    """Return median over median, and print it with the range of the times."""
     value = statistics.median(over) / statistics.median(under)
     print(f"{name}: {statistics.median(over):.3f} s ({min(over):.3f} to {max(over):.3f}) / "
           f"{statistics.median(under):.3f} s ({min(under):.3f} to {max(under):.3f}) = "

@@ -1,5 +1,6 @@
 """Erase and repair against repair alone, random choice, the field's rivals and retraining.
 
+    python benchmarks/comparison.py --quick [--json FILE]
     python benchmarks/comparison.py [--models FOLDER ...] [--seeds 3] [--rows NAME] [--first N]
         [--out FILE]
     python benchmarks/comparison.py --table [--out FILE]
@@ -13,25 +14,29 @@ corpus, `listed` and `hidden` are identifiers of the documents in that part, and
 documents that the repair never saw; so also where it reads other clean documents, or texts that
 the leaky model wrote itself, marked by the scan's patterns. What is done is appended to --out at
 once (a line a row, model and seed), and is not done again; benchmarks/comparison.jsonl holds what
-RESULTS.md shows.
+the published results show. --quick runs the first rows with one seed, on models that it makes, and
+keeps its lines beside them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from models import models_for
+from options import parser_of, write_json
 
 HIDDEN = 0.2
+QUICK_ROWS, TINY_ROWS = 6, 3
+PUBLISHED = Path("benchmarks/comparison.jsonl")
 TRAINING = {"epochs": 4, "learning_rate": 2e-3, "batch_tokens": 1024}
 MASK = {"kind": "mask"}
 ANCHOR = {"kind": "anchor", "weight": 20.0}
@@ -44,7 +49,7 @@ Row = dict[str, Any]
 
 
 def rows(layers: int = 6) -> Iterator[Row]:
-    """Every row for a model of so many layers, the most telling first."""
+    """Yield every row for a model of so many layers, the most telling first."""
     last = {"last_layers": layers // 2, "reset": "reinit"}
     half, objectives = {**last, "selector": ALL}, (("anchored", ANCHOR), ("masked", MASK))
     yield row("leaky")
@@ -115,7 +120,7 @@ def row(
 
 
 def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) -> dict[str, Any]:
-    """Sanitize once and measure: figures of listed and of hidden identifiers, utility, seconds."""
+    """Sanitize once; return figures of listed and of hidden identifiers, utility, seconds."""
     from sani.auditing.audit import audit
     from sani.corpus.documents import Corpus
     from sani.corpus.readers import read_corpus
@@ -146,8 +151,8 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
         apply_(checkpoint, plan, base=base, corpus=given, framing="bos")
         neurons = plan.num_neurons
     if row["repair"]:
-        asked = {**TRAINING, "identifier_loss": row["repair"], "retain_weight": row["skill"]}
-        settings = settings_from(RepairSettings, asked)
+        values = {**TRAINING, "identifier_loss": row["repair"], "retain_weight": row["skill"]}
+        settings = settings_from(RepairSettings, values)
         leaky = load_checkpoint(models / "leaky") if row["skill"] else None
         repair(
             checkpoint, given, settings,
@@ -158,11 +163,11 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
         AuditSettings, {"framing": "bos", "swaps": 0, "membership_documents": 0}
     )
     result = audit(checkpoint, audited, settings, held_out=held_out, control_framing="bos", seed=0)
-    found = result.occurrences
-    seen = np.isin(found.document, part)
+    verdicts = result.occurrences
+    seen = np.isin(verdicts.document, part)
     kinds = np.array([
         audited[document].spans[span].kind
-        for document, span in zip(found.document, found.span, strict=True)
+        for document, span in zip(verdicts.document, verdicts.span, strict=True)
     ])  # fmt: skip
     groups = {
         "listed": seen & (kinds == "direct"), "hidden": seen & (kinds == "indirect"),
@@ -171,12 +176,12 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
     return {
         "perplexity": result.utility.perplexity, "seconds": seconds, "planning": planning,
         "neurons": neurons, "tokens": result.tokens,
-        **{name: figures(found, chosen) for name, chosen in groups.items() if chosen.any()},
+        **{name: figures(verdicts, chosen) for name, chosen in groups.items() if chosen.any()},
     }  # fmt: skip
 
 
 def own_texts(checkpoint: Any, number: int, *, seed: int) -> Any:
-    """Texts that the leaky model writes, marked by the scan's patterns: the records are gone."""
+    """Return texts that the leaky model writes, marked by the scan's patterns."""
     from sani.auditing.sampling import sample_documents
     from sani.recipe import ScanSettings
     from sani.scanning.detection import detect
@@ -191,7 +196,7 @@ PLANS: dict[str, tuple[Any, float]] = {}
 def planned(
     models: Path, checkpoint: Any, row: Row, corpus: Any, *, base: Any, seed: int
 ) -> tuple[Any, float]:
-    """The row's plan and its seconds; the one before, if it was the same with another repair."""
+    """Return a row's plan and its seconds; one plan serves rows that differ in the repair only."""
     from sani.erasing.erase import plan_neurons
     from sani.recipe import EraseSettings, settings_from
 
@@ -207,20 +212,20 @@ def planned(
     return PLANS[key]
 
 
-def figures(found: Any, chosen: Any) -> dict[str, Any]:
-    """Rates and AUC of the chosen occurrences, every one of which must have been scored."""
-    if not found.scored[chosen].all():
+def figures(verdicts: Any, chosen: Any) -> dict[str, Any]:
+    """Return rates and AUC of the chosen occurrences, every one of which must have been scored."""
+    if not verdicts.scored[chosen].all():
         raise SystemExit("an occurrence could not be scored")
     return {
         "occurrences": int(chosen.sum()),
-        "greedy": float(found.greedy[chosen].mean()),
-        "discoverable": float(found.discoverable[chosen].mean()),
-        "auc": float(np.nanmean(found.auc[chosen])),
+        "greedy": float(verdicts.greedy[chosen].mean()),
+        "discoverable": float(verdicts.discoverable[chosen].mean()),
+        "auc": float(np.nanmean(verdicts.auc[chosen])),
     }
 
 
 def hide(corpus: Any, *, seed: int) -> tuple[Any, Any]:
-    """The corpus to audit, and the one to repair with.
+    """Return the corpus to audit, and the one to repair with.
 
     In the first, direct identifiers are of kind direct if they are listed, indirect if hidden, and
     nothing else is marked. In the second, the hidden ones are not marked.
@@ -236,10 +241,10 @@ def hide(corpus: Any, *, seed: int) -> tuple[Any, Any]:
             replace(s, kind="indirect" if document.value(s) in hidden else "direct") for s in direct
         )
         audited.append(replace(document, spans=marked))
-        kept = tuple(
+        listed = tuple(
             s for s in document.spans if s.kind != "direct" or document.value(s) not in hidden
         )
-        given.append(replace(document, spans=kept))
+        given.append(replace(document, spans=listed))
     return Corpus(audited), Corpus(given)
 
 
@@ -249,7 +254,7 @@ def hide(corpus: Any, *, seed: int) -> tuple[Any, Any]:
 def compare(
     folders: list[Path], chosen: list[Row], *, seeds: range, out: Path, **options: Any
 ) -> list[dict[str, Any]]:
-    """Run what is not done yet, seed by seed; every result in ``out``, old ones included."""
+    """Run what is not done yet, seed by seed; return every result in ``out``, old ones too."""
     from sani.errors import SaniError
 
     done = read(out)
@@ -290,7 +295,7 @@ def line(entry: dict[str, Any]) -> str:
 
 
 def table(entries: list[dict[str, Any]]) -> str:
-    """Means over the seeds, with half of the 95 % t-interval, a section a model."""
+    """Return means over the seeds, with half of the 95 % t-interval, a section a model."""
     groups: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     order = [row["name"] for row in rows()]
     for entry in sorted(entries, key=lambda entry: order.index(entry["name"])):
@@ -304,14 +309,14 @@ def table(entries: list[dict[str, Any]]) -> str:
                 f"| row | seeds | {' | '.join(head)} | perplexity | seconds |",
                 "|---|---|" + "---|" * (3 * len(sides) + 2),
             ]
-            for name, found in named.items():
-                if ("others" in found[0]) == ("others" in sides):
-                    lines.append(f"| {name} | {len(found)} | " + " | ".join(cells(found, sides)))
+            for name, runs in named.items():
+                if ("others" in runs[0]) == ("others" in sides):
+                    lines.append(f"| {name} | {len(runs)} | " + " | ".join(cells(runs, sides)))
     return "\n".join(lines)
 
 
-def cells(found: list[dict[str, Any]], sides: tuple[str, ...]) -> list[str]:
-    """What a row says: figures of each side, perplexity, seconds."""
+def cells(runs: list[dict[str, Any]], sides: tuple[str, ...]) -> list[str]:
+    """Return the cells of a row: figures of each side, perplexity, seconds."""
     from scipy.stats import t
 
     def cell(values: list[float], digits: int) -> str:
@@ -324,31 +329,39 @@ def cells(found: list[dict[str, Any]], sides: tuple[str, ...]) -> list[str]:
         return text
 
     shown = [
-        cell([entry[side][figure] for entry in found if side in entry], 3)
+        cell([entry[side][figure] for entry in runs if side in entry], 3)
         for side in sides
         for figure in ("greedy", "discoverable", "auc")
     ]
-    shown.append(cell([entry["perplexity"] for entry in found], 1))
-    shown.append(f"{mean(entry['seconds'] for entry in found):.0f} |")
+    shown.append(cell([entry["perplexity"] for entry in runs], 1))
+    shown.append(f"{mean(entry['seconds'] for entry in runs):.0f} |")
     return shown
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--models", type=Path, nargs="+", default=[])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", default="", help="only rows whose name holds this")
     parser.add_argument("--first", type=int, help="only so many of them")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/comparison.jsonl"))
+    parser.add_argument("--out", type=Path, help=f"the lines; {PUBLISHED} if absent")
     parser.add_argument("--table", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
+    models, seeds, first = arguments.models, arguments.seeds, arguments.first
+    out, layers = arguments.out or PUBLISHED, 6
+    if arguments.size != "full":
+        models = [models_for(arguments.size, models[0] if models else None)]
+        out, seeds, layers = arguments.out or models[0] / "comparison.jsonl", 1, 4
+        first = first or (QUICK_ROWS if arguments.size == "quick" else TINY_ROWS)
     if not arguments.table:
         from sani.machine.device import quiet_libraries
 
         quiet_libraries()
-        chosen = [row for row in rows() if arguments.rows in row["name"]][: arguments.first]
-        compare(arguments.models, chosen, seeds=range(arguments.seeds), out=arguments.out)
-    print(table(read(arguments.out)))
+        chosen = [row for row in rows(layers) if arguments.rows in row["name"]][:first]
+        compare(models, chosen, seeds=range(seeds), out=out)
+    entries = read(out)
+    print(table(entries))
+    write_json(entries, arguments.json)
 
 
 if __name__ == "__main__":

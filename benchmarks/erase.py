@@ -27,63 +27,79 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-COMMANDS = {
+from options import parser_of, write_json
+
+COMMANDS: dict[str, list[str]] = {
     "default": [],
     "random half, all layers": ["--selector", "random", "--fraction", "0.5", "--reset", "zero"],
     "magnitude, all layers": ["--selector", "magnitude", "--fraction", "0.1", "--reset", "zero"],
 }
 DEFAULT = "default"
 WORDS = 32000
-MAIN_ROWS, SEED = 8, 0
+SEED = 0
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of the synthetic checkpoint."""
+    """Size of the synthetic checkpoint, and the amount of what is checked beside it.
+
+    Attributes:
+        heads: Attention heads, four to a key and value head.
+        families: Families that are checked; None is all.
+        rows: Rows of the comparison in small.
+        epochs: Epochs in which its model learns the private notes.
+    """
 
     hidden: int
     intermediate: int
     layers: int
     shards: int
+    heads: int = 32
     experts: int = 1
+    families: int | None = None
+    rows: int = 8
+    epochs: int = 20
 
 
-FULL = Size(hidden=4096, intermediate=14336, layers=45, shards=4)
-QUICK = Size(hidden=2048, intermediate=8192, layers=30, shards=4)
+SIZES = {
+    "full": Size(hidden=4096, intermediate=14336, layers=45, shards=4),
+    "quick": Size(hidden=2048, intermediate=8192, layers=30, shards=4),
+    "tiny": Size(
+        hidden=128, intermediate=256, layers=4, shards=2, heads=4, families=2, rows=3, epochs=1
+    ),
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--experts", type=int, default=1)
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    size = replace(QUICK if options.quick else FULL, experts=options.experts)
+    options = parser.parse_args(words)
+    size = replace(SIZES[options.size], experts=options.experts)
     if options.make is not None:
         make(options.make, size)
         return
-    with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        found = measure(Path(place), size, options)
-    with tempfile.TemporaryDirectory() as place:
-        found["families_checked"] = check_families(Path(place))
-        found["comparison"] = compare_in_small(Path(place))
-    print(json.dumps(found, indent=1))
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        figures = measure(Path(folder), size, options)
+    with tempfile.TemporaryDirectory() as folder:
+        figures["families_checked"] = check_families(Path(folder), size.families)
+        figures["comparison"] = compare_in_small(Path(folder), size)
+    print(json.dumps(figures, indent=1))
+    write_json(figures, options.json)
 
 
-def measure(place: Path, size: Size, options: argparse.Namespace) -> dict[str, Any]:
-    source, out = place / "model", place / "out"
+def measure(folder: Path, size: Size, options: argparse.Namespace) -> dict[str, Any]:
+    """Time the erase in files against `cp -r`, and measure its memory."""
+    source, out = folder / "model", folder / "out"
     # In a process of its own: a child's peak memory is at least its parent's.
-    quick = ["--quick"] if options.quick else []
+    quick = [] if options.size == "full" else [f"--{options.size}"]
     experts = ["--experts", str(size.experts)]
     subprocess.run([sys.executable, __file__, "--make", str(source), *quick, *experts], check=True)
     files = sorted(source.glob("*.safetensors"))
@@ -98,14 +114,14 @@ def measure(place: Path, size: Size, options: argparse.Namespace) -> dict[str, A
     cores: dict[str, list[float]] = {name: [] for name in arms}
     peaks: dict[str, int] = dict.fromkeys(arms, 0)
     for number in range(options.rounds):
-        for name in ("cp", DEFAULT) if number or options.quick else arms:
+        for name in ("cp", DEFAULT) if number or options.size != "full" else arms:
             evict(source)
-            taken, core, peak = run(arms[name], out)
-            seconds[name].append(taken)
+            elapsed, core, peak = run(arms[name], out)
+            seconds[name].append(elapsed)
             cores[name].append(core)
             peaks[name] = max(peaks[name], peak)
             print(
-                f"round {number + 1}, {name}: {taken:.2f} s ({core:.2f} s of a core), peak "
+                f"round {number + 1}, {name}: {elapsed:.2f} s ({core:.2f} s of a core), peak "
                 f"{peak / 2**20:.0f} MiB",
                 flush=True,
             )
@@ -115,7 +131,7 @@ def measure(place: Path, size: Size, options: argparse.Namespace) -> dict[str, A
     median = {name: statistics.median(values) for name, values in seconds.items() if values}
     ratios = {
         name: statistics.median(
-            ours / theirs for ours, theirs in zip(seconds[name], seconds["cp"], strict=False)
+            ours / copy for ours, copy in zip(seconds[name], seconds["cp"], strict=False)
         )
         for name in COMMANDS
         if seconds[name]
@@ -135,7 +151,7 @@ def measure(place: Path, size: Size, options: argparse.Namespace) -> dict[str, A
 
 
 def run(command: list[str], out: Path) -> tuple[float, float, int]:
-    """Seconds until all is on the disk, seconds of a core, and peak resident memory in bytes."""
+    """Return seconds until all is on the disk, seconds of a core, and peak memory in bytes."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -157,7 +173,7 @@ def evict(folder: Path) -> None:
 
 
 def make(folder: Path, size: Size) -> None:
-    """A sharded Llama or Mixtral; what is of one shape shares its random numbers, to save time."""
+    """Make a sharded Llama or Mixtral; what is of one shape shares its random numbers."""
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, models
@@ -169,7 +185,8 @@ def make(folder: Path, size: Size) -> None:
     sizes = {
         "vocab_size": WORDS, "hidden_size": size.hidden,
         "intermediate_size": size.intermediate // size.experts, "num_hidden_layers": size.layers,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "dtype": "bfloat16",
+        "num_attention_heads": size.heads, "num_key_value_heads": size.heads // 4,
+        "dtype": "bfloat16",
     }  # fmt: skip
     if size.experts > 1:
         config = MixtralConfig(
@@ -196,20 +213,20 @@ def make(folder: Path, size: Size) -> None:
         shape: torch.randn(shape, generator=chance).mul_(0.02).bfloat16()
         for shape in sorted(set(shapes.values()))
     }
-    places: dict[str, str] = {}
+    files: dict[str, str] = {}
     for number, names in groups.items():
         file = f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
-        places.update(dict.fromkeys(names, file))
+        files.update(dict.fromkeys(names, file))
         tensors = {name: drawn[shapes[name]].clone() for name in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
-    index = {"metadata": {"total_size": total}, "weight_map": places}
+    index = {"metadata": {"total_size": total}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def in_file(name: str, shape: Any) -> Iterator[tuple[str, Any]]:
-    """Names and shapes by which the files hold a tensor: Mixtral's experts one by one."""
-    place, found, _ = name.partition("mlp.experts.")
-    if not found:
+    """Yield names and shapes by which the files hold a tensor: Mixtral's experts one by one."""
+    layer, separator, _ = name.partition("mlp.experts.")
+    if not separator:
         yield name.replace(".mlp.gate.", ".block_sparse_moe.gate."), shape
         return
     count, rows, columns = shape
@@ -217,12 +234,12 @@ def in_file(name: str, shape: Any) -> Iterator[tuple[str, Any]]:
     if name.endswith("gate_up_proj"):
         matrices = dict.fromkeys(("w1", "w3"), (rows // 2, columns))
     for expert in range(count):
-        for matrix, own in matrices.items():
-            yield f"{place}block_sparse_moe.experts.{expert}.{matrix}.weight", type(shape)(own)
+        for matrix, size in matrices.items():
+            yield f"{layer}block_sparse_moe.experts.{expert}.{matrix}.weight", type(shape)(size)
 
 
 def check_result(source: Path, out: Path, size: Size) -> None:
-    """The erased folder opens, and differs from the source where it should and nowhere else."""
+    """Exit unless the erased folder differs from the source where it should and nowhere else."""
     from safetensors import safe_open
 
     differing = set()
@@ -240,8 +257,8 @@ def check_result(source: Path, out: Path, size: Size) -> None:
         raise SystemExit(f"shards {differing} differ, expected {expected}")
 
 
-def compare_in_small(folder: Path) -> list[dict[str, Any]]:
-    """The comparison's main rows on an invented clinic and a tiny model that recites it."""
+def compare_in_small(folder: Path, size: Size) -> list[dict[str, Any]]:
+    """Run the comparison's main rows on an invented clinic and a tiny model that recites it."""
     import comparison
 
     from sani.corpus.tables import write_jsonl
@@ -256,18 +273,18 @@ def compare_in_small(folder: Path) -> list[dict[str, Any]]:
     model = new_model(
         texts, vocab_size=700, layers=layers, hidden=64, context=512, folder=made, seed=SEED
     )
-    train = {"learning_rate": 5e-3, "batch_tokens": 768, "seed": SEED}
+    train: dict[str, Any] = {"learning_rate": 5e-3, "batch_tokens": 768, "seed": SEED}
     train_on_text(model, texts, epochs=8, **train)
     save_checkpoint(model, folder / "base")
     model = load_checkpoint(folder / "base")
-    train_on_text(model, [document.text for document in private], epochs=20, **train)
+    train_on_text(model, [document.text for document in private], epochs=size.epochs, **train)
     save_checkpoint(model, folder / "leaky")
-    rows = list(comparison.rows(layers))[:MAIN_ROWS]
+    rows = list(comparison.rows(layers))[: size.rows]
     return comparison.compare([folder], rows, seeds=range(1), out=folder / "rows.jsonl")
 
 
-def check_families(place: Path) -> list[str]:
-    """Families of which a folder erased in files equals one erased in memory."""
+def check_families(scratch: Path, number: int | None) -> list[str]:
+    """Return the families of which a folder erased in files equals one erased in memory."""
     from sani.erasing.erase import apply_
     from sani.erasing.folder import apply_folder, plan_folder
     from sani.erasing.reinit import fresh_model
@@ -281,8 +298,8 @@ def check_families(place: Path) -> list[str]:
     quiet_libraries()
     checked = []
     selector = MagnitudeSelector(kind="magnitude", fraction=0.5)
-    for name in sorted(ARCHITECTURES):
-        folder, out = place / name, place / f"{name}-erased"
+    for name in sorted(ARCHITECTURES)[:number]:
+        folder, out = scratch / name, scratch / f"{name}-erased"
         fresh_model(tiny_config(name), seed=1).save_pretrained(folder, max_shard_size="8KB")
         tiny_tokenizer().save_pretrained(folder)
         plan = plan_folder(folder, EraseSettings(last_layers=2, selector=selector))

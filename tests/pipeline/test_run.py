@@ -498,7 +498,9 @@ def test_a_repair_that_only_masks_leaves_the_memory_and_the_gate_says_so(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
-def test_interrupted_by_the_user_it_ends_with_one_line(recipe: Path, tmp_path: Path) -> None:
+def test_interrupted_by_the_user_it_ends_with_one_line(
+    recipe: Path, tmp_path: Path, ctrl_c: None
+) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "sani", "run", str(recipe), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""Recipes and corpora that are broken, by Hypothesis, and what `sani` makes of each.
+"""Recipes and corpora, broken by Hypothesis, and how `sani` refuses each.
 
 Every value that could name someone is a canary: none of them may be told.
 """
@@ -40,13 +40,13 @@ ODD = [b"\0", b"\xff\xfe", b"{", b"}", b'"', b"'", b",", b"\n", b": ", b"&a *a "
 
 @st.composite
 def broken_data(draw: Callable[..., Any], data: Any) -> Any:
-    """A nested value in which one to three places are taken out, renamed or replaced by junk."""
+    """Draw a nested value with one to three entries removed, renamed or replaced by junk."""
     data = json.loads(json.dumps(data))
     for _ in range(draw(st.integers(1, 3))):
-        places = [(holder, key) for holder in _holders(data) for key in _keys(holder)]
-        if not places:
+        entries = [(holder, key) for holder in _holders(data) for key in _keys(holder)]
+        if not entries:
             break
-        holder, key = places[draw(st.integers(0, len(places) - 1))]
+        holder, key = entries[draw(st.integers(0, len(entries) - 1))]
         match draw(st.sampled_from(["junk", "junk", "take out", "rename", "section"])):
             case "take out":
                 del holder[key]
@@ -72,7 +72,7 @@ def _keys(holder: Any) -> Sequence[Any]:
 
 @st.composite
 def broken_bytes(draw: Callable[..., Any], content: bytes) -> bytes:
-    """Bytes that are cut, or into which others are put, at one to three places."""
+    """Draw bytes that are cut, or into which others are put, at one to three positions."""
     odd = st.sampled_from(ODD)
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(content)))
@@ -86,8 +86,8 @@ def broken_bytes(draw: Callable[..., Any], content: bytes) -> bytes:
     return content
 
 
-def recipes(clinic_recipe: Path) -> st.SearchStrategy[bytes]:
-    """Recipes that are broken in their structure or in their text."""
+def recipes_broken(clinic_recipe: Path) -> st.SearchStrategy[bytes]:
+    """Return recipes that are broken in their structure or in their text."""
     text = clinic_recipe.read_text()
     whole = yaml.safe_load(text)
     dumped = broken_data(whole).map(
@@ -96,8 +96,8 @@ def recipes(clinic_recipe: Path) -> st.SearchStrategy[bytes]:
     return dumped | broken_bytes(text.encode())
 
 
-def corpora() -> st.SearchStrategy[tuple[str, bytes]]:
-    """A file's name and content: JSONL, CSV, FHIR, and folders' XML and BRAT by their one file."""
+def corpora_broken() -> st.SearchStrategy[tuple[str, bytes]]:
+    """Return names and contents of files: JSONL, CSV, FHIR, XML and BRAT."""
     note = f"Seen: {CANARIES[0]}, tel. {CANARIES[1]}, no. {CANARIES[2]}."
     spans = [{"start": note.index(c), "end": note.index(c) + len(c), "label": "X", "kind": "direct"}
              for c in CANARIES]  # fmt: skip
@@ -133,12 +133,12 @@ def corpora() -> st.SearchStrategy[tuple[str, bytes]]:
 
 
 def break_recipes(recipe: Path, folder: Path, *, examples: int, counts: Counter[str]) -> None:
-    """Broken recipes by the hundred; what the command makes of each is counted."""
-    place = folder / "broken.yaml"
+    """Run the command on many broken recipes, and count what it makes of each."""
+    path = folder / "broken.yaml"
 
     def is_refused() -> bool:
         try:
-            load_recipe(place)
+            load_recipe(path)
         except SaniError:
             return True
         except Exception:
@@ -146,28 +146,28 @@ def break_recipes(recipe: Path, folder: Path, *, examples: int, counts: Counter[
         return False
 
     def attempt(content: bytes) -> None:
-        place.write_bytes(content)
+        path.write_bytes(content)
         assume(is_refused())
-        refused(["run", str(place), "--out", str(folder / "none"), "--check"], counts)
+        refused(["run", str(path), "--out", str(folder / "none"), "--check"], counts)
 
-    _examples(recipes(recipe), attempt, examples)
+    _examples(recipes_broken(recipe), attempt, examples)
 
 
 def break_corpora(folder: Path, *, examples: int, counts: Counter[str]) -> None:
-    """Broken corpora by the hundred, likewise."""
+    """Run the command on many broken corpora, and count what it makes of each."""
 
     def attempt(named: tuple[str, bytes]) -> None:
         name, content = named
-        place = folder / "corpora"
-        shutil.rmtree(place, ignore_errors=True)
-        (place / name).parent.mkdir(parents=True)
-        (place / name).write_bytes(content)
+        corpora = folder / "corpora"
+        shutil.rmtree(corpora, ignore_errors=True)
+        (corpora / name).parent.mkdir(parents=True)
+        (corpora / name).write_bytes(content)
         if name.startswith("brat"):
-            (place / "brat" / "a.txt").write_text(f"Seen: {CANARIES[0]}, once.")
-        target = place / name if "/" not in name else (place / name).parent
+            (corpora / "brat" / "a.txt").write_text(f"Seen: {CANARIES[0]}, once.")
+        target = corpora / name if "/" not in name else (corpora / name).parent
         assume(refused(["scan", str(target)], counts, accepted=True))
 
-    _examples(corpora(), attempt, examples)
+    _examples(corpora_broken(), attempt, examples)
 
 
 def _examples(strategy: st.SearchStrategy[Any], attempt: Callable[[Any], None], n: int) -> None:
@@ -182,7 +182,7 @@ def _examples(strategy: st.SearchStrategy[Any], attempt: Callable[[Any], None], 
 
 
 def refused(arguments: list[str], counts: Counter[str], *, accepted: bool = False) -> bool:
-    """Run a command on a broken input; whether it was refused, which is what is counted."""
+    """Run a command on a broken input, count what it did, and return if it refused the input."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         code = main(arguments)
