@@ -7,10 +7,11 @@ nothing. Such occurrences are told apart, so that what remains is memory and not
 from __future__ import annotations
 
 import re
-import unicodedata
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
+
+from sani.text.folding import fold, fold_text
 
 SHORTEST_WORD = 3
 SHORTEST_NUMBER = 2
@@ -30,11 +31,12 @@ class CueFinder:
         self._words: list[str] = []
         self._starts: list[int] = []
         self._where: dict[str, list[int]] = defaultdict(list)  # word -> its numbers
-        for match in _WORD.finditer(text):
-            word = _folded(match.group())
+        folded = fold(text)
+        for match in _WORD.finditer(folded.text):
+            word = match.group()
             self._where[word].append(len(self._words))
             self._words.append(word)
-            self._starts.append(match.start())
+            self._starts.append(int(folded.starts[match.start()]))
         self._text = text
 
     def cued(self, start: int, end: int, seen: Sequence[tuple[int, int]]) -> bool:
@@ -61,7 +63,7 @@ class CueFinder:
             return True
         telling = [word for word in words if len(word) >= _shortest(word)]
         covered = sum(len(word) for word in telling if self._stands(word, parts))
-        if _ADDRESS.search(self._text[start:end]):
+        if _ADDRESS.search(fold_text(self._text[start:end])):
             covered += sum(
                 self._covered_inside(word, parts)
                 for word in telling
@@ -91,9 +93,3 @@ class CueFinder:
 
 def _shortest(word: str) -> int:
     return SHORTEST_NUMBER if word.isdigit() else SHORTEST_WORD
-
-
-def _folded(word: str) -> str:
-    """Case and diacritics dropped."""
-    decomposed = unicodedata.normalize("NFKD", word)
-    return "".join(c for c in decomposed if not unicodedata.combining(c)).casefold()

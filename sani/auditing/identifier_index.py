@@ -1,9 +1,9 @@
 """Known identifiers in text, all at once, however they are written.
 
-Text and values are folded alike: case, diacritics, compatibility forms, digits of any script. What
-is left are words, and numbers whose separators are dropped; one Aho-Corasick automaton over every
-value reads the text once. A value counts only at whole-word boundaries, and a number never inside
-a longer one. A date is read off the text in any usual writing and looked up by its day.
+Text and values are folded alike (`sani.text.folding`). What is left are words, and numbers whose
+separators are dropped; one Aho-Corasick automaton over every value reads the text once. A value
+counts only at whole-word boundaries, and a number never inside a longer one. A date is read off the
+text in any usual writing and looked up by its day.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import ahocorasick
 from babel import Locale
 
 from sani.corpus.documents import TERM_SOURCE, Corpus, Kind
-from sani.text.folding import UNSPACED
+from sani.text.folding import UNSPACED, fold_text
 
 # Of 1,000 samples by a base that never saw the corpus (MEDDOCAN), 5 of 6 values of four digits came
 # up, 15 of 77 of five and 0 of 190 of more; and every value of one to three letters.
@@ -42,13 +42,8 @@ _NUMBER = (
 )
 _TOKEN = re.compile(rf"(?P<number>{_NUMBER}|\d+)|(?P<alone>[{UNSPACED}])|{_LETTER}+")
 _ALONE = re.compile(f"[{UNSPACED}]")
-_FOLDED = {
-    "ł": "l", "ø": "o", "đ": "d", "ð": "d", "þ": "th", "æ": "ae", "œ": "oe", "ħ": "h",
-    "\u0131": "i",  # without its dot
-    "\u2018": "'", "\u2019": "'",
-    "\u2010": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u2212": "-",
-}  # fmt: skip
-_KEPT_MARKS = (0, 7, 8, 9)  # classes of marks that make another letter, as in Indic and kana
+# Classes of marks of Indic scripts (nukta, virama) that folding drops, and that count as letters.
+_INDIC_MARKS = (7, 9)
 _INSIDE, _IN_WORD, _WORD = 0, 1, 2
 
 
@@ -106,8 +101,9 @@ class IdentifierIndex:
             for span in document.spans:
                 if span.kind not in kinds:
                     continue
-                key = _key(document.value(span))
-                if isinstance(key, str) and _too_short(key) and span.source != TERM_SOURCE:
+                value = document.value(span)
+                key = _key(value)
+                if _too_short(key, value) and span.source != TERM_SOURCE:
                     short[span.label].add(key)
                     continue
                 labels, owners = found.setdefault(key, (set(), set()))
@@ -143,7 +139,7 @@ class IdentifierIndex:
 
     def find(self, text: str) -> list[Hit]:
         """The identifiers that stand in a text, by number, each once."""
-        folded = fold(text)
+        folded = fold_text(text)
         found: dict[int, bool] = {}
         line, edges = _line(folded)
         for last, (length, level, hits) in self._automaton.iter(line) if self._automaton else ():
@@ -159,26 +155,6 @@ class IdentifierIndex:
 
 _Readings = tuple[datetime.date, ...]
 _Key = str | _Readings
-
-
-def fold(text: str) -> str:
-    """Text without case, diacritics, compatibility forms and runs of white space; digits ASCII."""
-    if text.isascii():
-        return " ".join(text.lower().split())
-    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    plain = unicodedata.normalize("NFC", "".join(map(_plain, decomposed)))
-    return " ".join(plain.split())
-
-
-@cache
-def _plain(character: str) -> str:
-    if unicodedata.combining(character) not in _KEPT_MARKS:
-        return ""
-    if unicodedata.category(character) == "Cf":  # soft hyphens, joiners, marks of direction
-        return ""
-    if character.isdecimal():
-        return str(unicodedata.decimal(character))
-    return _FOLDED.get(character, character)
 
 
 def _line(folded: str) -> tuple[str, bytearray]:
@@ -214,7 +190,7 @@ def _line(folded: str) -> tuple[str, bytearray]:
 
 def _key(value: str) -> _Key:
     """What makes two values one identifier: the days it may mean if it is a date, else its line."""
-    folded = fold(value)
+    folded = fold_text(value)
     bare = folded.strip(" .,;:()[]")
     for pattern in _date_patterns()[:-1]:  # eight digits alone are a number, not a date
         match = pattern.fullmatch(bare)
@@ -223,10 +199,15 @@ def _key(value: str) -> _Key:
     return _line(folded)[0]
 
 
-def _too_short(line: str) -> bool:
-    """An ideograph or syllable says as much as two letters."""
-    size = len(line.replace(" ", "")) + len(_ALONE.findall(line))
-    return size < (MIN_DIGITS if line.isdigit() else MIN_LETTERS)
+def _too_short(key: _Key, value: str) -> bool:
+    """Return whether texts hold a value by chance; a date never is too short."""
+    if not isinstance(key, str):
+        return False
+    # An ideograph or syllable says as much as two letters.
+    size = len(key.replace(" ", "")) + len(_ALONE.findall(key))
+    decomposed = unicodedata.normalize("NFD", value)
+    size += sum(unicodedata.combining(character) in _INDIC_MARKS for character in decomposed)
+    return size < (MIN_DIGITS if key.isdigit() else MIN_LETTERS)
 
 
 def _turned(line: str) -> Iterator[str]:
@@ -295,7 +276,7 @@ def _months() -> dict[str, int]:
         for widths in Locale.parse(language).months.values():
             for width in ("wide", "abbreviated"):
                 for month, name in widths[width].items():
-                    bare = re.sub(r"^(?:de |d')|\.$", "", fold(name))
+                    bare = re.sub(r"^(?:de |d')|\.$", "", fold_text(name))
                     if len(bare) >= 2 and bare.isalpha():
                         found[bare] = month
     return found

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from sani.corpus.documents import ANNOTATION, KINDS, TERM_SOURCE, Corpus, Kind
 from sani.errors import CheckpointError
 from sani.models.checkpoint import ADAPTER_FILES, CONFIG_FILES, TOKENIZER_FILES, is_adapter
-from sani.text.folding import fold
+from sani.text.folding import fold_text
 
 SHORTEST = 5
 INDEX = "model.safetensors.index.json"
@@ -170,8 +170,8 @@ class _Secrets:
         for document in corpus:
             for s in document.spans:
                 sure = s.source in (ANNOTATION, TERM_SOURCE)
-                found[s.kind].add((_folded(document.value(s)), sure))
-            found["direct"] |= {(_folded(n), True) for n in (document.id, document.subject_id)}
+                found[s.kind].add((fold_text(document.value(s)), sure))
+            found["direct"] |= {(fold_text(n), True) for n in (document.id, document.subject_id)}
         direct, indirect = (
             {(value, sure) for value, sure in found[kind] if len(value) >= SHORTEST}
             for kind in KINDS
@@ -180,10 +180,6 @@ class _Secrets:
         self.direct = _automaton(value for value, _ in direct)
         self.telling = _automaton(filter(_telling, known))
         self.all = _automaton(known | {v for v, sure in indirect if sure and _telling(v)})
-
-
-def _folded(value: str) -> str:
-    return fold(value).text.strip()
 
 
 def _telling(value: str) -> bool:
@@ -202,7 +198,7 @@ def _standing(
     secrets: ahocorasick.Automaton, strings: Iterable[str], *, whole_words: bool = True
 ) -> set[str]:
     """The secrets that stand in one of the strings, whatever case, accents and blanks."""
-    text = fold(BETWEEN.join(strings)).text
+    text = fold_text(BETWEEN.join(strings))
     if not len(secrets):
         return set()
     return {

@@ -36,6 +36,8 @@ OnStep = Callable[[str, int, int], None]
 _LIBRARIES = (
     "sani-llm", "presidio-analyzer", "phonenumbers", "tldextract", "regex", "faker", "babel",
 )  # fmt: skip
+# Of sani, likewise: a cache of an older version must not answer for this one.
+_PACKAGES = ("sani.scanning", "sani.text", "sani.values")
 _CHUNK = 256
 _BATCH = 32
 
@@ -296,7 +298,8 @@ def load_detector(asked: str) -> Detector:
     names: list[str] = [f"{library} {version(library)}" for library in _LIBRARIES]
     names += [
         hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in sorted(files("sani.scanning").iterdir(), key=lambda file: file.name)
+        for package in _PACKAGES
+        for file in sorted(files(package).iterdir(), key=lambda file: file.name)
         if file.name.endswith((".py", ".yaml"))
     ]
     ner = load_ner(settings.ner) if settings.ner else None

@@ -10,13 +10,14 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import ahocorasick
 import numpy as np
 
 from sani.corpus.documents import Corpus, Document, Kind
 from sani.errors import CorpusError
+from sani.scanning.terms import Finder, Value
 
 SHORTEST = 4
+SOURCE = "inventory"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def scan(corpus: Corpus) -> Inventory:
         subjects=len(of_subject),
         occurrences=corpus.num_spans,
         documents_without_spans=sum(not document.spans for document in corpus),
-        unmarked=sum(_unmarked(documents) for documents in of_subject.values()),
+        unmarked=sum(_count_unmarked(documents) for documents in of_subject.values()),
         labels={
             label: LabelCount(
                 kinds[label], occurrences[label], len(values[label]), len(subjects[label])
@@ -102,31 +103,25 @@ def scan(corpus: Corpus) -> Inventory:
     )
 
 
-def _unmarked(documents: list[Document]) -> int:
-    """Unmarked places of one subject's direct identifiers in the same subject's documents."""
-    wanted = {
-        document.value(span)
+def _count_unmarked(documents: list[Document]) -> int:
+    """Count the places where direct identifiers of these documents stand unmarked in them.
+
+    However they are written, but for a capital first letter: a Rose is marked, a rose is not.
+    """
+    values = {
+        Value(document.value(span), span.label, "direct", SOURCE, cased=True)
         for document in documents
         for span in document.spans
         if span.kind == "direct" and span.end - span.start >= SHORTEST
     }
-    if not wanted:
-        return 0
-    automaton = ahocorasick.Automaton()
-    for value in wanted:
-        automaton.add_word(value, len(value))
-    automaton.make_automaton()
-    found = 0
+    finder = Finder(values)
+    count = 0
     for document in documents:
-        text, places = document.text, set()
+        text = document.text
         marked = np.zeros(len(text) + 1, dtype=np.int64)  # marked characters before each place
         for span in document.spans:
             marked[span.start + 1 : span.end + 1] = 1
         marked = marked.cumsum()
-        for last, length in automaton.iter(text):
-            start, end = last + 1 - length, last + 1
-            alone = not (text[start - 1 : start].isalnum() or text[end : end + 1].isalnum())
-            if alone and marked[start] == marked[end]:
-                places.add(start)
-        found += len(places)
-    return found
+        places = finder.find(text)
+        count += len({at.start for at in places if marked[at.start] == marked[at.end]})
+    return count

@@ -24,7 +24,7 @@ from sani.corpus.documents import Span
 from sani.errors import ScanError
 from sani.scanning.labels import kind_of, read_data, scan_label
 from sani.scanning.windows import moved, windows
-from sani.text.folding import Folded, fold
+from sani.text.folding import Folded, fold, fold_text
 
 SOURCE = "pattern"
 TIMEOUT_SECONDS = 30.0
@@ -208,7 +208,7 @@ def _headings() -> Any:
         value = regex.compile(f"{separator}(?P<value>{_expand(data['pieces'][row['value']])})")
         for heading in row["after"]:
             field = _Field(row["label"], row["score"], value, row.get("heading"))
-            fields.setdefault(fold(heading).text, []).append(field)
+            fields.setdefault(fold_text(heading), []).append(field)
     automaton = ahocorasick.Automaton()
     for heading, opened in fields.items():
         automaton.add_word(heading, (len(heading), tuple(opened)))
@@ -290,14 +290,14 @@ def _listed_name(match: regex.Match[str]) -> tuple[int, int] | None:
     """
     given, surnames = _listed_names()
     words = [
-        (*word.span(), fold(word.group()).text)
+        (*word.span(), fold_text(word.group()))
         for word in regex.finditer(r"[\p{L}\p{M}]{2,}", match.group())
     ]
     for place, end, word in words:
         if word in given and end < len(match.group()):  # a word or an initial follows
             return match.start() + place, match.end()
     *_, before, last = regex.finditer(r"\S+", match.group())
-    if fold(last.group()).text in given and before.group().isupper() > last.group().isupper():
+    if fold_text(last.group()) in given and before.group().isupper() > last.group().isupper():
         return match.start() + before.start(), match.end()
     if match.group().isupper():
         return None
@@ -311,7 +311,7 @@ def _given_name(match: regex.Match[str]) -> tuple[int, int] | None:
     """A given name by itself, unless it announces names or is an ordinary word of the text."""
     start = match.end() - len(match.group().lstrip(_OPENING))
     word = match.string[start : match.end()]
-    folded = fold(word).text
+    folded = fold_text(word)
     if folded not in _listed_names()[0] or folded in _announcing():
         return None
     ordinary = regex.search(rf"(?<!\w){regex.escape(word.lower())}(?!\w)", match.string)
@@ -320,7 +320,7 @@ def _given_name(match: regex.Match[str]) -> tuple[int, int] | None:
 
 def _given_name_last(match: regex.Match[str]) -> tuple[int, int] | None:
     last = match.group().rsplit(" ", 1)[1]
-    return match.span() if fold(last).text in _listed_names()[0] else None
+    return match.span() if fold_text(last) in _listed_names()[0] else None
 
 
 @cache
@@ -338,7 +338,7 @@ def _listed_names() -> tuple[frozenset[str], frozenset[str]]:
         provider = import_module(f"faker.providers.person.{locale}").Provider
         for names, attributes in zip(lists, _NAME_LISTS, strict=True):
             for attribute in attributes:
-                names |= {fold(name).text for name in getattr(provider, attribute, ())}
+                names |= {fold_text(name) for name in getattr(provider, attribute, ())}
     given, surnames = ({name for name in names if len(name) > 2} for names in lists)
     return frozenset(given), frozenset(surnames - given)
 

@@ -20,7 +20,7 @@ from sani.scanning.labels import read_data, scan_label
 from sani.scanning.patterns import find_dates
 from sani.scanning.terms import Finder, Value
 from sani.scanning.windows import windows
-from sani.text.folding import fold
+from sani.text.folding import APOSTROPHES, fold, fold_text
 
 SOURCE = "propagation"
 SCORE = 0.6
@@ -33,8 +33,9 @@ Scope = Literal["subject", "corpus"]
 # Labels whose values say little by themselves: repeating them would mark ordinary words.
 NOT_PROPAGATED = frozenset({"AGE", "DEMOGRAPHIC", "OTHER", "NGRAM", "LOCATION", "ORGANIZATION"})
 _NUMBERS = regex.compile(r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})(?:\D.*)?")
-_DIGITS = regex.compile(r"\d(?:[ .()/-]{0,2}\d){5,}")
-_NAME_WORD = regex.compile(r"[\p{L}\p{M}'\u2019-]+")
+_DIGITS = regex.compile(r"\d(?:[ .()/-]{0,2}\d){5,}")  # in folded text
+# With every apostrophe, every hyphen, and what is invisible inside a word (a soft hyphen).
+_NAME_WORD = regex.compile(rf"[\p{{L}}\p{{M}}\p{{Cf}}\p{{Pd}}{APOSTROPHES}]+")
 # The words, in en, es, de, fr, it, pt and nl, that stand between the parts of a name.
 _PARTICLES = frozenset(read_data("recognizers.yaml")["particles"])
 
@@ -95,17 +96,17 @@ def forms(label: str, kind: Kind, value: str) -> Iterator[Value]:
 
 
 def _name_forms(name: str) -> Iterator[str]:
-    words = _NAME_WORD.findall(name)
+    words = [word for word in _NAME_WORD.findall(name) if any(map(str.isalpha, word))]
     full = [word for word in words if len(word) > 1]
     yield from (
         word
         for word in full
-        if len(word) >= SHORTEST_PART and word.lower() not in _PARTICLES and not word.islower()
+        if len(word) >= SHORTEST_PART and fold_text(word) not in _PARTICLES and not word.islower()
     )
     if len(words) < 2:
         return
     given, surname = words[:-1], words[-1]
-    initials = [word[0] + "." for word in given if word.lower() not in _PARTICLES]
+    initials = [word[0] + "." for word in given if fold_text(word) not in _PARTICLES]
     if initials:
         yield f"{initials[0]} {surname}"
         yield f"{' '.join(initials)} {surname}"
@@ -147,7 +148,7 @@ def _days(value: str) -> Iterator[date]:
             year = third if len(numbers[3]) == 4 else 1900 + third if third > 50 else 2000 + third
             orders = [(year, second, first), (year, first, second)]
     else:
-        words = regex.findall(r"\d+|\p{L}+", fold(value).text)
+        words = regex.findall(r"\d+|\p{L}+", fold_text(value))
         months = [_months()[word] for word in words if word in _months()]
         days = [int(word) for word in words if word.isdigit() and len(word) <= 2]
         years = [int(word) for word in words if word.isdigit() and len(word) == 4]
@@ -169,7 +170,7 @@ def _months() -> dict[str, int]:
         for widths in Locale(language).months.values():
             for width in ("wide", "abbreviated"):
                 for number, name in widths[width].items():
-                    found[fold(name).text.rstrip(".")] = number
+                    found[fold_text(name).rstrip(".")] = number
     return found
 
 
@@ -177,7 +178,7 @@ def _known_numbers(values: set[tuple[str, Kind, str]]) -> dict[str, tuple[str, K
     """Digits of each long number among the values, with its label and kind."""
     numbers = {}
     for label, kind, value in sorted(values):
-        digits = "".join(filter(str.isdigit, value))
+        digits = "".join(filter(str.isdigit, fold_text(value)))
         letters = sum(character.isalpha() for character in value)
         if scan_label(label) != "DATE" and len(digits) >= FEWEST_DIGITS > letters:
             numbers[digits] = (label, kind)
@@ -186,7 +187,10 @@ def _known_numbers(values: set[tuple[str, Kind, str]]) -> dict[str, tuple[str, K
 
 def _find_numbers(text: str, numbers: dict[str, tuple[str, Kind]]) -> Iterator[Span]:
     """Known numbers, whatever stands between their digits."""
-    for match in _DIGITS.finditer(text) if numbers else ():
+    if not numbers:
+        return
+    folded = fold(text)
+    for match in _DIGITS.finditer(folded.text):
         digits = "".join(filter(str.isdigit, match.group()))
         if digits in numbers:
-            yield Span(match.start(), match.end(), *numbers[digits], SOURCE, SCORE)
+            yield Span(*folded.original(*match.span()), *numbers[digits], SOURCE, SCORE)

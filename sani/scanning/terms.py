@@ -1,8 +1,8 @@
 """Known values: confidential terms, and whatever else is to be found wherever it stands.
 
-All values are searched at once by an Aho-Corasick automaton over the folded text, so case, accents
-and blanks do not matter. A match is a word, or words, of its own; a term may carry one of the
-inflections of `INFLECTIONS`.
+All values are searched at once by an Aho-Corasick automaton over the folded text
+(`sani.text.folding`), so case, accents and blanks do not matter. A match is a word, or words, of
+its own; a term may carry one of the inflections of `INFLECTIONS`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from sani.corpus.documents import TERM_SOURCE, Kind, Span
 from sani.corpus.records import RecordError, check_name
 from sani.errors import ScanError
 from sani.scanning.windows import MARGIN, moved, windows
-from sani.text.folding import UNSPACED, fold
+from sani.text.folding import UNSPACED, fold, fold_text
 
 DEFAULT_LABEL = "TERM"
 # Endings of plural, genitive and case in en, es, de and fr, for terms of four letters and more.
-INFLECTIONS = ("'s", "\u2019s", "s'", "s", "es", "e", "en", "n", "er", "ern", "em", "ns", "x")
+INFLECTIONS = ("'s", "s'", "s", "es", "e", "en", "n", "er", "ern", "em", "ns", "x")
 SHORTEST_INFLECTED = 4
 _WINDOW = 1_000_000
 _unspaced = re.compile(f"[{UNSPACED}]")
@@ -59,10 +59,9 @@ class Finder:
     def __init__(self, values: Iterable[Value]) -> None:
         by_text: dict[str, list[Value]] = {}
         for value in values:
-            folded = fold(value.text).text.strip()
+            folded = fold_text(value.text)
             if any(character.isalnum() for character in folded):
-                for form in {folded, folded.replace("ss", "ß"), folded.replace("ß", "ss")}:
-                    by_text.setdefault(form, []).append(value)
+                by_text.setdefault(folded, []).append(value)
         self._automaton = ahocorasick.Automaton()
         for folded, same in by_text.items():
             self._automaton.add_word(folded, (len(folded), tuple(dict.fromkeys(same))))
@@ -90,7 +89,7 @@ class Finder:
                 if not whole and not (ending and value.inflected and length >= SHORTEST_INFLECTED):
                     continue
                 start, end = folded.original(first, after + ending)
-                if value.cased and value.text[0].isupper() and not text[start].isupper():
+                if value.cased and value.text[0].isupper() and text[start].islower():
                     continue
                 yield Span(start, end, value.label, value.kind, value.source, value.score)
 

@@ -28,6 +28,7 @@ from functools import cache, cached_property, lru_cache
 from importlib import import_module
 
 from sani.corpus.documents import Corpus
+from sani.text.folding import fold_text
 from sani.values.dates import DateFormats, WrittenDate, month_first
 from sani.values.phrases import PhraseIndex, words_of
 
@@ -541,7 +542,7 @@ class _Language:
         for word in sorted(words):
             for letter in word:
                 self.letters[_script(letter)].append(letter)
-        bare = {_bare(word) for word in words if len(word) > 2}
+        bare = {_folded(word) for word in words if len(word) > 2}
         shared = {locale: len(bare & _name_words(locale)) for locale in LOCALES}
         # Over the square root of the length (the cosine), lest the longest list always wins.
         self.locale = max(LOCALES, key=lambda one: shared[one] / len(_name_words(one)) ** 0.5)
@@ -554,10 +555,12 @@ class _Language:
                 continue
             for role, names in _name_lists(locale).items():
                 for name, weight in names.items():
-                    self._roles[_bare(name)] = "".join(sorted({role, *self._roles[_bare(name)]}))
+                    self._roles[_folded(name)] = "".join(
+                        sorted({role, *self._roles[_folded(name)]})
+                    )
                     # Without accents where the corpus has none.
                     odd = set(name.casefold()) - written - set(string.ascii_lowercase)
-                    weights[_bare(name).capitalize() if odd else name] += weight
+                    weights[_folded(name).capitalize() if odd else name] += weight
         self._script = _script(min(self._roles)[0])
         # Roles -> names that have just these, or some of them if those are few, and the sums of
         # their weights up to there.
@@ -571,7 +574,7 @@ class _Language:
 
     def kind(self, word: str) -> str:
         """Of what lists a word is: men's first names, women's, surnames; sorted, maybe none."""
-        return self._roles.get(_bare(word), "") if len(word) > 2 else ""
+        return self._roles.get(_folded(word), "") if len(word) > 2 else ""
 
     def name(self, word: str, chance: random.Random) -> str | None:
         """A name of the same kind and case, by its frequency; None for a word in another script."""
@@ -606,7 +609,7 @@ def _name_lists(locale: str) -> dict[str, dict[str, float]]:
 
 @cache
 def _name_words(locale: str) -> frozenset[str]:
-    return frozenset(_bare(name) for names in _name_lists(locale).values() for name in names)
+    return frozenset(_folded(name) for names in _name_lists(locale).values() for name in names)
 
 
 def _chains(
@@ -683,8 +686,4 @@ def _script(letter: str) -> str:
     return unicodedata.name(letter, "?").split()[0]
 
 
-@cache
-def _bare(word: str) -> str:
-    """Without case and accents."""
-    decomposed = unicodedata.normalize("NFKD", word.casefold())
-    return "".join(one for one in decomposed if not unicodedata.combining(one))
+_folded = cache(fold_text)

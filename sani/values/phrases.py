@@ -1,27 +1,28 @@
 """Which texts hold a phrase, as whole words: an inverted index with positions.
 
 Letters and digits are words of their own (``MRN123`` is two), and so is each character of scripts
-that are written without blanks; case, blanks and punctuation do not count.
+that are written without blanks. Punctuation does not count, nor does what folding drops (case,
+accents, widths).
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from array import array
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff"
-_WORD = re.compile(rf"\d+|[^\W\d_{_UNSPACED}]+|[^\W\d_]")
+from sani.text.folding import UNSPACED, fold_text
+
+_WORD = re.compile(rf"\d+|[^\W\d_{UNSPACED}]+|[^\W\d_]")
 _END = -1
 
 
 def words_of(text: str) -> tuple[str, ...]:
     """The words of a text, folded."""
-    return tuple(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
+    return tuple(_WORD.findall(fold_text(text)))
 
 
 class PhraseIndex:

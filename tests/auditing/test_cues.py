@@ -26,7 +26,8 @@ def cued(before: str, value: str, behind: str = "", *, masked: bool = False) -> 
     [
         ("Seen by Dr. Juan García. Signed: ", "García", True),
         ("Seen by Dr. Juan GARCIA. Signed: ", "García", True),
-        ("Seen by Dr. Juan Garci\u0301a. Signed: ", "Juan García", False),  # half is not more
+        ("Seen by Dr. Juan Garci\u0301a. Signed: ", "Juan García", True),
+        ("Seen by Dr. Juan Garciada. Signed: ", "Juan García", False),  # half is not more
         ("Patient Juan García Pérez, mail ", "juan.garcia@mail.example", True),
         ("Patient Juan García Pérez, mail ", "jgarcia@x.org", True),
         ("Patient Juan García Pérez, mail ", "secretary@hospital.example", False),

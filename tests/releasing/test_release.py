@@ -190,7 +190,7 @@ def test_a_key_may_have_a_password_and_a_bad_key_is_one_sentence(released, tmp_p
             verify(released, public_key=bad)
 
 
-# ---- release_scan ---------------------------------------------------------------------------------
+# ---- release_scan ----------------------------------------------------------------------------
 
 NAME, NUMBER, SHORT, AGE, PLACE = "Kowalczyk Łucja", "4471-99-X", "Ann", "41 years", "London"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import regex
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sani.corpus.documents import ANNOTATION, Corpus, Document, Span
@@ -173,29 +173,7 @@ def test_an_expression_that_takes_too_long_is_an_error_and_not_a_miss(
     assert str(error.value).startswith("document 1: expressions: an expression took longer than")
 
 
-# --- folding, windows, overlaps -----------------------------------------------------------------
-
-
-@settings(max_examples=200, deadline=None)
-@example("Ana \u00ad Ruiz")  # a soft hyphen parts two blanks
-@example("\u200b")
-@given(st.text(max_size=40))
-def test_folding_leads_every_character_back_to_where_it_stands(text: str) -> None:
-    folded = fold(text)
-    assert len(folded.starts) == len(folded.ends) == len(folded.text)
-    assert all(a < b for a, b in zip(folded.starts, folded.ends, strict=True))
-    assert all(a <= b for a, b in zip(folded.ends, folded.starts[1:], strict=False))
-    for index, character in enumerate(folded.text):
-        start, end = folded.original(index, index + 1)
-        assert fold(text[start:end]).text == character
-    assert fold(folded.text).text == folded.text
-
-
-def test_folding_knows_accents_combining_marks_digits_and_blanks() -> None:
-    assert fold("JOSE\u0301 \n\tMüller\u00a0Ñ").text == "jose muller n"
-    assert fold("\u0661\u0662\u0663 \uff14\uff15").text == "123 45"
-    text = "x\u0301\u0302y"
-    assert fold(text).original(0, 1) == (0, 3)
+# --- windows, overlaps --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [10, 50, 1000])
