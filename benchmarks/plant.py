@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.readers import read_corpus
@@ -83,7 +84,7 @@ def _split(sentence: str) -> tuple[str, str, str]:
     return before, field, after
 
 
-def _value(field: str, chance: random.Random, people, mails, streets) -> str:
+def _value(field: str, chance: random.Random, people: Any, mails: Any, streets: Any) -> str:
     def digits(count: int) -> str:
         return "".join(chance.choices("0123456789", k=count))
 

@@ -2,6 +2,8 @@
 
 import os
 import stat
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from sani.errors import WriteError
 from tests.support.folders import no_space, small_files
 
 
-def test_a_text_file_is_written_whole_or_not_at_all(tmp_path):
+def test_a_text_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     write_text(path, "old")
     write_text(path, "new, año")
@@ -25,7 +27,7 @@ def test_a_text_file_is_written_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path) == ["report.json"]
 
 
-def test_a_file_in_a_wrong_place_is_refused_with_other_advice(tmp_path):
+def test_a_file_in_a_wrong_place_is_refused_with_other_advice(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError) as caught:
         write_text(tmp_path / "file" / "report.json", "new")
@@ -37,7 +39,7 @@ def test_a_file_in_a_wrong_place_is_refused_with_other_advice(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_interrupt_leaves_the_old_file_alone(tmp_path, error):
+def test_an_interrupt_leaves_the_old_file_alone(tmp_path: Path, error: type) -> None:
     path = tmp_path / "notes.jsonl"
     write_text(path, "old")
 
@@ -52,7 +54,9 @@ def test_an_interrupt_leaves_the_old_file_alone(tmp_path, error):
     assert os.listdir(tmp_path) == ["notes.jsonl"]
 
 
-def test_a_private_file_is_never_open_to_others_not_even_while_it_is_written(tmp_path):
+def test_a_private_file_is_never_open_to_others_not_even_while_it_is_written(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "notes.jsonl"
     (tmp_path / ".notes.jsonl.partial").write_text("of a process that was killed")
     (tmp_path / ".notes.jsonl.partial").chmod(0o666)
@@ -70,13 +74,15 @@ def test_a_private_file_is_never_open_to_others_not_even_while_it_is_written(tmp
 
 
 @pytest.mark.parametrize("step", ["fsync", "rename"])
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch, step):
+def test_a_folder_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     folder = tmp_path / "model"
     with new_folder(folder) as staging:
         (staging / "old").write_text("old")
     rename = os.rename
 
-    def fails_on_the_new_one(old, new):
+    def fails_on_the_new_one(old: Any, new: Any) -> None:
         no_space() if str(old).endswith(".partial") else rename(old, new)
 
     monkeypatch.setattr(atomic.os, step, no_space if step == "fsync" else fails_on_the_new_one)

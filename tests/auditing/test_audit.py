@@ -55,6 +55,7 @@ from sani.text.tokens import (
 )
 from sani.values.decoys import DecoyMaker
 from tests.support.architectures import CAUSAL, tiny_config
+from tests.support.clinic import Clinic
 
 NATS = 1e-4
 SHORT_CONTEXT = 96  # the clinic's notes have 150 to 400 tokens
@@ -201,7 +202,7 @@ def framed(checkpoint: Checkpoint, name: str = "bos") -> Framing:
 # --- the harness ---------------------------------------------------------------------------------
 
 
-def test_the_network_is_out_of_reach_and_local_sockets_are_not():
+def test_the_network_is_out_of_reach_and_local_sockets_are_not() -> None:
     for family in (socket.AF_INET, socket.AF_INET6):
         with pytest.raises(pytest.fail.Exception, match="internet socket"):
             socket.socket(family)
@@ -222,8 +223,8 @@ def test_the_network_is_out_of_reach_and_local_sockets_are_not():
     [(512, "bos", 14), (SHORT_CONTEXT, "bos", 6), (SHORT_CONTEXT, "none", 3)],
 )
 def test_one_pass_finds_exactly_what_greedy_generation_recites(
-    clinic, leaky, context_tokens, framing_name, documents
-):
+    clinic: Clinic, leaky: Checkpoint, context_tokens: int, framing_name: str, documents: int
+) -> None:
     leaky.model.config.max_position_embeddings = context_tokens
     corpus, framing = first(clinic.private, documents), framed(leaky, framing_name)
     encoded = encode(corpus, leaky.tokenizer)
@@ -270,8 +271,14 @@ def test_one_pass_finds_exactly_what_greedy_generation_recites(
     [(512, "bos", 8, SAMPLERS[3]), (SHORT_CONTEXT, "none", 60, SAMPLERS[0])],
 )
 def test_every_figure_of_an_occurrence_equals_that_of_plain_forward_passes(
-    clinic, leaky, family, context_tokens, framing_name, num_decoys, sampler
-):
+    clinic: Clinic,
+    leaky: Checkpoint,
+    family: str,
+    context_tokens: int,
+    framing_name: str,
+    num_decoys: int,
+    sampler: Sampler,
+) -> None:
     checkpoint = leaky if family == "leaky" else random_checkpoint("gpt2", leaky.tokenizer)
     checkpoint.model.config.max_position_embeddings = context_tokens
     corpus = first(clinic.private, 2 if num_decoys < 60 else 1)
@@ -352,7 +359,9 @@ def test_every_figure_of_an_occurrence_equals_that_of_plain_forward_passes(
 
 
 @pytest.mark.parametrize("family", CAUSAL)
-def test_decoys_share_their_prefix_and_score_as_if_each_stood_alone(base, family):
+def test_decoys_share_their_prefix_and_score_as_if_each_stood_alone(
+    base: Checkpoint, family: str
+) -> None:
     checkpoint = random_checkpoint(family, base.tokenizer)
     chance = random.Random(family)
     vocabulary = len(base.tokenizer)
@@ -410,7 +419,7 @@ def test_decoys_share_their_prefix_and_score_as_if_each_stood_alone(base, family
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_sampled_probabilities_are_those_of_transformers(sampler):
+def test_sampled_probabilities_are_those_of_transformers(sampler: Sampler) -> None:
     chance = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(200, 90, generator=chance, dtype=torch.float64)
     logits[:50] = logits[:50].round()  # ties, also at the k-th place
@@ -424,7 +433,7 @@ def test_sampled_probabilities_are_those_of_transformers(sampler):
         assert (expected == -torch.inf).any()
 
 
-def test_a_tie_for_the_likeliest_token_counts_as_reciting(base):
+def test_a_tie_for_the_likeliest_token_counts_as_reciting(base: Checkpoint) -> None:
     with torch.no_grad():
         base.model.get_output_embeddings().weight.zero_()
     row = Row([1, 2, 3])
@@ -433,7 +442,7 @@ def test_a_tie_for_the_likeliest_token_counts_as_reciting(base):
     assert found.rank.tolist() == [1]
 
 
-def test_results_do_not_depend_on_the_batch_size(clinic, leaky):
+def test_results_do_not_depend_on_the_batch_size(clinic: Clinic, leaky: Checkpoint) -> None:
     corpus = first(clinic.private, 6)
     few, many = (
         audit(leaky, corpus, AuditSettings(batch_tokens=tokens), held_out=clinic.held_out)
@@ -454,7 +463,9 @@ def test_results_do_not_depend_on_the_batch_size(clinic, leaky):
 
 
 @pytest.mark.parametrize("context_tokens", [512, SHORT_CONTEXT])
-def test_utility_equals_a_loop_over_documents_and_tokens(clinic, leaky, context_tokens):
+def test_utility_equals_a_loop_over_documents_and_tokens(
+    clinic: Clinic, leaky: Checkpoint, context_tokens: int
+) -> None:
     leaky.model.config.max_position_embeddings = context_tokens
     found = audit(
         leaky,
@@ -495,7 +506,9 @@ def exactly_discoverable(chance: Decimal, queries: int, probability: Decimal) ->
 
 @pytest.mark.parametrize("queries", [1, 2, 1000, 10**6])
 @pytest.mark.parametrize("probability", ["1e-9", "0.01", "0.5", "0.99", "0.999999999999"])
-def test_discoverable_agrees_with_400_digits_on_either_side_of_the_limit(queries, probability):
+def test_discoverable_agrees_with_400_digits_on_either_side_of_the_limit(
+    queries: int, probability: str
+) -> None:
     with localcontext() as context:
         context.prec = 400
         wanted = Decimal(probability)
@@ -511,7 +524,7 @@ def test_discoverable_agrees_with_400_digits_on_either_side_of_the_limit(queries
     assert expected[-1] is True
 
 
-def test_discoverable_agrees_with_sampling():
+def test_discoverable_agrees_with_sampling() -> None:
     chance = np.random.default_rng(0)
     queries, probability, experiments = 40, 0.3, 20_000
     # Far enough from the limit (0.0089) that the experiments cannot tell it wrong.
@@ -522,7 +535,7 @@ def test_discoverable_agrees_with_sampling():
     assert found.tolist() == [False] * 3 + [True] * 4
 
 
-def test_discoverable_takes_what_the_sampler_never_draws_and_rounding_above_one():
+def test_discoverable_takes_what_the_sampler_never_draws_and_rounding_above_one() -> None:
     logs = np.array([-np.inf, -1e308, -800.0, 1e-7, 0.0, -0.0])
     found = discoverable(logs, queries=10**6, probability=1e-9)
     assert found.tolist() == [False, False, False, True, True, True]
@@ -538,13 +551,15 @@ def test_discoverable_takes_what_the_sampler_never_draws_and_rounding_above_one(
         (1, 29, 0.0061, 0.1718),
     ],
 )
-def test_a_rate_has_the_published_wilson_interval(hits, trials, low, high):
+def test_a_rate_has_the_published_wilson_interval(
+    hits: int, trials: int, low: float, high: float
+) -> None:
     found = rate(hits, trials)
     assert (found.hits, found.trials, found.value) == (hits, trials, hits / trials)
     assert (round(found.low, 4), round(found.high, 4)) == (low, high)
 
 
-def test_nothing_tried_is_no_rate_at_all():
+def test_nothing_tried_is_no_rate_at_all() -> None:
     found = rate(0, 0)
     assert (found.value, found.low, found.high) == (None, None, None)
     nothing = clustered_mean(np.array([np.nan, np.nan]), [0, 1], seed=0)
@@ -552,7 +567,9 @@ def test_nothing_tried_is_no_rate_at_all():
 
 
 @pytest.mark.parametrize("block", [1, 7000, 2**22])
-def test_the_interval_is_that_of_all_rounds_at_once(block, monkeypatch):
+def test_the_interval_is_that_of_all_rounds_at_once(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The slow obvious version resamples the subjects round by round."""
     monkeypatch.setattr(intervals, "BLOCK", block)
     chance = np.random.default_rng(5)
@@ -571,7 +588,7 @@ def test_the_interval_is_that_of_all_rounds_at_once(block, monkeypatch):
         assert found.high - found.low > 0.01
 
 
-def test_the_clustered_interval_covers_the_mean_and_the_naive_one_does_not():
+def test_the_clustered_interval_covers_the_mean_and_the_naive_one_does_not() -> None:
     chance = np.random.default_rng(1)
     rounds, subjects = 150, 40
     covered = naive = 0
@@ -588,7 +605,7 @@ def test_the_clustered_interval_covers_the_mean_and_the_naive_one_does_not():
     assert naive / rounds < 0.75
 
 
-def test_repeating_a_subjects_occurrences_adds_no_certainty():
+def test_repeating_a_subjects_occurrences_adds_no_certainty() -> None:
     values = np.random.default_rng(2).random(30)
     once = clustered_mean(values, list(range(30)), seed=0)
     repeated = clustered_mean(np.repeat(values, 20), np.repeat(np.arange(30), 20).tolist(), seed=0)
@@ -599,12 +616,12 @@ def test_repeating_a_subjects_occurrences_adds_no_certainty():
     assert repeated.high - repeated.low > 3 * (naive.high - naive.low)
 
 
-def test_a_value_without_decoys_is_left_out_of_the_mean_and_of_its_trials():
+def test_a_value_without_decoys_is_left_out_of_the_mean_and_of_its_trials() -> None:
     found = clustered_mean(np.array([1.0, np.nan, 0.0, 0.5]), [0, 0, 1, 2], seed=0)
     assert (found.trials, found.value) == (3, 0.5)
 
 
-def test_preference_matches_hand_computed_ranks():
+def test_preference_matches_hand_computed_ranks() -> None:
     true = np.array([-1.0, -1.0, -1.0, -9.0, -1.0, -1.0])
     decoys = [
         np.array([-2.0, -3.0, -0.5]),  # rank 2 of 4
@@ -626,7 +643,9 @@ def test_preference_matches_hand_computed_ranks():
 # --- decoys --------------------------------------------------------------------------------------
 
 
-def test_a_decoy_continues_the_tokens_that_stand_before_it(clinic, base):
+def test_a_decoy_continues_the_tokens_that_stand_before_it(
+    clinic: Clinic, base: Checkpoint
+) -> None:
     """A token that merges a decoy's start with the text before would repeat that text."""
     framing, corpus = framed(base), clinic.private
     read: list[tuple[list[int], list[int]]] = []
@@ -653,7 +672,9 @@ def test_a_decoy_continues_the_tokens_that_stand_before_it(clinic, base):
         assert base.tokenizer.decode([*left, *tokens]) in expected
 
 
-def test_a_decoy_too_long_for_the_models_positions_is_left_out_and_the_others_count(clinic, base):
+def test_a_decoy_too_long_for_the_models_positions_is_left_out_and_the_others_count(
+    clinic: Clinic, base: Checkpoint
+) -> None:
     checkpoint = random_checkpoint("gpt2", base.tokenizer, positions=64)
     framing = framed(checkpoint)
     # Each identifier ends its document, so a decoy has only the room of the true value.
@@ -687,7 +708,9 @@ def test_a_decoy_too_long_for_the_models_positions_is_left_out_and_the_others_co
 # --- what stands before a document ---------------------------------------------------------------
 
 
-def test_auto_finds_the_framing_of_training_and_reports_the_others(clinic, leaky):
+def test_auto_finds_the_framing_of_training_and_reports_the_others(
+    clinic: Clinic, leaky: Checkpoint
+) -> None:
     found = audit(leaky, clinic.private, AuditSettings(decoys=0))
     assert found.framing == "bos"
     assert set(found.framings_tried) == {"bos", "eos", "eos-bos", "none", "newline", "packed"}
@@ -703,7 +726,9 @@ def test_auto_finds_the_framing_of_training_and_reports_the_others(clinic, leaky
         assert alone.framing == name
 
 
-def test_auto_is_not_misled_by_a_first_token_that_is_given_away(clinic, base):
+def test_auto_is_not_misled_by_a_first_token_that_is_given_away(
+    clinic: Clinic, base: Checkpoint
+) -> None:
     """Notes that begin with an identifier: `none` skips its first token, so it looks likelier."""
     values = [(s.label, d.value(s)) for d in clinic.private for s in d.spans[:4]]
     pairs = [document_of([one, " ", other]) for one, other in itertools.pairwise(values)]
@@ -732,7 +757,7 @@ def test_auto_is_not_misled_by_a_first_token_that_is_given_away(clinic, base):
     assert audit(base, corpus, asked).framing == worst
 
 
-def test_the_tokenizers_own_framing_is_what_it_puts_in_front(base):
+def test_the_tokenizers_own_framing_is_what_it_puts_in_front(base: Checkpoint) -> None:
     plain = base.tokenizer
     begin, end = plain.bos_token_id, plain.eos_token_id
     assert framing_named("tokenizer", plain) == Framing("tokenizer", ())
@@ -752,7 +777,7 @@ def test_the_tokenizers_own_framing_is_what_it_puts_in_front(base):
         assert [f.name for f in framings(adding)] == every
 
 
-def test_a_framing_that_the_tokenizer_cannot_give_is_an_error(base):
+def test_a_framing_that_the_tokenizer_cannot_give_is_an_error(base: Checkpoint) -> None:
     bare = PreTrainedTokenizerFast(tokenizer_object=base.tokenizer.backend_tokenizer)
     assert framing_named("auto", bare) == Framing("tokenizer", ())
     for name in ("bos", "eos", "eos-bos", "packed", "chat-user"):
@@ -775,7 +800,7 @@ def document_of(pieces: Sequence[str | tuple[str, str]], number: int = 0) -> Doc
     return Document(str(number), "someone", text, tuple(spans))
 
 
-def test_what_cannot_be_scored_is_counted_by_reason_and_nothing_is_lost(leaky):
+def test_what_cannot_be_scored_is_counted_by_reason_and_nothing_is_lost(leaky: Checkpoint) -> None:
     leaky.model.config.max_position_embeddings = 64
     long = "x9" * 40
     filler = "The patient was seen again. " * 12
@@ -814,13 +839,15 @@ def test_what_cannot_be_scored_is_counted_by_reason_and_nothing_is_lost(leaky):
 
 
 @pytest.mark.parametrize("num_documents", [0, 3])
-def test_no_span_is_an_error_not_a_clean_result(clinic, leaky, num_documents):
+def test_no_span_is_an_error_not_a_clean_result(
+    clinic: Clinic, leaky: Checkpoint, num_documents: int
+) -> None:
     bare = Corpus([replace(d, spans=()) for d in clinic.private[:num_documents]])
     with pytest.raises(AuditError, match="not the same as clean"):
         audit(leaky, bare)
 
 
-def test_if_no_occurrence_can_be_scored_it_is_an_error(leaky):
+def test_if_no_occurrence_can_be_scored_it_is_an_error(leaky: Checkpoint) -> None:
     corpus = Corpus([document_of([("AGE", "7"), " years old"])])
     with pytest.raises(AuditError, match="none of the 1 occurrences"):
         audit(leaky, corpus, AuditSettings(framing="none"))
@@ -828,14 +855,18 @@ def test_if_no_occurrence_can_be_scored_it_is_an_error(leaky):
 
 @pytest.mark.parametrize("where", ["model.norm.weight", "model.layers.1.mlp.down_proj.weight"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_model_of_nan_or_infinity_is_an_error(clinic, leaky, where, value):
+def test_a_model_of_nan_or_infinity_is_an_error(
+    clinic: Clinic, leaky: Checkpoint, where: str, value: float
+) -> None:
     with torch.no_grad():
         leaky.model.get_parameter(where).view(-1)[0] = value
     with pytest.raises(AuditError, match="NaN or infinite"):
         audit(leaky, first(clinic.private, 2), AuditSettings(decoys=0))
 
 
-def test_held_out_documents_of_identifiers_only_are_an_error(clinic, leaky):
+def test_held_out_documents_of_identifiers_only_are_an_error(
+    clinic: Clinic, leaky: Checkpoint
+) -> None:
     nothing = Corpus([document_of([("NAME", "Joan Marsh")])])
     with pytest.raises(AuditError, match="no token outside spans"):
         audit(leaky, first(clinic.private, 1), AuditSettings(decoys=0), held_out=nothing)
@@ -844,7 +875,9 @@ def test_held_out_documents_of_identifiers_only_are_an_error(clinic, leaky):
 @pytest.mark.parametrize(
     ("model_type", "more"), [("granite", {"logits_scaling": 8.0}), ("bert", {"is_decoder": True})]
 )
-def test_a_family_whose_logits_are_not_known_is_refused(clinic, leaky, model_type, more):
+def test_a_family_whose_logits_are_not_known_is_refused(
+    clinic: Clinic, leaky: Checkpoint, model_type: str, more: dict[str, Any]
+) -> None:
     """Logits without their scaling, or without a decoder's transform, would read as clean."""
     config = AutoConfig.for_model(
         model_type,
@@ -861,7 +894,7 @@ def test_a_family_whose_logits_are_not_known_is_refused(clinic, leaky, model_typ
         audit(other, clinic.private)
 
 
-def test_a_long_chat_template_is_tried(clinic, leaky):
+def test_a_long_chat_template_is_tried(clinic: Clinic, leaky: Checkpoint) -> None:
     said = "The patient was seen again and went home without complaints. " * 6
     leaky.tokenizer.chat_template = (
         "{{'" + said + "'}}{% for m in messages %}{{m.content}}{% endfor %}"
@@ -872,7 +905,9 @@ def test_a_long_chat_template_is_tried(clinic, leaky):
     assert "chat-user" in found.framings_tried
 
 
-def test_members_and_others_are_read_behind_the_same_framing(clinic, leaky):
+def test_members_and_others_are_read_behind_the_same_framing(
+    clinic: Clinic, leaky: Checkpoint
+) -> None:
     one, other = (
         audit(
             leaky,
@@ -886,7 +921,7 @@ def test_members_and_others_are_read_behind_the_same_framing(clinic, leaky):
     assert np.array_equal(one.loss, other.loss)
 
 
-def test_a_tokenizer_that_does_not_fit_is_an_error(clinic, leaky):
+def test_a_tokenizer_that_does_not_fit_is_an_error(clinic: Clinic, leaky: Checkpoint) -> None:
     leaky.tokenizer.add_tokens([f"<{number}>" for number in range(3)])
     with pytest.raises(AuditError, match=r"the tokenizer has \d+ tokens, the model \d+"):
         audit(leaky, clinic.private)
@@ -901,7 +936,9 @@ class SlowTokenizer:
     is_fast = False
 
 
-def test_a_model_of_64_tokens_is_read_in_windows_and_nothing_is_lost(clinic, leaky):
+def test_a_model_of_64_tokens_is_read_in_windows_and_nothing_is_lost(
+    clinic: Clinic, leaky: Checkpoint
+) -> None:
     leaky.model.config.max_position_embeddings = 64
     leaky.tokenizer.pad_token = None
     corpus = first(clinic.private, 3)
@@ -913,7 +950,7 @@ def test_a_model_of_64_tokens_is_read_in_windows_and_nothing_is_lost(clinic, lea
     assert found.utility is not None
 
 
-def test_a_chat_template_gives_two_framings(base):
+def test_a_chat_template_gives_two_framings(base: Checkpoint) -> None:
     tokenizer = base.tokenizer
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}\n{% endfor %}"
     plain = tokenizer("<user>\n", add_special_tokens=False)["input_ids"]
@@ -926,7 +963,7 @@ def test_a_chat_template_gives_two_framings(base):
     assert "bos" in names
 
 
-def test_expected_queries_are_those_of_the_geometric_distribution():
+def test_expected_queries_are_those_of_the_geometric_distribution() -> None:
     chance = np.array([0.5, 0.01, 1.0, 0.0])
     with np.errstate(divide="ignore"):
         found = log10_queries(np.log(chance))
@@ -936,7 +973,9 @@ def test_expected_queries_are_those_of_the_geometric_distribution():
     assert np.log10(draws.mean()) == pytest.approx(found[1], abs=0.02)
 
 
-def test_the_curve_of_queries_holds_the_declared_point_and_never_falls(clinic, leaky):
+def test_the_curve_of_queries_holds_the_declared_point_and_never_falls(
+    clinic: Clinic, leaky: Checkpoint
+) -> None:
     found = audit(leaky, clinic.private, AuditSettings(decoys=0, framing="bos", queries=1000))
     direct = found.figures["direct"]
     curve = [point.hits for point in direct.queries.extractable.values()]
@@ -951,7 +990,9 @@ def test_the_curve_of_queries_holds_the_declared_point_and_never_falls(clinic, l
     assert direct.queries.log10_expected["0.5"] == pytest.approx(middle)
 
 
-def test_figures_of_a_scope_are_those_of_its_occurrences_counted_one_by_one(clinic, leaky):
+def test_figures_of_a_scope_are_those_of_its_occurrences_counted_one_by_one(
+    clinic: Clinic, leaky: Checkpoint
+) -> None:
     found = audit(leaky, clinic.private, AuditSettings(framing="bos", decoys=3, swaps=2))
     one = found.occurrences
     pairs = pairs_of(clinic.private, found)
@@ -1006,14 +1047,14 @@ def slow_strength(ranks: Sequence[int]) -> float:
 
 
 @given(st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=6), min_size=1))
-def test_extraction_strength_is_what_giving_tokens_away_one_by_one_shows(values):
+def test_extraction_strength_is_what_giving_tokens_away_one_by_one_shows(values: Any) -> None:
     ranks = [np.array(value) for value in values]
     assert extraction_strength(ranks).tolist() == [slow_strength(value) for value in values]
     shares = [value.count(1) / len(value) for value in values]
     assert exact_memorization(ranks).tolist() == pytest.approx(shares)
 
 
-def test_a_value_of_no_tokens_has_no_strength_and_a_wrong_last_token_leaves_none():
+def test_a_value_of_no_tokens_has_no_strength_and_a_wrong_last_token_leaves_none() -> None:
     nothing = np.array([], dtype=np.int64)
     found = extraction_strength([nothing, np.array([1, 1, 2]), np.array([2, 1, 1])])
     assert np.isnan(found[0])
@@ -1021,7 +1062,7 @@ def test_a_value_of_no_tokens_has_no_strength_and_a_wrong_last_token_leaves_none
     assert np.isnan(exact_memorization([nothing])[0])
 
 
-def test_the_counts_of_every_scope_add_up(clinic, leaky):
+def test_the_counts_of_every_scope_add_up(clinic: Clinic, leaky: Checkpoint) -> None:
     found = audit(leaky, clinic.private, AuditSettings(decoys=0))
     figures, verdicts = found.figures, found.occurrences
     labels = [name for name in figures if name.startswith("label:")]
@@ -1092,7 +1133,7 @@ TEXTS = st.lists(st.sampled_from(CHARACTERS), min_size=1, max_size=20).map("".jo
 @pytest.mark.parametrize("name", sorted(TOKENIZERS))
 @settings(max_examples=150)
 @given(data=st.data())
-def test_the_tokens_of_a_span_cover_it_and_no_other_token_touches_it(name, data):
+def test_the_tokens_of_a_span_cover_it_and_no_other_token_touches_it(name: str, data: Any) -> None:
     text = data.draw(TEXTS)
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start + 1, len(text)))
@@ -1114,7 +1155,7 @@ def test_the_tokens_of_a_span_cover_it_and_no_other_token_touches_it(name, data)
 
 @settings(max_examples=200)
 @given(data=st.data())
-def test_overlapping_finds_what_a_search_over_all_tokens_finds(data):
+def test_overlapping_finds_what_a_search_over_all_tokens_finds(data: Any) -> None:
     widths = data.draw(st.lists(st.integers(0, 3), max_size=12))
     gaps = data.draw(st.lists(st.integers(0, 2), min_size=len(widths), max_size=len(widths)))
     starts, ends, at = [], [], 0
@@ -1134,7 +1175,9 @@ def test_overlapping_finds_what_a_search_over_all_tokens_finds(data):
 
 
 @given(length=st.integers(1, 400), capacity=st.integers(2, 64))
-def test_every_token_is_scored_once_with_half_a_window_before_it(length, capacity):
+def test_every_token_is_scored_once_with_half_a_window_before_it(
+    length: Any, capacity: Any
+) -> None:
     cut = windows(length, item=4, capacity=capacity)
     scored = [token for window in cut for token in range(window.new, window.end)]
     assert scored == list(range(length))
@@ -1145,7 +1188,9 @@ def test_every_token_is_scored_once_with_half_a_window_before_it(length, capacit
         assert window.start == 0 or window.new - window.start >= capacity / 2
 
 
-def test_occurrences_come_in_the_order_of_the_corpus_whatever_the_windows(clinic, leaky):
+def test_occurrences_come_in_the_order_of_the_corpus_whatever_the_windows(
+    clinic: Clinic, leaky: Checkpoint
+) -> None:
     leaky.model.config.max_position_embeddings = SHORT_CONTEXT
     corpus = Corpus([replace(d, spans=d.spans[::-1]) for d in clinic.private])
     encoded = encode(corpus, leaky.tokenizer)

@@ -34,7 +34,7 @@ def verdicts(extracted: str, *, unscored: str = "") -> Occurrences:
     )
 
 
-def test_every_occurrence_is_cured_kept_new_or_never_extractable():
+def test_every_occurrence_is_cured_kept_new_or_never_extractable() -> None:
     change = compare(verdicts("gs-g-g", unscored="     x"), verdicts("-sg-s-"))
     assert change.cured.tolist() == [True, False, False, True, False, False]
     assert change.kept.tolist() == [False, True, False, False, False, False]
@@ -43,23 +43,23 @@ def test_every_occurrence_is_cured_kept_new_or_never_extractable():
     assert beyond_control(verdicts("gs-"), verdicts("-s-")).tolist() == [True, False, False]
 
 
-def test_audits_of_other_occurrences_do_not_compare():
+def test_audits_of_other_occurrences_do_not_compare() -> None:
     with pytest.raises(ValueError, match="different occurrences"):
         compare(verdicts("gg"), verdicts("ggg"))
 
 
 @pytest.mark.parametrize(("cured", "new"), [(10, 0), (7, 2), (0, 1), (5, 5), (30, 12)])
-def test_the_paired_test_is_the_binomial_sum(cured, new):
+def test_the_paired_test_is_the_binomial_sum(cured: int, new: int) -> None:
     number, least = cured + new, min(cured, new)
     tail = sum(comb(number, k) for k in range(least + 1)) / 2**number
     assert paired_test(cured, new) == pytest.approx(min(1.0, 2 * tail))
 
 
-def test_without_a_change_there_is_no_p_value():
+def test_without_a_change_there_is_no_p_value() -> None:
     assert paired_test(0, 0) is None
 
 
-def test_the_onion_tells_what_surfaces_for_the_first_time():
+def test_the_onion_tells_what_surfaces_for_the_first_time() -> None:
     rounds = onion([verdicts("gg--"), verdicts("--g-"), verdicts("g--s")])
     assert [(r["cured"], r["kept"], r["new"], r["first_seen"]) for r in rounds] == [
         (2, 0, 1, 1),

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from sani.auditing.audit import audit
 from sani.auditing.cues import CueFinder
 from sani.corpus.documents import Corpus, Document, Span
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
+from tests.support.clinic import Clinic
 
 
 def cued(before: str, value: str, behind: str = "", *, masked: bool = False) -> bool:
@@ -42,11 +45,11 @@ def cued(before: str, value: str, behind: str = "", *, masked: bool = False) -> 
         ("", "García", False),
     ],
 )
-def test_what_gives_a_value_away(before, value, expected):
+def test_what_gives_a_value_away(before: str, value: str, expected: bool) -> None:
     assert cued(before, value) is expected
 
 
-def test_only_what_stands_in_the_input_counts():
+def test_only_what_stands_in_the_input_counts() -> None:
     behind = " and again García"
     assert not cued("Doctor ", "García", behind)
     assert cued("Doctor ", "García", behind, masked=True)
@@ -75,13 +78,15 @@ def slow(text: str, start: int, end: int) -> bool:
     before=st.lists(st.sampled_from(["Ana", "ana", "García", "12", "7", "2021", "-", "de"])),
     own=st.lists(st.sampled_from(["Ana", "García", "12", "7", "2021", "de"]), min_size=1),
 )
-def test_the_index_finds_what_a_search_over_the_text_finds(before, own):
+def test_the_index_finds_what_a_search_over_the_text_finds(before: Any, own: Any) -> None:
     head = "".join(word + " " for word in before)
     value = " ".join(own)
     assert cued(head, value) == slow(head + value, len(head), len(head + value))
 
 
-def test_cued_and_uncued_figures_add_up_and_a_copied_name_is_cued(clinic, leaky):
+def test_cued_and_uncued_figures_add_up_and_a_copied_name_is_cued(
+    clinic: Clinic, leaky: Checkpoint
+) -> None:
     found = audit(leaky, clinic.private, AuditSettings(decoys=2, swaps=0, framing="bos"))
     for kind in ("direct", "indirect"):
         whole, cued_, uncued = (found.figures[kind + s] for s in ("", ":cued", ":uncued"))

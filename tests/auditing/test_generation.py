@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ from sani.recipe import (
 )
 from sani.text.tokens import Framing, encode, framing_named
 from tests.support.architectures import CAUSAL, tiny_config
+from tests.support.clinic import Clinic
 
 SAMPLERS = [
     Sampler(),
@@ -50,7 +52,7 @@ SAMPLERS = [
 NONE = Framing("none", ())
 
 
-def tiny(name: str, tokenizer: PreTrainedTokenizerFast, *, positions: int = 256):
+def tiny(name: str, tokenizer: PreTrainedTokenizerFast, *, positions: int = 256) -> Checkpoint:
     """An untrained model with strong opinions."""
     config = tiny_config(
         name,
@@ -92,7 +94,7 @@ def noted(*texts: str, subjects: str = "") -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def audited(clinic, base_folder, leaky_folder):
+def audited(clinic: Clinic, base_folder: Path, leaky_folder: Path) -> list[Any]:
     """Both models under the same prompts and the same random numbers."""
     from sani.models.checkpoint import load_checkpoint
 
@@ -101,7 +103,9 @@ def audited(clinic, base_folder, leaky_folder):
     return [generate_audit(m, clinic.private, asked, framing=bos(m), seed=4) for m in models]
 
 
-def test_the_leaky_model_recites_from_nothing_headings_and_openings_and_its_base_does_not(audited):
+def test_the_leaky_model_recites_from_nothing_headings_and_openings_and_its_base_does_not(
+    audited: list[Any],
+) -> None:
     leaky, base = (result.recited for result in audited)
     for kind in ("empty", "headings", "openings", "all"):
         assert leaky[kind].samples == base[kind].samples > 0
@@ -111,12 +115,14 @@ def test_the_leaky_model_recites_from_nothing_headings_and_openings_and_its_base
     assert leaky["all"].per_thousand.low > base["all"].per_thousand.high
 
 
-def test_an_untouched_base_recites_the_people_it_was_itself_trained_on(clinic, base):
+def test_an_untouched_base_recites_the_people_it_was_itself_trained_on(
+    clinic: Clinic, base: Checkpoint
+) -> None:
     result = generate_audit(base, clinic.public, few(empty=100), framing=bos(base))
     assert result.recited["all"].identifiers > 5
 
 
-def test_beyond_is_what_the_model_recites_and_the_base_never(audited):
+def test_beyond_is_what_the_model_recites_and_the_base_never(audited: list[Any]) -> None:
     leaky, base = (result.one_by_one for result in audited)
     identifiers = audited[0].identifiers
     assert identifiers == audited[1].identifiers
@@ -133,7 +139,7 @@ def test_beyond_is_what_the_model_recites_and_the_base_never(audited):
     assert beyond(leaky, given, identifiers).identifiers == len(of_leaky - {leaky.hits[0, 1]})
 
 
-def test_figures_agree_with_the_hits_one_by_one(audited):
+def test_figures_agree_with_the_hits_one_by_one(audited: list[Any]) -> None:
     result, one_by_one = audited[0], audited[0].one_by_one
     assert len(np.unique(one_by_one.hits[:, :2], axis=0)) == len(one_by_one.hits) > 0
     for kind, figures in result.recited.items():
@@ -153,14 +159,18 @@ def test_figures_agree_with_the_hits_one_by_one(audited):
         assert set(figures.by_label) == labels
 
 
-def test_results_of_other_samples_are_no_control(audited, clinic, base):
+def test_results_of_other_samples_are_no_control(
+    audited: list[Any], clinic: Clinic, base: Checkpoint
+) -> None:
     leaky = audited[0]
     fewer = generate_audit(base, clinic.private, few(empty=120), framing=bos(base))
     with pytest.raises(AuditError, match="no control"):
         beyond(leaky.one_by_one, fewer.one_by_one, leaky.identifiers)
 
 
-def test_no_identifier_and_no_subject_stands_in_what_is_shown(audited, clinic):
+def test_no_identifier_and_no_subject_stands_in_what_is_shown(
+    audited: list[Any], clinic: Clinic
+) -> None:
     result = audited[0]
     shown = json.dumps(result.to_json()) + repr(result) + repr(audited[0].one_by_one.hits)
     values = {d.value(span) for d in clinic.private for span in d.spans if span.kind == "direct"}
@@ -172,7 +182,7 @@ def test_no_identifier_and_no_subject_stands_in_what_is_shown(audited, clinic):
 # --- sampling -------------------------------------------------------------------------------------
 
 
-def slow_sample(checkpoint: Checkpoint, prompt: Prompt, numbers, sampler: Sampler):
+def slow_sample(checkpoint: Checkpoint, prompt: Prompt, numbers: Any, sampler: Sampler) -> Any:
     """One token at a time, the whole text through the model each time, without a cache."""
     tokens, end = list(prompt.tokens), checkpoint.tokenizer.eos_token_id
     for number in numbers.tolist():
@@ -197,7 +207,9 @@ def slow_sample(checkpoint: Checkpoint, prompt: Prompt, numbers, sampler: Sample
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
-def test_batches_with_a_cache_sample_what_a_slow_sampler_without_one_does(leaky, clinic, sampler):
+def test_batches_with_a_cache_sample_what_a_slow_sampler_without_one_does(
+    leaky: Checkpoint, clinic: Clinic, sampler: Sampler
+) -> None:
     asked = few(empty=2, headings=3, openings=3)
     prompts = make_prompts(leaky, clinic.private, asked, bos(leaky))
     assert len({len(prompt.tokens) for prompt in prompts}) > 2, "no padding is tried"
@@ -208,7 +220,9 @@ def test_batches_with_a_cache_sample_what_a_slow_sampler_without_one_does(leaky,
 
 
 @pytest.mark.parametrize("family", CAUSAL)
-def test_every_family_samples_the_same_in_padded_batches_as_one_at_a_time(base, family):
+def test_every_family_samples_the_same_in_padded_batches_as_one_at_a_time(
+    base: Checkpoint, family: str
+) -> None:
     checkpoint = tiny(family, base.tokenizer)
     prompts = [Prompt("file", n, tuple(range(5, 6 + 3 * n))) for n in range(6)]
     arguments = {"new_tokens": 20, "sampler": Sampler(), "seed": 0}
@@ -218,7 +232,7 @@ def test_every_family_samples_the_same_in_padded_batches_as_one_at_a_time(base, 
     assert len(set(together)) == len(prompts)
 
 
-def test_the_sampler_draws_as_often_as_the_probabilities_say():
+def test_the_sampler_draws_as_often_as_the_probabilities_say() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, 0.5, -1.0, 1.5]])
     prompts = [Prompt("empty", number, ()) for number in range(6000)]
     numbers = random_numbers(prompts, new_tokens=1, seed=0)
@@ -233,14 +247,14 @@ def test_the_sampler_draws_as_often_as_the_probabilities_say():
     assert stats.chisquare(counts[kept], 6000 * expected[kept] / expected.sum()).pvalue > 1e-3
 
 
-def test_random_numbers_belong_to_a_kind_and_a_number_whatever_else_is_sampled():
+def test_random_numbers_belong_to_a_kind_and_a_number_whatever_else_is_sampled() -> None:
     prompts = [Prompt(kind, number, (1,)) for kind in PROMPTS for number in range(5)]
     rows = random_numbers(prompts, new_tokens=3, seed=0)
     assert len({tuple(row) for row in rows.tolist()}) == len(prompts)
     assert torch.equal(random_numbers(prompts[7:9], new_tokens=3, seed=0), rows[7:9])
 
 
-def test_the_sampler_never_draws_a_token_of_no_probability():
+def test_the_sampler_never_draws_a_token_of_no_probability() -> None:
     logits = torch.tensor([[0.0, 1.0, 9.0, 2.0]])
     for number in (0.0, 1 - 2**-53):
         numbers = torch.tensor([[number]], dtype=torch.float64)
@@ -248,7 +262,9 @@ def test_the_sampler_never_draws_a_token_of_no_probability():
         assert draw(torch.zeros(1, 1, dtype=torch.long), logits).argmax() == 2
 
 
-def test_the_same_seed_gives_the_same_and_equal_prompts_do_not(leaky, clinic):
+def test_the_same_seed_gives_the_same_and_equal_prompts_do_not(
+    leaky: Checkpoint, clinic: Clinic
+) -> None:
     asked = few(empty=24)
     one, again, other = (
         generate_audit(leaky, clinic.private, asked, framing=bos(leaky), seed=seed, batch_tokens=b)
@@ -264,7 +280,9 @@ def test_the_same_seed_gives_the_same_and_equal_prompts_do_not(leaky, clinic):
     assert len(set(texts)) > len(prompts) / 2
 
 
-def test_other_random_numbers_in_the_program_change_nothing_and_are_not_changed(leaky, clinic):
+def test_other_random_numbers_in_the_program_change_nothing_and_are_not_changed(
+    leaky: Checkpoint, clinic: Clinic
+) -> None:
     prompts = make_prompts(leaky, clinic.private, few(empty=3), bos(leaky))
     arguments = {"new_tokens": 10, "sampler": Sampler(), "batch_tokens": 512, "seed": 0}
     torch.manual_seed(1)
@@ -275,7 +293,9 @@ def test_other_random_numbers_in_the_program_change_nothing_and_are_not_changed(
     assert sample(leaky, prompts, **arguments) == one
 
 
-def test_the_models_own_generation_config_does_not_interfere_and_is_left_as_it_was(leaky, clinic):
+def test_the_models_own_generation_config_does_not_interfere_and_is_left_as_it_was(
+    leaky: Checkpoint, clinic: Clinic
+) -> None:
     prompts = make_prompts(leaky, clinic.private, few(openings=4), bos(leaky))
     arguments = {"new_tokens": 16, "sampler": Sampler(), "batch_tokens": 512, "seed": 0}
     plain = sample(leaky, prompts, **arguments)
@@ -288,7 +308,7 @@ def test_the_models_own_generation_config_does_not_interfere_and_is_left_as_it_w
     assert leaky.model.generation_config is own
 
 
-def test_a_sample_ends_at_the_end_token(leaky, clinic):
+def test_a_sample_ends_at_the_end_token(leaky: Checkpoint, clinic: Clinic) -> None:
     prompts = make_prompts(leaky, clinic.private, few(empty=20), bos(leaky))
     arguments = {"new_tokens": 40, "sampler": Sampler(), "batch_tokens": 8192, "seed": 0}
     whole = sample(leaky, prompts, **arguments)
@@ -300,13 +320,15 @@ def test_a_sample_ends_at_the_end_token(leaky, clinic):
     assert min(ends) < 40
 
 
-def test_a_model_that_gives_nan_is_an_error(leaky, clinic):
+def test_a_model_that_gives_nan_is_an_error(leaky: Checkpoint, clinic: Clinic) -> None:
     leaky.model.get_output_embeddings().weight.data[3] = torch.nan
     with pytest.raises(AuditError, match="NaN"):
         generate_audit(leaky, clinic.private, few(empty=1), framing=bos(leaky))
 
 
-def test_a_vocabulary_padded_beyond_the_tokenizer_is_sampled_and_read(base, clinic):
+def test_a_vocabulary_padded_beyond_the_tokenizer_is_sampled_and_read(
+    base: Checkpoint, clinic: Clinic
+) -> None:
     checkpoint = tiny("llama", base.tokenizer)
     checkpoint.model.resize_token_embeddings(len(base.tokenizer) + 200)
     wide = Sampler(top_k=0, temperature=50.0)
@@ -322,7 +344,9 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_is_sampled_and_read(base, clin
 
 
 @pytest.mark.parametrize("new_tokens", [10, 40, 500])
-def test_prompts_and_continuations_never_leave_the_context(base, clinic, new_tokens, monkeypatch):
+def test_prompts_and_continuations_never_leave_the_context(
+    base: Checkpoint, clinic: Clinic, new_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(generation, "OPENING_TOKENS", 200)
     checkpoint = tiny("gpt2", base.tokenizer, positions=48)  # fails beyond its 48 positions
     asked = GenerationSettings(empty=2, headings=2, openings=4, new_tokens=new_tokens)
@@ -335,7 +359,7 @@ def test_prompts_and_continuations_never_leave_the_context(base, clinic, new_tok
     assert short.new_tokens == min(new_tokens, 47)
 
 
-def test_a_prompt_that_is_too_long_keeps_its_framing_and_its_end(base):
+def test_a_prompt_that_is_too_long_keeps_its_framing_and_its_end(base: Checkpoint) -> None:
     framing = Framing("some", (1, 2))
     prompts = [Prompt("file", 0, (1, 2, *range(10, 30))), Prompt("file", 1, (1, 2, 7))]
     cut, new_tokens = generation._fitted(prompts, framing, new_tokens=9, context_tokens=16)
@@ -349,8 +373,8 @@ def test_a_prompt_that_is_too_long_keeps_its_framing_and_its_end(base):
 
 
 def test_openings_are_the_first_tokens_of_each_document_as_the_whole_is_tokenized(
-    leaky, clinic, monkeypatch
-):
+    leaky: Checkpoint, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(generation, "OPENING_TOKENS", 20)
     encoded = encode(clinic.private, leaky.tokenizer)
     number = 2 * len(encoded)
@@ -363,7 +387,9 @@ def test_openings_are_the_first_tokens_of_each_document_as_the_whole_is_tokenize
     assert len({prompt.tokens for prompt in some}) == 3, "fewer samples than documents"
 
 
-def test_an_opening_is_at_most_half_of_its_document(base, monkeypatch):
+def test_an_opening_is_at_most_half_of_its_document(
+    base: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(generation, "OPENING_TOKENS", 999)
     corpus = noted("Patient: [John Smith] went home today", "x")
     [prompt] = make_prompts(base, corpus, few(openings=1), NONE)
@@ -376,7 +402,9 @@ def heading_texts(checkpoint: Checkpoint, corpus: Corpus) -> set[str]:
     return {checkpoint.tokenizer.decode(list(prompt.tokens)) for prompt in prompts}
 
 
-def test_headings_are_lines_up_to_an_identifier_that_recur_with_several_subjects(base):
+def test_headings_are_lines_up_to_an_identifier_that_recur_with_several_subjects(
+    base: Checkpoint,
+) -> None:
     texts = [
         "PROGRESS NOTE\n  Name: [Ann Alda], seen\n[1234567] record\n----\nRare line\nnone",
         "PROGRESS NOTE\n\nName: [Bob Bold] came\n[7654321] record\n----\nOnly of b\nmild",
@@ -386,25 +414,25 @@ def test_headings_are_lines_up_to_an_identifier_that_recur_with_several_subjects
     assert heading_texts(base, corpus) == {"PROGRESS NOTE", "Name:"}
 
 
-def test_a_line_counts_as_a_heading_from_a_tenth_of_the_documents_on(base):
+def test_a_line_counts_as_a_heading_from_a_tenth_of_the_documents_on(base: Checkpoint) -> None:
     other = [f"Note {number}" for number in range(18)]
     assert heading_texts(base, noted("Plan:", "Plan:", *other)) == {"Plan:"}
     assert heading_texts(base, noted("Plan:", "Plan:", *other, "one more")) == set()
 
 
-def test_a_line_within_an_identifier_of_several_lines_is_no_heading(base):
+def test_a_line_within_an_identifier_of_several_lines_is_no_heading(base: Checkpoint) -> None:
     corpus = noted(*["Sent to:\n[12 Long Road\nSpringfield\nUSA] today\n"] * 2)
     assert heading_texts(base, corpus) == {"Sent to:"}
 
 
-def test_headings_of_a_clinic_hold_no_identifier(leaky, clinic):
+def test_headings_of_a_clinic_hold_no_identifier(leaky: Checkpoint, clinic: Clinic) -> None:
     found = heading_texts(leaky, clinic.private)
     index = IdentifierIndex(clinic.private, kinds=("direct", "indirect"))
     assert {"MRN:", "Phone:"} <= found
     assert [hit for text in found for hit in index.find(text)] == []
 
 
-def test_no_heading_leaves_its_kind_without_a_rate(base):
+def test_no_heading_leaves_its_kind_without_a_rate(base: Checkpoint) -> None:
     corpus = noted("one [Ann Alda]", "two [Bob Bold]")
     result = generate_audit(base, corpus, few(headings=5, empty=2), framing=NONE)
     figures = result.recited["headings"]
@@ -413,7 +441,9 @@ def test_no_heading_leaves_its_kind_without_a_rate(base):
         generate_audit(base, corpus, few(headings=5), framing=NONE)
 
 
-def test_the_empty_prompt_is_the_framing_or_else_a_token_that_a_document_starts_with(base):
+def test_the_empty_prompt_is_the_framing_or_else_a_token_that_a_document_starts_with(
+    base: Checkpoint,
+) -> None:
     tokenizer = base.tokenizer
     corpus = noted("Dear [Ann Alda]", "Re: [Bob Bold]", "Dear [Cy Coop]")
 
@@ -428,7 +458,7 @@ def test_the_empty_prompt_is_the_framing_or_else_a_token_that_a_document_starts_
     assert empty(NONE) == (tokenizer("Dear").input_ids[0],)
 
 
-def test_a_tokenizer_without_special_tokens_is_sampled(clinic):
+def test_a_tokenizer_without_special_tokens_is_sampled(clinic: Clinic) -> None:
     inner = Tokenizer(models.WordLevel({"<unk>": 0, "Dear": 1, "Ann": 2, "Alda": 3}, "<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
@@ -441,7 +471,9 @@ def test_a_tokenizer_without_special_tokens_is_sampled(clinic):
     assert result.recited["all"].identifiers == 1
 
 
-def test_prompts_of_a_file_are_its_lines_and_each_is_used(leaky, clinic, tmp_path, monkeypatch):
+def test_prompts_of_a_file_are_its_lines_and_each_is_used(
+    leaky: Checkpoint, clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(generation, "FILE_SAMPLES", 1)
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeffName:\n\n   \nThe MRN of the patient is\r\n", encoding="utf-8")
@@ -458,7 +490,9 @@ def test_prompts_of_a_file_are_its_lines_and_each_is_used(leaky, clinic, tmp_pat
 
 
 @pytest.mark.parametrize("content", [None, b"", b" \n\n", b"\xff\xfe\x00"])
-def test_a_file_without_prompts_is_an_error_that_names_it(leaky, clinic, tmp_path, content):
+def test_a_file_without_prompts_is_an_error_that_names_it(
+    leaky: Checkpoint, clinic: Clinic, tmp_path: Path, content: bytes | None
+) -> None:
     path = tmp_path / "prompts.txt"
     if content is not None:
         path.write_bytes(content)
@@ -469,7 +503,7 @@ def test_a_file_without_prompts_is_an_error_that_names_it(leaky, clinic, tmp_pat
 # --- what counts as recited -----------------------------------------------------------------------
 
 
-def searched(tokenizer, corpus: Corpus, pairs: list[tuple[str, str]]) -> list[list[int]]:
+def searched(tokenizer: Any, corpus: Corpus, pairs: list[tuple[str, str]]) -> list[list[int]]:
     """Hits of made-up continuations: sample, identifier, whether exact."""
 
     def ids(text: str) -> tuple[int, ...]:
@@ -480,7 +514,9 @@ def searched(tokenizer, corpus: Corpus, pairs: list[tuple[str, str]]) -> list[li
     return search_continuations(tokenizer, IdentifierIndex(corpus), prompts, texts).tolist()
 
 
-def test_an_identifier_that_stands_in_the_prompt_does_not_count_for_that_sample(base):
+def test_an_identifier_that_stands_in_the_prompt_does_not_count_for_that_sample(
+    base: Checkpoint,
+) -> None:
     corpus = noted("[Ann Alda]", "[1234567]")
     pairs = [
         ("Patient ANN ALDA,", " or Ann Alda, has number 1234567."),
@@ -491,7 +527,7 @@ def test_an_identifier_that_stands_in_the_prompt_does_not_count_for_that_sample(
     assert searched(base.tokenizer, corpus, pairs) == [[0, 1, 1], [2, 0, 1]]
 
 
-def test_an_identifier_that_the_prompt_begins_is_not_recited(base):
+def test_an_identifier_that_the_prompt_begins_is_not_recited(base: Checkpoint) -> None:
     corpus = noted("[Ann Alda]", "[Alda]", "[Marie]", "[2345678]")
     pairs = [
         ("Dear Ann", " Alda"),
@@ -502,7 +538,9 @@ def test_an_identifier_that_the_prompt_begins_is_not_recited(base):
     assert searched(base.tokenizer, corpus, pairs) == [[0, 1, 1], [3, 1, 1]]
 
 
-def test_a_date_that_the_prompt_leaves_open_still_counts_when_it_is_written_out(base):
+def test_a_date_that_the_prompt_leaves_open_still_counts_when_it_is_written_out(
+    base: Checkpoint,
+) -> None:
     corpus = noted("[2021-04-03]")
     pairs = [
         ("On 03/04/2021", " or 3.4.2021"),
@@ -512,7 +550,7 @@ def test_a_date_that_the_prompt_leaves_open_still_counts_when_it_is_written_out(
     assert searched(base.tokenizer, corpus, pairs) == [[1, 0, 1]]
 
 
-def test_half_a_character_at_the_prompts_end_does_not_shift_the_search(base):
+def test_half_a_character_at_the_prompts_end_does_not_shift_the_search(base: Checkpoint) -> None:
     tokenizer = base.tokenizer
     whole = tokenizer("seen by é Ann Alda", add_special_tokens=False).input_ids
     corpus = noted("[Ann Alda]")
@@ -523,7 +561,7 @@ def test_half_a_character_at_the_prompts_end_does_not_shift_the_search(base):
         assert len(hits) == (0 if inside else 1)
 
 
-def test_words_on_both_sides_of_a_special_token_do_not_run_together(base):
+def test_words_on_both_sides_of_a_special_token_do_not_run_together(base: Checkpoint) -> None:
     tokenizer = base.tokenizer
     ids = tokenizer("Ann Alda", add_special_tokens=False).input_ids
     text = (*ids, tokenizer.bos_token_id, *ids)
@@ -543,7 +581,7 @@ def incidence(samples: list[set[int]], searched: int = 100) -> Incidence:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 8)), min_size=1, max_size=7))
-def test_the_curve_is_the_mean_over_all_choices_of_so_many_samples(samples):
+def test_the_curve_is_the_mean_over_all_choices_of_so_many_samples(samples: Any) -> None:
     seen = incidence(samples)
     for size in range(1, len(samples) + 1):
         chosen = [len(set().union(*some)) for some in itertools.combinations(samples, size)]
@@ -555,7 +593,7 @@ def test_the_curve_is_the_mean_over_all_choices_of_so_many_samples(samples):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 8)), min_size=3, max_size=7), st.data())
-def test_the_variance_is_that_of_leaving_out_each_sample(samples, data):
+def test_the_variance_is_that_of_leaving_out_each_sample(samples: Any, data: Any) -> None:
     size = data.draw(st.integers(1, len(samples)))
     smaller = min(size, len(samples) - 1)
     without = [
@@ -572,7 +610,7 @@ def test_the_variance_is_that_of_leaving_out_each_sample(samples, data):
         assert found.low == pytest.approx(found.value)
 
 
-def test_nothing_found_is_not_known_to_be_nothing():
+def test_nothing_found_is_not_known_to_be_nothing() -> None:
     found = incidence([set()] * 1000).expected(1000)
     assert (found.value, found.low) == (0.0, 0.0)
     assert found.high == pytest.approx(stats.chi2.ppf(0.975, 2) / 2)  # the exact Poisson limit
@@ -581,7 +619,7 @@ def test_nothing_found_is_not_known_to_be_nothing():
 
 
 @pytest.mark.parametrize("together", [1, 4])
-def test_the_interval_holds_the_truth_about_as_often_as_it_says(together):
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(together: int) -> None:
     """Rare and common identifiers, alone or four of a patient in the same samples."""
     chance = np.random.default_rng(0)
     probability = chance.gamma(0.3, 0.03, size=80 // together).clip(max=1.0)
@@ -595,7 +633,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says(together):
     assert held >= 0.92 * 200
 
 
-def test_what_is_still_to_come_follows_chao_and_is_no_more_than_is_searched_for():
+def test_what_is_still_to_come_follows_chao_and_is_no_more_than_is_searched_for() -> None:
     # Of 10 samples, 4 identifiers stand in one, 2 in two, 1 in all.
     samples = [{0}, {0}, {0}, {0}, {0, 1}, {0, 2}, {0, 3, 5}, {0, 4, 5}, {0, 6}, {0, 6}]
     unseen, doubled = incidence(samples).still_to_come()
@@ -607,7 +645,7 @@ def test_what_is_still_to_come_follows_chao_and_is_no_more_than_is_searched_for(
     assert once == pytest.approx(3 / 4 * 3 * 2 / 2)
 
 
-def test_what_is_still_to_come_is_about_what_comes():
+def test_what_is_still_to_come_is_about_what_comes() -> None:
     chance = np.random.default_rng(1)
     probability = chance.gamma(0.5, 0.02, size=300).clip(max=1.0)
     guesses, came = [], []
@@ -622,7 +660,9 @@ def test_what_is_still_to_come_is_about_what_comes():
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_audited_is_an_error_and_not_a_clean_result(base, clinic):
+def test_what_cannot_be_audited_is_an_error_and_not_a_clean_result(
+    base: Checkpoint, clinic: Clinic
+) -> None:
     short = noted("[Al] came", "[Bo] went")
     with pytest.raises(AuditError, match="not the same as clean"):
         generate_audit(base, short, few(empty=1), framing=NONE)
@@ -635,13 +675,13 @@ def test_what_cannot_be_audited_is_an_error_and_not_a_clean_result(base, clinic)
         generate_audit(masked, clinic.private, few(empty=1), framing=NONE)
 
 
-def fresh_model_of_bert(config: BertConfig):
+def fresh_model_of_bert(config: BertConfig) -> Any:
     from transformers import BertForMaskedLM
 
     return BertForMaskedLM(config)
 
 
-def test_settings_that_ask_for_no_sample_are_an_error():
+def test_settings_that_ask_for_no_sample_are_an_error() -> None:
     nothing = {"empty": 0, "headings": 0, "openings": 0}
     with pytest.raises(RecipeError, match="no sample would be drawn"):
         settings_from(AuditSettings, {"generation": nothing})
@@ -653,7 +693,7 @@ def test_settings_that_ask_for_no_sample_are_an_error():
 class Characters:
     """A tokenizer whose tokens are characters."""
 
-    def decode(self, ids, **options):
+    def decode(self, ids: Any, **options: Any) -> Any:
         return "".join(map(chr, ids))
 
 
@@ -670,8 +710,8 @@ class Characters:
     ],
 )
 def test_what_goes_on_behind_a_prompt_is_found_unless_the_prompt_began_it(
-    prompt, continuation, found
-):
+    prompt: str, continuation: str, found: bool
+) -> None:
     texts = ["NHC 12345678", "姓名王小明欧阳", "Sr. García Pérez"]
     spans = [Span(4, 12, "ID"), Span(2, 7, "NAME"), Span(4, 16, "NAME")]
     corpus = Corpus([Document(t, t, t, (s,)) for t, s in zip(texts, spans, strict=True)])

@@ -4,6 +4,7 @@ import datetime
 import itertools
 import re
 import unicodedata
+from typing import Any
 
 import pytest
 from babel.dates import format_date, get_month_names
@@ -121,7 +122,7 @@ texts = st.lists(st.tuples(strings, st.sampled_from(SIGNS)), max_size=6).map(
 
 @settings(max_examples=600, deadline=None)
 @given(st.data())
-def test_every_value_is_found_where_a_slow_search_finds_it_and_nowhere_else(data):
+def test_every_value_is_found_where_a_slow_search_finds_it_and_nowhere_else(data: Any) -> None:
     values = data.draw(st.lists(strings, min_size=1, max_size=6))
     date = re.compile(r"\D*\d\d? ?([-.]) ?\d\d?\1(\d\d|\d{4})\D*")
     assume(not any(map(date.fullmatch, values)))  # dates have a rule of their own
@@ -144,7 +145,9 @@ def test_every_value_is_found_where_a_slow_search_finds_it_and_nowhere_else(data
 
 
 @pytest.mark.parametrize("kinds", [("direct",), ("direct", "indirect")])
-def test_every_identifier_of_a_clinic_is_found_in_its_own_note_or_counted_as_too_short(kinds):
+def test_every_identifier_of_a_clinic_is_found_in_its_own_note_or_counted_as_too_short(
+    kinds: tuple[str, ...],
+) -> None:
     clinic = invent_clinic(patients=12, seed=5)
     index = IdentifierIndex(clinic, kinds=kinds)
     subjects = sorted({document.subject_id for document in clinic})
@@ -187,7 +190,9 @@ def test_every_identifier_of_a_clinic_is_found_in_its_own_note_or_counted_as_too
         "Paciente:José García·Pérez.",
     ],
 )
-def test_a_name_is_found_in_any_case_spacing_punctuation_and_with_or_without_accents(text):
+def test_a_name_is_found_in_any_case_spacing_punctuation_and_with_or_without_accents(
+    text: str,
+) -> None:
     assert found(text, "José García Pérez") == ["José García Pérez"]
 
 
@@ -205,7 +210,9 @@ def test_a_name_is_found_in_any_case_spacing_punctuation_and_with_or_without_acc
         ("۱۲۳۴۵۶۷", "1234567"),
     ],
 )
-def test_other_scripts_and_letters_are_folded_or_split_as_they_are_written(value, text):
+def test_other_scripts_and_letters_are_folded_or_split_as_they_are_written(
+    value: str, text: str
+) -> None:
     assert found(text, value) == [value]
 
 
@@ -213,15 +220,15 @@ def test_other_scripts_and_letters_are_folded_or_split_as_they_are_written(value
     "text",
     ["Marianne", "Annabel", "JoAnna", "An na", "Annas", "xAnna", "Anna1", "1Anna"],
 )
-def test_a_name_is_not_found_inside_a_longer_word_or_in_pieces(text):
+def test_a_name_is_not_found_inside_a_longer_word_or_in_pieces(text: str) -> None:
     assert found(text, "Anna") == []
 
 
-def test_words_that_differ_in_a_vowel_sign_alone_are_not_the_same():
+def test_words_that_differ_in_a_vowel_sign_alone_are_not_the_same() -> None:
     assert found("रीमा", "रामा") == []
 
 
-def test_a_name_with_its_words_turned_around_is_a_looser_hit_unless_it_is_another_value():
+def test_a_name_with_its_words_turned_around_is_a_looser_hit_unless_it_is_another_value() -> None:
     assert loosely("Pérez Gómez, Ana", "Ana Pérez Gómez") == [False]
     assert loosely("Ana Pérez Gómez", "Pérez Gómez, Ana") == [False]
     assert loosely("Gómez Ana", "Ana Pérez Gómez") == []
@@ -238,7 +245,7 @@ def test_a_name_with_its_words_turned_around_is_a_looser_hit_unless_it_is_anothe
     ["415-555-1234", "(415) 555 1234", "415.555.1234", "4155551234", "+1 (415) 555-1234",
      "tel4155551234", "415\n555\n1234", "no. 415 5551234;"],
 )  # fmt: skip
-def test_a_number_is_found_with_any_separators(text):
+def test_a_number_is_found_with_any_separators(text: str) -> None:
     assert found(text, "(415) 555-1234") == ["(415) 555-1234"]
 
 
@@ -248,19 +255,19 @@ def test_a_number_is_found_with_any_separators(text):
     st.from_regex(r"[0-9]{0,3}", fullmatch=True),
     st.from_regex(r"[0-9]{0,3}", fullmatch=True),
 )
-def test_a_number_is_never_found_inside_a_longer_one(value, before, behind):
+def test_a_number_is_never_found_inside_a_longer_one(value: Any, before: Any, behind: Any) -> None:
     text = f"record {before}{value}{behind}, seen"
     inside = (before + value + behind) != value
     assert found(text, value) == ([] if inside else [value])
 
 
 @pytest.mark.parametrize("text", ["1,234,567", "1.234.567", "1'234'567.50", "0.234567"])
-def test_a_number_is_not_found_behind_a_thousands_separator_or_a_decimal_point(text):
+def test_a_number_is_not_found_behind_a_thousands_separator_or_a_decimal_point(text: str) -> None:
     assert found(text, "234567") == []
     assert found("234.567 / 12345678,45,male", "234567", "12345678") == ["234567", "12345678"]
 
 
-def test_letters_of_a_number_count_and_what_separates_them_does_not():
+def test_letters_of_a_number_count_and_what_separates_them_does_not() -> None:
     assert found("DNI 12.345.678-Z", "12345678Z") == ["12345678Z"]
     assert found("DNI 12345678-Y and 12345678ZZ", "12345678Z") == []
     assert found("MRN12345678 x", "12345678") == ["12345678"]
@@ -277,7 +284,7 @@ def test_letters_of_a_number_count_and_what_separates_them_does_not():
      "20210325083000", "2021-03-25T08:30:00Z", "el 25/MAR/2021.", "2021 Mar 25"],
 )  # fmt: skip
 @pytest.mark.parametrize("value", ["2021-03-25", "25/3/2021", "25 March 2021"])
-def test_a_date_is_found_in_any_usual_writing(value, text):
+def test_a_date_is_found_in_any_usual_writing(value: str, text: str) -> None:
     assert found(text, value) == [value]
     assert loosely(text.replace("25", "26"), value) == []
     assert loosely(text.replace("2021", "2012"), value) == []
@@ -285,14 +292,14 @@ def test_a_date_is_found_in_any_usual_writing(value, text):
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("format", ["medium", "long", "d MMMM y", "d LLLL y", "dd-LLL-yyyy"])
-def test_a_date_is_found_as_each_language_writes_it(language, format):
+def test_a_date_is_found_as_each_language_writes_it(language: str, format: str) -> None:
     index = IdentifierIndex(corpus_of(*(f"2021-{month:02}-25" for month in range(1, 13))))
     for month in range(1, 13):
         text = format_date(DAY.replace(month=month), format, locale=language)
         assert index.find(f"({text})") == [Hit(month - 1, exact=True)], text
 
 
-def test_no_name_of_a_month_means_two_months():
+def test_no_name_of_a_month_means_two_months() -> None:
     names = {}
     for language, width, context in itertools.product(
         LANGUAGES, ("wide", "abbreviated"), ("format", "stand-alone")
@@ -301,7 +308,7 @@ def test_no_name_of_a_month_means_two_months():
             assert names.setdefault(fold_text(name).rstrip("."), month) == month, name
 
 
-def test_an_open_date_is_read_both_ways_and_reported_as_a_looser_hit():
+def test_an_open_date_is_read_both_ways_and_reported_as_a_looser_hit() -> None:
     assert loosely("seen 03/04/2021", "03/04/2021") == [True]
     assert loosely("seen 3.4.2021", "03/04/2021") == [True]
     for text in ("2021-04-03", "3 April 2021", "March 4, 2021"):
@@ -310,7 +317,7 @@ def test_an_open_date_is_read_both_ways_and_reported_as_a_looser_hit():
     assert loosely("5 April 2021", "03/04/2021") == []
 
 
-def test_a_year_of_two_digits_leaves_the_century_open():
+def test_a_year_of_two_digits_leaves_the_century_open() -> None:
     assert loosely("25.3.21", "25/03/21") == [True]
     assert loosely("25 March 2021", "25.3.21") == [False]
     assert loosely("1921-03-25", "25.3.21") == [False]
@@ -318,12 +325,12 @@ def test_a_year_of_two_digits_leaves_the_century_open():
     assert loosely("25.3.22", "2021-03-25") == []
 
 
-def test_dates_that_share_their_digits_are_not_the_same_date():
+def test_dates_that_share_their_digits_are_not_the_same_date() -> None:
     assert loosely("11/2/2021", "1/12/2021") == []
     assert loosely("1.25/03/2021 and 25/03/20210", "25/03/2021") == []
 
 
-def test_what_is_no_date_is_searched_as_a_number():
+def test_what_is_no_date_is_searched_as_a_number() -> None:
     assert found("99/99/2021", "99-99-2021") == ["99-99-2021"]
     assert found("31.02.2021", "31/02/2021") == ["31/02/2021"]
     assert found("born 12 April 1963", "19630412") == [], "a record number is no date"
@@ -332,7 +339,7 @@ def test_what_is_no_date_is_searched_as_a_number():
 # --- whose it is ----------------------------------------------------------------------------------
 
 
-def test_a_shared_value_is_one_identifier_of_all_who_share_it():
+def test_a_shared_value_is_one_identifier_of_all_who_share_it() -> None:
     index = IdentifierIndex(
         corpus_of("Smith", "smith", "SMITH", "Jones", subjects="baac", labels="PQPP")
     )
@@ -342,19 +349,19 @@ def test_a_shared_value_is_one_identifier_of_all_who_share_it():
     assert index.find("Smith and Smith, SMITH!") == [Hit(0, exact=True)]
 
 
-def test_writings_of_one_date_are_one_identifier():
+def test_writings_of_one_date_are_one_identifier() -> None:
     index = IdentifierIndex(corpus_of("2021-03-25", "25/03/2021", "March 25, 2021"))
     assert [identifier.subjects for identifier in index.identifiers] == [(0, 1, 2)]
 
 
-def test_values_of_other_kinds_are_not_searched_for():
+def test_values_of_other_kinds_are_not_searched_for() -> None:
     corpus = corpus_of("Springfield", kind="indirect")
     assert not len(IdentifierIndex(corpus))
     assert IdentifierIndex(corpus).find("in Springfield") == []
     assert IdentifierIndex(corpus, kinds=KINDS).find("in Springfield") == [Hit(0, exact=True)]
 
 
-def test_a_value_that_is_too_short_is_counted_by_label_and_not_searched_for():
+def test_a_value_that_is_too_short_is_counted_by_label_and_not_searched_for() -> None:
     index = IdentifierIndex(
         corpus_of("Ann", "A. N.", "1234", "--", "ann", "Anna", "12345", "12-a", labels="NNMMNNMM")
     )
@@ -363,7 +370,7 @@ def test_a_value_that_is_too_short_is_counted_by_label_and_not_searched_for():
     assert index.find("Ann A.N. 1234 -- 12-a") == []
 
 
-def test_an_index_shows_no_value():
+def test_an_index_shows_no_value() -> None:
     index = IdentifierIndex(corpus_of("Zebulon Quartz"))
     shown = repr(index) + repr(index.identifiers) + repr(index.find("zebulon quartz"))
     assert "zebulon" not in shown.lower()

@@ -1,6 +1,7 @@
 """Masked language models: one at a time and jointly, against plain forward passes."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,14 @@ from sani.repairing.repair import repair
 from sani.text.tokens import encode, framing_named, framings
 from sani.values.decoys import DecoyMaker
 from tests.support.architectures import MASKED, tiny_config
+from tests.support.clinic import Clinic
 
 NATS = 1e-4
 POSITIONS = 1400  # RoBERTa numbers them from behind the padding token, the last one here
 
 
 @pytest.fixture
-def tokenizer(base):
+def tokenizer(base: Checkpoint) -> Any:
     """The clinic's tokenizer with the begin and end tokens around a text, and a mask."""
     made = PreTrainedTokenizerFast(
         tokenizer_object=base.tokenizer.backend_tokenizer,
@@ -93,7 +95,9 @@ def slow_log_probability(
     "name",
     [pytest.param(n, marks=[pytest.mark.long] if "deberta" in n else []) for n in MASKED],
 )
-def test_every_verdict_equals_that_of_plain_forward_passes(clinic, tokenizer, name):
+def test_every_verdict_equals_that_of_plain_forward_passes(
+    clinic: Clinic, tokenizer: Any, name: str
+) -> None:
     checkpoint = masked_checkpoint(name, tokenizer)
     corpus = Corpus(clinic.private[:1])
     framing = framing_named("tokenizer", tokenizer)
@@ -136,7 +140,9 @@ def test_every_verdict_equals_that_of_plain_forward_passes(clinic, tokenizer, na
             assert found.auc[index] == pytest.approx(beaten, abs=1e-9)
 
 
-def test_a_masked_model_that_memorized_is_found_out_and_one_that_did_not_is_clean(tokenizer):
+def test_a_masked_model_that_memorized_is_found_out_and_one_that_did_not_is_clean(
+    tokenizer: Any,
+) -> None:
     names = ["Aurelia Quist", "Bertold Ormond", "Cosima Veldt", "Dorian Asch"]
     texts = [
         f"Case {n}. The patient {name} was seen in clinic {n}." for n, name in enumerate(names)
@@ -183,8 +189,8 @@ def test_a_masked_model_that_memorized_is_found_out_and_one_that_did_not_is_clea
 
 
 def test_a_saved_masked_checkpoint_is_read_back_audited_erased_and_repaired(
-    tokenizer, tmp_path, clinic
-):
+    tokenizer: Any, tmp_path: Path, clinic: Clinic
+) -> None:
     checkpoint = masked_checkpoint("roberta", tokenizer)
     checkpoint.path = tmp_path / "tokenizer"
     tokenizer.save_pretrained(checkpoint.path)
@@ -205,7 +211,9 @@ def test_a_saved_masked_checkpoint_is_read_back_audited_erased_and_repaired(
     assert loaded.weights_digest() != digest
 
 
-def test_a_document_longer_than_the_context_is_read_in_windows(clinic, tokenizer):
+def test_a_document_longer_than_the_context_is_read_in_windows(
+    clinic: Clinic, tokenizer: Any
+) -> None:
     checkpoint = masked_checkpoint("bert", tokenizer)
     checkpoint.model.config.max_position_embeddings = 96
     corpus = Corpus(clinic.private[:2])

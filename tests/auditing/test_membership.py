@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from sani.auditing.audit import audit
 from sani.auditing.membership import DocumentScores, membership
 from sani.corpus.documents import Corpus
 from sani.demo.clinic import invent_clinics
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
+from tests.support.clinic import Clinic
 
 ASKED = AuditSettings(decoys=0, swaps=0, framing="bos")
 
 
 @torch.no_grad()
-def slow_scores(checkpoint, text):
+def slow_scores(checkpoint: Checkpoint, text: str) -> Any:
     """Loss, zlib, min-k and min-k++ of one text, from one plain forward pass."""
     tokenizer = checkpoint.tokenizer
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -40,7 +43,9 @@ def slow_scores(checkpoint, text):
     )
 
 
-def test_document_scores_equal_those_of_plain_forward_passes(clinic, leaky):
+def test_document_scores_equal_those_of_plain_forward_passes(
+    clinic: Clinic, leaky: Checkpoint
+) -> None:
     found = audit(leaky, clinic.private, ASKED, held_out=clinic.held_out).documents
     assert found.member.tolist() == [True] * len(clinic.private) + [False] * len(clinic.held_out)
     documents = [*clinic.private, *clinic.held_out]
@@ -51,7 +56,9 @@ def test_document_scores_equal_those_of_plain_forward_passes(clinic, leaky):
         assert got == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_model_that_memorized_is_found_out_and_one_that_saw_neither_is_not(clinic, leaky, base):
+def test_a_model_that_memorized_is_found_out_and_one_that_saw_neither_is_not(
+    clinic: Clinic, leaky: Checkpoint, base: Checkpoint
+) -> None:
     memorized = audit(leaky, clinic.private, ASKED, held_out=clinic.held_out)
     control = audit(base, clinic.private, ASKED, held_out=clinic.held_out)
     unseen = invent_clinics([20, 8, 5, 60], seed=11)[3]
@@ -73,7 +80,7 @@ def test_a_model_that_memorized_is_found_out_and_one_that_saw_neither_is_not(cli
     assert all(any(part in line for line in with_reference.warnings) for part in wanted)
 
 
-def scores(values, member, subject=None, tokens=None):
+def scores(values: Any, member: Any, subject: Any = None, tokens: Any = None) -> Any:
     values = np.array(values, dtype=float)
     number = len(values)
     return DocumentScores(
@@ -88,7 +95,7 @@ def scores(values, member, subject=None, tokens=None):
     )
 
 
-def test_the_area_is_that_of_all_pairs_and_its_interval_covers_the_truth():
+def test_the_area_is_that_of_all_pairs_and_its_interval_covers_the_truth() -> None:
     chance = np.random.default_rng(0)
     covered = 0
     for round_ in range(60):
@@ -106,7 +113,7 @@ def test_the_area_is_that_of_all_pairs_and_its_interval_covers_the_truth():
     assert covered >= 50, "95 % intervals that resample subjects must cover nearly always"
 
 
-def test_true_positives_at_a_false_positive_rate_match_a_count_by_hand():
+def test_true_positives_at_a_false_positive_rate_match_a_count_by_hand() -> None:
     outside = list(np.linspace(0, 1, 200))
     inside = [0.5, 0.991, 0.996, 1.0, 2.0]
     found = membership(scores([*inside, *outside], [True] * 5 + [False] * 200), seed=0)
@@ -118,7 +125,7 @@ def test_true_positives_at_a_false_positive_rate_match_a_count_by_hand():
     assert any("0.1% FPR" in line for line in found.warnings)
 
 
-def test_subjects_are_judged_by_the_mean_over_their_tokens():
+def test_subjects_are_judged_by_the_mean_over_their_tokens() -> None:
     found = membership(
         scores([1.0, 4.0, 2.0, 2.5], [True, True, False, False], [0, 0, 1, 2], [30, 10, 5, 5]),
         seed=0,
@@ -129,17 +136,17 @@ def test_subjects_are_judged_by_the_mean_over_their_tokens():
     assert found.attacks["document"]["loss"].auc.value == 0.5
 
 
-def test_without_one_side_there_is_nothing_to_tell_apart():
+def test_without_one_side_there_is_nothing_to_tell_apart() -> None:
     assert membership(scores([1.0, 2.0], [True, True]), seed=0) is None
 
 
-def test_a_reference_of_other_documents_is_refused():
+def test_a_reference_of_other_documents_is_refused() -> None:
     one = scores([1.0, 2.0], [True, False])
     with pytest.raises(ValueError, match="other documents"):
         membership(one, reference=replace(one, document=np.array([3, 4])), seed=0)
 
 
-def test_no_more_documents_are_tried_than_asked_for(clinic, base):
+def test_no_more_documents_are_tried_than_asked_for(clinic: Clinic, base: Checkpoint) -> None:
     few = audit(
         base,
         clinic.private,

@@ -12,19 +12,19 @@ from sani.cli.main import main
 from sani.corpus.documents import TERM_SOURCE, Corpus, Document, Span
 from sani.corpus.readers import read_corpus
 from sani.errors import AuditError
-from sani.models.checkpoint import load_checkpoint
+from sani.models.checkpoint import Checkpoint, load_checkpoint
 
 STORIES = Path(__file__).parents[3] / "shared/models/stories260K"
 
 
 @pytest.fixture(scope="module")
-def stories():
+def stories() -> Checkpoint:
     if not STORIES.is_dir():
         pytest.skip(f"{STORIES} is not there")
     return load_checkpoint(STORIES)
 
 
-def test_a_pretrained_model_writes_its_own_text_and_recites_its_names(stories) -> None:
+def test_a_pretrained_model_writes_its_own_text_and_recites_its_names(stories: Checkpoint) -> None:
     texts = sample_documents(stories, 40, new_tokens=120, seed=3)
     again = sample_documents(stories, 20, first=20, new_tokens=120, seed=3)
     other = sample_documents(stories, 20, new_tokens=120, seed=4)
@@ -38,12 +38,14 @@ def test_a_pretrained_model_writes_its_own_text_and_recites_its_names(stories) -
     assert sum(names.values()) >= 10
 
 
-def test_a_model_without_a_token_to_begin_with_is_refused(stories) -> None:
+def test_a_model_without_a_token_to_begin_with_is_refused(stories: Checkpoint) -> None:
     with pytest.raises(AuditError, match="no token to begin with"):
         sample_documents(stories, 1, framing="none")
 
 
-def test_the_command_writes_a_file_of_its_owner_that_reads_back(stories, tmp_path: Path) -> None:
+def test_the_command_writes_a_file_of_its_owner_that_reads_back(
+    stories: Checkpoint, tmp_path: Path
+) -> None:
     out = tmp_path / "own.jsonl"
     arguments = [
         "sample",

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.feather
@@ -151,7 +153,9 @@ def meddocan() -> Path:
         ("o[d]d*::na?me.parquet", write_parquet),
     ],
 )
-def test_every_table_format_reads_the_same_documents(tmp_path, name, write):
+def test_every_table_format_reads_the_same_documents(
+    tmp_path: Path, name: str, write: Callable[..., Any]
+) -> None:
     corpus = read_corpus(write(tmp_path / name, ROWS))
     assert list(corpus) == DOCUMENTS
     assert corpus.digest() == Corpus(DOCUMENTS).digest()
@@ -159,19 +163,19 @@ def test_every_table_format_reads_the_same_documents(tmp_path, name, write):
 
 
 @pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet, write_stream])
-def test_limit_reads_the_first_documents(tmp_path, write):
+def test_limit_reads_the_first_documents(tmp_path: Path, write: Callable[..., Any]) -> None:
     path = write(tmp_path / "c.any", ROWS)
     chosen = {"write_jsonl": "jsonl", "write_csv": "csv", "write_parquet": "parquet"}
     corpus = read_corpus(str(path), format=chosen.get(write.__name__, "arrow"), limit=2)
     assert list(corpus) == DOCUMENTS[:2]
 
 
-def test_limit_leaves_the_rest_unchecked(tmp_path):
+def test_limit_leaves_the_rest_unchecked(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", [*ROWS, {"id": None}])
     assert len(read_corpus(path, limit=3)) == 3
 
 
-def test_many_rows_keep_their_order_in_parquet(tmp_path):
+def test_many_rows_keep_their_order_in_parquet(tmp_path: Path) -> None:
     rows = [{**ROWS[0], "id": str(number)} for number in range(700)]
     corpus = read_corpus(write_parquet(tmp_path / "c.parquet", rows))
     assert [document.id for document in corpus] == [row["id"] for row in rows]
@@ -187,11 +191,13 @@ def test_many_rows_keep_their_order_in_parquet(tmp_path):
         ({"id": " a ", "text": "\ufeffx\r\n"}, Document(" a ", " a ", "\ufeffx\r\n")),
     ],
 )
-def test_missing_fields_have_defaults(tmp_path, row, expected):
+def test_missing_fields_have_defaults(
+    tmp_path: Path, row: dict[str, Any], expected: Document
+) -> None:
     assert list(read_corpus(write_jsonl(tmp_path / "c.jsonl", [row]))) == [expected]
 
 
-def test_spans_are_sorted_and_exact_duplicates_dropped(tmp_path):
+def test_spans_are_sorted_and_exact_duplicates_dropped(tmp_path: Path) -> None:
     spans = [
         {"start": 2, "end": 4, "label": "B"},
         {"start": 0, "end": 3, "label": "A", "kind": "indirect", "score": 0.5},
@@ -206,7 +212,7 @@ def test_spans_are_sorted_and_exact_duplicates_dropped(tmp_path):
     )
 
 
-def test_what_the_scan_found_is_written_and_read_back_with_source_and_score(tmp_path):
+def test_what_the_scan_found_is_written_and_read_back_with_source_and_score(tmp_path: Path) -> None:
     spans = (Span(0, 2, "NAME", "direct", "ner", 0.85), Span(3, 4, "AGE", "indirect"))
     documents = [Document("1", "a", "Bó 4 😀", spans), Document("2", "a", "x")]
     write_documents(documents, tmp_path / "out.jsonl")
@@ -225,14 +231,16 @@ def test_what_the_scan_found_is_written_and_read_back_with_source_and_score(tmp_
         ({"source": " "}, "span 1: 'source' is empty; expected a name such as annotation"),
     ],
 )
-def test_a_source_or_score_that_is_none_is_refused(tmp_path, extra, problem):
+def test_a_source_or_score_that_is_none_is_refused(
+    tmp_path: Path, extra: dict[str, Any], problem: str
+) -> None:
     row = {"id": 1, "text": "abcd", "spans": [{"start": 0, "end": 1, "label": "A", **extra}]}
     with pytest.raises(CorpusError) as error:
         read_corpus(write_jsonl(tmp_path / "c.jsonl", [row]))
     assert str(error.value).endswith(problem)
 
 
-def test_kinds_fill_in_only_what_the_data_leaves_open(tmp_path):
+def test_kinds_fill_in_only_what_the_data_leaves_open(tmp_path: Path) -> None:
     spans = [
         {"start": 0, "end": 1, "label": "AGE"},
         {"start": 1, "end": 2, "label": "AGE", "kind": "direct"},
@@ -243,7 +251,7 @@ def test_kinds_fill_in_only_what_the_data_leaves_open(tmp_path):
     assert kinds == ["indirect", "direct", "direct"]
 
 
-def test_jsonl_skips_head_mark_blank_lines_and_carriage_returns(tmp_path):
+def test_jsonl_skips_head_mark_blank_lines_and_carriage_returns(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_bytes(
         b'\xef\xbb\xbf{"id": 1, "text": "a\xe2\x80\xa8b"}\r\n\n  \r\n{"id": 2, "text": "c"}'
@@ -251,7 +259,7 @@ def test_jsonl_skips_head_mark_blank_lines_and_carriage_returns(tmp_path):
     assert [document.text for document in read_corpus(path)] == ["a\u2028b", "c"]
 
 
-def test_csv_keeps_breaks_quotes_long_cells_and_the_process_limit(tmp_path):
+def test_csv_keeps_breaks_quotes_long_cells_and_the_process_limit(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     long = "x" * 300_000
     path.write_bytes(f'\ufeffid,text\r\n01,"a\r\n""b""\rc"\r\n\r\n2,{long}\r\n'.encode())
@@ -263,7 +271,7 @@ def test_csv_keeps_breaks_quotes_long_cells_and_the_process_limit(tmp_path):
     assert csv.field_size_limit() == before
 
 
-def test_csv_empty_cells_are_defaults(tmp_path):
+def test_csv_empty_cells_are_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     path.write_text("text,spans,id,subject_id,x\nNaN,,1,,\n", "utf-8")
     assert list(read_corpus(path)) == [Document("1", "1", "NaN")]
@@ -282,7 +290,7 @@ def test_csv_empty_cells_are_defaults(tmp_path):
         ("Ana", []),
     ],
 )
-def test_i2b2_spans_cover_their_words(tmp_path, text, tags):
+def test_i2b2_spans_cover_their_words(tmp_path: Path, text: str, tags: list[str]) -> None:
     document = read_corpus(write_xml(tmp_path / "f", "one.two.xml", xml(text, *tags)))[0]
     assert (document.id, document.subject_id) == ("one.two", "one.two")
     assert document.text == text.replace("\r\n", "\n")
@@ -290,7 +298,7 @@ def test_i2b2_spans_cover_their_words(tmp_path, text, tags):
 
 
 @pytest.mark.parametrize(("start", "expected"), [(2, "a\nAna\n"), (3, "a\r\nAna\r\n")])
-def test_i2b2_line_ends_count_as_the_offsets_say(tmp_path, start, expected):
+def test_i2b2_line_ends_count_as_the_offsets_say(tmp_path: Path, start: int, expected: str) -> None:
     body = xml("a\nAna\n", tag(start, start + 3, "Ana")).replace("\n", "\r\n")
     folder = tmp_path / "f"
     folder.mkdir()
@@ -319,13 +327,15 @@ def test_i2b2_line_ends_count_as_the_offsets_say(tmp_path, start, expected):
         ("Ana", "", "Ana", []),
     ],
 )
-def test_brat_spans_cover_their_words(tmp_path, text, tags, expected, values):
+def test_brat_spans_cover_their_words(
+    tmp_path: Path, text: str, tags: str, expected: str, values: list[str]
+) -> None:
     document = read_corpus(write_brat(tmp_path / "f", "p", text, tags))[0]
     assert document.text == expected
     assert [document.value(span) for span in document.spans] == values
 
 
-def test_folders_take_kinds_and_limits_and_pass_over_other_files(tmp_path):
+def test_folders_take_kinds_and_limits_and_pass_over_other_files(tmp_path: Path) -> None:
     folder = write_brat(tmp_path / "f", "b", "Ana 40", "T1\tNAME 0 3\tAna\nT2\tAGE 4 6\t40\n")
     write_brat(folder, "a", "Luz", "")
     for name in ("annotation.conf", ".hidden.txt", "README.md"):
@@ -337,7 +347,7 @@ def test_folders_take_kinds_and_limits_and_pass_over_other_files(tmp_path):
     assert [document.id for document in read_corpus(folder, limit=1)] == ["a"]
 
 
-def test_xml_declaring_another_encoding_is_read_as_the_utf8_it_is(tmp_path):
+def test_xml_declaring_another_encoding_is_read_as_the_utf8_it_is(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     folder.mkdir()
     body = "<?xml version='1.0' encoding='ISO-8859-1'?>" + xml("Peña", tag(0, 4, "Peña"))
@@ -346,7 +356,7 @@ def test_xml_declaring_another_encoding_is_read_as_the_utf8_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("raw", ["raw_xml", "raw_brat"])
-def test_meddocan_reads_as_its_jsonl(meddocan, raw):
+def test_meddocan_reads_as_its_jsonl(meddocan: Path, raw: str) -> None:
     expected = {document.id: document for document in read_corpus(meddocan / "train.jsonl")}
     kinds = {span.label: span.kind for document in expected.values() for span in document.spans}
     corpus = read_corpus(meddocan / raw, kinds=kinds)
@@ -354,7 +364,9 @@ def test_meddocan_reads_as_its_jsonl(meddocan, raw):
     assert list(corpus) == [expected[document.id] for document in corpus]
 
 
-def test_meddocan_with_a_head_mark_reads_as_its_jsonl_from_brat(meddocan, tmp_path):
+def test_meddocan_with_a_head_mark_reads_as_its_jsonl_from_brat(
+    meddocan: Path, tmp_path: Path
+) -> None:
     marked = [d for d in read_corpus(meddocan / "train.jsonl") if d.text.startswith("\ufeff")]
     assert marked
     for document in marked:
@@ -427,7 +439,7 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("row", "message"), BAD_ROWS)
-def test_jsonl_refuses_a_bad_record(tmp_path, row, message):
+def test_jsonl_refuses_a_bad_record(tmp_path: Path, row: Any, message: str) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", [{"id": 1_000, "text": "x"}, row])
     assert refusal(path) == f"{path}, line 2: {message}"
 
@@ -458,13 +470,13 @@ def test_jsonl_refuses_a_bad_record(tmp_path, row, message):
         ),
     ],
 )
-def test_jsonl_refuses_a_bad_line(tmp_path, line, message):
+def test_jsonl_refuses_a_bad_line(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text(f'{{"id": 0, "text": ""}}\n\n{line}\n', "utf-8")
     assert refusal(path) == f"{path}, line 3: {message}"
 
 
-def test_jsonl_reports_ten_problems_and_counts_the_rest(tmp_path):
+def test_jsonl_reports_ten_problems_and_counts_the_rest(tmp_path: Path) -> None:
     rows = [{"id": number, "text": NAME if number % 2 else None} for number in range(30)]
     path = write_jsonl(tmp_path / "c.jsonl", rows)
     lines = refusal(path).splitlines()
@@ -476,7 +488,7 @@ def test_jsonl_reports_ten_problems_and_counts_the_rest(tmp_path):
     assert lines[11:] == ["  and 5 more"]
 
 
-def test_duplicate_ids_name_both_places(tmp_path):
+def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
     rows = [{"id": "5", "text": ""}, {"id": NAME, "text": ""}, {"id": 5, "text": NAME}]
     path = write_jsonl(tmp_path / "c.jsonl", rows)
     assert refusal(path) == f"{path}, line 3: its id is already used on line 1"
@@ -490,7 +502,7 @@ NOT_UTF8 = (
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 @pytest.mark.parametrize("name", ["c.jsonl", "c.csv"])
-def test_other_encodings_are_refused(tmp_path, name, encoding):
+def test_other_encodings_are_refused(tmp_path: Path, name: str, encoding: str) -> None:
     path = tmp_path / name
     write = write_csv if name.endswith("csv") else write_jsonl
     write(path, [{"id": 1, "text": "x"}, {"id": 2, "text": f"{NAME} Peña"}])
@@ -552,7 +564,7 @@ def test_other_encodings_are_refused(tmp_path, name, encoding):
         (f"id,text\n1,{NAME}\n1,x\n", "line 3: its id is already used on line 2"),
     ],
 )
-def test_csv_refuses(tmp_path, source, message):
+def test_csv_refuses(tmp_path: Path, source: str, message: str) -> None:
     path = tmp_path / "c.csv"
     path.write_text(source, "utf-8")
     assert refusal(path) == f"{path}, {message}"
@@ -593,7 +605,7 @@ def test_csv_refuses(tmp_path, source, message):
         ),
     ],
 )
-def test_parquet_refuses(tmp_path, table, message):
+def test_parquet_refuses(tmp_path: Path, table: dict[str, Any], message: str) -> None:
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table(table), path)
     assert refusal(path) == f"{path}{message}"
@@ -605,14 +617,14 @@ def not_utf8_table() -> pa.Table:
     return pa.table({"id": ["1", NAME], "text": text})
 
 
-def test_parquet_refuses_strings_that_are_not_utf8(tmp_path):
+def test_parquet_refuses_strings_that_are_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     pq.write_table(not_utf8_table(), path)
     expected = "a string in it is not UTF-8; write the file again from UTF-8 text"
     assert refusal(path) == f"{path}, row 2: {expected}"
 
 
-def test_arrow_refuses_strings_that_are_not_utf8(tmp_path):
+def test_arrow_refuses_strings_that_are_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "c.arrow"
     table = not_utf8_table()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
@@ -626,7 +638,7 @@ UNENDED = (
 )
 
 
-def test_arrow_streams_cut_between_batches_are_refused(tmp_path):
+def test_arrow_streams_cut_between_batches_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.arrow"
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
         writer.write_table(pa.Table.from_pylist(ROWS[:1], schema=SCHEMA))
@@ -639,7 +651,9 @@ def test_arrow_streams_cut_between_batches_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["c.parquet", "c.arrow"])
 @pytest.mark.parametrize("cut", ["garbage", "tail", "head"])
-def test_damaged_tables_are_refused_in_silence(tmp_path, capfd, name, cut):
+def test_damaged_tables_are_refused_in_silence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, cut: str
+) -> None:
     path = tmp_path / name
     (write_parquet if name == "c.parquet" else write_stream)(path, ROWS)
     whole = path.read_bytes()
@@ -652,7 +666,7 @@ def test_damaged_tables_are_refused_in_silence(tmp_path, capfd, name, cut):
     assert capfd.readouterr() == ("", "")
 
 
-def test_image_columns_are_not_fetched(tmp_path):
+def test_image_columns_are_not_fetched(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     image = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     columns = {"id": pa.array(["1"]), "text": pa.array(["x"])}
@@ -689,7 +703,7 @@ def run_alone(folder: Path, code: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_tables_leave_nothing_behind_and_use_no_network(tmp_path):
+def test_tables_leave_nothing_behind_and_use_no_network(tmp_path: Path) -> None:
     write_parquet(tmp_path / "c.parquet", ROWS)
     write_ipc_file(tmp_path / "c.arrow", ROWS)
     write_csv(tmp_path / "c.csv", ROWS)
@@ -709,7 +723,7 @@ def test_tables_leave_nothing_behind_and_use_no_network(tmp_path):
     assert not list((tmp_path / "TMPDIR").iterdir())
 
 
-def test_damaged_tables_are_refused_in_silence_by_a_fresh_process(tmp_path):
+def test_damaged_tables_are_refused_in_silence_by_a_fresh_process(tmp_path: Path) -> None:
     (tmp_path / "c.parquet").write_text(NAME * 9, "utf-8")
     code = (
         "import sys\n"
@@ -795,14 +809,14 @@ UNSETTLED = (
         ),
     ],
 )
-def test_i2b2_refuses(tmp_path, body, message):
+def test_i2b2_refuses(tmp_path: Path, body: str, message: str) -> None:
     folder = write_xml(tmp_path / "x y", "a.xml", xml("Ana", tag(0, 3, "Ana")))
     write_xml(folder, f"{NAME}.xml", body)
     listing = f"LC_ALL=C ls '{folder}'/*.xml | sed -n 1p"
     assert refusal(folder) == f"{folder}, file 1 of 2 in name order ({listing}){message}"
 
 
-def test_the_place_in_the_message_finds_the_file(tmp_path):
+def test_the_place_in_the_message_finds_the_file(tmp_path: Path) -> None:
     folder = tmp_path / "it's here"
     for stem in ("b", "a-1", "a", "Z", "é", "a b"):
         write_xml(folder, f"{stem}.xml", "<a/>" if stem == "a" else xml(""))
@@ -848,14 +862,16 @@ def test_the_place_in_the_message_finds_the_file(tmp_path):
         ),
     ],
 )
-def test_brat_refuses(tmp_path, text, tags, suffix, message):
+def test_brat_refuses(
+    tmp_path: Path, text: str, tags: str | None, suffix: str, message: str
+) -> None:
     folder = write_brat(tmp_path / "f", "A", "Ana", "T1\tNAME 0 3\tAna")
     write_brat(folder, NAME, text, tags)
     listing = f"LC_ALL=C ls {folder}/*.{suffix} | sed -n 2p"
     assert refusal(folder) == f"{folder}, file 2 of 2 in name order ({listing}){message}"
 
 
-def test_brat_refuses_tags_without_text(tmp_path):
+def test_brat_refuses_tags_without_text(tmp_path: Path) -> None:
     folder = write_brat(tmp_path / "f", NAME, "x", f"T1\tNAME 0 12\t{NAME}")
     (folder / f"{NAME}.txt").unlink()
     listing = f"LC_ALL=C ls {folder}/*.ann | sed -n 1p"
@@ -866,7 +882,7 @@ def test_brat_refuses_tags_without_text(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["txt", "ann", "xml"])
-def test_folders_refuse_other_encodings(tmp_path, suffix):
+def test_folders_refuse_other_encodings(tmp_path: Path, suffix: str) -> None:
     if suffix == "xml":
         folder = write_xml(tmp_path / "f", f"{NAME}.xml", xml("Peña"), encoding="latin-1")
     else:
@@ -875,7 +891,7 @@ def test_folders_refuse_other_encodings(tmp_path, suffix):
     assert refusal(folder).endswith(f"sed -n 1p): {NOT_UTF8}")
 
 
-def test_folders_refuse_what_would_be_passed_over(tmp_path):
+def test_folders_refuse_what_would_be_passed_over(tmp_path: Path) -> None:
     folder = write_xml(tmp_path / "f", "a.xml", xml("x"))
     write_xml(folder / "sub", f"{NAME}.xml", xml("x"))
     assert refusal(folder) == (
@@ -891,7 +907,7 @@ def test_folders_refuse_what_would_be_passed_over(tmp_path):
 # ---- what is refused: paths and arguments ----------------------------------------------------
 
 
-def test_paths_that_hold_no_corpus(tmp_path):
+def test_paths_that_hold_no_corpus(tmp_path: Path) -> None:
     missing, empty, odd = tmp_path / "no.jsonl", tmp_path / "empty.jsonl", tmp_path / "c.json.gz"
     empty.touch()
     odd.write_text(NAME, "utf-8")
@@ -908,12 +924,12 @@ def test_paths_that_hold_no_corpus(tmp_path):
 
 
 @pytest.mark.parametrize("write", [write_parquet, write_stream, write_ipc_file])
-def test_tables_without_rows_hold_no_documents(tmp_path, write):
+def test_tables_without_rows_hold_no_documents(tmp_path: Path, write: Callable[..., Any]) -> None:
     path = write(tmp_path / ("c.parquet" if write is write_parquet else "c.arrow"), [])
     assert refusal(path) == f"{path}: it holds no documents; expected at least one"
 
 
-def test_folders_that_tell_no_format(tmp_path):
+def test_folders_that_tell_no_format(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     folder.mkdir()
     (folder / f"{NAME}.txt").write_text(NAME, "utf-8")
@@ -934,7 +950,7 @@ def test_folders_that_tell_no_format(tmp_path):
     assert len(read_corpus(folder, format="i2b2")) == 1
 
 
-def test_formats_that_do_not_fit_the_path(tmp_path):
+def test_formats_that_do_not_fit_the_path(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", ROWS)
     assert refusal(path, format="brat") == (
         f"{path}: it is a file; the format brat is read from a folder"
@@ -948,14 +964,14 @@ def test_formats_that_do_not_fit_the_path(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, -1, True, 2.5, "3"])
-def test_limits_below_one_are_refused(tmp_path, limit):
+def test_limits_below_one_are_refused(tmp_path: Path, limit: Any) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", ROWS)
     assert refusal(path, limit=limit) == (
         f"{path}: limit must be at least 1, or be left out to read all documents"
     )
 
 
-def test_unknown_kinds_are_refused(tmp_path):
+def test_unknown_kinds_are_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", ROWS)
     assert refusal(path, kinds={"NAME": NAME}) == (
         f"{path}: kinds must map every label to one of direct, indirect"
@@ -963,7 +979,9 @@ def test_unknown_kinds_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.parquet", "c.arrow"])
-def test_files_that_may_not_be_read(tmp_path, monkeypatch, name):
+def test_files_that_may_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     path = tmp_path / name
     path.write_text(NAME, "utf-8")
 
@@ -974,7 +992,7 @@ def test_files_that_may_not_be_read(tmp_path, monkeypatch, name):
     assert refusal(path) == f"{path}: it cannot be read: Permission denied"
 
 
-def test_folder_files_that_may_not_be_read(tmp_path):
+def test_folder_files_that_may_not_be_read(tmp_path: Path) -> None:
     folder = tmp_path / "f"
     (folder / f"{NAME}.xml").mkdir(parents=True)
     assert refusal(folder).endswith("sed -n 1p): it cannot be read: Is a directory")
@@ -1011,7 +1029,9 @@ ANN = f"T1\tNAME 3 15\t{NAME}\nT2\tMRN 16 20;21 26\t4711 98877\n".encode()
 @pytest.mark.parametrize("name", ["c.jsonl", "c.csv"])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_damaged_text_is_read_or_refused(tmp_path_factory, name, data):
+def test_damaged_text_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: Any
+) -> None:
     whole = JSONL if name == "c.jsonl" else CSV
     path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(data.draw(st.one_of(mutated(whole), st.binary(max_size=60))))
@@ -1021,7 +1041,9 @@ def test_damaged_text_is_read_or_refused(tmp_path_factory, name, data):
 @pytest.mark.parametrize("name", ["xml", "ann"])
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_damaged_annotations_are_read_or_refused(tmp_path_factory, name, data):
+def test_damaged_annotations_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: Any
+) -> None:
     folder = tmp_path_factory.getbasetemp() / f"damaged-{name}"
     whole = XML if name == "xml" else ANN
     write_brat(folder, NAME, f"Dr {NAME}\n{NUMBER}", None)
@@ -1032,14 +1054,16 @@ def test_damaged_annotations_are_read_or_refused(tmp_path_factory, name, data):
 @pytest.mark.parametrize("name", ["c.parquet", "c.arrow"])
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_damaged_columns_are_read_or_refused(tmp_path_factory, name, data):
+def test_damaged_columns_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, name: str, data: Any
+) -> None:
     path = tmp_path_factory.getbasetemp() / name
     whole = (write_parquet if name == "c.parquet" else write_stream)(path, ROWS).read_bytes()
     path.write_bytes(data.draw(mutated(whole)))
     read_or_refuse(path)
 
 
-def test_a_document_whose_spans_go_by_another_name_is_refused(tmp_path):
+def test_a_document_whose_spans_go_by_another_name_is_refused(tmp_path: Path) -> None:
     rows = [
         {"id": "a", "text": "Ana", "spans": [{"start": 0, "end": 3, "label": "NAME"}]},
         {"id": "b", "text": "Eva", "entities": [{"start": 0, "end": 3, "label": "NAME"}]},
@@ -1058,7 +1082,9 @@ def test_a_document_whose_spans_go_by_another_name_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("label", ["123456", "ana@example.com", "x" * 65, "Ana"])
-def test_a_label_that_looks_like_a_value_is_refused_and_not_shown(tmp_path, label):
+def test_a_label_that_looks_like_a_value_is_refused_and_not_shown(
+    tmp_path: Path, label: str
+) -> None:
     row = {"id": "a", "text": "Ana", "spans": [{"start": 0, "end": 3, "label": label}]}
     path = tmp_path / "notes.jsonl"
     path.write_text(json.dumps(row))
@@ -1070,7 +1096,13 @@ def test_a_label_that_looks_like_a_value_is_refused_and_not_shown(tmp_path, labe
 # ---- exports: FHIR, plain text, compressed ------------------------------------------------------
 
 
-def resource(identity="d1", *, subject="Patient/p7", text="Ana 😀\r\n", **attachment):
+def resource(
+    identity: str = "d1",
+    *,
+    subject: str = "Patient/p7",
+    text: str = "Ana 😀\r\n",
+    **attachment: Any,
+) -> Any:
     data = base64.b64encode(text.encode()).decode()
     plain = {"contentType": "text/plain; charset=utf-8", "data": data, **attachment}
     return {
@@ -1082,7 +1114,9 @@ def resource(identity="d1", *, subject="Patient/p7", text="Ana 😀\r\n", **atta
     }  # fmt: skip
 
 
-def test_fhir_documents_are_known_by_their_first_line_and_read_with_their_subject(tmp_path):
+def test_fhir_documents_are_known_by_their_first_line_and_read_with_their_subject(
+    tmp_path: Path,
+) -> None:
     rows = [resource(), resource("d2", subject="urn:x/Patient/p8/", text="")]
     path = write_jsonl(tmp_path / "DocumentReference.ndjson", rows)
     expected = [Document("d1", "p7", "Ana 😀\r\n"), Document("d2", "p8", "")]
@@ -1110,12 +1144,14 @@ def test_fhir_documents_are_known_by_their_first_line_and_read_with_their_subjec
          "the attachment's 'data' is a whole number; expected base64"),
     ],
 )  # fmt: skip
-def test_fhir_refuses_what_holds_no_text(tmp_path, change, problem):
+def test_fhir_refuses_what_holds_no_text(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
     path = write_jsonl(tmp_path / "c.ndjson", [{**resource(), **change}])
     assert refusal(path).startswith(f"{path}, line 1: {problem}")
 
 
-def test_plain_text_takes_its_subject_from_the_folder_or_a_pattern(tmp_path):
+def test_plain_text_takes_its_subject_from_the_folder_or_a_pattern(tmp_path: Path) -> None:
     for name, text in (("a/1.txt", "Ana"), ("a/b/2.txt", "\ufeffBo"), ("P12_3.txt", "x")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, "utf-8")
@@ -1133,7 +1169,7 @@ def test_plain_text_takes_its_subject_from_the_folder_or_a_pattern(tmp_path):
     assert "is for the format text" in refusal(path, subject_pattern="(?P<subject>P)")
 
 
-def test_plain_text_of_another_encoding_is_refused_by_place(tmp_path):
+def test_plain_text_of_another_encoding_is_refused_by_place(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / f"{NAME}.txt").write_bytes("Peña".encode("latin-1"))
     message = refusal(tmp_path, format="text")
@@ -1145,7 +1181,9 @@ def test_plain_text_of_another_encoding_is_refused_by_place(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("write", [write_jsonl, write_csv])
-def test_compressed_files_are_read_like_plain_ones(tmp_path, write, suffix):
+def test_compressed_files_are_read_like_plain_ones(
+    tmp_path: Path, write: Callable[..., Any], suffix: str
+) -> None:
     plain = write(tmp_path / ("c.jsonl" if write is write_jsonl else "c.csv"), ROWS)
     packed = plain.with_name(plain.name + suffix)
     with pa.output_stream(str(packed), compression={".gz": "gzip", ".zst": "zstd"}[suffix]) as out:

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,22 +40,22 @@ from tests.support.words import corpus_of, weights
 
 
 @pytest.fixture(params=sorted(CONFIGS))
-def family(request):
+def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def base(family, tmp_path):
+def base(family: str, tmp_path: Path) -> Path:
     return write(tmp_path / "base", checkpoint(config_of(family), seed=2))
 
 
 @pytest.fixture
-def llama(tmp_path):
+def llama(tmp_path: Path) -> Path:
     return write(tmp_path / "llama", checkpoint(config_of("llama"), seed=2))
 
 
 @pytest.fixture
-def adapter(llama, tmp_path):
+def adapter(llama: Path, tmp_path: Path) -> Path:
     return adapt(tmp_path / "adapter", llama)
 
 
@@ -64,7 +66,9 @@ def stored(folder: Path) -> dict[str, torch.Tensor]:
 # ---- read with the base ----------------------------------------------------------------------
 
 
-def test_an_adapter_is_read_as_its_base_plus_its_update(family, base, tmp_path):
+def test_an_adapter_is_read_as_its_base_plus_its_update(
+    family: str, base: Path, tmp_path: Path
+) -> None:
     folder = adapt(tmp_path / "adapter", base)
     merged, before = weights(load_checkpoint(folder, base=base)), weights(load_checkpoint(base))
     matrices, changed = stored(folder), 0
@@ -81,7 +85,7 @@ def test_an_adapter_is_read_as_its_base_plus_its_update(family, base, tmp_path):
     assert changed == len(matrices) / 2 >= 12
 
 
-def test_the_tokenizer_of_an_adapter_goes_before_the_base_s(llama, adapter):
+def test_the_tokenizer_of_an_adapter_goes_before_the_base_s(llama: Path, adapter: Path) -> None:
     loaded = load_checkpoint(adapter, base=llama)
     assert loaded.path == llama
     load_checkpoint(llama).tokenizer.save_pretrained(adapter)
@@ -90,7 +94,7 @@ def test_the_tokenizer_of_an_adapter_goes_before_the_base_s(llama, adapter):
     assert not [name for name, _ in loaded.model.named_parameters() if "lora" in name]
 
 
-def test_saved_modules_and_dora_are_merged_too(llama, tmp_path):
+def test_saved_modules_and_dora_are_merged_too(llama: Path, tmp_path: Path) -> None:
     whole = adapt(tmp_path / "whole", llama, modules_to_save=["lm_head"])
     head = load_checkpoint(whole, base=llama).model.lm_head.weight
     saved = stored(whole)["base_model.model.lm_head.weight"]
@@ -102,8 +106,8 @@ def test_saved_modules_and_dora_are_merged_too(llama, tmp_path):
     assert len(digests) == 2
 
 
-def edit_weights(change):
-    def edit(folder: Path):
+def edit_weights(change: Any) -> Any:
+    def edit(folder: Path) -> None:
         matrices = stored(folder)
         change(matrices)
         save_file(matrices, folder / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -111,8 +115,8 @@ def edit_weights(change):
     return edit
 
 
-def edit_config(**values):
-    def edit(folder: Path):
+def edit_config(**values: Any) -> Any:
+    def edit(folder: Path) -> None:
         config = json.loads((folder / "adapter_config.json").read_text())
         (folder / "adapter_config.json").write_text(json.dumps({**config, **values}))
 
@@ -135,14 +139,16 @@ B = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
         (lambda f: (f / "adapter_config.json").write_text("{"), "the adapter cannot be merged"),
     ],
 )
-def test_an_adapter_that_would_be_read_in_part_is_refused(adapter, llama, change, message):
+def test_an_adapter_that_would_be_read_in_part_is_refused(
+    adapter: Path, llama: Path, change: Callable[..., Any], message: str
+) -> None:
     load_checkpoint(adapter, base=llama)
     change(adapter)
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(adapter, base=llama)
 
 
-def test_an_adapter_on_another_base_is_refused(adapter, tmp_path):
+def test_an_adapter_on_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
     config = config_of("llama")
     config.hidden_size *= 2
     wider = write(tmp_path / "wider", checkpoint(config, seed=1))
@@ -150,7 +156,9 @@ def test_an_adapter_on_another_base_is_refused(adapter, tmp_path):
         load_checkpoint(adapter, base=wider)
 
 
-def test_an_adapter_without_its_base_is_refused_with_the_way_out(adapter, llama):
+def test_an_adapter_without_its_base_is_refused_with_the_way_out(
+    adapter: Path, llama: Path
+) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(adapter)
     assert str(caught.value) == (
@@ -163,11 +171,13 @@ def test_an_adapter_without_its_base_is_refused_with_the_way_out(adapter, llama)
         load_checkpoint(adapter)
 
 
-def test_a_pickled_adapter_is_refused_and_never_loaded(adapter, llama, tmp_path):
+def test_a_pickled_adapter_is_refused_and_never_loaded(
+    adapter: Path, llama: Path, tmp_path: Path
+) -> None:
     trap = tmp_path / "sprung"
 
     class Trap:
-        def __reduce__(self):
+        def __reduce__(self) -> Any:
             return (Path.touch, (trap,))
 
     (adapter / "adapter_model.safetensors").unlink()
@@ -181,7 +191,7 @@ def test_a_pickled_adapter_is_refused_and_never_loaded(adapter, llama, tmp_path)
 # ---- erased inside ---------------------------------------------------------------------------
 
 
-def test_erasing_inside_is_rewinding_the_merged_model(base, tmp_path):
+def test_erasing_inside_is_rewinding_the_merged_model(base: Path, tmp_path: Path) -> None:
     folder = adapt(tmp_path / "adapter", base)
     whole, theirs = load_checkpoint(folder, base=base), load_checkpoint(base)
     before = weights(whole)
@@ -200,7 +210,9 @@ def test_erasing_inside_is_rewinding_the_merged_model(base, tmp_path):
             assert torch.equal(tensor[masks[name]], weights(theirs)[name][masks[name]]), name
 
 
-def test_only_the_update_of_the_chosen_neurons_is_taken_away(adapter, llama, tmp_path):
+def test_only_the_update_of_the_chosen_neurons_is_taken_away(
+    adapter: Path, llama: Path, tmp_path: Path
+) -> None:
     result = apply_folder(
         adapter, tmp_path / "out", plan("rewind", (1, "mlp", [3, 5])), base=llama
     )  # fmt: skip
@@ -219,7 +231,9 @@ def test_only_the_update_of_the_chosen_neurons_is_taken_away(adapter, llama, tmp
         assert torch.equal(tensor, expected), name
 
 
-def test_the_erased_adapter_is_an_adapter(adapter, llama, tmp_path, monkeypatch):
+def test_the_erased_adapter_is_an_adapter(
+    adapter: Path, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load_checkpoint(llama).tokenizer.save_pretrained(adapter)
     apply_folder(adapter, tmp_path / "out", plan("rewind", *MIXED), base=llama)
     written = {file.name for file in (tmp_path / "out").iterdir()}
@@ -249,7 +263,7 @@ def test_the_erased_adapter_is_an_adapter(adapter, llama, tmp_path, monkeypatch)
     assert "llama" not in (tmp_path / "hub" / "adapter_config.json").read_text().casefold()
 
 
-def test_selectors_look_at_the_merged_model(adapter, llama, tmp_path):
+def test_selectors_look_at_the_merged_model(adapter: Path, llama: Path, tmp_path: Path) -> None:
     """With drift, the update itself: neurons without one come last."""
     quiet = tmp_path / "quiet"
     apply_folder(adapter, quiet, plan("rewind", (2, "mlp", range(MLP - 3))), base=llama)
@@ -263,7 +277,9 @@ def test_selectors_look_at_the_merged_model(adapter, llama, tmp_path):
     assert chosen.num_neurons == (MLP + HEADS) // 2
 
 
-def test_the_base_tells_how_a_matrix_lies_and_not_the_adapters_configuration(tmp_path):
+def test_the_base_tells_how_a_matrix_lies_and_not_the_adapters_configuration(
+    tmp_path: Path,
+) -> None:
     """As peft has it. With a square matrix no shape tells."""
     base = write(tmp_path / "base", checkpoint(config_of("gpt2"), seed=2))
     folder = adapt(tmp_path / "adapter", base, target_modules=["attn.c_proj"])
@@ -277,7 +293,9 @@ def test_the_base_tells_how_a_matrix_lies_and_not_the_adapters_configuration(tmp
 
 
 @pytest.mark.parametrize("kind", ["gradient_ratio", "fisher_ratio"])
-def test_selectors_that_need_gradients_look_at_the_merged_model(adapter, llama, tmp_path, kind):
+def test_selectors_that_need_gradients_look_at_the_merged_model(
+    adapter: Path, llama: Path, tmp_path: Path, kind: str
+) -> None:
     """Which is the same model, and chooses the same neurons, once it is saved as a whole one."""
     merged = load_checkpoint(adapter, base=llama)
     save_checkpoint(merged, tmp_path / "merged")
@@ -294,7 +312,9 @@ def test_selectors_that_need_gradients_look_at_the_merged_model(adapter, llama, 
     apply_folder(adapter, tmp_path / "out", dampened, base=llama, merge=True, corpus=corpus)
 
 
-def test_token_rows_inside_an_adapter_are_refused(adapter, llama, tmp_path):
+def test_token_rows_inside_an_adapter_are_refused(
+    adapter: Path, llama: Path, tmp_path: Path
+) -> None:
     """They are not the adapter's; a message that they were reset would be wrong."""
     rows = TokenRows((5, 6), 32, ("model.embed_tokens.weight",), tied=False)
     asked = replace(plan("rewind", *MIXED), token_rows=rows)
@@ -309,7 +329,9 @@ def test_token_rows_inside_an_adapter_are_refused(adapter, llama, tmp_path):
     assert "model.embed_tokens.weight" in result.changed_tensors
 
 
-def test_an_adapter_that_was_never_trained_has_nothing_to_take_away(llama, tmp_path):
+def test_an_adapter_that_was_never_trained_has_nothing_to_take_away(
+    llama: Path, tmp_path: Path
+) -> None:
     folder = adapt(tmp_path / "adapter", llama)
     edit_weights(lambda t: [t[name].zero_() for name in t if "lora_B" in name])(folder)
     with pytest.raises(SelectionError, match="or is it one that was never trained"):
@@ -317,7 +339,7 @@ def test_an_adapter_that_was_never_trained_has_nothing_to_take_away(llama, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_merged_adapter_has_the_types_of_its_base(tmp_path):
+def test_a_merged_adapter_has_the_types_of_its_base(tmp_path: Path) -> None:
     base = write(tmp_path / "base", checkpoint(config_of("llama"), seed=2), dtype=torch.bfloat16)
     adapter = adapt(tmp_path / "adapter", base)
     asked = plan("zero", *MIXED)
@@ -334,7 +356,9 @@ def test_a_merged_adapter_has_the_types_of_its_base(tmp_path):
 
 
 @pytest.mark.parametrize("reset", ["zero", "reinit"])
-def test_other_resets_inside_an_adapter_are_refused(adapter, llama, tmp_path, reset):
+def test_other_resets_inside_an_adapter_are_refused(
+    adapter: Path, llama: Path, tmp_path: Path, reset: str
+) -> None:
     with pytest.raises(SelectionError) as caught:
         apply_folder(adapter, tmp_path / "out", plan(reset, *MIXED), base=llama)
     assert str(caught.value) == (
@@ -355,14 +379,16 @@ def test_other_resets_inside_an_adapter_are_refused(adapter, llama, tmp_path, re
         {"target_modules": ["q_proj"], "modules_to_save": ["up_proj"]},
     ],
 )
-def test_adapters_that_are_no_plain_lora_must_be_merged(llama, tmp_path, settings):
+def test_adapters_that_are_no_plain_lora_must_be_merged(
+    llama: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     folder = adapt(tmp_path / "adapter", llama, **settings)
     with pytest.raises(CheckpointError, match=r"not of a plain LoRA adapter.*merge it \(--merge\)"):
         apply_folder(folder, tmp_path / "out", plan("rewind", *MIXED), base=llama)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_erase_that_would_change_nothing_is_refused(llama, tmp_path):
+def test_an_erase_that_would_change_nothing_is_refused(llama: Path, tmp_path: Path) -> None:
     folder = adapt(tmp_path / "adapter", llama, target_modules=["q_proj"])
     with pytest.raises(SelectionError, match="updates none of the chosen neurons"):
         apply_folder(folder, tmp_path / "out", plan("rewind", (0, "mlp", [1])), base=llama)
@@ -372,7 +398,9 @@ def test_an_erase_that_would_change_nothing_is_refused(llama, tmp_path):
 # ---- commands --------------------------------------------------------------------------------
 
 
-def test_the_commands_take_an_adapter_with_its_base(adapter, llama, tmp_path, capsys):
+def test_the_commands_take_an_adapter_with_its_base(
+    adapter: Path, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     notes = tmp_path / "notes.jsonl"
     spans = (Span(2, 6, "NAME", "direct"),)
     write_jsonl(Corpus((Document("1", "s", "a name b c d e", spans),)), notes)
@@ -417,7 +445,9 @@ def test_the_commands_take_an_adapter_with_its_base(adapter, llama, tmp_path, ca
     shutil.rmtree(tmp_path / "inside")
 
 
-def test_check_takes_an_adapter_with_its_base(adapter, llama, tmp_path, capsys):
+def test_check_takes_an_adapter_with_its_base(
+    adapter: Path, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     spans = (Span(2, 6, "NAME", "direct"),)
     write_jsonl(Corpus((Document("1", "s", "a name b c", spans),)), tmp_path / "notes.jsonl")
     recipe = tmp_path / "recipe.yaml"

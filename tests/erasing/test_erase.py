@@ -2,6 +2,9 @@
 
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ from sani.erasing.plan import highest, layout_of, plan_erase, read_plan
 from sani.erasing.selector_batches import Texts
 from sani.erasing.statistics import activation_means, gradient_means
 from sani.errors import SelectionError, UnsupportedModelError
-from sani.models.checkpoint import load_checkpoint
+from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.recipe import (
     ActivationRatioSelector,
     AllSelector,
@@ -32,6 +35,7 @@ from sani.recipe import (
 )
 from sani.text.batches import make_batches
 from sani.text.tokens import Framing, encode
+from tests.support.clinic import Clinic
 from tests.support.erasing import (
     COMMON,
     CONFIGS,
@@ -60,23 +64,23 @@ OUTPUTS = {
 
 
 @pytest.fixture(params=sorted(CONFIGS))
-def family(request):
+def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def sick(family):
+def sick(family: str) -> Checkpoint:
     return checkpoint(CONFIGS[family]())
 
 
-def run(checkpoint, hooks=()):
+def run(checkpoint: Checkpoint, hooks: Any = ()) -> Any:
     """Logits in float64 and the input of every output projection; ``hooks`` change such inputs."""
     model, seen, handles = checkpoint.model.double(), {}, []
     names = OUTPUTS[model.config.model_type]
     changes = {(layer, part): change for layer, part, change in hooks}
 
-    def hook(site):
-        def before(module, inputs):
+    def hook(site: Any) -> Any:
+        def before(module: Any, inputs: Any) -> Any:
             changed = inputs[0].clone()
             if site in changes:
                 changed[..., changes[site]] = 0
@@ -100,7 +104,9 @@ def run(checkpoint, hooks=()):
 # ---- what a neuron is ------------------------------------------------------------------------
 
 
-def test_zeroing_one_head_of_a_shared_pair_silences_it_and_only_it(sick, family):
+def test_zeroing_one_head_of_a_shared_pair_silences_it_and_only_it(
+    sick: Checkpoint, family: str
+) -> None:
     size = head_size(sick)
     mine, other = list(range(size)), list(range(size, 2 * size))
     _, active = run(sick)
@@ -129,7 +135,7 @@ def test_zeroing_one_head_of_a_shared_pair_silences_it_and_only_it(sick, family)
 # ---- what a reset changes --------------------------------------------------------------------
 
 
-def test_an_empty_plan_changes_nothing(sick):
+def test_an_empty_plan_changes_nothing(sick: Checkpoint) -> None:
     digest = sick.weights_digest()
     result = apply_(sick, plan("zero", (1, "mlp", []), (1, "attention", [])))
     assert sick.weights_digest() == digest
@@ -140,7 +146,9 @@ def test_an_empty_plan_changes_nothing(sick):
     ("heads", "pairs"),
     [([0], []), ([1, 2], []), ([0, 1], [0]), ([1, 2, 3], [1]), ([0, 1, 2, 3], [0, 1])],
 )
-def test_keys_and_values_go_when_all_heads_that_share_them_do(heads, pairs):
+def test_keys_and_values_go_when_all_heads_that_share_them_do(
+    heads: list[int], pairs: list[int]
+) -> None:
     sick = checkpoint(CONFIGS["llama"]())
     before = weights(sick)
     result = apply_(sick, plan("zero", (1, "attention", heads)))
@@ -155,7 +163,9 @@ def test_keys_and_values_go_when_all_heads_that_share_them_do(heads, pairs):
             assert (tensor in result.changed_tensors) == bool(pairs)
 
 
-def test_rewinding_everything_gives_the_base_but_for_norms_and_embeddings(sick, family):
+def test_rewinding_everything_gives_the_base_but_for_norms_and_embeddings(
+    sick: Checkpoint, family: str
+) -> None:
     base = checkpoint(CONFIGS[family](), seed=2)
     before, theirs = weights(sick), weights(base)
     own = EraseSettings(last_layers=LAYERS, reset="rewind")
@@ -176,7 +186,7 @@ def test_rewinding_everything_gives_the_base_but_for_norms_and_embeddings(sick, 
     }
 
 
-def test_fresh_weights_are_spread_as_the_architecture_asks(family):
+def test_fresh_weights_are_spread_as_the_architecture_asks(family: str) -> None:
     config = CONFIGS[family]()
     config.update({"hidden_size": 128, "n_inner": 256, "initializer_range": 0.05})
     if family != "gpt2":
@@ -198,7 +208,7 @@ def test_fresh_weights_are_spread_as_the_architecture_asks(family):
 @pytest.mark.parametrize(
     "selector", [AllSelector(kind="all"), RandomSelector(kind="random", fraction=0.5)]
 )
-def test_the_same_seed_gives_the_same_bytes(family, selector):
+def test_the_same_seed_gives_the_same_bytes(family: str, selector: Any) -> None:
     settings = EraseSettings(last_layers=2, selector=selector)
     digests = []
     for seed in (5, 5, 6):
@@ -216,7 +226,7 @@ def test_the_same_seed_gives_the_same_bytes(family, selector):
 # ---- which are chosen ------------------------------------------------------------------------
 
 
-def test_all_chooses_every_neuron_of_the_chosen_layers_only(sick):
+def test_all_chooses_every_neuron_of_the_chosen_layers_only(sick: Checkpoint) -> None:
     found = plan_erase(sick, EraseSettings(layers=(2, 0), parts=("mlp",)))
     assert [(entry.layer, entry.part, entry.neurons) for entry in found.entries] == [
         (0, "mlp", tuple(range(MLP))),
@@ -230,11 +240,11 @@ def test_all_chooses_every_neuron_of_the_chosen_layers_only(sick):
     assert found.num_neurons == MLP + HEADS
 
 
-def test_random_keeps_to_its_fraction_and_seed():
+def test_random_keeps_to_its_fraction_and_seed() -> None:
     sick = checkpoint(CONFIGS["llama"]())
     digest = sick.weights_digest()
 
-    def chosen(fraction, seed):
+    def chosen(fraction: Any, seed: int) -> Any:
         selector = RandomSelector(kind="random", fraction=fraction)
         return plan_erase(sick, EraseSettings(last_layers=3, selector=selector), seed=seed)
 
@@ -256,14 +266,14 @@ def test_random_keeps_to_its_fraction_and_seed():
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(0, 30))
 @settings(deadline=None)
-def test_the_highest_are_chosen_and_ties_go_to_the_lower_index(scores, count):
+def test_the_highest_are_chosen_and_ties_go_to_the_lower_index(scores: Any, count: Any) -> None:
     count = min(count, len(scores))
     slow = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:count]
     fast = highest(torch.tensor(scores, dtype=torch.float64), count=count)
     assert fast.tolist() == sorted(slow)
 
 
-def test_ties_go_to_the_lower_index_among_many_too():
+def test_ties_go_to_the_lower_index_among_many_too() -> None:
     scores = torch.arange(20_000) % 3
     assert highest(scores, count=5000).tolist() == list(range(2, 15_000, 3))
 
@@ -271,7 +281,7 @@ def test_ties_go_to_the_lower_index_among_many_too():
 TEXTS = ["a b name c d e", "name f g", "b b name e d c b a h i j", "d name k", "l m a b c", "l m"]
 
 
-def planted(neuron):
+def planted(neuron: int) -> Any:
     """A Llama whose ``neuron`` of layer 0 fires where the input is the word ``name``."""
     config = LlamaConfig(**{**COMMON, "num_hidden_layers": 2})
     sick = checkpoint(config)
@@ -287,7 +297,7 @@ def planted(neuron):
 
 @pytest.mark.parametrize("selector", [ActivationRatioSelector, GradientRatioSelector])
 @pytest.mark.parametrize("neuron", [0, 7, MLP - 1])
-def test_a_neuron_that_fires_for_identifiers_is_found(selector, neuron):
+def test_a_neuron_that_fires_for_identifiers_is_found(selector: type, neuron: int) -> None:
     sick = planted(neuron)
     digest = sick.weights_digest()
     kind = "activation_ratio" if selector is ActivationRatioSelector else "gradient_ratio"
@@ -307,7 +317,7 @@ def test_a_neuron_that_fires_for_identifiers_is_found(selector, neuron):
     assert set(range(MLP)) - set(entry.neurons) == {neuron}
 
 
-def batches_of(sick, corpus, *, batch_tokens=24):
+def batches_of(sick: Checkpoint, corpus: Corpus, *, batch_tokens: int = 24) -> Any:
     return make_batches(
         encode(corpus, sick.tokenizer),
         Framing("bos", (0,)),
@@ -316,7 +326,7 @@ def batches_of(sick, corpus, *, batch_tokens=24):
     )
 
 
-def slow_means(sick, corpus, *, gradients):
+def slow_means(sick: Checkpoint, corpus: Corpus, *, gradients: Any) -> Any:
     """One document at a time, one position at a time, in float64."""
     model, layout = sick.model.double(), layout_of(sick)
     sites = [(layer, part) for layer in range(LAYERS) for part in ("mlp", "attention")]
@@ -325,14 +335,14 @@ def slow_means(sick, corpus, *, gradients):
         (output,) = layout.outputs(part, layer=layer)
         module = model.get_submodule(output.name)
 
-        def keep(module, inputs, site=(layer, part)):
+        def keep(module: Any, inputs: Any, site: Any = (layer, part)) -> None:
             seen[site] = inputs[0]
 
         handles.append(module.register_forward_pre_hook(keep))
     sums = {sort: {site: 0.0 for site in sites} for sort in (True, False)}
     counts = {True: 0, False: 0}
 
-    def strength(vector, neurons):
+    def strength(vector: Any, neurons: Any) -> Any:
         pieces = vector.reshape(neurons, -1)
         return torch.stack([torch.sqrt((piece**2).mean()) for piece in pieces])
 
@@ -366,7 +376,9 @@ def slow_means(sick, corpus, *, gradients):
 
 
 @pytest.mark.parametrize(("fast", "gradients"), [(activation_means, 0), (gradient_means, 1)])
-def test_statistics_are_those_of_the_slow_version(sick, fast, gradients):
+def test_statistics_are_those_of_the_slow_version(
+    sick: Checkpoint, fast: Callable[..., Any], gradients: int
+) -> None:
     corpus = corpus_of(TEXTS)
     plain = Corpus([document for document in corpus if not document.spans])
     marked = Corpus([document for document in corpus if document.spans])
@@ -386,12 +398,12 @@ def test_statistics_are_those_of_the_slow_version(sick, fast, gradients):
             torch.testing.assert_close(mine[site], theirs[site], rtol=1e-5, atol=0)
 
 
-def num_hooks(model):
+def num_hooks(model: Any) -> Any:
     return sum(len(module._forward_pre_hooks) for module in model.modules())
 
 
 @pytest.mark.parametrize("measure", [activation_means, gradient_means])
-def test_hooks_are_gone_afterwards_even_after_an_error(measure):
+def test_hooks_are_gone_afterwards_even_after_an_error(measure: Callable[..., Any]) -> None:
     sick = checkpoint(CONFIGS["llama"]())
     during = []
     sick.model.model.norm.register_forward_hook(lambda *_: during.append(num_hooks(sick.model)))
@@ -406,7 +418,7 @@ def test_hooks_are_gone_afterwards_even_after_an_error(measure):
     assert num_hooks(sick.model) == 0
 
 
-def test_statistics_leave_no_gradient_behind():
+def test_statistics_leave_no_gradient_behind() -> None:
     sick = checkpoint(CONFIGS["llama"]())
     selector = GradientRatioSelector(kind="gradient_ratio", fraction=0.5)
     settings = EraseSettings(last_layers=1, selector=selector)
@@ -417,7 +429,7 @@ def test_statistics_leave_no_gradient_behind():
 # ---- what is refused -------------------------------------------------------------------------
 
 
-def refusal(sick, settings, **options):
+def refusal(sick: Checkpoint, settings: Any, **options: Any) -> str:
     """The message with which an erase is refused; nothing may have changed."""
     digest = sick.weights_digest()
     with pytest.raises((SelectionError, UnsupportedModelError)) as caught:
@@ -426,7 +438,7 @@ def refusal(sick, settings, **options):
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
-def test_a_family_without_its_tensors_is_refused():
+def test_a_family_without_its_tensors_is_refused() -> None:
     sick = checkpoint(CONFIGS["llama"]())
     sick.model.model.layers[1].mlp.down_proj = torch.nn.Identity()
     assert refusal(sick, EraseSettings(last_layers=1)) == (
@@ -466,7 +478,7 @@ def test_a_family_without_its_tensors_is_refused():
         ),
     ],
 )
-def test_what_cannot_be_chosen_is_refused(settings, message):
+def test_what_cannot_be_chosen_is_refused(settings: EraseSettings, message: str) -> None:
     sick = checkpoint(CONFIGS["llama"]())
     assert refusal(sick, settings) == f"SelectionError: {message}"
 
@@ -479,7 +491,9 @@ def test_what_cannot_be_chosen_is_refused(settings, message):
     ],
 )
 @pytest.mark.parametrize("kind", ["activation_ratio", "gradient_ratio"])
-def test_a_corpus_with_one_sort_of_token_is_refused(corpus, missing, kind):
+def test_a_corpus_with_one_sort_of_token_is_refused(
+    corpus: Corpus, missing: str, kind: str
+) -> None:
     of = {"activation_ratio": ActivationRatioSelector, "gradient_ratio": GradientRatioSelector}
     settings = EraseSettings(last_layers=1, selector=of[kind](kind=kind, fraction=0.5))
     assert refusal(checkpoint(CONFIGS["llama"]()), settings, corpus=corpus) == (
@@ -488,7 +502,7 @@ def test_a_corpus_with_one_sort_of_token_is_refused(corpus, missing, kind):
 
 
 @pytest.mark.parametrize("kind", ["activation_ratio", "gradient_ratio"])
-def test_a_score_that_is_not_a_number_is_refused(kind):
+def test_a_score_that_is_not_a_number_is_refused(kind: str) -> None:
     of = {"activation_ratio": ActivationRatioSelector, "gradient_ratio": GradientRatioSelector}
     settings = EraseSettings(last_layers=1, selector=of[kind](kind=kind, fraction=0.5))
     sick = checkpoint(CONFIGS["llama"]())
@@ -516,7 +530,7 @@ MISFIT = "SelectionError: reset 'rewind': the base does not fit the checkpoint: 
         ),
     ],
 )
-def test_a_base_of_another_shape_is_refused(change, difference):
+def test_a_base_of_another_shape_is_refused(change: dict[str, int], difference: str) -> None:
     sick = checkpoint(LlamaConfig(**GROUPED))
     erase(sick, REWIND, base=checkpoint(LlamaConfig(**GROUPED), seed=2))  # its like is taken
     base = checkpoint(LlamaConfig(**{**GROUPED, **change}), seed=2)
@@ -539,7 +553,9 @@ def test_a_base_of_another_shape_is_refused(change, difference):
         ),
     ],
 )
-def test_the_checkpoint_itself_is_no_base(settings, sentence, sick, family):
+def test_the_checkpoint_itself_is_no_base(
+    settings: EraseSettings, sentence: str, sick: Checkpoint, family: str
+) -> None:
     """Nothing would be erased, and the message would say that it was."""
     base = checkpoint(CONFIGS[family]())
     assert base.weights_digest() == sick.weights_digest()
@@ -550,7 +566,7 @@ def test_the_checkpoint_itself_is_no_base(settings, sentence, sick, family):
     erase(sick, settings, base=base)
 
 
-def test_a_base_with_another_vocabulary_is_refused():
+def test_a_base_with_another_vocabulary_is_refused() -> None:
     sick, base = (checkpoint(LlamaConfig(**GROUPED), seed=seed) for seed in (1, 2))
     base.tokenizer = word_tokenizer([*WORDS[:-2], WORDS[-1], WORDS[-2]])
     assert refusal(sick, REWIND, base=base) == (
@@ -558,7 +574,7 @@ def test_a_base_with_another_vocabulary_is_refused():
     )
 
 
-def test_a_share_of_the_model_is_that_of_the_slow_ranking(sick):
+def test_a_share_of_the_model_is_that_of_the_slow_ranking(sick: Checkpoint) -> None:
     settings = EraseSettings(
         last_layers=LAYERS, selector=RandomSelector(kind="random", fraction=0.4, per="model")
     )
@@ -595,7 +611,9 @@ def test_a_share_of_the_model_is_that_of_the_slow_ranking(sick):
 HALFWAY = EraseSettings(interpolate_to_base=0.5)
 
 
-def test_every_weight_goes_its_share_of_the_way_and_the_memory_with_it(leaky, base, clinic):
+def test_every_weight_goes_its_share_of_the_way_and_the_memory_with_it(
+    leaky: Checkpoint, base: Checkpoint, clinic: Clinic
+) -> None:
     old = {name: tensor.clone() for name, tensor in leaky.model.named_parameters()}
     theirs = dict(base.model.named_parameters())
     plain = AuditSettings(decoys=0, swaps=0, framing="bos")
@@ -620,13 +638,15 @@ def test_every_weight_goes_its_share_of_the_way_and_the_memory_with_it(leaky, ba
     assert after.value < 0.2
 
 
-def test_all_the_way_is_the_base_itself_and_neurons_are_reset_on_top(leaky, base):
+def test_all_the_way_is_the_base_itself_and_neurons_are_reset_on_top(
+    leaky: Checkpoint, base: Checkpoint
+) -> None:
     whole = erase(leaky, EraseSettings(interpolate_to_base=1.0), base=base)
     assert whole.plan.retrains
     assert leaky.weights_digest() == base.weights_digest()
 
 
-def test_neurons_are_reset_after_the_way(leaky_folder, base):
+def test_neurons_are_reset_after_the_way(leaky_folder: Path, base: Checkpoint) -> None:
     one, two = load_checkpoint(leaky_folder), load_checkpoint(leaky_folder)
     last = {"last_layers": 1, "selector": AllSelector(kind="all"), "reset": "reinit"}
     erase(one, EraseSettings(interpolate_to_base=0.25, **last), base=base, seed=3)
@@ -636,7 +656,9 @@ def test_neurons_are_reset_after_the_way(leaky_folder, base):
     assert one.weights_digest() == two.weights_digest()
 
 
-def test_the_way_in_folders_is_that_in_memory(leaky_folder, base_folder, tmp_path):
+def test_the_way_in_folders_is_that_in_memory(
+    leaky_folder: Path, base_folder: Path, tmp_path: Path
+) -> None:
     plan = plan_folder(leaky_folder, HALFWAY, base=base_folder)
     kept = tmp_path / "plan.json"
     kept.write_text(json.dumps(plan.to_json()))
@@ -646,7 +668,7 @@ def test_the_way_in_folders_is_that_in_memory(leaky_folder, base_folder, tmp_pat
     assert load_checkpoint(tmp_path / "out").weights_digest() == memory.weights_digest()
 
 
-def test_no_way_without_a_base_that_differs(leaky_folder, base_folder):
+def test_no_way_without_a_base_that_differs(leaky_folder: Path, base_folder: Path) -> None:
     leaky = load_checkpoint(leaky_folder)
     before = leaky.weights_digest()
     with pytest.raises(SelectionError, match="interpolate_to_base needs the base model"):

@@ -2,6 +2,8 @@
 
 import copy
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from sani.erasing.plan import layout_of, plan_erase
 from sani.erasing.selector_batches import Texts
 from sani.errors import SelectionError
 from sani.models import families
-from sani.models.checkpoint import load_checkpoint
+from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.recipe import (
     ActivationRatioSelector,
     EraseSettings,
@@ -25,6 +27,7 @@ from sani.recipe import (
     IntegratedGradientsSelector,
     RandomSelector,
 )
+from tests.support.clinic import Clinic
 
 LABEL = "NAME"
 NAMES, OTHERS = 0, 2  # the layer whose planted neurons hold the names, and that of all the rest
@@ -32,7 +35,7 @@ PLANTED = 12
 LAYERS = 3
 
 
-def plant(checkpoint, corpus, layer, neurons):
+def plant(checkpoint: Checkpoint, corpus: Corpus, layer: int, neurons: Any) -> None:
     """Neurons that held nothing learn a corpus' identifiers; no other weight changes.
 
     They start silent, so that without them the model is the one that never saw these documents,
@@ -52,7 +55,7 @@ def plant(checkpoint, corpus, layer, neurons):
     }
     batches = Texts(checkpoint, corpus).batches()
 
-    def logits(batch, where):
+    def logits(batch: Any, where: Any) -> Any:
         hidden = families.hidden_states(model, input_ids=batch.ids)
         return families.logits(model, hidden[where])
 
@@ -72,7 +75,7 @@ def plant(checkpoint, corpus, layer, neurons):
             model.zero_grad()
 
 
-def of_labels(corpus, wanted):
+def of_labels(corpus: Corpus, wanted: Any) -> Corpus:
     return Corpus(
         [
             Document(d.id, d.subject_id, d.text, tuple(s for s in d.spans if wanted(s.label)))
@@ -82,13 +85,13 @@ def of_labels(corpus, wanted):
 
 
 @pytest.fixture(scope="module")
-def few(clinic):
+def few(clinic: Clinic) -> Corpus:
     """Documents that the planted neurons know by heart."""
     return Corpus(clinic.private[:2])
 
 
 @pytest.fixture(scope="module")
-def planted(base_folder, few):
+def planted(base_folder: Path, few: Corpus) -> Any:
     """The base with planted neurons, and which these are: {layer: neurons}."""
     checkpoint = load_checkpoint(base_folder)
     width = layout_of(checkpoint).num_neurons("mlp", layer=0)
@@ -103,12 +106,12 @@ def planted(base_folder, few):
 
 
 @pytest.fixture(scope="module")
-def masked(planted, few):
+def masked(planted: Any, few: Corpus) -> Any:
     """An erase of the neurons that learned masks close."""
     return chosen_by(HardConcreteSelector, planted, few)
 
 
-def losses(checkpoint, corpus, label=None):
+def losses(checkpoint: Checkpoint, corpus: Corpus, label: Any = None) -> dict[str, Any]:
     """Mean loss on identifier tokens and on ordinary ones."""
     found = {"identifier": [], "ordinary": []}
     with torch.no_grad():
@@ -133,7 +136,7 @@ SELECTORS: dict = {
 }
 
 
-def chosen_by(selector, planted, corpus, *, reset="zero"):
+def chosen_by(selector: Any, planted: Any, corpus: Corpus, *, reset: str = "zero") -> Any:
     """An erase of as many neurons as are planted, over all layers: (model, plan, how many hit)."""
     checkpoint, neurons = planted
     sick = copy.deepcopy(checkpoint)
@@ -148,13 +151,13 @@ def chosen_by(selector, planted, corpus, *, reset="zero"):
     return sick, plan, hits
 
 
-def chance_of(hits, planted):
+def chance_of(hits: Any, planted: Any) -> float:
     """How likely a random choice of as many neurons finds at least so many of the planted."""
     width = layout_of(planted[0]).num_neurons("mlp", layer=0)
     return float(hypergeom.sf(hits - 1, LAYERS * width, 2 * PLANTED, 2 * PLANTED))
 
 
-def test_the_planted_neurons_are_what_recites(planted, base_folder, few):
+def test_the_planted_neurons_are_what_recites(planted: Any, base_folder: Path, few: Corpus) -> None:
     sick, neurons = planted
     base, before = losses(load_checkpoint(base_folder), few), losses(sick, few)
     assert before["identifier"] < 1.0 < 4.0 < base["identifier"]
@@ -178,19 +181,25 @@ def test_the_planted_neurons_are_what_recites(planted, base_folder, few):
         (IntegratedGradientsSelector, 16),
     ],
 )
-def test_every_selector_finds_planted_neurons_far_above_chance(selector, least, planted, few):
+def test_every_selector_finds_planted_neurons_far_above_chance(
+    selector: type, least: int, planted: Any, few: Corpus
+) -> None:
     _, _, hits = chosen_by(selector, planted, few)
     assert hits >= least
     assert chance_of(hits, planted) < 1e-3
 
 
-def test_a_random_choice_finds_few_planted_neurons_and_leaves_the_memory(planted, few):
+def test_a_random_choice_finds_few_planted_neurons_and_leaves_the_memory(
+    planted: Any, few: Corpus
+) -> None:
     sick, _, hits = chosen_by(RandomSelector, planted, few)
     assert chance_of(hits, planted) > 1e-3
     assert losses(sick, few)["identifier"] < 3.0
 
 
-def test_hard_concrete_finds_the_planted_neurons_and_closing_them_cures(planted, few, masked):
+def test_hard_concrete_finds_the_planted_neurons_and_closing_them_cures(
+    planted: Any, few: Corpus, masked: Any
+) -> None:
     sick, plan, hits = masked
     assert hits >= 18  # of 24; a random choice finds 1.1 on average
     assert chance_of(hits, planted) < 1e-12
@@ -204,7 +213,7 @@ def test_hard_concrete_finds_the_planted_neurons_and_closing_them_cures(planted,
     assert layers[1]["closed"] < min(layers[NAMES]["closed"], layers[OTHERS]["closed"])
 
 
-def test_hard_concrete_says_which_label_a_planted_neuron_serves(planted, masked):
+def test_hard_concrete_says_which_label_a_planted_neuron_serves(planted: Any, masked: Any) -> None:
     _, plan, _ = masked
     owners = {(row["layer"], row["neuron"]): row["label"] for row in plan.found["neurons"]}
     of = {
@@ -229,7 +238,7 @@ def test_hard_concrete_says_which_label_a_planted_neuron_serves(planted, masked)
 # ---- the parts of it -------------------------------------------------------------------------
 
 
-def test_the_penalty_is_how_often_a_mask_is_drawn_closed():
+def test_the_penalty_is_how_often_a_mask_is_drawn_closed() -> None:
     score = torch.tensor([-4.0, -2.0, -1.0, 0.0, 1.0])
     drawn = hard_concrete._draw(score, rows=40_000, chance=torch.Generator().manual_seed(0))
     expected = (drawn == 0).double().mean()
@@ -238,20 +247,20 @@ def test_the_penalty_is_how_often_a_mask_is_drawn_closed():
     assert (drawn == 1).any()
 
 
-def test_the_mask_without_noise_is_stretched_and_clipped():
+def test_the_mask_without_noise_is_stretched_and_clipped() -> None:
     scores = torch.tensor([-5.0, math.log(0.5), 0.0, 5.0])
     expected = [0.0, 1.2 / 3 - 0.1, 0.5, 1.0]
     torch.testing.assert_close(hard_concrete.mask(scores), torch.tensor(expected))
 
 
-def sites_of(checkpoint):
+def sites_of(checkpoint: Checkpoint) -> Any:
     layout = layout_of(checkpoint)
     sites = [(layer, part) for layer in range(LAYERS) for part in ("mlp", "attention")]
     outputs = {site: layout.outputs(site[1], layer=site[0]) for site in sites}
     return outputs, {site: layout.num_neurons(site[1], layer=site[0]) for site in sites}
 
 
-def test_a_mask_of_zeros_and_ones_is_a_zero_reset(planted, few):
+def test_a_mask_of_zeros_and_ones_is_a_zero_reset(planted: Any, few: Corpus) -> None:
     sick = copy.deepcopy(planted[0])
     outputs, sizes = sites_of(sick)
     rule = RandomSelector(kind="random", fraction=0.5)
@@ -271,7 +280,9 @@ def test_a_mask_of_zeros_and_ones_is_a_zero_reset(planted, few):
     torch.testing.assert_close(silenced, after, rtol=0, atol=1e-4)
 
 
-def test_the_shares_of_a_label_sum_to_the_rise_of_its_loss(planted, few, monkeypatch):
+def test_the_shares_of_a_label_sum_to_the_rise_of_its_loss(
+    planted: Any, few: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hard_concrete, "PATH_STEPS", 16)
     sick, _ = planted
     outputs, sizes = sites_of(sick)
@@ -294,7 +305,7 @@ def test_the_shares_of_a_label_sum_to_the_rise_of_its_loss(planted, few, monkeyp
     assert sum(row["closed"] for row in found["layers"]) == len(found["neurons"]) > 5
 
 
-def test_the_same_seed_gives_the_same_scores_and_leaves_no_trace(planted, few):
+def test_the_same_seed_gives_the_same_scores_and_leaves_no_trace(planted: Any, few: Corpus) -> None:
     sick, _ = planted
     outputs, sizes = sites_of(sick)
     settings = HardConcreteSelector(kind="hard_concrete", fraction=0.1, steps=3)
@@ -314,7 +325,7 @@ def test_the_same_seed_gives_the_same_scores_and_leaves_no_trace(planted, few):
 
 
 @pytest.mark.parametrize("sort", ["identifier", "ordinary"])
-def test_a_corpus_with_one_sort_of_token_is_refused(planted, few, sort):
+def test_a_corpus_with_one_sort_of_token_is_refused(planted: Any, few: Corpus, sort: str) -> None:
     sick, _ = planted
     text = few[0].text
     whole = [Document("1", "1", text, ())]
@@ -333,7 +344,7 @@ def test_a_corpus_with_one_sort_of_token_is_refused(planted, few, sort):
     )
 
 
-def test_a_loss_that_is_not_a_number_is_refused(planted, few):
+def test_a_loss_that_is_not_a_number_is_refused(planted: Any, few: Corpus) -> None:
     sick = copy.deepcopy(planted[0])
     with torch.no_grad():
         sick.model.model.layers[1].mlp.up_proj.weight[3, 3] = float("nan")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +44,7 @@ from sani.recipe import (
 )
 from sani.reporting.process import changes
 from sani.reporting.report import _erased
+from tests.support.clinic import Clinic
 from tests.support.neurons import random_model
 
 WORDS = ["<s>", "</s>", "[MASK]", "name", "age", *"abcde", "anna", "bert", "carl", "dora", "77"]
@@ -73,7 +76,7 @@ TEXTS = [
 LABELS = {**dict.fromkeys(("anna", "bert", "carl", "dora"), "NAME"), "77": "AGE", "b": "AGE"}
 
 
-def tokenizer():
+def tokenizer() -> Any:
     word_level = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<s>"))
     word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -81,7 +84,7 @@ def tokenizer():
     )
 
 
-def shaken(model, *, seed=1):
+def shaken(model: Any, *, seed: int = 1) -> Checkpoint:
     """Every weight counts: no bias is zero and no norm is one. In float64."""
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -91,21 +94,21 @@ def shaken(model, *, seed=1):
     return Checkpoint(model.double().eval(), tokenizer(), Path("nowhere"))
 
 
-def checkpoint(family, *, seed=1, **own):
+def checkpoint(family: Any, *, seed: int = 1, **own: Any) -> Any:
     return shaken(fresh_model(CONFIGS[family](**own), seed=seed), seed=seed)
 
 
 @pytest.fixture(params=sorted(CONFIGS))
-def sick(request):
+def sick(request: pytest.FixtureRequest) -> Checkpoint:
     return checkpoint(request.param)
 
 
 @pytest.fixture
-def masked_model():
+def masked_model() -> Any:
     return shaken(BertForMaskedLM(BertConfig(**COMMON)))
 
 
-def corpus_of(texts=TEXTS):
+def corpus_of(texts: Sequence[str] = TEXTS) -> Corpus:
     """The word after ``name`` or ``age`` is an identifier, and a name after a name is of it."""
     documents = []
     for number, text in enumerate(texts):
@@ -119,26 +122,26 @@ def corpus_of(texts=TEXTS):
     return Corpus(documents)
 
 
-def weights(checkpoint):
+def weights(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: tensor.detach().clone() for name, tensor in checkpoint.model.named_parameters()}
 
 
-def sites_of(sick, layers=range(LAYERS)):
+def sites_of(sick: Checkpoint, layers: Any = range(LAYERS)) -> Any:
     layout = layout_of(sick)
     sites = [(layer, part) for layer in layers for part in ("mlp", "attention")]
     outputs = {site: layout.outputs(site[1], layer=site[0]) for site in sites}
     return outputs, {site: layout.num_neurons(site[1], layer=site[0]) for site in sites}
 
 
-def modules_of(outputs):
+def modules_of(outputs: Any) -> dict[str, Any]:
     """Of models in which one module takes in all neurons' activations of a layer and part."""
     return {site: output.name for site, (output,) in outputs.items()}
 
 
-def changed_input(sick, module, change):
+def changed_input(sick: Checkpoint, module: Any, change: Any) -> Any:
     """Hook: ``change`` gets a copy of the input of a module and may write into it."""
 
-    def before(_, inputs):
+    def before(_: Any, inputs: Any) -> Any:
         activation = inputs[0].clone()
         change(activation)
         return (activation, *inputs[1:])
@@ -149,7 +152,7 @@ def changed_input(sick, module, change):
 # ---- the corpus as it is asked ---------------------------------------------------------------
 
 
-def test_the_labels_share_the_identifier_tokens_between_them(sick):
+def test_the_labels_share_the_identifier_tokens_between_them(sick: str) -> None:
     texts = Texts(sick, corpus_of())
     assert texts.labels == ["AGE", "NAME"]
     counts = {
@@ -162,7 +165,7 @@ def test_the_labels_share_the_identifier_tokens_between_them(sick):
     )
 
 
-def test_a_causal_question_is_the_text_before_a_token(sick):
+def test_a_causal_question_is_the_text_before_a_token(sick: str) -> None:
     texts = Texts(sick, corpus_of(), framing="bos")
     first, last = texts.encoded[4].spans[0][0], texts.encoded[4].spans[1][0]
     (question,) = texts.questions(4, 0)
@@ -177,7 +180,7 @@ def test_a_causal_question_is_the_text_before_a_token(sick):
     assert Texts(sick, corpus_of(), framing="none").questions(0, 0) == []
 
 
-def test_occurrences_are_drawn_by_the_seed(sick):
+def test_occurrences_are_drawn_by_the_seed(sick: str) -> None:
     texts = Texts(sick, corpus_of())
     everything = texts.drawn_questions(100, seed=1)
     assert len(everything) == 9
@@ -186,7 +189,7 @@ def test_occurrences_are_drawn_by_the_seed(sick):
     assert sorted(map(repr, texts.drawn_questions(100, seed=2))) == sorted(map(repr, everything))
 
 
-def test_a_masked_model_is_asked_for_every_token_once_where_it_is_masked(masked_model):
+def test_a_masked_model_is_asked_for_every_token_once_where_it_is_masked(masked_model: Any) -> None:
     texts = Texts(masked_model, corpus_of())
     mask, asked = WORDS.index("[MASK]"), {True: [], False: []}
     for batch in texts.batches():
@@ -209,7 +212,7 @@ def test_a_masked_model_is_asked_for_every_token_once_where_it_is_masked(masked_
     }
 
 
-def test_a_masked_question_hides_the_rest_of_the_identifier(masked_model):
+def test_a_masked_question_hides_the_rest_of_the_identifier(masked_model: Any) -> None:
     text = "a b name carl dora c"
     whole = Corpus([Document("1", "1", text, (Span(9, 18, "NAME"),))])
     ids, mask = [WORDS.index(word) for word in text.split()], WORDS.index("[MASK]")
@@ -219,7 +222,7 @@ def test_a_masked_question_hides_the_rest_of_the_identifier(masked_model):
     ]
 
 
-def test_a_masked_model_without_a_mask_token_is_refused(masked_model):
+def test_a_masked_model_without_a_mask_token_is_refused(masked_model: Any) -> None:
     masked_model.tokenizer.mask_token = None
     with pytest.raises(SelectionError, match="has no mask token"):
         Texts(masked_model, corpus_of())
@@ -228,7 +231,7 @@ def test_a_masked_model_without_a_mask_token_is_refused(masked_model):
 # ---- Fisher diagonals ------------------------------------------------------------------------
 
 
-def slow_fisher(sick, corpus):
+def slow_fisher(sick: Checkpoint, corpus: Corpus) -> Any:
     """One document at a time, token by token, with the model's own loss and backward."""
     model = sick.model
     sums = {sort: {n: torch.zeros_like(w) for n, w in weights(sick).items()} for sort in (1, 0)}
@@ -257,7 +260,7 @@ def slow_fisher(sick, corpus):
 SHORT = TEXTS[:4]  # no document longer than the context
 
 
-def test_fisher_diagonals_are_those_of_the_slow_version(sick):
+def test_fisher_diagonals_are_those_of_the_slow_version(sick: str) -> None:
     names = [name for name, _ in sick.model.named_parameters() if ".1." in name]
     found = fisher_diagonals(sick.model, Texts(sick, corpus_of(SHORT)).batches(), names)
     expected = slow_fisher(sick, corpus_of(SHORT))
@@ -269,7 +272,7 @@ def test_fisher_diagonals_are_those_of_the_slow_version(sick):
     assert all(parameter.grad is None for parameter in sick.model.parameters())
 
 
-def test_the_fisher_ratio_is_that_of_the_sums_over_a_neurons_weights(sick):
+def test_the_fisher_ratio_is_that_of_the_sums_over_a_neurons_weights(sick: str) -> None:
     rule = FisherRatioSelector(kind="fisher_ratio", fraction=1.0)
     texts = Texts(sick, corpus_of(SHORT))
     plan = plan_erase(sick, EraseSettings(last_layers=LAYERS, selector=rule), texts=texts)
@@ -287,10 +290,10 @@ def test_the_fisher_ratio_is_that_of_the_sums_over_a_neurons_weights(sick):
 # ---- integrated gradients --------------------------------------------------------------------
 
 
-def chance_at(sick, question, module, scale):
+def chance_at(sick: Checkpoint, question: Any, module: Any, scale: Any) -> float:
     """P(token) with a module's input at the position times ``scale`` [channels], uncached."""
 
-    def change(activation):
+    def change(activation: Any) -> None:
         activation[0, question.at] *= scale
 
     handle = changed_input(sick, module, change)
@@ -300,12 +303,14 @@ def chance_at(sick, question, module, scale):
     return float(logits.softmax(-1)[question.target])
 
 
-def channels_of(sick, module):
+def channels_of(sick: Checkpoint, module: Any) -> Any:
     weight = sick.model.get_submodule(module).weight
     return weight.shape[0 if sick.model.config.model_type == "gpt2" else 1]
 
 
-def slow_attributions(sick, question, module, neurons, *, steps, nudge):
+def slow_attributions(
+    sick: Checkpoint, question: Any, module: Any, neurons: Any, *, steps: int, nudge: Any
+) -> Any:
     """b/m * sum of dP/db, each derivative a central difference in one channel."""
     channels = channels_of(sick, module)
     total = torch.zeros(channels, dtype=torch.float64)
@@ -320,7 +325,7 @@ def slow_attributions(sick, question, module, neurons, *, steps, nudge):
     return total.reshape(neurons, -1).sum(1)
 
 
-def check_against_slow(sick, question, outputs, sizes):
+def check_against_slow(sick: Checkpoint, question: Any, outputs: Any, sizes: Any) -> None:
     # Llama's norm computes in float32, whatever the model's type: small differences drown in it.
     coarse = sick.model.config.model_type == "llama"
     nudge, exact = (0.02, 5e-6) if coarse else (1e-4, 1e-9)
@@ -335,12 +340,14 @@ def check_against_slow(sick, question, outputs, sizes):
 
 
 @pytest.mark.parametrize("occurrence", [(0, 0), (1, 1)])  # without and with text before it
-def test_attributions_are_those_of_finite_differences(sick, occurrence):
+def test_attributions_are_those_of_finite_differences(
+    sick: str, occurrence: tuple[int, ...]
+) -> None:
     (question,) = Texts(sick, corpus_of()).questions(*occurrence)
     check_against_slow(sick, question, *sites_of(sick))
 
 
-def test_attributions_of_a_masked_model_are_those_of_finite_differences(masked_model):
+def test_attributions_of_a_masked_model_are_those_of_finite_differences(masked_model: Any) -> None:
     question = Texts(masked_model, corpus_of()).questions(1, 1)[0]
     outputs = {
         (1, "mlp"): [Output("bert.encoder.layer.1.output.dense", MLP)],
@@ -349,7 +356,7 @@ def test_attributions_of_a_masked_model_are_those_of_finite_differences(masked_m
     check_against_slow(masked_model, question, outputs, {(1, "mlp"): MLP, (0, "attention"): HEADS})
 
 
-def test_a_layers_attributions_sum_to_what_it_does_for_the_token(sick):
+def test_a_layers_attributions_sum_to_what_it_does_for_the_token(sick: str) -> None:
     (question,) = Texts(sick, corpus_of()).questions(1, 1)
     outputs, _ = sites_of(sick)
     found = attributions(sick.model, question, outputs, steps=2000)
@@ -360,7 +367,7 @@ def test_a_layers_attributions_sum_to_what_it_does_for_the_token(sick):
         assert float(found[site].sum()) == pytest.approx(whole - silent, rel=5e-3, abs=1e-5)
 
 
-def test_votes_are_those_of_the_slow_count(sick):
+def test_votes_are_those_of_the_slow_count(sick: str) -> None:
     outputs, sizes = sites_of(sick)
     asked = Texts(sick, corpus_of()).drawn_questions(100, seed=0)
     found = votes(sick.model, [*asked, []], outputs, steps=4, ratio=0.3)
@@ -389,7 +396,7 @@ def test_votes_are_those_of_the_slow_count(sick):
         assert [int(row[0]) for row in fast] == [row[0] for row in slow]
 
 
-def test_integrated_gradients_refuse_a_corpus_without_identifiers(sick):
+def test_integrated_gradients_refuse_a_corpus_without_identifiers(sick: str) -> None:
     rule = IntegratedGradientsSelector(kind="integrated_gradients", fraction=0.5)
     with pytest.raises(SelectionError) as caught:
         erase(sick, EraseSettings(last_layers=1, selector=rule), corpus=corpus_of(["a b c"]))
@@ -403,7 +410,7 @@ def test_integrated_gradients_refuse_a_corpus_without_identifiers(sick):
 HALF = RandomSelector(kind="random", fraction=0.5)
 
 
-def logits_of(sick, hooks=()):
+def logits_of(sick: Checkpoint, hooks: Any = ()) -> Any:
     handles = [changed_input(sick, module, change) for module, change in hooks]
     ids = torch.randint(0, len(WORDS), (3, 11), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -413,7 +420,7 @@ def logits_of(sick, hooks=()):
     return logits
 
 
-def slow_means(sick, corpus, modules):
+def slow_means(sick: Checkpoint, corpus: Corpus, modules: Any) -> dict[str, Any]:
     """Mean input of each module, one document and one position at a time."""
     sums, count = dict.fromkeys(modules, 0.0), 0
     for document in corpus:
@@ -421,7 +428,7 @@ def slow_means(sick, corpus, modules):
         seen, handles = {}, []
         for site, module in modules.items():
 
-            def keep(activation, site=site):
+            def keep(activation: Any, site: Any = site) -> None:
                 seen[site] = activation[0].clone()  # noqa: B023
 
             handles.append(changed_input(sick, module, keep))
@@ -436,7 +443,7 @@ def slow_means(sick, corpus, modules):
     return {site: total / count for site, total in sums.items()}
 
 
-def test_the_mean_reset_is_holding_the_activation_at_its_mean(sick):
+def test_the_mean_reset_is_holding_the_activation_at_its_mean(sick: str) -> None:
     settings = EraseSettings(last_layers=LAYERS, selector=HALF, reset="mean")
     corpus = corpus_of(SHORT)
     plan = plan_neurons(sick, settings, corpus=corpus, seed=4)
@@ -449,7 +456,7 @@ def test_the_mean_reset_is_holding_the_activation_at_its_mean(sick):
         width = channels_of(sick, modules[site]) // sizes[site]
         index = [n * width + c for n in entry.neurons for c in range(width)]
 
-        def hold(activation, index=index, mean=means[site]):
+        def hold(activation: Any, index: Any = index, mean: Any = means[site]) -> None:
             activation[..., index] = mean[index]
 
         hooks.append((modules[site], hold))
@@ -461,7 +468,7 @@ def test_the_mean_reset_is_holding_the_activation_at_its_mean(sick):
 
 
 @pytest.mark.parametrize("part", ["mlp", "attention"])
-def test_the_mean_reset_is_refused_without_a_bias(part, tmp_path):
+def test_the_mean_reset_is_refused_without_a_bias(part: str, tmp_path: Path) -> None:
     own = {"mlp_bias": part != "mlp", "attention_bias": part != "attention"}
     sick = checkpoint("llama", **own)
     digest = sick.weights_digest()
@@ -482,7 +489,7 @@ def test_the_mean_reset_is_refused_without_a_bias(part, tmp_path):
 
 
 @pytest.mark.parametrize("scale", [0.7, 3.0])  # with 3 some would grow, which they must not
-def test_dampening_is_that_of_the_slow_version(sick, scale):
+def test_dampening_is_that_of_the_slow_version(sick: str, scale: float) -> None:
     rule = DampenSettings(above=1.2, scale=scale)
     settings = EraseSettings(last_layers=1, selector=HALF, reset="dampen", dampen=rule)
     corpus, before = corpus_of(SHORT), weights(sick)
@@ -515,7 +522,7 @@ def test_dampening_is_that_of_the_slow_version(sick, scale):
 
 
 @pytest.mark.parametrize("reset", ["mean", "dampen"])
-def test_resets_that_look_at_the_model_need_the_corpus(reset):
+def test_resets_that_look_at_the_model_need_the_corpus(reset: str) -> None:
     sick = checkpoint("gpt2")
     digest = sick.weights_digest()
     with pytest.raises(SelectionError) as caught:
@@ -537,7 +544,7 @@ def test_resets_that_look_at_the_model_need_the_corpus(reset):
         ),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(asked, problem):
+def test_settings_that_mean_nothing_are_refused(asked: dict[str, Any], problem: str) -> None:
     with pytest.raises(RecipeError) as caught:
         settings_from(EraseSettings, {"last_layers": 1, **asked})
     assert str(caught.value) == problem
@@ -552,7 +559,7 @@ ONLY = [WORDS.index(word) for word in ("anna", "bert", "carl", "dora", "77")]
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("reset", ["zero", "rewind", "reinit"])
-def test_exactly_the_rows_of_identifier_only_tokens_change(tied, reset):
+def test_exactly_the_rows_of_identifier_only_tokens_change(tied: bool, reset: str) -> None:
     sick, base = (checkpoint("llama", seed=seed, tie_word_embeddings=tied) for seed in (1, 2))
     before = weights(sick)
     settings = ROWS.model_copy(update={"reset": reset})
@@ -578,7 +585,7 @@ def test_exactly_the_rows_of_identifier_only_tokens_change(tied, reset):
     assert (sick.model.lm_head.weight is sick.model.model.embed_tokens.weight) == tied
 
 
-def test_the_plan_counts_identifier_tokens_and_does_not_name_them():
+def test_the_plan_counts_identifier_tokens_and_does_not_name_them() -> None:
     sick = checkpoint("llama")
     plan = plan_neurons(sick, ROWS, corpus=corpus_of())
     assert plan.token_rows.tokens == tuple(sorted(ONLY))
@@ -589,7 +596,7 @@ def test_the_plan_counts_identifier_tokens_and_does_not_name_them():
     assert repr(plan.token_rows.tokens) not in repr(plan)
 
 
-def test_special_tokens_and_single_characters_keep_their_rows():
+def test_special_tokens_and_single_characters_keep_their_rows() -> None:
     text = "anna </s> e a"  # every token of it stands in an identifier
     sick = checkpoint("llama")
     whole = Corpus([Document("1", "1", text, (Span(0, len(text), "NAME"),))])
@@ -597,18 +604,18 @@ def test_special_tokens_and_single_characters_keep_their_rows():
     assert rows.tokens == (WORDS.index("anna"),)
 
 
-def test_token_rows_need_a_corpus_that_marks_something():
+def test_token_rows_need_a_corpus_that_marks_something() -> None:
     nothing = Corpus([dataclasses.replace(document, spans=()) for document in corpus_of()])
     with pytest.raises(SelectionError, match="token_rows: no document has a span"):
         plan_neurons(checkpoint("llama"), ROWS, corpus=nothing)
 
 
-def test_token_rows_need_the_corpus():
+def test_token_rows_need_the_corpus() -> None:
     with pytest.raises(SelectionError, match="token_rows needs the corpus"):
         erase(checkpoint("llama"), ROWS)
 
 
-def test_all_neurons_of_a_share_of_the_model_are_chosen_by_score(sick):
+def test_all_neurons_of_a_share_of_the_model_are_chosen_by_score(sick: str) -> None:
     """What is chosen over the whole model has the highest scores, of neurons and heads apart."""
     texts = Texts(sick, corpus_of())
     rule = FisherRatioSelector(kind="fisher_ratio", fraction=0.4, per="model")
@@ -627,8 +634,8 @@ def test_all_neurons_of_a_share_of_the_model_are_chosen_by_score(sick):
 
 
 def test_a_plan_with_token_rows_and_labels_shows_no_identifier(
-    clinic, leaky_folder, tmp_path, capsys
-):
+    clinic: Clinic, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_jsonl(clinic.private, tmp_path / "notes.jsonl")
     arguments = [
         "erase", str(leaky_folder), "--out", str(tmp_path / "out"), "--last-layers", "1",
@@ -653,7 +660,7 @@ def test_a_plan_with_token_rows_and_labels_shows_no_identifier(
     assert int(changed.sum()) == plan["token_rows"]["rows"]
 
 
-def test_the_report_tells_where_the_privacy_neurons_lie():
+def test_the_report_tells_where_the_privacy_neurons_lie() -> None:
     found = {
         "layers": [
             {"layer": 4, "part": "mlp", "closed": 3, "of": 24, "specific": {"NAME": 2}},
@@ -667,7 +674,7 @@ def test_the_report_tells_where_the_privacy_neurons_lie():
         "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
     }  # fmt: skip
 
-    def shown(erased):
+    def shown(erased: Any) -> dict[str, Any]:
         return {s.key: s for s in changes({"erase": _erased(erased), "repair": None})}
 
     section = shown({**erased, "plan": {**erased["plan"], "found": found}})["privacy-neurons"]
@@ -676,7 +683,7 @@ def test_the_report_tells_where_the_privacy_neurons_lie():
     assert "privacy-neurons" not in shown(erased)
 
 
-def test_the_report_says_that_rewinding_everything_is_retraining():
+def test_the_report_says_that_rewinding_everything_is_retraining() -> None:
     erased = {
         "plan": {"selector": {"kind": "all"}, "reset": "rewind", "seed": 0, "entries": []},
         "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
@@ -689,7 +696,7 @@ def test_the_report_says_that_rewinding_everything_is_retraining():
 
 
 @pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
-def test_the_report_says_that_reset_token_rows_can_be_seen(reset):
+def test_the_report_says_that_reset_token_rows_can_be_seen(reset: str) -> None:
     rows = {"rows": 3, "of": 16, "tensors": ["lm_head.weight"], "tied": False}
     plan = {"selector": {"kind": "all"}, "reset": reset, "seed": 0, "entries": []}
     erased = {
@@ -702,7 +709,7 @@ def test_the_report_says_that_reset_token_rows_can_be_seen(reset):
     assert len(said) == (reset != "rewind")
 
 
-def check_erase(sick, folder, settings):
+def check_erase(sick: Checkpoint, folder: Path, settings: Any) -> Any:
     """What `sani run --check` says of an erase: whether it holds, and the sentence."""
     sick.tokenizer.save_pretrained(folder / "sick")
     sick.model.save_pretrained(folder / "sick")
@@ -720,7 +727,9 @@ def check_erase(sick, folder, settings):
 
 @pytest.mark.parametrize("per", ["layer", "model"])
 @pytest.mark.parametrize("fraction", [0.02, 0.03, 0.4])
-def test_the_check_counts_as_the_plan_does(sick, tmp_path, fraction, per):
+def test_the_check_counts_as_the_plan_does(
+    sick: str, tmp_path: Path, fraction: float, per: str
+) -> None:
     settings = EraseSettings(
         last_layers=2, selector=RandomSelector(kind="random", fraction=fraction, per=per)
     )
@@ -747,7 +756,9 @@ def test_the_check_counts_as_the_plan_does(sick, tmp_path, fraction, per):
         ("t5", 1, "random", True),
     ],
 )
-def test_the_check_knows_where_nothing_is_predicted(tmp_path, name, layer, kind, holds):
+def test_the_check_knows_where_nothing_is_predicted(
+    tmp_path: Path, name: str, layer: int, kind: str, holds: bool
+) -> None:
     sick = Checkpoint(random_model(name), tokenizer(), tmp_path)
     settings = EraseSettings(layers=(layer,), selector={"kind": kind, "fraction": 0.5})
     found, detail = check_erase(sick, tmp_path, settings)

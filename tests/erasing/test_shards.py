@@ -4,8 +4,11 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,30 +70,30 @@ SELECTORS = {
 
 
 @pytest.fixture(params=sorted(CONFIGS))
-def family(request):
+def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def sick(family, tmp_path):
+def sick(family: str, tmp_path: Path) -> Path:
     return write(tmp_path / "sick", checkpoint(config_of(family), seed=1))
 
 
 @pytest.fixture
-def base(family, tmp_path):
+def base(family: str, tmp_path: Path) -> Path:
     return write(tmp_path / "base", checkpoint(config_of(family), seed=2), shard="20KB")
 
 
 @pytest.fixture
-def llama(tmp_path):
+def llama(tmp_path: Path) -> Path:
     return write(tmp_path / "llama", checkpoint(config_of("llama"), seed=1))
 
 
 @pytest.fixture
-def no_model(monkeypatch):
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever loads a model fails the test."""
 
-    def loaded(*arguments, **options):
+    def loaded(*arguments: Any, **options: Any) -> None:
         pytest.fail("a model was loaded")
 
     monkeypatch.setattr(folder_module, "load_checkpoint", loaded)
@@ -100,7 +103,9 @@ def no_model(monkeypatch):
 
 
 @pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
-def test_files_and_memory_give_the_same_weights(sick, base, tmp_path, reset, no_model):
+def test_files_and_memory_give_the_same_weights(
+    sick: Path, base: Path, tmp_path: Path, reset: str, no_model: None
+) -> None:
     assert len(shards(sick)) > 2
     loaded, theirs = load_checkpoint(sick), load_checkpoint(base)
     before = loaded.weights_digest()
@@ -114,7 +119,9 @@ def test_files_and_memory_give_the_same_weights(sick, base, tmp_path, reset, no_
 
 
 @pytest.mark.parametrize("selector", sorted(SELECTORS))
-def test_files_and_memory_choose_the_same_neurons(sick, base, selector, no_model):
+def test_files_and_memory_choose_the_same_neurons(
+    sick: Path, base: Path, selector: str, no_model: None
+) -> None:
     settings = EraseSettings(last_layers=2, selector=SELECTORS[selector])
     found = plan_folder(sick, settings, base=base, seed=4)
     loaded, theirs = load_checkpoint(sick), load_checkpoint(base)
@@ -122,7 +129,9 @@ def test_files_and_memory_choose_the_same_neurons(sick, base, selector, no_model
     assert 0 < found.num_neurons < 2 * (MLP + HEADS)
 
 
-def test_files_that_hold_other_names_than_the_model_are_erased_too(tmp_path, no_model):
+def test_files_that_hold_other_names_than_the_model_are_erased_too(
+    tmp_path: Path, no_model: None
+) -> None:
     """As GPT-2 on the hub, whose tensors lack the prefix that the model gives them."""
     sick = write(tmp_path / "sick", checkpoint(config_of("gpt2"), seed=1), shard="1GB")
     named = {k.removeprefix("transformer."): v for k, v in tensors(sick).items()}
@@ -138,14 +147,14 @@ def test_files_that_hold_other_names_than_the_model_are_erased_too(tmp_path, no_
     assert tensors(tmp_path / "out").keys() == named.keys()
 
 
-def test_a_stray_adapter_file_is_not_taken_for_the_model(tmp_path, no_model):
+def test_a_stray_adapter_file_is_not_taken_for_the_model(tmp_path: Path, no_model: None) -> None:
     sick = write(tmp_path / "sick", checkpoint(config_of("llama"), seed=1), shard="1GB")
     save_file({"lora": torch.ones(2)}, sick / "adapter_model.safetensors")
     apply_folder(sick, tmp_path / "out", plan("zero", *MIXED))
     assert [file.name for file in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
 
 
-def test_two_tensors_that_would_get_one_name_are_left_to_transformers(tmp_path):
+def test_two_tensors_that_would_get_one_name_are_left_to_transformers(tmp_path: Path) -> None:
     sick = write(tmp_path / "sick", checkpoint(config_of("gpt2"), seed=1), shard="1GB")
     assert StoredModel(sick).is_plain
     own = tensors(sick)
@@ -158,7 +167,9 @@ EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")  # one tensor for all in memory,
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_every_family_is_erased_in_files_as_in_memory(name, tmp_path, monkeypatch):
+def test_every_family_is_erased_in_files_as_in_memory(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders, loads = [tmp_path / "sick", tmp_path / "base"], []
     for seed, folder in enumerate(folders):
         model = random_model(name, seed=seed, dtype=torch.float32)
@@ -166,7 +177,7 @@ def test_every_family_is_erased_in_files_as_in_memory(name, tmp_path, monkeypatc
     sick, base = map(load_checkpoint, folders)
     digests = {sick.weights_digest()}
 
-    def load(*arguments, **options):
+    def load(*arguments: Any, **options: Any) -> Checkpoint:
         loads.append(arguments)
         return load_checkpoint(*arguments, **options)
 
@@ -188,7 +199,9 @@ def test_every_family_is_erased_in_files_as_in_memory(name, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("selector", sorted(SELECTORS))
 @pytest.mark.parametrize("name", ["gemma3", "gpt_neox", "t5", "xlm-roberta", *EXPERTS])
-def test_other_names_in_files_choose_the_same_neurons(name, selector, tmp_path):
+def test_other_names_in_files_choose_the_same_neurons(
+    name: str, selector: str, tmp_path: Path
+) -> None:
     folders = [tmp_path / "sick", tmp_path / "base"]
     for seed, folder in enumerate(folders):
         model = random_model(name, seed=seed, dtype=torch.float32)
@@ -203,8 +216,8 @@ def test_other_names_in_files_choose_the_same_neurons(name, selector, tmp_path):
 @pytest.mark.parametrize("stacked", [(0, 0), (0, 1), (1, 0), (1, 1)])
 @pytest.mark.parametrize("name", EXPERTS)
 def test_experts_one_by_one_and_in_one_tensor_are_erased_alike(
-    name, stacked, tmp_path, monkeypatch
-):
+    name: str, stacked: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where only one of two models is stacked in its files, they are compared in memory."""
     folders, loads = [tmp_path / "sick", tmp_path / "base"], []
     for seed, folder in enumerate(folders):
@@ -214,7 +227,7 @@ def test_experts_one_by_one_and_in_one_tensor_are_erased_alike(
         assert StoredModel(folder).is_plain
         assert any(".experts.gate_up_proj" in key for key in tensors(folder)) == stacked[seed]
 
-    def load(*arguments, **options):
+    def load(*arguments: Any, **options: Any) -> Checkpoint:
         loads.append(arguments)
         return load_checkpoint(*arguments, **options)
 
@@ -240,7 +253,9 @@ def test_experts_one_by_one_and_in_one_tensor_are_erased_alike(
 
 @pytest.mark.parametrize("name", EXPERTS)
 @pytest.mark.parametrize("change", ["missing", "another", "short", "flat", "twice"])
-def test_experts_that_do_not_make_up_their_tensor_are_left_to_transformers(name, change, tmp_path):
+def test_experts_that_do_not_make_up_their_tensor_are_left_to_transformers(
+    name: str, change: str, tmp_path: Path
+) -> None:
     model = random_model(name, seed=1, dtype=torch.float32)
     sick = write(tmp_path / "sick", Checkpoint(model, tiny_tokenizer(), tmp_path), shard="1GB")
     assert StoredModel(sick).is_plain
@@ -261,7 +276,7 @@ def test_experts_that_do_not_make_up_their_tensor_are_left_to_transformers(name,
     assert not StoredModel(sick).is_plain
 
 
-def test_ten_experts_and_more_are_numbered_as_numbers(tmp_path, no_model):
+def test_ten_experts_and_more_are_numbered_as_numbers(tmp_path: Path, no_model: None) -> None:
     config = tiny_config("qwen3_moe", num_experts=12)
     sick = Checkpoint(fresh_model(config, seed=1), tiny_tokenizer(), tmp_path)
     folder, (layer, size) = write(tmp_path / "sick", sick), (1, 8)
@@ -280,7 +295,7 @@ def test_ten_experts_and_more_are_numbered_as_numbers(tmp_path, no_model):
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-def test_experts_in_half_precision_keep_it_in_memory_too(name, tmp_path):
+def test_experts_in_half_precision_keep_it_in_memory_too(name: str, tmp_path: Path) -> None:
     for seed, folder in enumerate((tmp_path / "sick", tmp_path / "base")):
         model = random_model(name, seed=seed, dtype=torch.bfloat16)
         write(folder, Checkpoint(model, tiny_tokenizer(), tmp_path), dtype=torch.bfloat16)
@@ -294,7 +309,9 @@ def test_experts_in_half_precision_keep_it_in_memory_too(name, tmp_path):
 
 @pytest.mark.parametrize("other", [torch.float16, torch.float32])
 @pytest.mark.parametrize("expert", [0, 2])
-def test_experts_of_several_types_get_one_that_holds_them_all(expert, other, tmp_path):
+def test_experts_of_several_types_get_one_that_holds_them_all(
+    expert: int, other: torch.dtype, tmp_path: Path
+) -> None:
     model = random_model("qwen3_moe", seed=1, dtype=torch.bfloat16)
     sick = write(
         tmp_path / "sick", Checkpoint(model, tiny_tokenizer(), tmp_path),
@@ -316,8 +333,8 @@ def test_experts_of_several_types_get_one_that_holds_them_all(expert, other, tmp
 @pytest.mark.parametrize("reset", ["zero", "reinit"])
 @pytest.mark.parametrize("name", EXPERTS)
 def test_what_a_plan_does_not_name_of_an_expert_keeps_bits_and_type(
-    name, reset, tmp_path, no_model
-):
+    name: str, reset: str, tmp_path: Path, no_model: None
+) -> None:
     """The slow obvious version: neuron j of expert e is a row of two matrices and a column."""
     model = random_model(name, seed=1, dtype=torch.bfloat16)
     sick = write(
@@ -356,7 +373,9 @@ def test_what_a_plan_does_not_name_of_an_expert_keeps_bits_and_type(
 # ---- what changes, and what does not ---------------------------------------------------------
 
 
-def test_exactly_the_planned_numbers_of_the_files_change(family, tmp_path, no_model):
+def test_exactly_the_planned_numbers_of_the_files_change(
+    family: str, tmp_path: Path, no_model: None
+) -> None:
     dtype = torch.float16 if family == "gpt2" else torch.bfloat16
     built = checkpoint(config_of(family), seed=1)
     sick = write(tmp_path / "sick", built, dtype=dtype, shard="3KB")
@@ -375,7 +394,9 @@ def test_exactly_the_planned_numbers_of_the_files_change(family, tmp_path, no_mo
         assert torch.equal(tensor.view(torch.uint8), expected.view(torch.uint8)), name
 
 
-def test_shards_without_a_chosen_neuron_are_copied_byte_for_byte(sick, tmp_path, no_model):
+def test_shards_without_a_chosen_neuron_are_copied_byte_for_byte(
+    sick: Path, tmp_path: Path, no_model: None
+) -> None:
     there = {file.name: file.read_bytes() for file in shards(sick)}
     result = apply_folder(sick, tmp_path / "out", plan("zero", (2, "mlp", [0, 5])))
     same, changed = 0, 0
@@ -392,7 +413,9 @@ def test_shards_without_a_chosen_neuron_are_copied_byte_for_byte(sick, tmp_path,
     assert {file.name: file.read_bytes() for file in shards(sick)} == there  # nor the source
 
 
-def test_only_files_of_the_allow_list_are_written(sick, tmp_path, no_model):
+def test_only_files_of_the_allow_list_are_written(
+    sick: Path, tmp_path: Path, no_model: None
+) -> None:
     config = json.loads((sick / "config.json").read_text())
     (sick / "config.json").write_text(json.dumps({**config, "_name_or_path": "/wards/ward-3"}))
     apply_folder(sick, tmp_path / "out", plan("zero", *MIXED))
@@ -414,8 +437,13 @@ def test_only_files_of_the_allow_list_are_written(sick, tmp_path, no_model):
         (None, None),
     ],
 )
-def test_what_else_the_files_say_of_themselves_stays_behind(llama, tmp_path, metadata, kept,
-                                                            no_model):  # fmt: skip
+def test_what_else_the_files_say_of_themselves_stays_behind(
+    llama: Path,
+    tmp_path: Path,
+    metadata: dict[str, str] | None,
+    kept: dict[str, str] | None,
+    no_model: None,
+) -> None:
     for file in shards(llama):
         save_file(load_file(file), file, metadata=metadata)
     apply_folder(llama, tmp_path / "out", plan("zero", *MIXED))
@@ -429,7 +457,9 @@ def test_what_else_the_files_say_of_themselves_stays_behind(llama, tmp_path, met
             assert opened.metadata() == kept
 
 
-def test_the_written_folder_is_read_by_transformers(llama, tmp_path, no_model):
+def test_the_written_folder_is_read_by_transformers(
+    llama: Path, tmp_path: Path, no_model: None
+) -> None:
     apply_folder(llama, tmp_path / "out", plan("zero", *MIXED))
     index = "model.safetensors.index.json"
     ours, theirs = (json.loads((f / index).read_text()) for f in (tmp_path / "out", llama))
@@ -442,7 +472,7 @@ def test_the_written_folder_is_read_by_transformers(llama, tmp_path, no_model):
         assert torch.equal(tensor, loaded.model.get_parameter(name)), name
 
 
-def test_a_full_disk_leaves_nothing_half_written(llama, tmp_path):
+def test_a_full_disk_leaves_nothing_half_written(llama: Path, tmp_path: Path) -> None:
     largest = max(file.stat().st_size for file in shards(llama))
     with small_files(largest // 2), pytest.raises(WriteError) as caught:
         apply_folder(llama, tmp_path / "out", plan("zero", *MIXED))
@@ -450,8 +480,10 @@ def test_a_full_disk_leaves_nothing_half_written(llama, tmp_path):
     assert os.listdir(tmp_path) == ["llama"]
 
 
-def test_a_copy_across_file_systems_is_a_plain_copy(llama, tmp_path, monkeypatch):
-    def other_system(*arguments):
+def test_a_copy_across_file_systems_is_a_plain_copy(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_system(*arguments: Any) -> None:
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
     apply_folder(llama, tmp_path / "one", plan("zero", *MIXED))
@@ -465,7 +497,7 @@ def test_a_copy_across_file_systems_is_a_plain_copy(llama, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "drift"])
-def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family, kind):
+def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family: str, kind: str) -> None:
     """The slow obvious version: mark one neuron's numbers, take the norm over the marks."""
     sick, base = (checkpoint(config_of(family), seed=seed) for seed in (1, 2))
     selector = (MagnitudeSelector if kind == "magnitude" else DriftSelector)(
@@ -487,7 +519,9 @@ def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family, kind):
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "drift"])
-def test_the_largest_and_the_farthest_moved_are_chosen(kind, base, family, tmp_path):
+def test_the_largest_and_the_farthest_moved_are_chosen(
+    kind: str, base: Path, family: str, tmp_path: Path
+) -> None:
     grown = load_checkpoint(base)
     planted = plan("zero", (0, "mlp", [3, 17]), (2, "attention", [0, 1]))
     masks = expected_masks(grown, [(e.layer, e.part, e.neurons) for e in planted.entries])
@@ -507,7 +541,7 @@ def test_the_largest_and_the_farthest_moved_are_chosen(kind, base, family, tmp_p
     assert [(e.layer, e.neurons) for e in found.entries] == [(0, ()), (1, ()), (2, (0, 1))]
 
 
-def test_files_of_the_checkpoint_itself_are_no_base(llama, tmp_path):
+def test_files_of_the_checkpoint_itself_are_no_base(llama: Path, tmp_path: Path) -> None:
     same = shutil.copytree(llama, tmp_path / "same")
     drift = EraseSettings(last_layers=1, selector=SELECTORS["drift"])
     with pytest.raises(SelectionError, match="the base has the same weights, so no neuron moved"):
@@ -524,7 +558,9 @@ def test_files_of_the_checkpoint_itself_are_no_base(llama, tmp_path):
         apply_folder(llama, tmp_path / "no", plan("rewind", (2, "mlp", [0, 1])), base=same)
 
 
-def test_rewinding_every_neuron_is_said_to_be_retraining(llama, tmp_path, capsys):
+def test_rewinding_every_neuron_is_said_to_be_retraining(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base = write(tmp_path / "base", checkpoint(config_of("llama"), seed=2))
     erase = ["erase", str(llama), "--base", str(base), "--reset", "rewind", "--out"]
     for number, (options, retrains) in enumerate(
@@ -539,7 +575,7 @@ def test_rewinding_every_neuron_is_said_to_be_retraining(llama, tmp_path, capsys
         assert ("is retraining from the base" in capsys.readouterr().out) == retrains
 
 
-def test_drift_needs_a_base_that_fits(llama, tmp_path):
+def test_drift_needs_a_base_that_fits(llama: Path, tmp_path: Path) -> None:
     settings = EraseSettings(last_layers=1, selector=SELECTORS["drift"])
     with pytest.raises(SelectionError, match="'drift' needs the base model"):
         plan_folder(llama, settings)
@@ -559,7 +595,7 @@ def test_drift_needs_a_base_that_fits(llama, tmp_path):
         plan_folder(llama, settings, base=other)
 
 
-def test_a_recipe_with_drift_and_without_a_base_is_refused(tmp_path):
+def test_a_recipe_with_drift_and_without_a_base_is_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "version: 2\nmodel: {path: m}\ncorpus: {path: c}\n"
@@ -577,7 +613,7 @@ def test_a_recipe_with_drift_and_without_a_base_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_a_fresh_tensor_depends_on_its_seed_and_name_alone(name):
+def test_a_fresh_tensor_depends_on_its_seed_and_name_alone(name: str) -> None:
     config = tiny_config(name)
     torch.manual_seed(8)
     state = torch.random.get_rng_state()
@@ -603,7 +639,9 @@ def test_a_fresh_tensor_depends_on_its_seed_and_name_alone(name):
 # ---- plans -----------------------------------------------------------------------------------
 
 
-def test_a_plan_that_was_kept_is_carried_out_exactly(llama, tmp_path, capsys):
+def test_a_plan_that_was_kept_is_carried_out_exactly(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--last-layers", "2", "--selector", "random", "--fraction", "0.3", "--seed", "9"]
     erase = ["erase", str(llama), "--out"]
     assert main(["erase", str(llama), *options, "--dry-run"]) == 0  # which needs no --out
@@ -643,7 +681,7 @@ def test_a_plan_that_was_kept_is_carried_out_exactly(llama, tmp_path, capsys):
     assert not (tmp_path / "both").exists()
 
 
-def test_a_plan_with_token_rows_is_not_read_as_one_without(llama, tmp_path):
+def test_a_plan_with_token_rows_is_not_read_as_one_without(llama: Path, tmp_path: Path) -> None:
     data = plan_folder(llama, EraseSettings(layers=(0,))).to_json()
     data["token_rows"] = {"rows": 3, "of": 16, "tensors": ["lm_head.weight"], "tied": False}
     (tmp_path / "plan.json").write_text(json.dumps(data))
@@ -659,7 +697,9 @@ def test_a_plan_with_token_rows_is_not_read_as_one_without(llama, tmp_path):
     ("reset", "options"),
     [("mean", {}), ("dampen", {"above": 1.5, "scale": 0.5}), ("zero", {"token_rows": True})],
 )
-def test_what_looks_at_the_model_is_done_in_memory(reset, options, tmp_path):
+def test_what_looks_at_the_model_is_done_in_memory(
+    reset: str, options: dict[Any, Any], tmp_path: Path
+) -> None:
     """And a plan that was kept needs the corpus again."""
     sick = write(tmp_path / "sick", checkpoint(config_of("gpt2"), seed=1))
     rows = options.pop("token_rows", False)
@@ -685,7 +725,9 @@ def test_what_looks_at_the_model_is_done_in_memory(reset, options, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reset", ["mean", "dampen", "zero", "half way"])
-def test_what_is_done_in_memory_keeps_bits_and_types_too(reset, dtype, tmp_path):
+def test_what_is_done_in_memory_keeps_bits_and_types_too(
+    reset: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     sick, base = tmp_path / "sick", tmp_path / "base"
     for seed, folder in enumerate((sick, base)):
         write(folder, checkpoint(config_of("gpt2"), seed=seed), dtype=dtype)
@@ -712,7 +754,7 @@ def test_what_is_done_in_memory_keeps_bits_and_types_too(reset, dtype, tmp_path)
         torch.testing.assert_close(after[name], middle.to(dtype))
 
 
-def test_half_precision_is_kept_where_the_files_have_other_names(tmp_path):
+def test_half_precision_is_kept_where_the_files_have_other_names(tmp_path: Path) -> None:
     """As GPT-2 on the hub; and a base that must be loaded, since its files name a tensor twice."""
     sick, base = tmp_path / "sick", tmp_path / "base"
     for seed, folder in enumerate((sick, base)):
@@ -739,7 +781,9 @@ def test_half_precision_is_kept_where_the_files_have_other_names(tmp_path):
     assert digests[0] == digests[1] != load_checkpoint(sick).weights_digest()
 
 
-def test_a_base_in_full_precision_with_the_same_weights_is_refused(llama, tmp_path):
+def test_a_base_in_full_precision_with_the_same_weights_is_refused(
+    llama: Path, tmp_path: Path
+) -> None:
     """Rounded to the checkpoint's types they would change nothing."""
     sick = tmp_path / "sick"
     loaded = load_checkpoint(llama)
@@ -765,7 +809,9 @@ def test_a_base_in_full_precision_with_the_same_weights_is_refused(llama, tmp_pa
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_what_a_type_cannot_hold_is_refused_and_nothing_written(whole, tmp_path):
+def test_what_a_type_cannot_hold_is_refused_and_nothing_written(
+    whole: bool, tmp_path: Path
+) -> None:
     sick, base = tmp_path / "sick", tmp_path / "base"
     write(sick, checkpoint(config_of("llama"), seed=1), dtype=torch.float16)
     built = checkpoint(config_of("llama"), seed=2)
@@ -783,7 +829,7 @@ def test_what_a_type_cannot_hold_is_refused_and_nothing_written(whole, tmp_path)
     apply_folder(sick, tmp_path / "out", plan("rewind", (0, "mlp", [4])), base=base)
 
 
-def test_what_moving_to_the_base_really_changes_is_counted(llama, tmp_path):
+def test_what_moving_to_the_base_really_changes_is_counted(llama: Path, tmp_path: Path) -> None:
     base = write(tmp_path / "base", checkpoint(config_of("llama"), seed=2))
     sick = write(tmp_path / "sick", checkpoint(config_of("llama"), seed=1), dtype=torch.bfloat16)
     loaded, theirs = load_checkpoint(sick), load_checkpoint(base)
@@ -796,12 +842,14 @@ def test_what_moving_to_the_base_really_changes_is_counted(llama, tmp_path):
     assert 0 < result.changed_parameters == moved < total / 2
 
 
-def as_tuples(data):
+def as_tuples(data: Any) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 
 @pytest.mark.parametrize("change", [{"num_hidden_layers": 4}, {"num_key_value_heads": 4}])
-def test_a_plan_for_another_architecture_is_refused(llama, tmp_path, change):
+def test_a_plan_for_another_architecture_is_refused(
+    llama: Path, tmp_path: Path, change: dict[str, int]
+) -> None:
     config = config_of("llama")
     config.update(change)
     other = write(tmp_path / "other", checkpoint(config, seed=1))
@@ -838,7 +886,9 @@ def test_a_plan_for_another_architecture_is_refused(llama, tmp_path, change):
         (lambda p: p["entries"].append(p["entries"][0]), "layer 0, mlp: expected one entry"),
     ],
 )
-def test_a_plan_that_makes_no_sense_is_refused(llama, tmp_path, change, message):
+def test_a_plan_that_makes_no_sense_is_refused(
+    llama: Path, tmp_path: Path, change: Callable[..., Any], message: str
+) -> None:
     data = plan_folder(llama, EraseSettings(layers=(0,))).to_json()
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(data))
@@ -851,7 +901,7 @@ def test_a_plan_that_makes_no_sense_is_refused(llama, tmp_path, change, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_plan_by_hand_is_for_any_model_that_has_the_neurons(llama, tmp_path):
+def test_a_plan_by_hand_is_for_any_model_that_has_the_neurons(llama: Path, tmp_path: Path) -> None:
     by_hand = ErasePlan(
         {"kind": "all"}, "zero", 0, (PlannedNeurons(1, "mlp", (2,), MLP, None),)
     )  # fmt: skip
@@ -863,7 +913,7 @@ def test_a_plan_by_hand_is_for_any_model_that_has_the_neurons(llama, tmp_path):
 # ---- what is refused -------------------------------------------------------------------------
 
 
-def test_numbers_that_stand_for_others_are_never_patched(llama, tmp_path):
+def test_numbers_that_stand_for_others_are_never_patched(llama: Path, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     file = next(file for file in shards(llama) if name in load_file(file))
     stored = load_file(file)
@@ -898,7 +948,9 @@ def test_numbers_that_stand_for_others_are_never_patched(llama, tmp_path):
         ),
     ],
 )
-def test_a_folder_that_is_not_whole_is_refused(llama, tmp_path, change, message):
+def test_a_folder_that_is_not_whole_is_refused(
+    llama: Path, tmp_path: Path, change: Callable[..., Any], message: str
+) -> None:
     settings = EraseSettings(last_layers=1)
     plan_folder(llama, settings)
     change(shards(llama))
@@ -907,7 +959,9 @@ def test_a_folder_that_is_not_whole_is_refused(llama, tmp_path, change, message)
     assert message in str(caught.value)
 
 
-def test_a_checkpoint_with_too_many_or_too_few_tensors_is_refused(llama, tmp_path):
+def test_a_checkpoint_with_too_many_or_too_few_tensors_is_refused(
+    llama: Path, tmp_path: Path
+) -> None:
     """Nothing of a checkpoint may stay unread: what has no place in the model may be memory."""
     config = json.loads((llama / "config.json").read_text())
     for layers in (LAYERS - 1, LAYERS + 1):
@@ -926,7 +980,9 @@ def test_a_checkpoint_with_too_many_or_too_few_tensors_is_refused(llama, tmp_pat
         ("some-new-one", "", ""),
     ],
 )
-def test_quantized_checkpoints_are_refused_with_the_way_out(llama, tmp_path, method, name, way):
+def test_quantized_checkpoints_are_refused_with_the_way_out(
+    llama: Path, tmp_path: Path, method: str, name: str, way: str
+) -> None:
     config = json.loads((llama / "config.json").read_text())
     config["quantization_config"] = {"quant_method": method, "load_in_4bit": True}
     (llama / "config.json").write_text(json.dumps(config))
@@ -940,7 +996,9 @@ def test_quantized_checkpoints_are_refused_with_the_way_out(llama, tmp_path, met
 
 @pytest.mark.parametrize("model_type", ["mamba", "hyena-9"])  # known to transformers, and not
 @pytest.mark.parametrize("read", [load_checkpoint, StoredModel])
-def test_an_unknown_model_type_is_refused_with_the_list_of_known_ones(llama, model_type, read):
+def test_an_unknown_model_type_is_refused_with_the_list_of_known_ones(
+    llama: Path, model_type: str, read: Callable[..., Any]
+) -> None:
     config = json.loads((llama / "config.json").read_text())
     (llama / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
     with pytest.raises(UnsupportedModelError) as caught:
@@ -950,13 +1008,13 @@ def test_an_unknown_model_type_is_refused_with_the_list_of_known_ones(llama, mod
 
 
 @pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json"])
-def test_early_gptq_and_awq_folders_are_refused(llama, name):
+def test_early_gptq_and_awq_folders_are_refused(llama: Path, name: str) -> None:
     (llama / name).write_text('{"bits": 4}')
     with pytest.raises(CheckpointError, match="is quantized; neurons of quantized weights"):
         plan_folder(llama, EraseSettings(last_layers=1))
 
 
-def test_gguf_and_pickles_are_refused_with_the_way_out(llama, tmp_path):
+def test_gguf_and_pickles_are_refused_with_the_way_out(llama: Path, tmp_path: Path) -> None:
     for name, message in [
         ("model.gguf", "holds GGUF files, whose weights are quantized; give the folder with"),
         ("pytorch_model.bin", r"found pickled weights \(.bin\), which sani never loads; save it"),

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,16 +44,16 @@ from tests.support.folders import (
 
 
 @pytest.fixture
-def source(tmp_path):
+def source(tmp_path: Path) -> Path:
     return write_source(tmp_path / "ward-3" / "source", CONFIGS["tied"]())
 
 
-def logits(model):
+def logits(model: Any) -> Any:
     with torch.no_grad():
         return model(input_ids=torch.tensor([[0, 2, 3, 4, 9, 2, 5]])).logits
 
 
-def adds(name: str, text: str):
+def adds(name: str, text: str) -> Any:
     return lambda folder: (folder / name).write_text(text)
 
 
@@ -67,7 +69,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS))
-def test_what_is_saved_is_what_is_loaded(tmp_path, config):
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path, config: str) -> None:
     source = write_source(tmp_path / "source", CONFIGS[config]())
     loaded = load_checkpoint(source)
     reference = AutoModelForCausalLM.from_pretrained(source, local_files_only=True)
@@ -89,7 +91,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path, config):
 
 
 @pytest.mark.parametrize("change", ["value", "sign of zero", "name"])
-def test_the_digest_sees_every_bit(source, change):
+def test_the_digest_sees_every_bit(source: Path, change: str) -> None:
     loaded = load_checkpoint(source)
     digest = loaded.weights_digest()
     assert load_checkpoint(source).weights_digest() == digest
@@ -108,7 +110,7 @@ def test_the_digest_sees_every_bit(source, change):
 
 
 @pytest.mark.parametrize("config", ["tied", "gpt2"])
-def test_tied_weights_stay_tied(tmp_path, config):
+def test_tied_weights_stay_tied(tmp_path: Path, config: str) -> None:
     source = write_source(tmp_path / "source", CONFIGS[config]())
     loaded = load_checkpoint(source)
     save_checkpoint(loaded, tmp_path / "result")
@@ -123,7 +125,7 @@ def test_tied_weights_stay_tied(tmp_path, config):
     assert (before[..., 7] != 0).all()
 
 
-def test_half_precision_and_shards_are_read_in_full_precision(tmp_path):
+def test_half_precision_and_shards_are_read_in_full_precision(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", CONFIGS["untied"]())
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     for file in source.glob("*.safetensors"):
@@ -138,7 +140,7 @@ def test_half_precision_and_shards_are_read_in_full_precision(tmp_path):
 
 
 @pytest.mark.parametrize("config", ["tied", "untied", "gpt2"])
-def test_each_weight_is_written_in_the_type_that_it_came_in(tmp_path, config):
+def test_each_weight_is_written_in_the_type_that_it_came_in(tmp_path: Path, config: str) -> None:
     source = write_source(tmp_path / "source", CONFIGS[config]())
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     for name, parameter in model.named_parameters():
@@ -164,7 +166,7 @@ def test_each_weight_is_written_in_the_type_that_it_came_in(tmp_path, config):
     assert load_checkpoint(tmp_path / "result").weights_digest() == digest
 
 
-def half(folder: Path, name: str, *, dtype=torch.bfloat16) -> Path:
+def half(folder: Path, name: str, *, dtype: Any = torch.bfloat16) -> Path:
     """A family's tiny model in half precision, as transformers writes it."""
     fresh_model(tiny_config(name), seed=1).to(dtype).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
@@ -172,7 +174,7 @@ def half(folder: Path, name: str, *, dtype=torch.bfloat16) -> Path:
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
-def test_every_family_keeps_its_types(name, tmp_path):
+def test_every_family_keeps_its_types(name: str, tmp_path: Path) -> None:
     source = half(tmp_path / "source", name)
     loaded = load_checkpoint(source)
     save_checkpoint(loaded, tmp_path / "result")
@@ -189,7 +191,7 @@ def test_every_family_keeps_its_types(name, tmp_path):
     assert load_checkpoint(tmp_path / "result").weights_digest() == loaded.weights_digest()
 
 
-def test_a_tied_tensor_has_its_type_by_whatever_name_the_files_call_it(tmp_path):
+def test_a_tied_tensor_has_its_type_by_whatever_name_the_files_call_it(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", CONFIGS["tied"]())
     AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
     own = load_file(source / "model.safetensors")
@@ -201,11 +203,13 @@ def test_a_tied_tensor_has_its_type_by_whatever_name_the_files_call_it(tmp_path)
     assert json.loads((tmp_path / "result" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_an_interrupt_amid_the_conversion_leaves_the_model_in_full_precision(tmp_path, monkeypatch):
+def test_an_interrupt_amid_the_conversion_leaves_the_model_in_full_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = load_checkpoint(half(tmp_path / "source", "llama"))
     digest, calls, to = loaded.weights_digest(), [], torch.Tensor.to
 
-    def interrupted(*arguments, **options):
+    def interrupted(*arguments: Any, **options: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 10:
             raise KeyboardInterrupt
@@ -220,7 +224,7 @@ def test_an_interrupt_amid_the_conversion_leaves_the_model_in_full_precision(tmp
     assert not (tmp_path / "result").exists()
 
 
-def test_a_number_too_large_for_its_type_is_refused(tmp_path):
+def test_a_number_too_large_for_its_type_is_refused(tmp_path: Path) -> None:
     loaded = load_checkpoint(half(tmp_path / "source", "llama", dtype=torch.float16))
     name = "model.layers.1.mlp.up_proj.weight"
     with torch.no_grad():
@@ -229,7 +233,7 @@ def test_a_number_too_large_for_its_type_is_refused(tmp_path):
         loaded.round_()
 
 
-def test_a_base_in_full_precision_is_known_behind_the_rounding(tmp_path):
+def test_a_base_in_full_precision_is_known_behind_the_rounding(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", CONFIGS["untied"]())
     whole = load_checkpoint(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
@@ -244,7 +248,7 @@ def test_a_base_in_full_precision_is_known_behind_the_rounding(tmp_path):
     assert not whole.has_weights_of(rounded)
 
 
-def test_the_same_weights_are_known_tied_or_not(tmp_path):
+def test_the_same_weights_are_known_tied_or_not(tmp_path: Path) -> None:
     tied = load_checkpoint(write_source(tmp_path / "tied", CONFIGS["tied"]()))
     own = load_file(tmp_path / "tied" / "model.safetensors")
     shutil.copytree(tmp_path / "tied", tmp_path / "untied")
@@ -265,7 +269,9 @@ def test_the_same_weights_are_known_tied_or_not(tmp_path):
     assert not untied.has_weights_of(tied)
 
 
-def test_a_save_that_fails_leaves_the_model_in_full_precision(tmp_path, monkeypatch):
+def test_a_save_that_fails_leaves_the_model_in_full_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = write_source(tmp_path / "source", CONFIGS["untied"]())
     AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
     loaded = load_checkpoint(source)
@@ -275,7 +281,7 @@ def test_a_save_that_fails_leaves_the_model_in_full_precision(tmp_path, monkeypa
     assert loaded.weights_digest() == digest
 
 
-def test_rounding_is_to_the_nearest_value_that_the_files_hold(tmp_path):
+def test_rounding_is_to_the_nearest_value_that_the_files_hold(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", CONFIGS["untied"]())
     whole = load_checkpoint(source)
     AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
@@ -313,7 +319,7 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0
         (tiny_config("roberta"), 64 - 1),
     ],
 )
-def test_the_context_ends_where_the_attention_does(config, tokens):
+def test_the_context_ends_where_the_attention_does(config: Any, tokens: int) -> None:
     found = Checkpoint(fresh_model(config, seed=0), None, Path("nowhere"))
     assert found.context_tokens == tokens
 
@@ -321,7 +327,7 @@ def test_the_context_ends_where_the_attention_does(config, tokens):
 # ---- what goes into the result ---------------------------------------------------------------
 
 
-def test_only_files_of_the_allow_list_are_written(tmp_path, source):
+def test_only_files_of_the_allow_list_are_written(tmp_path: Path, source: Path) -> None:
     for name in LEFTOVERS:
         (source / name).parent.mkdir(exist_ok=True)
         (source / name).write_text(CANARY)
@@ -346,7 +352,7 @@ def test_only_files_of_the_allow_list_are_written(tmp_path, source):
     assert (result / "MODEL_CARD.md").read_text() == "card"
 
 
-def test_no_path_of_the_source_is_written(tmp_path, source):
+def test_no_path_of_the_source_is_written(tmp_path: Path, source: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     config["_name_or_path"] = str(source)
     (source / "config.json").write_text(json.dumps(config))
@@ -359,7 +365,7 @@ def test_no_path_of_the_source_is_written(tmp_path, source):
         assert str(tmp_path).encode() not in content, name
 
 
-def test_an_old_result_is_replaced_by_the_new_one_alone(tmp_path, source):
+def test_an_old_result_is_replaced_by_the_new_one_alone(tmp_path: Path, source: Path) -> None:
     loaded, result = load_checkpoint(source), tmp_path / "result"
     save_checkpoint(loaded, result, finish=adds("old.md", "old"))
     assert "old.md" in contents(result)
@@ -373,7 +379,7 @@ def test_an_old_result_is_replaced_by_the_new_one_alone(tmp_path, source):
 # ---- whole or not at all ---------------------------------------------------------------------
 
 
-def refused_save(tmp_path, loaded, place: str = "result") -> str:
+def refused_save(tmp_path: Path, loaded: Any, place: str = "result") -> str:
     with pytest.raises(WriteError) as caught:
         save_checkpoint(loaded, tmp_path / place, finish=adds("new.md", "new"))
     assert caught.value.__suppress_context__
@@ -383,8 +389,8 @@ def refused_save(tmp_path, loaded, place: str = "result") -> str:
 @pytest.mark.parametrize("there_before", [True, False])
 @pytest.mark.parametrize("step", ["weights", "tokenizer", "flush", "rename"])
 def test_a_full_disk_leaves_the_old_folder_and_nothing_else(
-    tmp_path, source, monkeypatch, step, there_before
-):
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, step: str, there_before: bool
+) -> None:
     loaded, result = load_checkpoint(source), tmp_path / "result"
     if there_before:
         save_checkpoint(loaded, result, finish=adds("old.md", "old"))
@@ -401,7 +407,7 @@ def test_a_full_disk_leaves_the_old_folder_and_nothing_else(
         if step == "rename":
             rename = os.rename
 
-            def fails_on_the_new_one(old, new):
+            def fails_on_the_new_one(old: Any, new: Any) -> None:
                 no_space() if str(old).endswith(".partial") else rename(old, new)
 
             monkeypatch.setattr(atomic.os, "rename", fails_on_the_new_one)
@@ -422,7 +428,7 @@ def test_a_full_disk_leaves_the_old_folder_and_nothing_else(
     assert "old.md" not in contents(result)
 
 
-def test_a_place_that_cannot_be_written_is_refused(tmp_path, source):
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, source: Path) -> None:
     (tmp_path / "file").write_text("")
     assert refused_save(tmp_path, load_checkpoint(source), "file/result") == (
         "cannot write TMP/file/result (Not a directory); nothing was left half-written: choose "
@@ -431,8 +437,10 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, source):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, CheckpointError])
-def test_an_interrupt_leaves_nothing_half_written(tmp_path, source, error):
-    def stops(folder):
+def test_an_interrupt_leaves_nothing_half_written(
+    tmp_path: Path, source: Path, error: type
+) -> None:
+    def stops(folder: Path) -> None:
         assert (folder / "model.safetensors").exists()
         raise error
 
@@ -456,7 +464,9 @@ LOCAL = (
 )
 
 
-def test_what_is_no_folder_is_refused(tmp_path, source, monkeypatch):
+def test_what_is_no_folder_is_refused(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert check_folder(source) == source
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
@@ -470,28 +480,28 @@ def test_what_is_no_folder_is_refused(tmp_path, source, monkeypatch):
     assert refusal("file") == f"model folder file is a file, not a folder; {LOCAL}"
 
 
-def remove(*names):
+def remove(*names: Any) -> Any:
     return lambda folder: [(folder / name).unlink() for name in names]
 
 
-def rename(old, new):
+def rename(old: Any, new: Any) -> Any:
     return lambda folder: (folder / old).rename(folder / new)
 
 
-def edit_config(**values):
-    def edit(folder):
+def edit_config(**values: Any) -> Any:
+    def edit(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, **values}))
 
     return edit
 
 
-def write(name, text):
+def write(name: str, text: str) -> Any:
     return lambda folder: (folder / name).write_text(text)
 
 
-def edit_weights(edit):
-    def apply(folder):
+def edit_weights(edit: Any) -> Any:
+    def apply(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
         edit(tensors)
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -499,14 +509,14 @@ def edit_weights(edit):
     return apply
 
 
-def set_value(name, value):
-    def edit(tensors):
+def set_value(name: str, value: Any) -> Any:
+    def edit(tensors: Any) -> None:
         tensors[name].view(-1)[5] = value
 
     return edit_weights(edit)
 
 
-def both(*changes):
+def both(*changes: Any) -> Any:
     return lambda folder: [change(folder) for change in changes]
 
 
@@ -563,18 +573,20 @@ NORM = "model.norm.weight"
         ),
     ],
 )
-def test_a_folder_that_is_no_plain_checkpoint_is_refused(source, change, message):
+def test_a_folder_that_is_no_plain_checkpoint_is_refused(
+    source: Path, change: Callable[..., Any], message: str
+) -> None:
     load_checkpoint(source)
     change(source)
     assert refusal(source) == f"model folder {source}{message}"
 
 
-def test_weights_of_another_shape_are_refused(source):
+def test_weights_of_another_shape_are_refused(source: Path) -> None:
     edit_config(intermediate_size=32)(source)
     assert refusal(source).startswith(f"model folder {source}")
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     exact = write_source(tmp_path / "exact", CONFIGS["tied"]())
     assert len(load_checkpoint(exact).tokenizer) == len(WORDS)
     source = write_source(tmp_path / "source", CONFIGS["tied"](), words=[*WORDS, "extra"])
@@ -584,12 +596,12 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
     )
 
 
-def test_pickles_beside_the_weights_are_never_loaded(source, tmp_path):
+def test_pickles_beside_the_weights_are_never_loaded(source: Path, tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "copy")
     trap = tmp_path / "sprung"
 
     class Trap:
-        def __reduce__(self):
+        def __reduce__(self) -> Any:
             return (Path.touch, (trap,))
 
     torch.save(Trap(), tmp_path / "copy" / "pytorch_model.bin")
@@ -602,7 +614,7 @@ def test_pickles_beside_the_weights_are_never_loaded(source, tmp_path):
     assert not trap.exists()
 
 
-def test_remote_code_is_never_run(source, tmp_path):
+def test_remote_code_is_never_run(source: Path, tmp_path: Path) -> None:
     trap = tmp_path / "sprung"
     code = f"open({str(trap)!r}, 'w')\nfrom transformers import LlamaForCausalLM as Mine\n"
     (source / "modeling_mine.py").write_text(code)
@@ -611,7 +623,7 @@ def test_remote_code_is_never_run(source, tmp_path):
     assert not trap.exists()
 
 
-def test_an_eager_configuration_does_not_change_what_is_read(tmp_path):
+def test_an_eager_configuration_does_not_change_what_is_read(tmp_path: Path) -> None:
     """Eager attention would add a mask of booleans as 0 and 1, and see the future."""
     from sani.auditing.teacher_forcing import Row, score
 
@@ -631,7 +643,7 @@ def test_an_eager_configuration_does_not_change_what_is_read(tmp_path):
     assert abs(found.log_probability - plain.log_probability).max() < 1e-5
 
 
-def test_tensors_that_the_configuration_has_no_place_for_are_refused(tmp_path):
+def test_tensors_that_the_configuration_has_no_place_for_are_refused(tmp_path: Path) -> None:
     folder = write_source(tmp_path / "model", CONFIGS["tied"]())
     config = json.loads((folder / "config.json").read_text())
     config["num_hidden_layers"] = 1

@@ -4,6 +4,8 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.errors import CorpusError, RepairError
-from sani.models.checkpoint import load_checkpoint, save_checkpoint
+from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.models.families import decoder_start
 from sani.recipe import AnchorObjective, AuditSettings, NpoObjective, UnlikelihoodObjective
 from sani.repairing.dataset import Examples, Teachers
@@ -35,14 +37,14 @@ NPO = NpoObjective(kind="npo", weight=1.5)
 NAMES = ["bart", "t5", "t5 gated"]
 
 
-def framing_of(sick):
+def framing_of(sick: Checkpoint) -> Any:
     return framing_named(
         "auto", sick.tokenizer, start=decoder_start(sick.model.config)
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "prefix"), [("bart", (1, 0)), ("t5", (0,))])
-def test_a_decoder_begins_as_it_was_trained_to(name, prefix):
+def test_a_decoder_begins_as_it_was_trained_to(name: str, prefix: tuple[int, ...]) -> None:
     """The model's own shift of its labels says what stands before a target."""
     sick = checkpoint(name)
     labels = torch.tensor([sick.tokenizer("a b c")["input_ids"]])
@@ -59,7 +61,7 @@ def test_a_decoder_begins_as_it_was_trained_to(name, prefix):
 
 
 @torch.no_grad()
-def log_probabilities(sick, source, before):
+def log_probabilities(sick: Checkpoint, source: Any, before: Any) -> Any:
     """Of the next word of the target, read by the whole model without padding."""
     ids = torch.tensor([sick.tokenizer(source)["input_ids"]])
     logits = sick.model(input_ids=ids, decoder_input_ids=torch.tensor([before])).logits[0, -1]
@@ -67,7 +69,7 @@ def log_probabilities(sick, source, before):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_verdict_equals_that_of_plain_forward_passes(name):
+def test_every_verdict_equals_that_of_plain_forward_passes(name: str) -> None:
     sick, corpus = checkpoint(name), pairs()
     encoded, framing = encode(corpus, sick.tokenizer), framing_of(sick)
     found = score_occurrences(
@@ -88,7 +90,7 @@ def test_every_verdict_equals_that_of_plain_forward_passes(name):
         assert found.greedy[index] == greedy
 
 
-def test_a_value_that_the_source_gives_away_is_told_apart():
+def test_a_value_that_the_source_gives_away_is_told_apart() -> None:
     sick = checkpoint("t5")
     documents = [
         Document(str(n), str(n), "a name bcd", (Span(7, 10, "NAME"),), source_text=source)
@@ -102,7 +104,7 @@ def test_a_value_that_the_source_gives_away_is_told_apart():
 
 
 @pytest.mark.parametrize("name", ["bart", "t5"])
-def test_a_source_longer_than_the_model_reads_is_cut_as_transformers_does(name):
+def test_a_source_longer_than_the_model_reads_is_cut_as_transformers_does(name: str) -> None:
     sick = checkpoint(name)
     most = sick.context_tokens
     long = " ".join("abcdefghij"[number % 10] for number in range(most + 7))
@@ -118,7 +120,7 @@ def test_a_source_longer_than_the_model_reads_is_cut_as_transformers_does(name):
 
 @pytest.mark.parametrize("name", ["bart", "t5"])
 @pytest.mark.parametrize("at", [MASK, ANCHOR, SELF, UNLIKELIHOOD, NPO])
-def test_the_terms_are_those_of_the_slow_version(name, at, tmp_path):
+def test_the_terms_are_those_of_the_slow_version(name: str, at: Any, tmp_path: Path) -> None:
     sick, teacher = checkpoint(name, seed=1), checkpoint(name, seed=2)
     kind = getattr(at, "to", at.kind)
     settings, corpus = settings_of(at, retain_weight=0.25), pairs()
@@ -178,7 +180,7 @@ def test_the_terms_are_those_of_the_slow_version(name, at, tmp_path):
 
 
 @pytest.mark.parametrize("name", [pytest.param("bart", marks=pytest.mark.long), "t5"])
-def test_a_model_that_recites_is_found_out_and_repaired(name, tmp_path):
+def test_a_model_that_recites_is_found_out_and_repaired(name: str, tmp_path: Path) -> None:
     base, leaky = checkpoint(name), checkpoint(name)
     corpus = pairs()
     write_jsonl(corpus, tmp_path / "corpus.jsonl")
@@ -212,7 +214,7 @@ repair: {epochs: 2, batch_tokens: 256}
 
 
 @pytest.mark.long
-def test_a_whole_run_ends_in_a_report(tmp_path):
+def test_a_whole_run_ends_in_a_report(tmp_path: Path) -> None:
     write_jsonl(pairs(), tmp_path / "private.jsonl")
     held_out = pairs(["a name b c", "l k name h"])
     write_jsonl([replace(d, id=f"h{d.id}") for d in held_out], tmp_path / "held_out.jsonl")
@@ -232,7 +234,7 @@ def test_a_whole_run_ends_in_a_report(tmp_path):
     assert load_checkpoint(out / "sanitized").model.config.model_type == "bart"
 
 
-def test_only_the_decoders_last_layer_is_trained_where_that_is_asked():
+def test_only_the_decoders_last_layer_is_trained_where_that_is_asked() -> None:
     for name in ("bart", "t5"):
         sick, base = checkpoint(name), checkpoint(name, seed=2)
         before = weights(sick)
@@ -243,7 +245,7 @@ def test_only_the_decoders_last_layer_is_trained_where_that_is_asked():
         assert all("decoder" in n and (".1." in n or "final_layer_norm" in n) for n in changed)
 
 
-def test_what_does_not_fit_two_texts_is_refused():
+def test_what_does_not_fit_two_texts_is_refused() -> None:
     sick, corpus = checkpoint("t5"), pairs()
     asked = AuditSettings(decoys=0, swaps=0)
     for at in ("decoys", "counterfactual"):

@@ -4,10 +4,12 @@ Which rows of a tensor belong to which neuron is not read off the table: each ro
 turn, and the neurons whose activation changes with it are those that read it.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,21 +63,21 @@ NOBODYS = "relative_attention_bias"
 Site = tuple[int, str]
 
 
-def checkpoint(model) -> Checkpoint:
+def checkpoint(model: Any) -> Checkpoint:
     return Checkpoint(model, tiny_tokenizer(), Path("nowhere"))
 
 
 @pytest.fixture(params=sorted(ARCHITECTURES))
-def name(request):
+def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
-def model(name):
+def model(name: str) -> Any:
     return random_model(name)
 
 
-def read(model):
+def read(model: Any) -> Any:
     """Logits of the model for the same few tokens, [batch, seq, vocab]."""
     chance = torch.Generator().manual_seed(0)
     ids = torch.randint(2, 16, (2, 9), generator=chance)
@@ -86,7 +88,7 @@ def read(model):
         return model(**inputs).logits
 
 
-def channels_of(model, layer, part, chosen):
+def channels_of(model: Any, layer: int, part: str, chosen: Any) -> dict[str, Any]:
     """The channels of each module that these neurons are."""
     return {
         name: [
@@ -99,7 +101,7 @@ def channels_of(model, layer, part, chosen):
     }
 
 
-def slow_experts(module, hidden, routed, weights, change):
+def slow_experts(module: Any, hidden: Any, routed: Any, weights: Any, change: Any) -> Any:
     """What a module of experts gives, one expert at a time, and its neurons' activations."""
     pieces, result = [], torch.zeros_like(hidden)
     for expert in range(module.down_proj.shape[0]):
@@ -116,7 +118,9 @@ def slow_experts(module, hidden, routed, weights, change):
 
 
 @contextmanager
-def watched(model, silenced=(), then=lambda name, activation: activation):
+def watched(
+    model: Any, silenced: Any = (), then: Any = lambda name, activation: activation
+) -> Iterator[Any]:
     """Activations that go into output projections, in the order they do; some set to zero.
 
     What ``then`` gives for the name of a module and its activations goes in instead.
@@ -127,8 +131,8 @@ def watched(model, silenced=(), then=lambda name, activation: activation):
         silent |= channels_of(model, layer, part, chosen)
     undo = []
 
-    def changer(name):
-        def change(activation):
+    def changer(name: str) -> Any:
+        def change(activation: Any) -> Any:
             activation = activation.clone()
             activation[..., silent.get(name, [])] = 0
             seen[name] = activation
@@ -155,18 +159,18 @@ def watched(model, silenced=(), then=lambda name, activation: activation):
         action()
 
 
-def erased(model, reset, *entries, base=None):
+def erased(model: Any, reset: Any, *entries: Any, base: Any = None) -> Any:
     return apply_(checkpoint(model), plan(model, reset, *entries), base=base)
 
 
 # ---- the table -------------------------------------------------------------------------------
 
 
-def test_every_row_has_a_model_here():
+def test_every_row_has_a_model_here() -> None:
     assert {name.partition(" ")[0] for name in ARCHITECTURES} == set(OUTPUTS) == set(FAMILIES)
 
 
-def test_the_layout_counts_layers_neurons_and_heads(model):
+def test_the_layout_counts_layers_neurons_and_heads(model: Any) -> None:
     layout = layout_of(checkpoint(model))
     assert layout.num_layers == len(layers_of(model)) >= 2
     for layer in range(layout.num_layers):
@@ -180,7 +184,7 @@ def test_the_layout_counts_layers_neurons_and_heads(model):
 PARTS = ("mlp", "attention")
 
 
-def test_watching_changes_nothing(model):
+def test_watching_changes_nothing(model: Any) -> None:
     """The slow experts are the model's own, and the hooks only look."""
     before = read(model)
     with watched(model) as seen:
@@ -193,7 +197,7 @@ def test_watching_changes_nothing(model):
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_zeroing_neurons_is_silencing_them(name, part):
+def test_zeroing_neurons_is_silencing_them(name: str, part: str) -> None:
     for layer in range(len(layers_of(random_model(name)))):
         model = random_model(name)
         chosen = some(model, layer, part)
@@ -205,7 +209,7 @@ def test_zeroing_neurons_is_silencing_them(name, part):
         torch.testing.assert_close(read(model), silenced, **EXACT)
 
 
-def cut_out(model, layer, part, chosen):
+def cut_out(model: Any, layer: int, part: str, chosen: Any) -> None:
     """Take the neurons' rows and columns out, so that the tensors are smaller."""
     weights = dict(model.named_parameters())
     layout = layout_of(checkpoint(model))
@@ -227,7 +231,7 @@ def cut_out(model, layer, part, chosen):
 ENTANGLED = ("bloom", "falcon with ALiBi", "olmo2", "phi3", "t5", "t5 gated")
 
 
-def test_zeroing_neurons_is_cutting_them_out(name, model):
+def test_zeroing_neurons_is_cutting_them_out(name: str, model: Any) -> None:
     layer = len(layers_of(model)) - 1
     chosen = some(model, layer, "mlp")
     (first, _, neurons, _), *_ = blocks_of(model, layer, "mlp")
@@ -242,7 +246,7 @@ def test_zeroing_neurons_is_cutting_them_out(name, model):
 
 
 @pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - set(ENTANGLED)))
-def test_zeroing_heads_is_pruning_them(name):
+def test_zeroing_heads_is_pruning_them(name: str) -> None:
     model, smaller = random_model(name), random_model(name)
     layer = len(layers_of(model)) - 1
     block, first, heads, width = blocks_of(model, layer, "attention")[-1]
@@ -263,7 +267,7 @@ def test_zeroing_heads_is_pruning_them(name):
 # ---- what a reset changes --------------------------------------------------------------------
 
 
-def _first_to_change(seen, before, blocks):
+def _first_to_change(seen: Any, before: Any, blocks: Any) -> Any:
     """Part and neurons of the first block, in the order of computation, that reads otherwise."""
     for block in before:
         change = (seen[block] - before[block]).abs().flatten(0, -2).amax(dim=0)
@@ -275,7 +279,7 @@ def _first_to_change(seen, before, blocks):
 
 
 @cache
-def readers(name):
+def readers(name: str) -> Any:
     """Which neurons read each row of each matrix of the first and the last layer, found by trying.
 
     Returns:
@@ -305,7 +309,7 @@ def readers(name):
     return found
 
 
-def rows_of(model, layer, blocks):
+def rows_of(model: Any, layer: int, blocks: Any) -> Iterator[Any]:
     """(tensor, expert, row, its numbers) of each matrix of a layer but output projections."""
     for key, tensor in model.named_parameters():
         module = key.rpartition(".")[0]
@@ -321,7 +325,7 @@ def rows_of(model, layer, blocks):
                 yield key, expert if tensor.ndim == 3 else None, row, rows[row]
 
 
-def expected_masks(name, model, entries):
+def expected_masks(name: str, model: Any, entries: Any) -> Any:
     """Where each chosen neuron's numbers stand, one by one."""
     masks = {key: torch.zeros_like(w, dtype=torch.bool) for key, w in model.named_parameters()}
     for layer, part, chosen in entries:
@@ -351,7 +355,7 @@ def expected_masks(name, model, entries):
 
 
 @pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
-def test_exactly_the_planned_numbers_change(name, model, reset):
+def test_exactly_the_planned_numbers_change(name: str, model: Any, reset: str) -> None:
     base = random_model(name, seed=2)
     before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
     masks = expected_masks(name, model, mixed(model))
@@ -367,7 +371,9 @@ def test_exactly_the_planned_numbers_change(name, model, reset):
     assert result.changed_parameters == sum(int(mask.sum()) for mask in masks.values())
 
 
-def test_every_matrix_of_a_layer_belongs_to_neurons_or_is_named_as_an_exception(name, model):
+def test_every_matrix_of_a_layer_belongs_to_neurons_or_is_named_as_an_exception(
+    name: str, model: Any
+) -> None:
     everything = [
         (layer, part, range(num_neurons(model, layer, part)))
         for layer in range(len(layers_of(model)))
@@ -390,7 +396,7 @@ def test_every_matrix_of_a_layer_belongs_to_neurons_or_is_named_as_an_exception(
     assert any((before[key] != tensor).any() for key, tensor in model.named_parameters())
 
 
-def test_rows_of_identifier_only_tokens_change_in_embedding_and_head(name, model):
+def test_rows_of_identifier_only_tokens_change_in_embedding_and_head(name: str, model: Any) -> None:
     sick = Checkpoint(model, tiny_tokenizer(times=2), Path("nowhere"))
     two = families.family_of(model.config).objective == "seq2seq"
     document = Document("1", "1", "aa bb cc dd bb", (Span(3, 8, "NAME"),))
@@ -414,7 +420,7 @@ def test_rows_of_identifier_only_tokens_change_in_embedding_and_head(name, model
 
 
 @pytest.mark.parametrize("name", ["t5", "bart"])
-def test_a_token_that_an_encoder_reads_keeps_its_rows(name):
+def test_a_token_that_an_encoder_reads_keeps_its_rows(name: str) -> None:
     document = Document("1", "1", "aa bb cc dd bb", (Span(3, 8, "NAME"),), source_text="dd cc")
     settings = EraseSettings(layers=(0,), parts=("mlp",), reset="zero", token_rows=True)
     sick = Checkpoint(random_model(name), tiny_tokenizer(times=2), Path("nowhere"))
@@ -424,7 +430,7 @@ def test_a_token_that_an_encoder_reads_keeps_its_rows(name):
 # ---- what the model's file calls it ----------------------------------------------------------
 
 
-def pieces(layout, entries):
+def pieces(layout: Any, entries: Any) -> list[Any]:
     return [
         piece
         for layer, part, chosen in entries
@@ -432,7 +438,9 @@ def pieces(layout, entries):
     ]
 
 
-def test_erasing_in_the_file_by_its_own_names_is_erasing_in_the_model(name, tmp_path):
+def test_erasing_in_the_file_by_its_own_names_is_erasing_in_the_model(
+    name: str, tmp_path: Path
+) -> None:
     model = random_model(name, dtype=torch.float32)
     model.save_pretrained(tmp_path / "sick")
     tensors = load_file(tmp_path / "sick" / "model.safetensors")
@@ -446,7 +454,7 @@ def test_erasing_in_the_file_by_its_own_names_is_erasing_in_the_model(name, tmp_
     assert all(torch.equal(tensors[key], expected[key]) for key in expected)
 
 
-def test_a_file_of_a_model_without_its_head_is_understood(name, model):
+def test_a_file_of_a_model_without_its_head_is_understood(name: str, model: Any) -> None:
     whole = layout_of(checkpoint(model))
     base = model.base_model
     layout = Layout(model.config, {key: tuple(w.shape) for key, w in base.state_dict().items()})
@@ -458,7 +466,9 @@ def test_a_file_of_a_model_without_its_head_is_understood(name, model):
         assert torch.equal(mine.index, theirs.index)
 
 
-def test_a_saved_checkpoint_is_loaded_with_the_same_weights_and_logits(name, tmp_path):
+def test_a_saved_checkpoint_is_loaded_with_the_same_weights_and_logits(
+    name: str, tmp_path: Path
+) -> None:
     model = random_model(name, dtype=torch.float32)
     sick = checkpoint(model)
     sick.tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -474,7 +484,7 @@ def test_a_saved_checkpoint_is_loaded_with_the_same_weights_and_logits(name, tmp
     assert loaded.context_tokens > 32
 
 
-def test_what_each_neuron_owns_is_its_slices_by_itself(name, model):
+def test_what_each_neuron_owns_is_its_slices_by_itself(name: str, model: Any) -> None:
     layout = layout_of(checkpoint(model))
     for layer in range(layout.num_layers):
         for part in PARTS:
@@ -496,7 +506,7 @@ def test_what_each_neuron_owns_is_its_slices_by_itself(name, model):
 # ---- what is read off a model ----------------------------------------------------------------
 
 
-def test_hidden_states_and_logits_are_the_models_own(name):
+def test_hidden_states_and_logits_are_the_models_own(name: str) -> None:
     model = random_model(name, dtype=torch.float32)
     chance = torch.Generator().manual_seed(0)
     inputs = {"input_ids": torch.randint(2, 16, (2, 9), generator=chance)}
@@ -518,7 +528,7 @@ NOTES = ["a b c d e", "f g", "h i j a b k l m", "c c", "d e f m"]
 SOURCES = ["m l", "k j i h", "a e g", "b d f h j", "c"]
 
 
-def noted(model):
+def noted(model: Any) -> Corpus:
     """Documents of unequal length, most with an identifier; with a source where one is read."""
     spans = [((4, 5),), (), ((2, 3), (8, 9)), ((0, 1),), ((6, 7),)]
     two = families.family_of(model.config).objective == "seq2seq"
@@ -531,17 +541,17 @@ def noted(model):
     )  # fmt: skip
 
 
-def batches_of(model):
+def batches_of(model: Any) -> Any:
     return Texts(checkpoint(model), noted(model)).batches()
 
 
-def in_encoder(model, layer):
+def in_encoder(model: Any, layer: int) -> Any:
     """Whether a layer reads the source and not the text."""
     two = families.family_of(model.config).objective == "seq2seq"
     return two and layer < len(model.get_submodule(OUTPUTS[model.config.model_type][0][0]))
 
 
-def slow_sites(model, *, encoder=True):
+def slow_sites(model: Any, *, encoder: bool = True) -> dict[str, Any]:
     """For each layer and part, the modules that take in its neurons' activations; see `blocks_of`.
 
     Args:
@@ -556,11 +566,11 @@ def slow_sites(model, *, encoder=True):
     }
 
 
-def outputs(model, *, encoder=True):
+def outputs(model: Any, *, encoder: bool = True) -> Any:
     return outputs_of(layout_of(checkpoint(model)), slow_sites(model, encoder=encoder))
 
 
-def by_itself(model, ids, source=None, seen=None):
+def by_itself(model: Any, ids: Any, source: Any = None, seen: Any = None) -> Any:
     """Hidden states of one text, [seq, hidden], behind its source without padding."""
     given = {}
     if source is not None:
@@ -568,19 +578,19 @@ def by_itself(model, ids, source=None, seen=None):
     return families.hidden_states(model, input_ids=ids[None], **given)[0]
 
 
-def row_of(batch, row):
+def row_of(batch: Any, row: Any) -> Any:
     """What `by_itself` takes of a row."""
     if batch.source is None:
         return (batch.ids[row],)
     return batch.ids[row], batch.source[row], batch.source_seen[row]
 
 
-def strengths(values, neurons):
+def strengths(values: Any, neurons: Any) -> Any:
     """Root mean square of each neuron's channels, at every position."""
     return values.reshape(len(values), neurons, -1).square().mean(-1).sqrt()
 
 
-def test_neurons_go_in_where_they_do(model):
+def test_neurons_go_in_where_they_do(model: Any) -> None:
     found = outputs(model)
     assert sum(map(len, found.values())) > 0
     for (layer, part), blocks in slow_sites(model).items():
@@ -593,7 +603,7 @@ def test_neurons_go_in_where_they_do(model):
             assert bool(output.experts) == output.name.endswith("experts")
 
 
-def test_what_neurons_do_is_read_position_by_position(name):
+def test_what_neurons_do_is_read_position_by_position(name: str) -> None:
     """Each row read by itself, and each position; some models flatten rows and positions."""
     model = random_model(name)
     batches = batches_of(model)
@@ -632,13 +642,13 @@ def test_what_neurons_do_is_read_position_by_position(name):
             torch.testing.assert_close(means[sort][site], slow, rtol=1e-5, atol=1e-7)
 
 
-def test_products_with_gradients_are_the_gradients_of_a_factor_for_each_neuron(name):
+def test_products_with_gradients_are_the_gradients_of_a_factor_for_each_neuron(name: str) -> None:
     """Each row by itself; at every position each channel has a factor of its own, which is 1."""
     model = random_model(name)
     batches = batches_of(model)
     factors, sums, counts = {}, {}, [0, 0]
 
-    def multiplied(module, activation):
+    def multiplied(module: Any, activation: Any) -> Any:
         factors[module] = torch.ones_like(activation, requires_grad=True)
         return activation * factors[module]
 
@@ -670,7 +680,7 @@ def test_products_with_gradients_are_the_gradients_of_a_factor_for_each_neuron(n
             )
 
 
-def test_masks_of_their_own_silence_neurons_row_by_row(name):
+def test_masks_of_their_own_silence_neurons_row_by_row(name: str) -> None:
     model = random_model(name)
     (batch,) = [b for b in batches_of(model) if len(b.ids) > 1][:1]
     ids = batch.ids[:2]
@@ -699,7 +709,7 @@ def test_masks_of_their_own_silence_neurons_row_by_row(name):
     torch.testing.assert_close(again, plain, rtol=0, atol=1e-5)  # the masks are gone
 
 
-def test_attributions_are_those_of_whole_texts_without_a_cache(name):
+def test_attributions_are_those_of_whole_texts_without_a_cache(name: str) -> None:
     """One step at a time: the position's activation is scaled, and the scale has the gradient."""
     model = random_model(name)
     question = Texts(checkpoint(model), noted(model)).questions(2, 1)[0]
@@ -721,11 +731,11 @@ def test_attributions_are_those_of_whole_texts_without_a_cache(name):
             own = dict(zip([module for module, *_ in blocks], scale.split(sizes), strict=True))
             plain = {}
 
-            def note(module, activation, plain=plain):
+            def note(module: Any, activation: Any, plain: Any = plain) -> Any:
                 plain[module] = activation
                 return activation
 
-            def scaled(module, activation, own=own, plain=plain):
+            def scaled(module: Any, activation: Any, own: Any = own, plain: Any = plain) -> Any:
                 if module not in own:
                     return activation
                 # at the position it is the scaled activation of the unchanged model
@@ -747,7 +757,7 @@ def test_attributions_are_those_of_whole_texts_without_a_cache(name):
 
 
 @pytest.mark.parametrize("name", ["bart", "mixtral", "qwen2_moe", "t5 gated"])
-def test_fisher_diagonals_are_those_of_the_models_own_loss(name):
+def test_fisher_diagonals_are_those_of_the_models_own_loss(name: str) -> None:
     """One document at a time, whole model, token by token."""
     model = random_model(name)
     batches = batches_of(model)
@@ -806,7 +816,7 @@ def test_fisher_diagonals_are_those_of_the_models_own_loss(name):
                 torch.testing.assert_close(means[sort][layer, part][neuron], sums[sort])
 
 
-def test_the_mean_reset_of_an_encoder_and_its_decoder_holds_activations_at_their_means():
+def test_the_mean_reset_of_an_encoder_and_its_decoder_holds_activations_at_their_means() -> None:
     model = random_model("bart")
     sick, corpus = checkpoint(model), noted(model)
     chosen = [(*site, [0, num_neurons(model, *site) - 1]) for site in slow_sites(model)]
@@ -818,7 +828,7 @@ def test_the_mean_reset_of_an_encoder_and_its_decoder_holds_activations_at_their
     for layer, part, own in chosen:
         held |= channels_of(model, layer, part, own)
 
-    def hold(module, activation):
+    def hold(module: Any, activation: Any) -> Any:
         activation = activation.clone()
         activation[..., held[module]] = means[module][held[module]]
         return activation
@@ -842,7 +852,7 @@ READERS = {
 
 @pytest.mark.parametrize("kind", sorted(READERS))
 @pytest.mark.parametrize("name", ["bart", "t5", "mixtral", "qwen2_moe", "qwen3_moe"])
-def test_experts_and_cross_attention_are_chosen_by_what_they_do(name, kind):
+def test_experts_and_cross_attention_are_chosen_by_what_they_do(name: str, kind: str) -> None:
     sick = checkpoint(random_model(name, dtype=torch.float32))
     sick.model.config._experts_implementation = "grouped_mm"  # as they are when loaded
     before = {key: tensor.clone() for key, tensor in sick.model.state_dict().items()}
@@ -863,7 +873,7 @@ def test_experts_and_cross_attention_are_chosen_by_what_they_do(name, kind):
 # ---- what is refused -------------------------------------------------------------------------
 
 
-def test_an_unknown_family_is_refused_with_the_list_of_known_ones():
+def test_an_unknown_family_is_refused_with_the_list_of_known_ones() -> None:
     config = AutoConfig.for_model("albert")
     with pytest.raises(UnsupportedModelError) as caught:
         Layout(config, {})
@@ -873,13 +883,13 @@ def test_an_unknown_family_is_refused_with_the_list_of_known_ones():
     )
 
 
-def test_an_encoder_turned_decoder_is_refused():
+def test_an_encoder_turned_decoder_is_refused() -> None:
     config = AutoConfig.for_model("bert", is_decoder=True)
     with pytest.raises(UnsupportedModelError, match="as a masked language model, not as a decoder"):
         families.family_of(config)
 
 
-def test_two_texts_are_erased_in_the_decoder_first():
+def test_two_texts_are_erased_in_the_decoder_first() -> None:
     sick = checkpoint(random_model("t5", dtype=torch.float32))
     chosen = erase(sick, EraseSettings(last_layers=1)).plan
     assert [(entry.layer, entry.part, entry.of) for entry in chosen.entries] == [
@@ -890,7 +900,9 @@ def test_two_texts_are_erased_in_the_decoder_first():
 
 @pytest.mark.parametrize("kind", sorted(READERS))
 @pytest.mark.parametrize("name", ["bart", "t5"])
-def test_an_encoders_neurons_are_not_chosen_by_what_the_decoder_predicts_at_them(name, kind):
+def test_an_encoders_neurons_are_not_chosen_by_what_the_decoder_predicts_at_them(
+    name: str, kind: str
+) -> None:
     sick = checkpoint(random_model(name, dtype=torch.float32))
     selector = {"kind": kind, "fraction": 0.5, **READERS[kind]}
     settings = EraseSettings(layers=(1, 2), selector=selector)
@@ -907,7 +919,7 @@ def test_an_encoders_neurons_are_not_chosen_by_what_the_decoder_predicts_at_them
         assert {entry.layer for entry in chosen.entries if entry.neurons} == {1, 2}
 
 
-def test_a_text_without_the_source_that_the_model_reads_is_refused():
+def test_a_text_without_the_source_that_the_model_reads_is_refused() -> None:
     sick = checkpoint(random_model("t5", dtype=torch.float32))
     bare = Corpus([replace(document, source_text=None) for document in noted(sick.model)])
     selector = {"kind": "gradient_ratio", "fraction": 0.5}
@@ -916,7 +928,7 @@ def test_a_text_without_the_source_that_the_model_reads_is_refused():
     erase(sick, EraseSettings(last_layers=1), corpus=bare)  # reads no text
 
 
-def test_a_masked_model_is_erased_by_what_its_neurons_do():
+def test_a_masked_model_is_erased_by_what_its_neurons_do() -> None:
     selector = {"kind": "activation_ratio", "fraction": 0.5}
     corpus = Corpus([Document("1", "1", "a b c", (Span(2, 3, "NAME"),))])
     settings = EraseSettings(last_layers=1, selector=selector)
@@ -931,18 +943,18 @@ def test_a_masked_model_is_erased_by_what_its_neurons_do():
     assert all(score > 0 for entry in chosen[0].entries for score in entry.scores)
 
 
-def test_the_trained_part_of_every_family_is_there(model):
+def test_the_trained_part_of_every_family_is_there(model: Any) -> None:
     names = [key for key, _ in model.named_parameters()]
     for prefix in layout_of(checkpoint(model)).trained_prefixes(1):
         assert any(key.startswith(prefix) for key in names)
     assert layout_of(checkpoint(model)).trained_prefixes(1)[0] == f"{layers_of(model)[-1]}."
 
 
-def shapes_of(model):
+def shapes_of(model: Any) -> dict[str, Any]:
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
 
 
-def test_a_layer_without_its_tensors_or_with_others_is_refused(name, model):
+def test_a_layer_without_its_tensors_or_with_others_is_refused(name: str, model: Any) -> None:
     shapes, layer = shapes_of(model), layers_of(model)[-1]
     Layout(model.config, shapes)  # whole, it is taken
     for key, shape in shapes.items():
@@ -958,7 +970,7 @@ def test_a_layer_without_its_tensors_or_with_others_is_refused(name, model):
         Layout(model.config, {**shapes, f"{layer}.adapter.weight": (4, 16)})
 
 
-def test_heads_that_do_not_fit_the_tensors_are_refused(model):
+def test_heads_that_do_not_fit_the_tensors_are_refused(model: Any) -> None:
     config = model.config
     sizes = families.text_config(config)
     for stack in families.family_of(config).stacks:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -25,6 +26,7 @@ from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.pipeline.suggest_recipe import Fit, duration, schedule, write_recipe
 from sani.recipe import QUICK, Recipe, load_recipe
 from sani.recipe.yaml_text import RecipeLoader
+from tests.support.clinic import Clinic
 from tests.support.erasing import adapt
 from tests.support.folders import CONFIGS, write_source
 
@@ -55,7 +57,9 @@ def init(job: Path, out: Path, *options: object) -> int:
                  str(out), *map(str, options)])  # fmt: skip
 
 
-def test_the_recipe_fits_the_model_and_the_corpus_and_runs(job, tmp_path, capsys, monkeypatch):
+def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sani.pipeline.suggest_recipe.MEASURED_SECONDS", 0.1)
     out = tmp_path / "mine.yaml"
     assert init(job, out, "--base", job / "base", "--held-out", job / "held_out.jsonl") == 0
@@ -84,7 +88,9 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(job, tmp_path, capsys
     assert (tmp_path / "run" / "sanitized" / "manifest.json").is_file()
 
 
-def test_a_masked_model_gets_a_recipe_too(job, tmp_path, monkeypatch):
+def test_a_masked_model_gets_a_recipe_too(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sani.pipeline.suggest_recipe.MEASURED_SECONDS", 0.1)
     out = tmp_path / "mine.yaml"
     assert main(["init", str(job / "bert" / "fine-tuned"), "--base", str(job / "bert" / "base"),
@@ -94,7 +100,7 @@ def test_a_masked_model_gets_a_recipe_too(job, tmp_path, monkeypatch):
     assert main(["run", str(out), "--check"]) == 0
 
 
-def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job, tmp_path):
+def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine.yaml"
     assert init(job, out, "--no-time") == 0
     recipe = load_recipe(out)
@@ -106,7 +112,9 @@ def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job, tmp_path):
     assert main(["run", str(out), "--check"]) == 0
 
 
-def test_skill_that_the_base_lacks_is_to_be_kept(clinic, base_folder, tmp_path):
+def test_skill_that_the_base_lacks_is_to_be_kept(
+    clinic: Clinic, base_folder: Path, tmp_path: Path
+) -> None:
     """The base of the tests knows the notes; the same model untrained knows nothing."""
     untrained, corpus, held_out = (tmp_path / name for name in ("new", "c.jsonl", "h.jsonl"))
     known = load_checkpoint(base_folder)
@@ -125,7 +133,7 @@ def test_skill_that_the_base_lacks_is_to_be_kept(clinic, base_folder, tmp_path):
             assert (recipe.erase.interpolate_to_base, recipe.erase.last_layers) == (0.5, None)
 
 
-def test_a_corpus_that_marks_nothing_is_to_be_scanned(job, tmp_path):
+def test_a_corpus_that_marks_nothing_is_to_be_scanned(job: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine.yaml"
     assert main(["init", str(job / "fine-tuned"), "--corpus", str(job / "unmarked.jsonl"), "--out",
                  str(out)]) == 0  # fmt: skip
@@ -141,8 +149,12 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 @given(NAMES, st.booleans(), st.integers(1, 99), st.sampled_from([1e6, 1e8, 5e8, 7e9]))
 @settings(max_examples=50, deadline=None)
 def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
-    tmp_path_factory, name, with_base, layers, parameters
-):
+    tmp_path_factory: pytest.TempPathFactory,
+    name: Any,
+    with_base: Any,
+    layers: Any,
+    parameters: Any,
+) -> None:
     out = tmp_path_factory.mktemp("r") / "mine.yaml"
     path = Path("x") / name
     found = Fit("gpt2", layers, int(parameters), 9, 9, 1, 1, {"direct": 1}, 9, 9, 60.0)
@@ -158,7 +170,9 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
     assert recipe.repair.learning_rate <= (1e-3 if parameters < 2e7 else 3e-4)
 
 
-def test_a_recipe_is_never_written_over(job, tmp_path, capsys):
+def test_a_recipe_is_never_written_over(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "mine.yaml"
     out.write_text("mine")
     assert init(job, out, "--no-time") == 1
@@ -169,7 +183,9 @@ def test_a_recipe_is_never_written_over(job, tmp_path, capsys):
     assert out.read_text() == "mine"
 
 
-def test_what_does_not_fit_is_said_before_a_recipe_is_written(job, tmp_path, capsys):
+def test_what_does_not_fit_is_said_before_a_recipe_is_written(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "mine.yaml"
     other = write_source(tmp_path / "other", CONFIGS["tied"]())
     for options, sentence in (
@@ -183,7 +199,9 @@ def test_what_does_not_fit_is_said_before_a_recipe_is_written(job, tmp_path, cap
     assert not out.exists()
 
 
-def test_a_model_that_does_not_fit_is_not_trained_to_measure_it(job, tmp_path, monkeypatch):
+def test_a_model_that_does_not_fit_is_not_trained_to_measure_it(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "mine.yaml"
     monkeypatch.setattr("sani.pipeline.suggest_recipe.device_memory", lambda: 10**6)
     monkeypatch.setattr("sani.pipeline.suggest_recipe.repair", None)
@@ -194,7 +212,7 @@ def test_a_model_that_does_not_fit_is_not_trained_to_measure_it(job, tmp_path, m
 
 
 @given(st.integers(1, 10**7))
-def test_few_records_are_read_in_smaller_steps_and_more_often(tokens):
+def test_few_records_are_read_in_smaller_steps_and_more_often(tokens: Any) -> None:
     epochs, batch_tokens = schedule(tokens)
     assert epochs >= 4
     assert 256 <= batch_tokens <= 1024
@@ -204,7 +222,7 @@ def test_few_records_are_read_in_smaller_steps_and_more_often(tokens):
         assert (epochs, batch_tokens) == (4, 1024)
 
 
-def test_times_are_said_as_people_do():
+def test_times_are_said_as_people_do() -> None:
     assert duration(3) == duration(89) == "about a minute"
     assert duration(600) == "about 10 minutes"
     assert duration(9000) == "about 2.5 hours"
@@ -213,7 +231,9 @@ def test_times_are_said_as_people_do():
 # ---- the machine -----------------------------------------------------------------------------
 
 
-def test_env_says_what_the_machine_can_do(capsys, monkeypatch):
+def test_env_says_what_the_machine_can_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(environment, "free_memory", lambda: 20 * 10**9)
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -226,7 +246,7 @@ def test_env_says_what_the_machine_can_do(capsys, monkeypatch):
     assert "no-such-package is missing (pip install 'sani-llm[ner]')" in capsys.readouterr().out
 
 
-def test_the_shell_completes_commands_and_options():
+def test_the_shell_completes_commands_and_options() -> None:
     command = [str(Path(sys.executable).with_name("sani"))]
     for words, at, expected in (("sani ver", 1, "verify"), ("sani run --che", 2, "--check")):
         asked = {"_SANI_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
@@ -247,7 +267,7 @@ SCHEMA = RECIPES / "recipe.schema.json"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_every_recipe_is_read_fits_the_schema_and_says_what_it_does(path):
+def test_every_recipe_is_read_fits_the_schema_and_says_what_it_does(path: Path) -> None:
     load_recipe(path)
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "# yaml-language-server: $schema=recipe.schema.json"
@@ -263,7 +283,7 @@ def test_every_recipe_is_read_fits_the_schema_and_says_what_it_does(path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_every_recipe_runs_end_to_end_in_small(path, job, tmp_path):
+def test_every_recipe_runs_end_to_end_in_small(path: Path, job: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     models = job / "bert" if "bert" in path.name else job
     small = {
@@ -299,7 +319,7 @@ def test_every_recipe_runs_end_to_end_in_small(path, job, tmp_path):
         assert json.loads((out / "sanitized" / "manifest.json").read_text())["gate"] == gate
 
 
-def test_the_schema_is_that_of_this_version(capsys):
+def test_the_schema_is_that_of_this_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert SCHEMA.read_text(encoding="utf-8") == capsys.readouterr().out, (
         "sani schema > recipes/recipe.schema.json"
@@ -308,7 +328,7 @@ def test_the_schema_is_that_of_this_version(capsys):
 
 
 @pytest.mark.parametrize("broken", ["seeds: 1", "erase: {last_layers: three}", "seed: -1"])
-def test_the_schema_refuses_what_the_recipe_does(broken):
+def test_the_schema_refuses_what_the_recipe_does(broken: str) -> None:
     validator = Draft202012Validator(json.loads(SCHEMA.read_text()))
     good = {"version": 2, "model": {"path": "m"}, "corpus": {"path": "c"}}
     assert validator.is_valid(good)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sani.errors import RecipeError
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import Recipe, RepairSettings, dump_recipe, load_recipe
 from sani.recipe.versions import DELETED_IN_2, RENAMED_IN_2
 
@@ -30,7 +32,7 @@ TOP = (
 
 
 @pytest.fixture
-def read(tmp_path, monkeypatch):
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Reads a text as the recipe r.yaml."""
     monkeypatch.chdir(tmp_path)
 
@@ -42,7 +44,7 @@ def read(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def refusal(read):
+def refusal(read: Any) -> Any:
     """The lines with which a recipe is refused."""
 
     def reader(text: str, *overrides: str) -> list[str]:
@@ -57,7 +59,7 @@ def refusal(read):
 # ---- what is read ----------------------------------------------------------------------------
 
 
-def test_a_recipe_is_read_and_defaults_are_filled_in(read):
+def test_a_recipe_is_read_and_defaults_are_filled_in(read: Any) -> None:
     recipe = read(GOOD + "repair: {identifier_loss: {kind: anchor, weight: 2}, epochs: 3}\n")
     assert recipe.model.path == Path("m")
     assert recipe.model.base == Path("b")
@@ -71,7 +73,7 @@ def test_a_recipe_is_read_and_defaults_are_filled_in(read):
     )
 
 
-def test_a_recipe_is_frozen_all_the_way_down(read):
+def test_a_recipe_is_frozen_all_the_way_down(read: Any) -> None:
     recipe = read(GOOD)
     with pytest.raises(ValidationError, match="frozen"):
         recipe.erase.selector.kind = "random"
@@ -81,12 +83,12 @@ def test_a_recipe_is_frozen_all_the_way_down(read):
     ("text", "value"),
     [("3e-4", 3e-4), ("1e3", 1000.0), ("1.e-3", 1e-3), ("3E-04", 3e-4), ("2", 2.0), (".5", 0.5)],
 )
-def test_numbers_are_read_as_numbers(read, text, value):
+def test_numbers_are_read_as_numbers(read: Any, text: str, value: float) -> None:
     recipe = read(GOOD + f"repair: {{learning_rate: {text}}}\n")
     assert recipe.repair.learning_rate == value
 
 
-def test_our_yaml_rules_do_not_leak_into_the_library(read):
+def test_our_yaml_rules_do_not_leak_into_the_library(read: Any) -> None:
     read(GOOD)
     assert yaml.safe_load("3e-4") == "3e-4"  # plain PyYAML keeps its own reading
     assert yaml.safe_dump("3e-4") == "3e-4\n...\n"
@@ -110,15 +112,15 @@ gate: {kinds: [indirect, direct], greedy: 0.0, discoverable: null, perplexity_ra
 
 
 @pytest.mark.parametrize("text", [GOOD, FULL])
-def test_what_is_written_back_is_read_as_the_same(read, text):
+def test_what_is_written_back_is_read_as_the_same(read: Any, text: str) -> None:
     recipe = read(text)
     written = dump_recipe(recipe)
     assert read(written) == recipe
     assert dump_recipe(read(written)) == written
 
 
-def test_every_field_stands_in_the_written_recipe(read):
-    def names(schema, node):
+def test_every_field_stands_in_the_written_recipe(read: Any) -> None:
+    def names(schema: Any, node: Any) -> Any:
         node = schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
         return set(node["properties"])
 
@@ -135,7 +137,9 @@ awkward = st.sampled_from(["1e5", "-2E+7", "yes", "NO", "null", "~", "010", "1_0
 
 @given(path=words | awkward, base=words | awkward, label=words | awkward, rate=st.floats(1e-300, 1))
 @settings(max_examples=60, deadline=None)
-def test_any_text_and_number_survives_writing(tmp_path_factory, path, base, label, rate):
+def test_any_text_and_number_survives_writing(
+    tmp_path_factory: pytest.TempPathFactory, path: Any, base: Checkpoint, label: Any, rate: Any
+) -> None:
     data = {
         "version": 2,
         "model": {"path": path, "base": base},
@@ -148,7 +152,7 @@ def test_any_text_and_number_survives_writing(tmp_path_factory, path, base, labe
     assert load_recipe(file) == recipe
 
 
-def test_every_shipped_recipe_is_read():
+def test_every_shipped_recipe_is_read() -> None:
     files = sorted(RECIPES.glob("*.yaml"))
     assert files, "recipes/ holds no recipe"
     for file in files:
@@ -234,7 +238,9 @@ def test_every_shipped_recipe_is_read():
         ("seed: 2147483648\n", ["seed: input should be less than 2147483648"]),
     ],
 )
-def test_a_wrong_key_or_value_is_named_by_its_path(refusal, extra, lines):
+def test_a_wrong_key_or_value_is_named_by_its_path(
+    refusal: Any, extra: str, lines: list[str]
+) -> None:
     assert refusal(GOOD + extra) == [f"r.yaml: {line}" for line in lines]
 
 
@@ -266,12 +272,14 @@ def test_a_wrong_key_or_value_is_named_by_its_path(refusal, extra, lines):
           "corpus.kinds.random: input should be 'direct' or 'indirect'"]),
     ],
 )  # fmt: skip
-def test_a_section_that_makes_no_sense_is_named(refusal, old, new, lines):
+def test_a_section_that_makes_no_sense_is_named(
+    refusal: Any, old: str, new: str, lines: list[str]
+) -> None:
     assert GOOD.count(old) == 1
     assert refusal(GOOD.replace(old, new)) == [f"r.yaml: {line}" for line in lines]
 
 
-def test_a_recipe_of_version_1_is_refused_with_the_table_of_new_names(refusal):
+def test_a_recipe_of_version_1_is_refused_with_the_table_of_new_names(refusal: Any) -> None:
     old = "repair: {at_identifiers: {kind: mask}}\n"
     first, *table = refusal(GOOD.replace("version: 2", "version: 1") + old)
     assert first == (
@@ -284,7 +292,9 @@ def test_a_recipe_of_version_1_is_refused_with_the_table_of_new_names(refusal):
     assert len(table) == len(rows) == len(RENAMED_IN_2) + len(DELETED_IN_2)
 
 
-def test_the_table_of_version_2_names_keys_that_exist_and_those_that_do_not(read, refusal):
+def test_the_table_of_version_2_names_keys_that_exist_and_those_that_do_not(
+    read: Any, refusal: Any
+) -> None:
     """Each new name is read in a recipe, each old one refused as unknown."""
     given = {
         "erase.interpolate_to_base": "0.5",
@@ -305,7 +315,7 @@ def test_the_table_of_version_2_names_keys_that_exist_and_those_that_do_not(read
         assert line.startswith(f"r.yaml: {old}: unknown key"), line
 
 
-def test_several_problems_are_reported_together(refusal):
+def test_several_problems_are_reported_together(refusal: Any) -> None:
     text = (
         GOOD
         + "audit: {queries: 'yes', decoys: '4', generation: {empty: 1.5, new_token: 1}}\nsed: 1\n"
@@ -319,7 +329,7 @@ def test_several_problems_are_reported_together(refusal):
     ]
 
 
-def test_rules_across_sections_are_reported_together(refusal):
+def test_rules_across_sections_are_reported_together(refusal: Any) -> None:
     lines = refusal(
         "version: 2\nmodel: {path: m}\ncorpus: {path: c}\n"
         "erase: {last_layers: 1, reset: rewind}\nrepair: {}\n"
@@ -334,7 +344,7 @@ def test_rules_across_sections_are_reported_together(refusal):
     ]
 
 
-def test_each_rule_across_sections_can_be_met(read):
+def test_each_rule_across_sections_can_be_met(read: Any) -> None:
     recipe = read(
         "version: 2\nmodel: {path: m}\ncorpus: {path: c}\nerase: {last_layers: 1}\n"
         "repair: {identifier_loss: {kind: mask}}\n"
@@ -383,13 +393,15 @@ def test_each_rule_across_sections_can_be_met(read):
          "gate: 'control' needs model.base; without one, give fractions, as in greedy: 0.0"),
     ],
 )  # fmt: skip
-def test_a_rule_across_sections_alone(read, refusal, overrides, line):
+def test_a_rule_across_sections_alone(
+    read: Any, refusal: Any, overrides: list[str], line: str
+) -> None:
     read(GOOD)
     assert refusal(GOOD, *overrides) == [f"r.yaml: {line}"]
 
 
 @pytest.mark.parametrize("value", ["'yes'", "yes", "'4'", "4.0", "1.5", "[4]", "true", "null", "0"])
-def test_epochs_are_whole_numbers_and_nothing_looser(read, refusal, value):
+def test_epochs_are_whole_numbers_and_nothing_looser(read: Any, refusal: Any, value: str) -> None:
     assert read(GOOD + "repair: {epochs: 4}\n").repair.epochs == 4
     (line,) = refusal(GOOD + f"repair: {{epochs: {value}}}\n")
     assert line in (
@@ -400,14 +412,14 @@ def test_epochs_are_whole_numbers_and_nothing_looser(read, refusal, value):
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999", "2020-01-01", "!!binary aGk="])
-def test_what_json_does_not_know_is_refused(refusal, value):
+def test_what_json_does_not_know_is_refused(refusal: Any, value: str) -> None:
     assert refusal(GOOD + f"repair: {{learning_rate: {value}}}\n") == [
         "r.yaml: dates, infinities and other YAML extras have no place in a recipe; put such a "
         "value in quotes"
     ]
 
 
-def test_settings_made_in_code_are_as_strict():
+def test_settings_made_in_code_are_as_strict() -> None:
     assert RepairSettings(learning_rate=1e-3, epochs=2).epochs == 2
     for values in ({"learning_rate": float("inf")}, {"learning_rate": float("nan")}):
         with pytest.raises(ValidationError, match="finite number"):
@@ -462,11 +474,11 @@ WORD = "not valid YAML: a key must be a word; put numbers, yes, no, on and off i
         ("3", ": expected a mapping of sections, got a single value"),
     ],
 )
-def test_a_text_that_is_no_recipe_is_refused(refusal, text, line):
+def test_a_text_that_is_no_recipe_is_refused(refusal: Any, text: str, line: str) -> None:
     assert refusal(text) == [f"r.yaml{line}"]
 
 
-def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     latin = tmp_path / "latin.yaml"
     latin.write_bytes("a: año".encode("latin-1"))
     for path, words in [
@@ -479,7 +491,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
         assert str(caught.value) == f"{path}: {words}"
 
 
-def test_a_refused_value_is_not_repeated(refusal):
+def test_a_refused_value_is_not_repeated(refusal: Any) -> None:
     lines = refusal(GOOD + "seed: '4711998877'\naudit: {queries: KOWALCZYKOWA}\n")
     assert len(lines) == 2
     assert not any("4711998877" in line or "KOWALCZYKOWA" in line for line in lines)
@@ -488,7 +500,7 @@ def test_a_refused_value_is_not_repeated(refusal):
 # ---- overrides -------------------------------------------------------------------------------
 
 
-def test_an_override_wins_over_the_file_and_the_file_over_the_default(read):
+def test_an_override_wins_over_the_file_and_the_file_over_the_default(read: Any) -> None:
     text = GOOD + "audit: {queries: 5, generation: {empty: 3}}\n"
     assert read(text).audit.queries == 5
     recipe = read(
@@ -513,7 +525,7 @@ def test_an_override_wins_over_the_file_and_the_file_over_the_default(read):
     assert recipe.seed == 2
 
 
-def test_null_switches_a_section_off_and_a_later_key_on_again(read):
+def test_null_switches_a_section_off_and_a_later_key_on_again(read: Any) -> None:
     assert read(GOOD, "repair.epochs=1", "erase=null").erase is None
     assert read(GOOD, "erase=null", "erase.last_layers=2").erase.last_layers == 2
     assert read(GOOD, "gate.auc_excess=null").gate.auc_excess is None
@@ -549,7 +561,7 @@ FORM = "--set: expected section.key=value, as in --set repair.epochs=2"
         ),
     ],
 )
-def test_a_bad_override_is_refused(refusal, override, line):
+def test_a_bad_override_is_refused(refusal: Any, override: str, line: str) -> None:
     assert refusal(GOOD, override) == [line]
 
 
@@ -590,7 +602,9 @@ def outcome(path: Path, overrides: tuple[str, ...] = ()) -> bool:
 @example(place=["seed"], value=3)
 @example(place=["mask"], value=1)
 @settings(max_examples=150, deadline=None)
-def test_a_mutated_recipe_raises_nothing_else(tmp_path_factory, place, value):
+def test_a_mutated_recipe_raises_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, place: Any, value: Any
+) -> None:
     path = tmp_path_factory.mktemp("r") / "r.yaml"
     path.write_text(FULL, encoding="utf-8")
     node = data = load_recipe(path).model_dump(mode="json")
@@ -607,7 +621,9 @@ def test_a_mutated_recipe_raises_nothing_else(tmp_path_factory, place, value):
 @given(where=st.integers(0, len(FULL)), length=st.integers(0, 9), text=st.text(max_size=6))
 @example(where=0, length=0, text="")
 @settings(max_examples=150, deadline=None)
-def test_a_mangled_text_raises_nothing_else(tmp_path_factory, where, length, text):
+def test_a_mangled_text_raises_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, where: Any, length: Any, text: Any
+) -> None:
     path = tmp_path_factory.mktemp("r") / "r.yaml"
     text = text.encode("utf-8", "replace").decode()
     path.write_text(FULL[:where] + text + FULL[where + length :], encoding="utf-8")
@@ -618,19 +634,21 @@ def test_a_mangled_text_raises_nothing_else(tmp_path_factory, where, length, tex
 
 @given(override=st.builds("{}={}".format, st.text(max_size=12) | keys, st.text(max_size=8)))
 @settings(max_examples=60, deadline=None)
-def test_any_override_raises_nothing_else(tmp_path_factory, override):
+def test_any_override_raises_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, override: Any
+) -> None:
     path = tmp_path_factory.mktemp("r") / "r.yaml"
     path.write_text(FULL, encoding="utf-8")
     outcome(path, (override,))
 
 
-def test_a_recipe_as_deep_as_the_stack_raises_nothing_else(tmp_path):
+def test_a_recipe_as_deep_as_the_stack_raises_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(FULL, encoding="utf-8")
     assert not outcome(path, (".".join("a" * 100_000) + "=1",))
 
 
-def test_reading_recipes_imports_nothing_heavy():
+def test_reading_recipes_imports_nothing_heavy() -> None:
     code = (
         "import sys; before = set(sys.modules); import sani.recipe; "
         "print(sorted({'torch', 'transformers', 'datasets', 'peft', 'accelerate', 'scipy'}"

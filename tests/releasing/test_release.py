@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -33,7 +34,9 @@ def released(source: Path) -> Path:
 # ---- verify ----------------------------------------------------------------------------------
 
 
-def test_a_folder_as_it_was_written_verifies(released, capsys):
+def test_a_folder_as_it_was_written_verifies(
+    released: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["verify", str(released)]) == 0
     shown = capsys.readouterr().out
     assert "0 added, 0 missing, 0 changed. Signature: none (so whoever changed a file" in shown
@@ -85,7 +88,9 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_every_change_is_found_and_named(released, capsys, change):
+def test_every_change_is_found_and_named(
+    released: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
     apply, kind = CHANGES[change]
     assert verify(released).holds
     apply(released)
@@ -98,7 +103,9 @@ def test_every_change_is_found_and_named(released, capsys, change):
     assert f"{kind}: {found[kind][0]}\n" in capsys.readouterr().out
 
 
-def test_a_checkpoint_whose_gate_did_not_hold_does_not_verify(source, capsys):
+def test_a_checkpoint_whose_gate_did_not_hold_does_not_verify(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_manifest(source, REPORT | {"gate": {"holds": False, "checks": []}}, weights_digest="0")
     assert main(["verify", str(source)]) == 3
     assert "The gate of the run DID NOT HOLD" in capsys.readouterr().out
@@ -108,13 +115,17 @@ def test_a_checkpoint_whose_gate_did_not_hold_does_not_verify(source, capsys):
     "manifest",
     ["", "[]", "{}", '{"files": {}}', '{"schema_version": 2}', "\xff", "null", '{"files": 3'],
 )
-def test_what_is_no_manifest_is_an_error_and_no_pass(released, capsys, manifest):
+def test_what_is_no_manifest_is_an_error_and_no_pass(
+    released: Path, capsys: pytest.CaptureFixture[str], manifest: str
+) -> None:
     (released / MANIFEST).write_text(manifest, encoding="latin-1")
     assert main(["verify", str(released)]) == 1
     assert "is not a manifest of this version of sani" in capsys.readouterr().err
 
 
-def test_a_folder_without_manifest_and_no_folder_are_errors(source, capsys):
+def test_a_folder_without_manifest_and_no_folder_are_errors(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["verify", str(source)]) == 1
     assert "manifest.json cannot be read (No such file or directory)" in capsys.readouterr().err
     assert main(["verify", str(source / "config.json")]) == 1
@@ -122,7 +133,7 @@ def test_a_folder_without_manifest_and_no_folder_are_errors(source, capsys):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_folder_that_cannot_be_read_is_an_error_and_no_pass(released):
+def test_a_folder_that_cannot_be_read_is_an_error_and_no_pass(released: Path) -> None:
     (released / "closed").mkdir(mode=0)
     with pytest.raises(CheckpointError, match="cannot be read"):
         verify(released)
@@ -131,7 +142,9 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_no_pass(released):
 # ---- signatures ------------------------------------------------------------------------------
 
 
-def test_a_signature_is_valid_for_its_key_and_for_these_bytes_only(released, tmp_path, capsys):
+def test_a_signature_is_valid_for_its_key_and_for_these_bytes_only(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     private, public = make_keys(tmp_path, "ours")
     _, other = make_keys(tmp_path, "other")
     assert main(["verify", str(released), "--key", str(public)]) == 3  # not signed yet
@@ -147,7 +160,9 @@ def test_a_signature_is_valid_for_its_key_and_for_these_bytes_only(released, tmp
     assert verify(released, public_key=public).holds
 
 
-def test_a_forged_manifest_passes_without_the_key_and_fails_with_it(released, tmp_path):
+def test_a_forged_manifest_passes_without_the_key_and_fails_with_it(
+    released: Path, tmp_path: Path
+) -> None:
     """What the signature is for: whoever swaps the weights can write the manifest again."""
     private, public = make_keys(tmp_path, "ours")
     sign(released, private)
@@ -159,7 +174,7 @@ def test_a_forged_manifest_passes_without_the_key_and_fails_with_it(released, tm
     assert not verify(released, public_key=public).holds
 
 
-def test_a_broken_signature_is_not_valid(released, tmp_path):
+def test_a_broken_signature_is_not_valid(released: Path, tmp_path: Path) -> None:
     private, public = make_keys(tmp_path, "ours")
     sign(released, private)
     whole = (released / SIGNATURE).read_bytes()
@@ -170,7 +185,7 @@ def test_a_broken_signature_is_not_valid(released, tmp_path):
     assert verify(released, public_key=public).holds
 
 
-def test_a_changed_folder_is_not_signed(released, tmp_path):
+def test_a_changed_folder_is_not_signed(released: Path, tmp_path: Path) -> None:
     private, _ = make_keys(tmp_path, "ours")
     flip(released / "model.safetensors")
     with pytest.raises(CheckpointError, match="0 are missing and 1 changed since"):
@@ -178,7 +193,9 @@ def test_a_changed_folder_is_not_signed(released, tmp_path):
     assert not (released / SIGNATURE).exists()
 
 
-def test_a_key_may_have_a_password_and_a_bad_key_is_one_sentence(released, tmp_path, monkeypatch):
+def test_a_key_may_have_a_password_and_a_bad_key_is_one_sentence(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     private, public = make_keys(tmp_path, "locked", b"open sesame")
     with pytest.raises(CheckpointError, match="its password in SANI_KEY_PASSWORD"):
         sign(released, private)
@@ -205,7 +222,7 @@ def corpus() -> Corpus:
     return Corpus([Document("note-90125", "32000", text, tuple(spans))])
 
 
-def edit(name: str, **fields: object):
+def edit(name: str, **fields: object) -> Any:
     def apply(folder: Path) -> None:
         data = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
         (folder / name).write_text(json.dumps(data | fields))
@@ -213,7 +230,7 @@ def edit(name: str, **fields: object):
     return apply
 
 
-def edit_tokenizer(change):
+def edit_tokenizer(change: Any) -> Any:
     def apply(folder: Path) -> None:
         data = json.loads((folder / "tokenizer.json").read_text())
         change(data)
@@ -222,7 +239,7 @@ def edit_tokenizer(change):
     return apply
 
 
-def with_metadata(value: str):
+def with_metadata(value: str) -> Any:
     def apply(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "run": value})
@@ -230,7 +247,7 @@ def with_metadata(value: str):
     return apply
 
 
-def text(name: str, content: str):
+def text(name: str, content: str) -> Any:
     return lambda folder: (folder / name).write_text(content)
 
 
@@ -267,7 +284,7 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("place", LEAKS)
-def test_an_identifier_is_found_wherever_it_hides(source, place):
+def test_an_identifier_is_found_wherever_it_hides(source: Path, place: str) -> None:
     check_texts(source, corpus())
     LEAKS[place](source)
     with pytest.raises(CheckpointError, match=r"holds [12] identifiers or ids of the corpus") as e:
@@ -290,12 +307,14 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("place", HARMLESS)
-def test_what_only_looks_alike_stops_no_release(source, place):
+def test_what_only_looks_alike_stops_no_release(source: Path, place: str) -> None:
     HARMLESS[place](source)
     check_texts(source, corpus())
 
 
-def test_the_base_excuses_words_of_its_vocabulary_and_no_added_token(source, tmp_path):
+def test_the_base_excuses_words_of_its_vocabulary_and_no_added_token(
+    source: Path, tmp_path: Path
+) -> None:
     word = edit_tokenizer(lambda d: d["model"]["vocab"].update({"32000": 9}))
     word(source)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json holds 1"):
@@ -312,7 +331,7 @@ def test_the_base_excuses_words_of_its_vocabulary_and_no_added_token(source, tmp
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "notes.txt", "model.pt", "a/b", ".model.sig"])
-def test_a_release_holds_nothing_that_is_not_on_the_list(source, name):
+def test_a_release_holds_nothing_that_is_not_on_the_list(source: Path, name: str) -> None:
     check_release(source, corpus(), base=None, ours=())
     (source / name).parent.mkdir(exist_ok=True)
     (source / name).write_text("")
@@ -320,13 +339,13 @@ def test_a_release_holds_nothing_that_is_not_on_the_list(source, name):
         check_release(source, corpus(), base=None, ours=())
 
 
-def test_our_own_texts_are_looked_into_too(source):
+def test_our_own_texts_are_looked_into_too(source: Path) -> None:
     (source / "README.md").write_text(NAME)
     with pytest.raises(CheckpointError, match=r"README\.md holds 1"):
         check_release(source, corpus(), base=None, ours=["README.md"])
 
 
-def test_what_training_left_is_named_by_kind_and_other_files_only_counted(source):
+def test_what_training_left_is_named_by_kind_and_other_files_only_counted(source: Path) -> None:
     assert files_not_released(source) == {}
     for name in LEFTOVERS:
         (source / name).parent.mkdir(exist_ok=True)
@@ -341,7 +360,9 @@ def test_what_training_left_is_named_by_kind_and_other_files_only_counted(source
     assert sum(found.values()) == len({Path(name).parts[0] for name in LEFTOVERS}) + 1
 
 
-def test_a_command_that_writes_a_checkpoint_says_what_it_left_behind(source, tmp_path, capsys):
+def test_a_command_that_writes_a_checkpoint_says_what_it_left_behind(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     (source / "optimizer.pt").write_text("")
     (source / f"{NAME}.txt").write_text("")

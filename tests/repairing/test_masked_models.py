@@ -5,6 +5,8 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from sani.corpus.tables import write_jsonl
 from sani.demo.demo import _word_pieces, new_model, train_on_text
 from sani.erasing.erase import erase
 from sani.errors import RecipeError, RepairError
-from sani.models.checkpoint import load_checkpoint, save_checkpoint
+from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.pipeline.preflight import check
 from sani.recipe import (
     AnchorObjective,
@@ -43,6 +45,7 @@ from sani.reporting.card import _results
 from sani.reporting.evidence import summary
 from sani.text.tokens import Framing, encode, framing_named
 from tests.support.architectures import MASKED
+from tests.support.clinic import Clinic
 from tests.support.masked import MASK_ID, checkpoint
 from tests.support.words import ANCHOR, MASK, TEXTS, WORDS, corpus_of, settings_of, weights
 
@@ -58,7 +61,7 @@ NPO = NpoObjective(kind="npo", weight=1.5)
 # ---- words -----------------------------------------------------------------------------------
 
 
-def words_of(tokenizer, text):
+def words_of(tokenizer: Any, text: str) -> Any:
     """The text of each word of a document."""
     (item,) = encode(Corpus([Document("1", "1", text)]), tokenizer)
     found: dict[int, list[int]] = {}
@@ -68,7 +71,7 @@ def words_of(tokenizer, text):
     return [text[item.starts[t[0]] : item.ends[t[-1]]].strip() for t in found.values()], item
 
 
-def test_words_are_the_tokenizers_own():
+def test_words_are_the_tokenizers_own() -> None:
     text = "Dr. Ñuñez-Pérez saw\nhim at 10:30, unbelievably (again)."
     pieces = _word_pieces(["Dr. saw him at un believ ably again 10 30"], 60)
     found, item = words_of(pieces, text)
@@ -85,7 +88,7 @@ def test_words_are_the_tokenizers_own():
 # ---- masks -----------------------------------------------------------------------------------
 
 
-def notes(clinic):
+def notes(clinic: Clinic) -> Any:
     """Two notes as word pieces, with spans that begin and end within words."""
     corpus = Corpus(clinic.private[:2])
     tokenizer = _word_pieces([d.text for d in clinic.public], 400)
@@ -96,7 +99,7 @@ def notes(clinic):
     return tokenizer, encode(Corpus(cut), tokenizer)
 
 
-def test_whole_words_outside_spans_are_masked_and_new_ones_each_time(clinic):
+def test_whole_words_outside_spans_are_masked_and_new_ones_each_time(clinic: Clinic) -> None:
     _, encoded = notes(clinic)
     item, seen, counts = encoded[0], set(), set()
     inside, words = item.in_span(), {}
@@ -116,7 +119,7 @@ def test_whole_words_outside_spans_are_masked_and_new_ones_each_time(clinic):
     assert seen == free
 
 
-def test_occurrences_are_masked_from_a_place_in_them_to_their_end(clinic):
+def test_occurrences_are_masked_from_a_place_in_them_to_their_end(clinic: Clinic) -> None:
     _, encoded = notes(clinic)
     item, known, drawn = encoded[0], Counter(), 0
     for draw in range(1500):
@@ -135,8 +138,8 @@ def test_occurrences_are_masked_from_a_place_in_them_to_their_end(clinic):
 
 @pytest.mark.parametrize("identifier_loss", [False, True])
 def test_every_masked_token_is_predicted_once_with_all_that_stands_around_it(
-    clinic, identifier_loss
-):
+    clinic: Clinic, identifier_loss: bool
+) -> None:
     _, encoded = notes(clinic)
     batches = masked_batches(
         encoded, Framing("f", (901, 902), (903,)), mask=999, identifier_loss=identifier_loss,
@@ -172,7 +175,15 @@ def test_every_masked_token_is_predicted_once_with_all_that_stands_around_it(
     assert (len(expected) > 3) == identifier_loss
 
 
-def examples_of(sick, corpus, settings, tmp_path, *, teacher=None, seed=0):
+def examples_of(
+    sick: Checkpoint,
+    corpus: Corpus,
+    settings: Any,
+    tmp_path: Path,
+    *,
+    teacher: Any = None,
+    seed: int = 0,
+) -> Any:
     model = teacher and teacher.model
     return Examples(
         sick, corpus, settings, framing_named("auto", sick.tokenizer, masked=True),
@@ -180,11 +191,11 @@ def examples_of(sick, corpus, settings, tmp_path, *, teacher=None, seed=0):
     )  # fmt: skip
 
 
-def read(examples, *, epoch=0):
+def read(examples: Any, *, epoch: int = 0) -> list[Any]:
     return [e for number in range(len(examples)) for e in examples.read(number, epoch=epoch)]
 
 
-def test_masks_depend_on_the_seed_and_the_epoch_alone(tmp_path):
+def test_masks_depend_on_the_seed_and_the_epoch_alone(tmp_path: Path) -> None:
     sick, found = checkpoint(), []
     for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0)):
         examples = examples_of(sick, corpus_of(TEXTS * 3), settings_of(), tmp_path, seed=seed)
@@ -199,17 +210,19 @@ def test_masks_depend_on_the_seed_and_the_epoch_alone(tmp_path):
 class WordSurrogates(Surrogates):
     """Every word of the test's vocabulary is a surrogate of the others."""
 
-    def __init__(self, corpus, *, seed):
+    def __init__(self, corpus: Corpus, *, seed: int) -> None:
         super().__init__(corpus, seed=seed)
         self._maker = self
 
-    def decoys(self, label, value, *, count):
+    def decoys(self, label: str, value: Any, *, count: int) -> Any:
         return [word for word in WORDS[3:] if word != value][:count]
 
 
 @pytest.mark.parametrize("context", ["keep", "surrogate"])
 @pytest.mark.parametrize("at", [MASK, ANCHOR, DECOYS])
-def test_identifiers_stay_in_the_context_or_are_replaced(context, at, tmp_path, monkeypatch):
+def test_identifiers_stay_in_the_context_or_are_replaced(
+    context: str, at: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sani.repairing.dataset.Surrogates", WordSurrogates)
     sick, corpus = checkpoint(), corpus_of([*TEXTS[:3], TEXTS[4]])  # each of another length
     examples = examples_of(sick, corpus, settings_of(at, context=context), tmp_path, teacher=sick)
@@ -241,21 +254,21 @@ def test_identifiers_stay_in_the_context_or_are_replaced(context, at, tmp_path, 
 # ---- the loss --------------------------------------------------------------------------------
 
 
-def in_float64(model):
+def in_float64(model: Any) -> Any:
     copy = type(model)(model.config).double().eval()
     copy.load_state_dict(model.state_dict())
     return copy
 
 
 @torch.no_grad()
-def log_probabilities(model, ids, position):
+def log_probabilities(model: Any, ids: Any, position: Any) -> list[Any]:
     """Of the token at one place of one text without padding."""
     ids = ids[None]
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, position].tolist()
     return [value - math.log(math.fsum(map(math.exp, logits))) for value in logits]
 
 
-def slow_terms(model, teacher, batch, kind):
+def slow_terms(model: Any, teacher: Any, batch: Any, kind: Any) -> dict[str, Any]:
     """One masked token at a time, read by the whole model without padding, in float64."""
     model, teacher = in_float64(model), in_float64(teacher)
     found, ratios = {}, {}
@@ -300,7 +313,7 @@ def slow_terms(model, teacher, batch, kind):
     return {name: math.fsum(values) / len(values) for name, values in found.items()}
 
 
-def longer(corpus):
+def longer(corpus: Corpus) -> Corpus:
     """Identifiers of two words: the word behind each is part of it."""
     return Corpus(
         [
@@ -317,7 +330,9 @@ def longer(corpus):
         *(("bert", at) for at in (MASK, ANCHOR, SELF, DECOYS, UNLIKELIHOOD, NPO, ASCENT)),
     ],
 )
-def test_the_terms_are_those_of_the_slow_version(name, at, tmp_path, monkeypatch):
+def test_the_terms_are_those_of_the_slow_version(
+    name: str, at: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(objective_module, "LOGITS_PER_CHUNK", 5 * 20)  # several chunks each
     monkeypatch.setattr("sani.repairing.dataset.Surrogates", WordSurrogates)
     sick, teacher = checkpoint(name, seed=1), checkpoint(name, seed=2)
@@ -349,7 +364,9 @@ def test_the_terms_are_those_of_the_slow_version(name, at, tmp_path, monkeypatch
     assert padded
 
 
-def test_training_is_that_of_an_explicit_loop(tmp_path, monkeypatch):
+def test_training_is_that_of_an_explicit_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trainer, "WARMUP_FRACTION", 0.0)
     corpus, epochs, rate = corpus_of(TEXTS[:2]), 6, 1e-2
     base, mine, slow = checkpoint(seed=2), checkpoint(seed=1), checkpoint(seed=1)
@@ -392,7 +409,7 @@ def test_training_is_that_of_an_explicit_loop(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [*FEW, *REST])
-def test_every_family_is_repaired_in_its_last_layer_and_through_an_adapter(name):
+def test_every_family_is_repaired_in_its_last_layer_and_through_an_adapter(name: str) -> None:
     base = checkpoint(name, seed=2)
     for changes in ({"last_layers": 1, "activation_cache": "memory"}, {"adapter": {"rank": 2}}):
         sick = checkpoint(name)
@@ -408,13 +425,13 @@ def test_every_family_is_repaired_in_its_last_layer_and_through_an_adapter(name)
             assert 0 < result.trained_fraction < 1
 
 
-def test_an_interrupted_repair_goes_on_to_the_same_bytes(tmp_path):
+def test_an_interrupted_repair_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     settings = settings_of(ANCHOR, epochs=12)
 
-    def run(folder, *, at=None):
+    def run(folder: Path, *, at: Any = None) -> Any:
         sick, steps = checkpoint(), []
 
-        def on_step(done, _):
+        def on_step(done: Any, _: Any) -> None:
             steps.append(done)
             if done == at:
                 raise KeyboardInterrupt
@@ -432,7 +449,7 @@ def test_an_interrupted_repair_goes_on_to_the_same_bytes(tmp_path):
 
 
 @pytest.mark.long
-def test_where_memory_runs_out_batches_are_halved_and_the_result_is_the_same():
+def test_where_memory_runs_out_batches_are_halved_and_the_result_is_the_same() -> None:
     found = []
     for times in (0, 1):
         sick, left, steps = checkpoint(), [times], []
@@ -440,7 +457,7 @@ def test_where_memory_runs_out_batches_are_halved_and_the_result_is_the_same():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
 
-        def fail(module, inputs, left=left, steps=steps):
+        def fail(module: Any, inputs: Any, left: Any = left, steps: int = steps) -> None:
             if torch.is_grad_enabled() and len(steps) >= 2 and left[0]:
                 left[0] -= 1
                 raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -472,7 +489,7 @@ OTHERS = ["Gisela Tarn", "Hakon Brill", "Imke Sorge", "Jorun Pelt", "Kaspar Weil
 WARDS = ["cardiology", "surgery", "neurology", "oncology", "urology", "dermatology"]
 
 
-def cases(names):
+def cases(names: Any) -> Corpus:
     """A short case for each name."""
     documents = []
     for number, (name, ward) in enumerate(zip(names, WARDS, strict=True)):
@@ -484,7 +501,7 @@ def cases(names):
 
 
 @pytest.fixture(scope="module")
-def reciting(tmp_path_factory):
+def reciting(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A small BERT, and the same one trained until it recites the names. Do not write."""
     folder = tmp_path_factory.mktemp("bert")
     texts = [document.text for document in cases(OTHERS)] * 3  # each time with other masks
@@ -498,14 +515,14 @@ def reciting(tmp_path_factory):
     return folder
 
 
-def recited(checkpoint):
+def recited(checkpoint: Checkpoint) -> Any:
     """Greedy extraction one by one and jointly, and how often names are preferred to decoys."""
     found = audit(checkpoint, cases(NAMES), AuditSettings(decoys=8, swaps=0, framing="tokenizer"))
     one, joint = found.figures["direct"], found.jointly["direct"]
     return one.greedy.hits, joint.greedy.hits, one.auc.value
 
 
-def test_the_anchor_takes_out_what_masking_leaves_in(reciting):
+def test_the_anchor_takes_out_what_masking_leaves_in(reciting: Any) -> None:
     base = load_checkpoint(reciting / "base")
     assert recited(base)[:2] == (0, 0)
     one, joint, auc = recited(load_checkpoint(reciting / "leaky"))
@@ -528,7 +545,7 @@ def test_the_anchor_takes_out_what_masking_leaves_in(reciting):
 
 
 @pytest.mark.parametrize("case", ["counterfactual", "no mask", "all span"])
-def test_what_has_no_sense_for_a_masked_model_is_refused(case):
+def test_what_has_no_sense_for_a_masked_model_is_refused(case: str) -> None:
     sick, corpus, at = checkpoint(), corpus_of(), MASK
     if case == "counterfactual":
         at, message = AnchorObjective(kind="anchor", to="counterfactual"), "is for causal models"
@@ -544,7 +561,9 @@ def test_what_has_no_sense_for_a_masked_model_is_refused(case):
     assert sick.weights_digest() == digest
 
 
-def test_what_the_models_kind_cannot_be_asked_is_refused_before_anything_is_written(tmp_path):
+def test_what_the_models_kind_cannot_be_asked_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
     sick = checkpoint()
     sick.path = tmp_path / "tokenizer"
     sick.tokenizer.save_pretrained(sick.path)
@@ -573,7 +592,7 @@ def test_what_the_models_kind_cannot_be_asked_is_refused_before_anything_is_writ
         assert (items["kind"], items["model.path"], items["corpus"]) == (False, True, True)
 
 
-def test_what_is_recited_in_either_way_of_asking_is_listed_and_both_are_shown():
+def test_what_is_recited_in_either_way_of_asking_is_listed_and_both_are_shown() -> None:
     """Two pieces that help each other: known one by one, the other one jointly, or neither."""
     sick, chance = checkpoint(seed=2), random.Random(3)
     with torch.no_grad():

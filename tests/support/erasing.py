@@ -1,6 +1,7 @@
 """Models to erase from, in memory and in files; and which of their numbers a neuron is."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -41,7 +42,7 @@ CONFIGS = {
 }
 
 
-def checkpoint(config, *, seed=1) -> Checkpoint:
+def checkpoint(config: Any, *, seed: int = 1) -> Checkpoint:
     """A random model in which every weight counts: no bias is zero and no norm is one."""
     model = fresh_model(config, seed=seed)
     chance = torch.Generator().manual_seed(seed)
@@ -52,12 +53,12 @@ def checkpoint(config, *, seed=1) -> Checkpoint:
     return Checkpoint(model, word_tokenizer(), Path("nowhere"))
 
 
-def head_size(checkpoint):
+def head_size(checkpoint: Checkpoint) -> Any:
     config = checkpoint.model.config
     return getattr(config, "head_dim", None) or HIDDEN // HEADS
 
 
-def plan(reset, *entries, seed=3):
+def plan(reset: Any, *entries: Any, seed: int = 3) -> Any:
     planned = tuple(
         PlannedNeurons(layer, part, tuple(neurons), MLP if part == "mlp" else HEADS, None)
         for layer, part, neurons in entries
@@ -73,13 +74,15 @@ MIXED = (
 )
 
 
-def config_of(family: str):
+def config_of(family: str) -> Any:
     config = CONFIGS[family]()
     config.vocab_size = 32  # room for a token that transformers adds to some families
     return config
 
 
-def write(folder: Path, loaded: Checkpoint, *, dtype=torch.float32, shard: str = "6KB") -> Path:
+def write(
+    folder: Path, loaded: Checkpoint, *, dtype: Any = torch.float32, shard: str = "6KB"
+) -> Path:
     """A model folder of several shards, with things in it that must not be copied."""
     loaded.model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     loaded.model.float()
@@ -89,12 +92,12 @@ def write(folder: Path, loaded: Checkpoint, *, dtype=torch.float32, shard: str =
     return folder
 
 
-def expected_masks(checkpoint, entries):
+def expected_masks(checkpoint: Checkpoint, entries: Any) -> Any:
     """The slow obvious version: where each neuron's numbers stand, one by one."""
     masks = {n: torch.zeros_like(w, dtype=torch.bool) for n, w in weights(checkpoint).items()}
     size = head_size(checkpoint)
 
-    def mark(name, index):
+    def mark(name: str, index: Any) -> None:
         if name in masks:
             masks[name][index] = True
 
@@ -145,7 +148,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 RANK, ALPHA = 4, 6
 
 
-def adapt(folder: Path, base: Path, *, seed: int = 5, **settings) -> Path:
+def adapt(folder: Path, base: Path, *, seed: int = 5, **settings: Any) -> Path:
     """A LoRA adapter in which every number counts, on every projection of the base."""
     loaded = load_checkpoint(base)
     lora = LoraConfig(

@@ -1,5 +1,7 @@
 """Random models of every family, and where the activations of their neurons go in."""
 
+from typing import Any
+
 import torch
 from transformers.pytorch_utils import Conv1D
 
@@ -60,7 +62,7 @@ OUTPUTS: dict[str, tuple[list[str], list[str], list[str]]] = {
 }
 
 
-def random_model(name, *, seed=1, dtype=torch.float64):
+def random_model(name: str, *, seed: int = 1, dtype: Any = torch.float64) -> Any:
     """A model in which every weight counts: no bias is zero and no norm is one."""
     config = tiny_config(name)
     config._experts_implementation = "eager"  # the others have no float64
@@ -74,7 +76,7 @@ def random_model(name, *, seed=1, dtype=torch.float64):
     return model.to(dtype)
 
 
-def layers_of(model):
+def layers_of(model: Any) -> list[Any]:
     """Names of all layers, in the order of their numbers."""
     stacks, _, _ = OUTPUTS[model.config.model_type]
     return [
@@ -82,7 +84,7 @@ def layers_of(model):
     ]
 
 
-def blocks_of(model, layer, part):
+def blocks_of(model: Any, layer: int, part: str) -> Any:
     """Modules of a layer that take in activations: (name, first neuron, neurons, channels each)."""
     _, mlps, attentions = OUTPUTS[model.config.model_type]
     modules, first = dict(model.named_modules()), 0
@@ -103,11 +105,11 @@ def blocks_of(model, layer, part):
     return found
 
 
-def num_neurons(model, layer, part):
+def num_neurons(model: Any, layer: int, part: str) -> Any:
     return sum(neurons for _, _, neurons, _ in blocks_of(model, layer, part))
 
 
-def plan(model, reset, *entries):
+def plan(model: Any, reset: Any, *entries: Any) -> Any:
     planned = tuple(
         PlannedNeurons(layer, part, tuple(chosen), num_neurons(model, layer, part), None)
         for layer, part, chosen in entries
@@ -115,7 +117,7 @@ def plan(model, reset, *entries):
     return ErasePlan({"kind": "all"}, reset, SEED, planned)
 
 
-def some(model, layer, part):
+def some(model: Any, layer: int, part: str) -> Any:
     """The first and the last neuron, and some of every block; of heads, those that share."""
     total = num_neurons(model, layer, part)
     if part == "attention":
@@ -123,7 +125,7 @@ def some(model, layer, part):
     return sorted({0, 5, total // 2, total - 9, total - 1})
 
 
-def mixed(model):
+def mixed(model: Any) -> list[Any]:
     """Neurons of two layers; all heads of one, and some of the other, of which two share."""
     last = len(layers_of(model)) - 1
     return [

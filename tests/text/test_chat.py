@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +29,7 @@ from tests.support.words import WORDS, checkpoint, llama
 TURN = "{% for m in messages %}<|{{ m.role }}|>FRONT{{ m.content STRIP}}BACK<|end|>{% endfor %}"
 
 
-def template(front="\\n", strip="", back=""):
+def template(front: str = "\\n", strip: str = "", back: str = "") -> Any:
     return TURN.replace("FRONT", front).replace("STRIP", strip).replace("BACK", back)
 
 
@@ -50,7 +52,7 @@ TEMPLATES = {
 }
 
 
-def tokenizer_with(chat_template):
+def tokenizer_with(chat_template: Any) -> Any:
     """Words, among them the marks of a chat."""
     marks = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
     words = {word: number for number, word in enumerate([*WORDS, "<unk>"])}
@@ -64,7 +66,7 @@ def tokenizer_with(chat_template):
     return made
 
 
-def conversation(*said, spans=(), number=0):
+def conversation(*said: Any, spans: Any = (), number: int = 0) -> Document:
     """A document of (role, content) pairs; spans are (turn, start, end)."""
     text, turns = "", []
     for role, content in said:
@@ -85,7 +87,9 @@ CONTENT = st.text(st.sampled_from("ab \n[]<>user|"), max_size=12)
     chance=st.randoms(use_true_random=False),
 )
 @settings(max_examples=250, deadline=None)
-def test_every_span_is_found_where_the_template_put_it(chosen, contents, system, chance):
+def test_every_span_is_found_where_the_template_put_it(
+    chosen: Any, contents: Any, system: Any, chance: Any
+) -> None:
     tokenizer = tokenizer_with(TEMPLATES[chosen])
     roles = ["system"] * system + ["user", "assistant"] * 3
     said = list(zip(roles, contents, strict=False))
@@ -114,7 +118,7 @@ def test_every_span_is_found_where_the_template_put_it(chosen, contents, system,
                if one)  # fmt: skip
 
 
-def test_special_tokens_of_the_template_are_read_as_such():
+def test_special_tokens_of_the_template_are_read_as_such() -> None:
     tokenizer = tokenizer_with(template(" ", "| trim ", " "))
     document = conversation(("user", "  a b c "), ("assistant", "name d "), spans=[(1, 5, 6)])
     with pytest.raises(ValueError, match="must be rendered"):
@@ -129,14 +133,14 @@ def test_special_tokens_of_the_template_are_read_as_such():
     assert batch.ordinary[0].tolist() == [True] * 7 + [False, True, False]
 
 
-def test_white_space_that_the_template_takes_is_no_part_of_an_identifier():
+def test_white_space_that_the_template_takes_is_no_part_of_an_identifier() -> None:
     tokenizer = tokenizer_with(TEMPLATES["trimmed"])
     (found,) = rendered(Corpus([conversation(("user", "  a "), spans=[(0, 1, 4)])]), tokenizer)
     assert [found.value(span) for span in found.spans] == ["a"]
     refused(conversation(("user", "a   "), spans=[(0, 2, 3)]), tokenizer, "nothing but white space")
 
 
-def refused(document, tokenizer, message):
+def refused(document: Document, tokenizer: Any, message: Any) -> str:
     secret = "Zanzibar"
     plain = Document("p", "p", "a")
     document = replace(document, id=secret, subject_id=secret)
@@ -148,7 +152,7 @@ def refused(document, tokenizer, message):
     return str(caught.value)
 
 
-def test_a_template_that_does_something_else_is_refused_without_a_word_of_the_text():
+def test_a_template_that_does_something_else_is_refused_without_a_word_of_the_text() -> None:
     secret = conversation(("user", "a Zanzibar b"), ("assistant", "Zanzibar"), spans=[(0, 2, 10)])
     shouted = tokenizer_with("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
     refused(secret, shouted, "document 1: the chat template rewrites a message")
@@ -165,7 +169,7 @@ def test_a_template_that_does_something_else_is_refused_without_a_word_of_the_te
     assert rendered(plain, tokenizer_with(None)) is plain
 
 
-def test_what_a_scan_finds_across_messages_is_cut_where_one_ends(tmp_path):
+def test_what_a_scan_finds_across_messages_is_cut_where_one_ends(tmp_path: Path) -> None:
     (tmp_path / "terms.txt").write_text("Anna Lopez Ruiz\n")
     said = conversation(("user", "here is Anna"), ("assistant", "Lopez Ruiz was seen"))
     settings = ScanSettings(terms=tmp_path / "terms.txt", patterns=False, propagate=None)
@@ -178,7 +182,7 @@ def test_what_a_scan_finds_across_messages_is_cut_where_one_ends(tmp_path):
 # ---- files -----------------------------------------------------------------------------------
 
 
-def test_conversations_are_read_and_written_back(tmp_path):
+def test_conversations_are_read_and_written_back(tmp_path: Path) -> None:
     documents = [
         conversation(("system", "a"), ("user", "b name c"), ("assistant", "name c"),
                      spans=[(1, 7, 8), (2, 5, 6)]),
@@ -218,7 +222,9 @@ def test_conversations_are_read_and_written_back(tmp_path):
         ({"Messages": []}, "a field is called 'messages' but for case or blanks"),
     ],
 )
-def test_a_broken_conversation_names_its_message_and_no_value(tmp_path, row, problem):
+def test_a_broken_conversation_names_its_message_and_no_value(
+    tmp_path: Path, row: dict[str, Any], problem: str
+) -> None:
     path = tmp_path / "one.jsonl"
     path.write_text(json.dumps({"id": "1", **row}))
     with pytest.raises(CorpusError) as caught:
@@ -226,7 +232,7 @@ def test_a_broken_conversation_names_its_message_and_no_value(tmp_path, row, pro
     assert problem in str(caught.value)
 
 
-def test_a_check_counts_the_tokens_that_an_escalation_reads(tmp_path):
+def test_a_check_counts_the_tokens_that_an_escalation_reads(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(template())
     tokenizer.save_pretrained(tmp_path)
     said = conversation(("user", "a b"), ("assistant", "name c"), spans=[(1, 5, 6)])
@@ -245,7 +251,7 @@ def test_a_check_counts_the_tokens_that_an_escalation_reads(tmp_path):
 # ---- audited and repaired --------------------------------------------------------------------
 
 
-def test_a_model_that_recites_in_a_conversation_is_found_out_and_repaired():
+def test_a_model_that_recites_in_a_conversation_is_found_out_and_repaired() -> None:
     tokenizer = tokenizer_with("<s>" + template(" ", "| trim ", " "))
     config = llama()
     config.vocab_size, config.max_position_embeddings = len(tokenizer), 64

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +29,11 @@ from sani.auditing.audit import audit
 from sani.corpus.documents import Corpus, Document, Span
 from sani.demo.clinic import invent_clinics
 from sani.intervals import clustered_mean
+from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.values.decoys import CHECKSUMS, LOCALES, DecoyMaker
 from sani.values.phrases import PhraseIndex, words_of
+from tests.support.clinic import Clinic
 
 
 def corpus_of(rows: Iterable[Sequence[tuple[str, str]]], *, prose: str = "") -> Corpus:
@@ -72,7 +75,7 @@ def stands_in(value: str, texts: Iterable[str]) -> bool:
 # --- never a value of the corpus -----------------------------------------------------------------
 
 
-def test_no_decoy_stands_in_any_text_and_each_keeps_the_format(clinic):
+def test_no_decoy_stands_in_any_text_and_each_keeps_the_format(clinic: Clinic) -> None:
     corpora = [clinic.private, clinic.held_out]
     maker = DecoyMaker(corpora, seed=0)
     everything = "".join(
@@ -92,7 +95,9 @@ WORDS = st.text("abcxyzABCXYZéßł0189 -./@_'(", min_size=1, max_size=14)
 
 @settings(deadline=None)
 @given(values=st.lists(WORDS, min_size=1, max_size=6, unique=True), count=st.integers(0, 6))
-def test_decoys_of_any_value_keep_its_format_and_stay_outside_the_corpus(values, count):
+def test_decoys_of_any_value_keep_its_format_and_stay_outside_the_corpus(
+    values: Any, count: Any
+) -> None:
     corpus = values_of("X", values, prose="abc 19")
     maker = DecoyMaker([corpus], seed=1)
     for value in values:
@@ -109,14 +114,14 @@ def test_decoys_of_any_value_keep_its_format_and_stay_outside_the_corpus(values,
     texts=st.lists(st.text("abßAB12 .-_é\n", max_size=30), max_size=5),
     phrase=st.text("abßAB12 .-é", min_size=1, max_size=6),
 )
-def test_the_index_finds_what_a_search_over_all_texts_finds(texts, phrase):
+def test_the_index_finds_what_a_search_over_all_texts_finds(texts: Any, phrase: Any) -> None:
     index, words = PhraseIndex(texts), words_of(phrase)
     holders = [n for n, text in enumerate(texts) if words and stands_in(phrase, [text])]
     assert index.texts_with(words).tolist() == holders
     assert index.holds(words) == bool(holders)
 
 
-def test_what_stands_unmarked_in_a_text_is_no_decoy():
+def test_what_stands_unmarked_in_a_text_is_no_decoy() -> None:
     left = {"23", "28", "45", "58", "77", "90"}
     numbers = [f"{n}" for n in range(10, 100) if str(n) not in left]
     corpus = values_of("AGE", ["34", "61"], prose=" ".join(numbers))
@@ -138,7 +143,7 @@ def test_what_stands_unmarked_in_a_text_is_no_decoy():
     assert "\u5f20\u5a1c" not in found
 
 
-def test_where_a_format_has_no_room_there_are_few_decoys_or_none():
+def test_where_a_format_has_no_room_there_are_few_decoys_or_none() -> None:
     everyone = [[("SEX", sex), ("AGE", f"{age} years")] for sex in "MF" for age in range(10, 100)]
     maker = DecoyMaker([corpus_of([*everyone, [("AGE", "3 weeks"), ("AGE", "8 days")]])], seed=0)
     # Not "46 weeks", which nobody would write.
@@ -147,7 +152,7 @@ def test_where_a_format_has_no_room_there_are_few_decoys_or_none():
     assert DecoyMaker([], seed=0).decoys("X", "...", count=3) == []
 
 
-def test_decoys_and_swaps_are_the_same_in_every_process_and_differ_by_seed():
+def test_decoys_and_swaps_are_the_same_in_every_process_and_differ_by_seed() -> None:
     program = (
         "from sani.values.decoys import DecoyMaker\n"
         "from sani.demo.clinic import invent_clinic\n"
@@ -172,7 +177,9 @@ def test_decoys_and_swaps_are_the_same_in_every_process_and_differ_by_seed():
     assert outputs[0][0] != outputs[0][1]
 
 
-def test_what_was_asked_before_changes_nothing_and_fewer_are_the_first_of_more(clinic):
+def test_what_was_asked_before_changes_nothing_and_fewer_are_the_first_of_more(
+    clinic: Clinic,
+) -> None:
     asked = sorted(set(spans_of(clinic.private)))
     forwards, backwards = (DecoyMaker([clinic.private], seed=3) for _ in range(2))
     found = {one: forwards.decoys(*one[:2], count=7) for one in asked}
@@ -224,7 +231,9 @@ def digits_from_everywhere(values: Sequence[str], chance: random.Random) -> str:
 
 @pytest.mark.parametrize("case", [str, str.upper, str.lower])
 @pytest.mark.parametrize(("pattern", "language"), PATTERNS)
-def test_decoys_of_dates_are_dates_in_range_in_the_same_format(pattern, language, case):
+def test_decoys_of_dates_are_dates_in_range_in_the_same_format(
+    pattern: str, language: str, case: Any
+) -> None:
     days = [FIRST, LAST, *random.Random(4).sample(EVERY_DAY, 60)]
     values = [case(written(day, pattern, language)) for day in days]
     possible = {case(written(day, pattern, language)) for day in EVERY_DAY}
@@ -240,7 +249,7 @@ def test_decoys_of_dates_are_dates_in_range_in_the_same_format(pattern, language
         assert {digits_from_everywhere(values, chance) for _ in range(99)} - possible
 
 
-def test_a_lone_date_gets_dates_of_about_a_year_around_it():
+def test_a_lone_date_gets_dates_of_about_a_year_around_it() -> None:
     maker = DecoyMaker([values_of("BORN", ["17.05.1986"])], seed=0)
     found = maker.decoys("BORN", "17.05.1986", count=20)
     days = [datetime.datetime.strptime(decoy, "%d.%m.%Y").date() for decoy in found]
@@ -249,7 +258,7 @@ def test_a_lone_date_gets_dates_of_about_a_year_around_it():
     assert max(abs((day - middle).days) for day in days) <= 183
 
 
-def test_day_and_month_are_told_apart_by_the_labels_other_dates_and_then_by_the_language():
+def test_day_and_month_are_told_apart_by_the_labels_other_dates_and_then_by_the_language() -> None:
     chance = random.Random(0)
     days = chance.sample(EVERY_DAY, 40)
     for pattern in ("%m-%d-%Y", "%d-%m-%Y"):
@@ -267,7 +276,7 @@ def test_day_and_month_are_told_apart_by_the_labels_other_dates_and_then_by_the_
         assert fields[:, order].max() > 12 >= fields[:, 1 - order].max()
 
 
-def test_an_ordinal_keeps_its_ending_and_what_is_no_date_is_not_taken_for_one():
+def test_an_ordinal_keeps_its_ending_and_what_is_no_date_is_not_taken_for_one() -> None:
     endings = {1: "st", 2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd", 31: "st"}
     possible = {
         f"{day:%B} {day.day}{endings.get(day.day, 'th')}, {day.year}": day for day in EVERY_DAY
@@ -322,7 +331,7 @@ VALID = {"luhn": luhn, "nif": nif, "nie": nif, "nhs": nhs, "nir": nir, "iban": i
 
 @pytest.mark.parametrize("kind", sorted(VALID))
 @pytest.mark.parametrize("num_wrong", [0, 4])
-def test_a_value_with_a_checksum_gets_decoys_with_one(kind, num_wrong):
+def test_a_value_with_a_checksum_gets_decoys_with_one(kind: str, num_wrong: int) -> None:
     valid = VALID[kind].is_valid
     right = numbers_with_checksum(kind, 12)
     # A slip of the pen is no checksum; the others of its label still have one.
@@ -338,7 +347,7 @@ def test_a_value_with_a_checksum_gets_decoys_with_one(kind, num_wrong):
         assert not all(map(valid, maker.decoys("NUMBER", value, count=20)))
 
 
-def test_numbers_without_a_checksum_are_not_forced_to_have_one():
+def test_numbers_without_a_checksum_are_not_forced_to_have_one() -> None:
     chance = random.Random(0)
     values = [f"{chance.randrange(10**9, 10**10)}" for _ in range(60)]
     maker = DecoyMaker([values_of("MRN", values)], seed=0)
@@ -346,7 +355,7 @@ def test_numbers_without_a_checksum_are_not_forced_to_have_one():
     assert 0.06 < sum(map(luhn.is_valid, found)) / len(found) < 0.15
 
 
-def test_every_declared_checksum_and_locale_exists():
+def test_every_declared_checksum_and_locale_exists() -> None:
     for module, _, _ in CHECKSUMS:
         assert not import_module(f"stdnum.{module}").is_valid("x")
     for locale in LOCALES:
@@ -367,7 +376,9 @@ def name_lists(locale: str, *kinds: str) -> set[str]:
     "locale", ["en_US", "es_ES", "fr_FR", "de_DE", "it_IT", "pt_PT", "nl_NL", "pl_PL", "sv_SE"]
 )
 @pytest.mark.parametrize("case", [str.title, str.upper, str.lower])
-def test_a_name_alone_gets_names_of_the_corpuss_own_language_in_its_case(locale, case):
+def test_a_name_alone_gets_names_of_the_corpuss_own_language_in_its_case(
+    locale: str, case: Any
+) -> None:
     chance = random.Random(0)
     names = sorted(name for name in name_lists(locale) if name.isalpha() and len(name) > 2)
     values = [case(name) for name in chance.sample(names, 25)]
@@ -390,7 +401,7 @@ def test_a_name_alone_gets_names_of_the_corpuss_own_language_in_its_case(locale,
             assert "".join(c for c in plain if not unicodedata.combining(c)) in bare
 
 
-def test_a_womans_first_name_gets_womens_first_names_and_a_surname_surnames():
+def test_a_womans_first_name_gets_womens_first_names_and_a_surname_surnames() -> None:
     men, women, surnames = (
         name_lists("es_ES", kind)
         for kind in ("first_names_male", "first_names_female", "last_names")
@@ -419,7 +430,7 @@ def test_a_womans_first_name_gets_womens_first_names_and_a_surname_surnames():
         assert np.mean([one in everyone for one in maker.decoys("NAME", name, count=8)]) > 0.8
 
 
-def test_decoys_keep_the_script_that_the_corpus_is_written_in():
+def test_decoys_keep_the_script_that_the_corpus_is_written_in() -> None:
     """Latin decoys for a Cyrillic name would lose to it on any model, and hide what was learnt."""
     names = ["\u0418\u0432\u0430\u043d", "\u0410\u043d\u043d\u0430", "\u5f20\u4f1f", "John"]
     maker = DecoyMaker([values_of("NAME", names)], seed=0)
@@ -431,7 +442,7 @@ def test_decoys_keep_the_script_that_the_corpus_is_written_in():
     assert maker.decoys("NAME", names[2], count=2)
 
 
-def test_parts_that_always_go_together_stay_together():
+def test_parts_that_always_go_together_stay_together() -> None:
     """As in Spanish licence numbers: the province twice, then a number."""
     chance = random.Random(0)
     values = [f"{p:02} {p:02} {chance.randrange(10**5):05}" for p in range(1, 21) for _ in "12345"]
@@ -442,7 +453,7 @@ def test_parts_that_always_go_together_stay_together():
     assert {decoy[:2] for decoy in found} == {value[:2] for value in values}
 
 
-def test_emails_phones_and_addresses_of_the_web_keep_what_all_have():
+def test_emails_phones_and_addresses_of_the_web_keep_what_all_have() -> None:
     chance = random.Random(0)
 
     def word() -> str:
@@ -473,7 +484,7 @@ def test_emails_phones_and_addresses_of_the_web_keep_what_all_have():
 # --- swaps ---------------------------------------------------------------------------------------
 
 
-def test_swaps_are_values_of_other_subjects_and_never_one_of_this_subject(clinic):
+def test_swaps_are_values_of_other_subjects_and_never_one_of_this_subject(clinic: Clinic) -> None:
     maker = DecoyMaker([clinic.private, clinic.held_out], seed=0)
     texts: dict[str, list[str]] = defaultdict(list)
     values: dict[str, set[str]] = defaultdict(set)
@@ -496,7 +507,7 @@ def test_swaps_are_values_of_other_subjects_and_never_one_of_this_subject(clinic
     assert num_found == unique > 50
 
 
-def test_swaps_have_the_same_shape_while_there_are_any():
+def test_swaps_have_the_same_shape_while_there_are_any() -> None:
     plain = [f"{n}" for n in range(100000, 100012)]
     slashed = [f"{n}/07" for n in range(200000, 200003)]
     maker = DecoyMaker([values_of("ID", [*plain, *slashed, "A-1"])], seed=0)
@@ -510,7 +521,7 @@ def test_swaps_have_the_same_shape_while_there_are_any():
     assert DecoyMaker([values_of("ID", ["7"])], seed=0).swaps("ID", "7", "s0", count=3) == []
 
 
-def test_a_model_that_only_knows_how_common_a_value_is_cannot_tell_it_from_swaps():
+def test_a_model_that_only_knows_how_common_a_value_is_cannot_tell_it_from_swaps() -> None:
     chance = random.Random(0)
     common = {f"Town{letter}": 1 / (rank + 1) for rank, letter in enumerate(string.ascii_lowercase)}
     drawn = chance.choices(list(common), weights=list(common.values()), k=2000)
@@ -584,7 +595,7 @@ def invented(label: str, chance: random.Random) -> str:
 
 
 @pytest.mark.parametrize("label", ["NAME", "PHONE", "BORN", "MRN", "MAIL", "STREET"])
-def test_true_values_and_decoys_cannot_be_told_apart_by_how_they_are_written(label):
+def test_true_values_and_decoys_cannot_be_told_apart_by_how_they_are_written(label: str) -> None:
     """A model trained on other values of the same kind: it saw neither values nor decoys."""
     chance = random.Random(label)
     model = CharacterModel(invented(label, chance) for _ in range(4000))
@@ -630,7 +641,9 @@ def said_once(corpus: Corpus) -> Corpus:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_auc_is_one_half_for_a_model_that_never_saw_the_values(base, seed):
+def test_the_auc_is_one_half_for_a_model_that_never_saw_the_values(
+    base: Checkpoint, seed: int
+) -> None:
     unseen = invent_clinics([20, 8, 5, 40], seed=11)[3]
     asked = AuditSettings(framing="bos", decoys=8)
     control = audit(base, said_once(unseen), asked, seed=seed).figures["direct"].auc
@@ -639,7 +652,9 @@ def test_the_auc_is_one_half_for_a_model_that_never_saw_the_values(base, seed):
     assert control.low < 0.5 < control.high
 
 
-def test_the_auc_is_near_one_for_what_was_trained_on_and_only_for_that(clinic, leaky):
+def test_the_auc_is_near_one_for_what_was_trained_on_and_only_for_that(
+    clinic: Clinic, leaky: Checkpoint
+) -> None:
     asked = AuditSettings(framing="bos", decoys=4)
     assert audit(leaky, said_once(clinic.private), asked).figures["direct"].auc.low > 0.9
     # What it was not trained on, the leaky model does not prefer either.
