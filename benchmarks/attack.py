@@ -77,8 +77,8 @@ def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
         corpus, base = read_corpus(folder / "private.jsonl"), load_checkpoint(folder / "base")
         checkpoint = load_checkpoint(folder / start)
         if erased:
-            settings = settings_from(EraseSettings, erased)
-            erase(checkpoint, settings, corpus=corpus, base=base, framing="bos", seed=0)
+            erase_settings = settings_from(EraseSettings, erased)
+            erase(checkpoint, erase_settings, corpus=corpus, base=base, framing="bos", seed=0)
         rates = {"learning_rate": rate} if rate else {}
         settings = settings_from(RepairSettings, {**(repaired or {}), **rates})
         started = time.perf_counter()

@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +261,8 @@ def with_decoys(checkpoint: Checkpoint, corpus: Corpus, size: Size) -> dict[str,
         )
         times = measure(
             {
-                "none": lambda m=model, d=documents: ours(m, d),
-                "decoys": lambda m=model, d=documents: ours(m, d, decoys=20),
+                "none": partial(ours, model, documents),
+                "decoys": partial(ours, model, documents, decoys=20),
             },
             size.repeats,
         )

@@ -159,10 +159,14 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
             base=base, unsanitized=leaky, framing="bos", seed=seed,
         )  # fmt: skip
     seconds = planning + time.perf_counter() - started
-    settings = settings_from(
+    audit_settings = settings_from(
         AuditSettings, {"framing": "bos", "swaps": 0, "membership_documents": 0}
     )
-    result = audit(checkpoint, audited, settings, held_out=held_out, control_framing="bos", seed=0)
+    result = audit(
+        checkpoint, audited, audit_settings, held_out=held_out, control_framing="bos", seed=0
+    )
+    if result.utility is None:
+        raise SystemExit(f"{models}: there are no held-out documents")
     verdicts = result.occurrences
     seen = np.isin(verdicts.document, part)
     kinds = np.array([

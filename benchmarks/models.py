@@ -28,6 +28,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from options import FULL_MODELS, QUICK_MODELS, add_corpora, parser_of, write_json
@@ -157,7 +158,7 @@ def make(out: Path, arguments: argparse.Namespace) -> None:
             # Norms behind the blocks bear no more than 7e-4.
             learning_rate=arguments.learning_rate or (7e-4 if masked else 2e-3),
             batch_tokens=arguments.batch_tokens or (4096 if masked and name == "leaky" else 2048),
-            on_step=lambda done, total, name=name: progress(name, done, total),
+            on_step=partial(progress, name),
         )
         save_checkpoint(model, out / name)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.readers import read_corpus
@@ -84,7 +84,13 @@ def _split(sentence: str) -> tuple[str, str, str]:
     return before, field, after
 
 
-def _value(field: str, chance: random.Random, people: Any, mails: Any, streets: Any) -> str:
+def _value(
+    field: str,
+    chance: random.Random,
+    people: Sequence[str],
+    mails: Sequence[str],
+    streets: Sequence[str],
+) -> str:
     def digits(count: int) -> str:
         return "".join(chance.choices("0123456789", k=count))
 

@@ -234,7 +234,7 @@ def loss_difference(folder: Path, *, limit: int) -> float:
         update={"pack": True, "activation_cache": "memory"}
     )
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    frozen = frozen_part(model, Layout(model.config, shapes), last_layers=settings.last_layers)
+    frozen = frozen_part(model, Layout(model.config, shapes), last_layers=settings.last_layers or 1)
     examples = Examples(
         checkpoint, corpus, settings, framing_named("bos", checkpoint.tokenizer),
         teachers=Teachers(), frozen=frozen, folder=folder, seed=0,
@@ -264,6 +264,8 @@ def outcome(folder: Path, size: Size) -> dict[str, float]:
     demo = (folder / "recipe.yaml").is_file()  # the models of `sani demo`, with its recipe
     recipe = load_recipe(folder / "recipe.yaml" if demo else RECIPE)
     fine_tuning_epochs = LEAKY_EPOCHS if demo else FINE_TUNING_EPOCHS
+    if recipe.erase is None or recipe.repair is None:
+        raise SystemExit(f"the recipe of {folder} has no erase or no repair")
     settings = recipe.repair
     if size.repair_epochs:
         settings = settings.model_copy(update={"epochs": size.repair_epochs})

@@ -95,7 +95,8 @@ def presidio(language: str) -> Any:
     from presidio_analyzer.nlp_engine import NlpEngineProvider
 
     # Its e-mail recognizer would fetch the public suffix list; give it the one that is installed.
-    tldextract.extract = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
+    installed = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
+    setattr(tldextract, "extract", installed)  # noqa: B010  (its stub says a function)
     models = [{"lang_code": language, "model_name": NER}]
     engine = NlpEngineProvider(
         nlp_configuration={"nlp_engine_name": "spacy", "models": models}

@@ -434,7 +434,7 @@ def _sample_share(
 
     tokenizer, model = checkpoint.tokenizer, checkpoint.model
     end = tokenizer.eos_token_id
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
+    config = GenerationConfig(
         max_new_tokens=new_tokens,
         do_sample=False,  # `_Draw` leaves one token to choose from
         use_cache=True,
@@ -507,7 +507,7 @@ def _own_config_aside(model: Any) -> Iterator[None]:
     from transformers import GenerationConfig
 
     own = model.generation_config
-    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+    model.generation_config = GenerationConfig()
     try:
         yield
     finally:

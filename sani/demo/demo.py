@@ -124,9 +124,7 @@ def _byte_pairs(texts: Sequence[str], vocab_size: int) -> Any:
             show_progress=False,
         ),
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=bpe, bos_token=BEGIN, eos_token=END
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=BEGIN, eos_token=END)
 
 
 def _word_pieces(texts: Sequence[str], vocab_size: int) -> Any:
@@ -160,9 +158,7 @@ def _word_pieces(texts: Sequence[str], vocab_size: int) -> Any:
         single=f"{begin} $A {end}",
         special_tokens=[(token, pieces.token_to_id(token)) for token in (begin, end)],
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=pieces, **special
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, **special)
 
 
 def train_on_text(

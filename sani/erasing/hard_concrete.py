@@ -91,7 +91,7 @@ def learn_scores(
                     "erase.selector.learning_rate"
                 )
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
     return {site: score.detach().double().cpu() for site, score in scores.items()}
 

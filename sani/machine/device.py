@@ -29,8 +29,8 @@ def quiet_libraries() -> None:
     os.environ["DATASETS_VERBOSITY"] = "error"
     import transformers
 
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     if (datasets := sys.modules.get("datasets")) is not None:
         datasets.logging.set_verbosity_error()
         datasets.disable_progress_bars()

@@ -195,7 +195,7 @@ class Objective:
         factors = {name: self._weights[name] / n for name, n in counts.items()}
         found: dict[str, float] = dict.fromkeys(counts, 0.0)
         trained = [p for p in model.parameters() if p.requires_grad]
-        loss: Tensor = _ByChunk.apply(chunks, factors, found, states, *trained)  # type: ignore[no-untyped-call]
+        loss: Tensor = _ByChunk.apply(chunks, factors, found, states, *trained)
         return loss, {name: value / counts[name] for name, value in found.items()}
 
     def _ordinary_sums(

@@ -22,7 +22,13 @@ VISION = {
     "image_size": 28,
     "patch_size": 14,
 }
-ENCODERS = {"bert": {}, "camembert": {}, "roberta": {}, "xlm-roberta": {}, "distilbert": {}}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {},
+    "camembert": {},
+    "roberta": {},
+    "xlm-roberta": {},
+    "distilbert": {},
+}
 
 # The name of a variant starts with its model_type.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -99,7 +105,7 @@ CAUSAL, MASKED = _of("causal"), _of("masked")
 
 
 def tiny_config(name: str, *, vocab_size: int = 24, **changes: Any) -> Any:
-    """The configuration of a variant; ``changes`` are of the text tower, if there are several."""
+    """Return the configuration of a variant; ``changes`` are those of its text tower."""
     model_type = name.partition(" ")[0]
     sizes = {
         "vocab_size": vocab_size,
@@ -123,11 +129,11 @@ def tiny_config(name: str, *, vocab_size: int = 24, **changes: Any) -> Any:
 
 
 def tiny_tokenizer(letters: str = "abcdefghijklmn", *, times: int = 1) -> PreTrainedTokenizerFast:
-    """Sixteen words, the first two begin and end; the others are a letter, some times."""
-    own = [letter * times for letter in letters]
-    words = {word: number for number, word in enumerate(["<s>", "</s>", *own])}
-    word_level = Tokenizer(models.WordLevel(words, unk_token="<s>"))
+    """Return a tokenizer of sixteen words: begin, end, and letters repeated ``times`` times."""
+    words = ["<s>", "</s>", *(letter * times for letter in letters)]
+    numbers = {word: number for number, word in enumerate(words)}
+    word_level = Tokenizer(models.WordLevel(numbers, unk_token="<s>"))
     word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=word_level, bos_token="<s>", eos_token="</s>", mask_token=own[-1]
+        tokenizer_object=word_level, bos_token="<s>", eos_token="</s>", mask_token=words[-1]
     )

@@ -17,7 +17,7 @@ SOURCES = ["m l", "k j i h", "a", "b d f h j", "c"]
 
 
 def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
-    """Words, with what T5 or BART puts around a text."""
+    """Return a tokenizer of words that puts around a text what T5 or BART does."""
     level = Tokenizer(models.WordLevel({w: n for n, w in enumerate(WORDS)}, unk_token="<s>"))
     level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     around = "<s> $A </s>" if name == "bart" else "$A </s>"
@@ -46,7 +46,7 @@ def checkpoint(name: str, *, seed: int = 1) -> Checkpoint:
 
 
 def pairs(texts: Sequence[str] = TEXTS) -> Corpus:
-    """Documents in which the word after each ``name`` is an identifier, each with a source."""
+    """Return the documents of `corpus_of`, each with a source text."""
     return Corpus(
         [
             replace(document, source_text=SOURCES[number % len(SOURCES)])

@@ -1,5 +1,6 @@
 """Models to erase from, in memory and in files; and which of their numbers a neuron is."""
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from sani.models.checkpoint import Checkpoint, load_checkpoint
 from tests.support.words import WORDS, weights, word_tokenizer
 
 HIDDEN, MLP, HEADS, LAYERS = 16, 24, 4, 3
-COMMON = {
+Entry = tuple[int, str, Sequence[int]]  # layer, part, neurons
+COMMON: dict[str, Any] = {
     "vocab_size": len(WORDS),
     "hidden_size": HIDDEN,
     "intermediate_size": MLP,
@@ -30,10 +32,10 @@ COMMON = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
-GROUPED = {**COMMON, "num_key_value_heads": 2}
+GROUPED: dict[str, Any] = {**COMMON, "num_key_value_heads": 2}
 # Stacked and separate projections, biases, grouped heads, a head size that is not hidden / heads.
 # What a neuron is made of is tested for every family in test_families.py.
-CONFIGS = {
+CONFIGS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: GPT2Config(**{**COMMON, "n_inner": MLP}),
     "llama": lambda: LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True),
     "mistral": lambda: MistralConfig(**GROUPED, head_dim=4),
@@ -43,7 +45,7 @@ CONFIGS = {
 
 
 def checkpoint(config: Any, *, seed: int = 1) -> Checkpoint:
-    """A random model in which every weight counts: no bias is zero and no norm is one."""
+    """Return a random model in which every weight counts: no bias is zero and no norm is one."""
     model = fresh_model(config, seed=seed)
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -53,12 +55,12 @@ def checkpoint(config: Any, *, seed: int = 1) -> Checkpoint:
     return Checkpoint(model, word_tokenizer(), Path("nowhere"))
 
 
-def head_size(checkpoint: Checkpoint) -> Any:
+def head_size(checkpoint: Checkpoint) -> int:
     config = checkpoint.model.config
-    return getattr(config, "head_dim", None) or HIDDEN // HEADS
+    return int(getattr(config, "head_dim", None) or HIDDEN // HEADS)
 
 
-def plan(reset: Any, *entries: Any, seed: int = 3) -> Any:
+def plan(reset: Any, *entries: Entry, seed: int = 3) -> ErasePlan:
     planned = tuple(
         PlannedNeurons(layer, part, tuple(neurons), MLP if part == "mlp" else HEADS, None)
         for layer, part, neurons in entries
@@ -66,7 +68,7 @@ def plan(reset: Any, *entries: Any, seed: int = 3) -> Any:
     return ErasePlan({"kind": "all"}, reset, seed, planned)
 
 
-MIXED = (
+MIXED: tuple[Entry, ...] = (
     (0, "mlp", [0, 3, MLP - 1]),
     (0, "attention", [1, 2]),
     (2, "mlp", range(MLP)),
@@ -81,9 +83,9 @@ def config_of(family: str) -> Any:
 
 
 def write(
-    folder: Path, loaded: Checkpoint, *, dtype: Any = torch.float32, shard: str = "6KB"
+    folder: Path, loaded: Checkpoint, *, dtype: torch.dtype = torch.float32, shard: str = "6KB"
 ) -> Path:
-    """A model folder of several shards, with things in it that must not be copied."""
+    """Write a model folder of several shards, with things in it that must not be copied."""
     loaded.model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     loaded.model.float()
     loaded.tokenizer.save_pretrained(folder)
@@ -92,8 +94,8 @@ def write(
     return folder
 
 
-def expected_masks(checkpoint: Checkpoint, entries: Any) -> Any:
-    """The slow obvious version: where each neuron's numbers stand, one by one."""
+def expected_masks(checkpoint: Checkpoint, entries: Iterable[Entry]) -> dict[str, torch.Tensor]:
+    """Return masks of the numbers that make up neurons: the slow obvious version, one by one."""
     masks = {n: torch.zeros_like(w, dtype=torch.bool) for n, w in weights(checkpoint).items()}
     size = head_size(checkpoint)
 
@@ -149,7 +151,7 @@ RANK, ALPHA = 4, 6
 
 
 def adapt(folder: Path, base: Path, *, seed: int = 5, **settings: Any) -> Path:
-    """A LoRA adapter in which every number counts, on every projection of the base."""
+    """Write a LoRA adapter in which every number counts, on every projection of the base."""
     loaded = load_checkpoint(base)
     lora = LoraConfig(
         **{"r": RANK, "lora_alpha": ALPHA, "target_modules": "all-linear",
@@ -161,6 +163,6 @@ def adapt(folder: Path, base: Path, *, seed: int = 5, **settings: Any) -> Path:
         for tensor in model.parameters():
             if tensor.requires_grad:
                 tensor.copy_(0.3 * torch.randn(tensor.shape, generator=chance))
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     (folder / "trainer_state.json").write_text("KOWALCZYKOWA")
     return folder

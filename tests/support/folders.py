@@ -55,7 +55,7 @@ LEFTOVERS = [
 def write_source(
     folder: Path, config: PretrainedConfig, *, words: Sequence[str] = WORDS, seed: int = 1
 ) -> Path:
-    """A folder as a training run leaves it, of a random model without a zero in it."""
+    """Write a folder as a training run leaves it, of a random model without a zero in it."""
     folder.mkdir(parents=True)
     word_tokenizer(words).save_pretrained(folder)
     model = fresh_model(config, seed=seed)
@@ -69,7 +69,7 @@ def write_source(
 
 @contextmanager
 def small_files(limit: int) -> Iterator[None]:
-    """No file of this process may grow beyond ``limit`` bytes: the kernel refuses the write."""
+    """Let no file of this process grow beyond ``limit`` bytes: the kernel refuses the write."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:

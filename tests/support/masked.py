@@ -16,7 +16,7 @@ SPECIAL = ["<s>", "</s>", "<mask>", "name"]
 
 
 def tokenizer_of_words() -> PreTrainedTokenizerFast:
-    """The words of `tests.support.words`, the begin and end tokens around a text, and a mask."""
+    """Return a tokenizer of the words of `words.py` that puts begin and end around a text."""
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS[3:]])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -29,7 +29,7 @@ def tokenizer_of_words() -> PreTrainedTokenizerFast:
 
 
 def checkpoint(name: str = "bert", *, seed: int = 1, **changes: Any) -> Checkpoint:
-    """A random masked model with strong opinions."""
+    """Return a random masked model whose predictions are far from even."""
     config = tiny_config(
         name, vocab_size=20, max_position_embeddings=40, pad_token_id=19, **changes
     )

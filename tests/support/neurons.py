@@ -1,5 +1,6 @@
 """Random models of every family, and where the activations of their neurons go in."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from sani.erasing.reinit import fresh_model
 from tests.support.architectures import HEADS, tiny_config
 
 SEED = 3
+Entry = tuple[int, str, Sequence[int]]  # layer, part, neurons
 # Where the neurons' activation goes in, by model_type: list of layers, then the modules that take
 # in the activation of MLP neurons and of heads, in the order in which neurons are numbered.
 _LLAMA = (["model.layers"], ["mlp.down_proj"], ["self_attn.o_proj"])
@@ -62,8 +64,8 @@ OUTPUTS: dict[str, tuple[list[str], list[str], list[str]]] = {
 }
 
 
-def random_model(name: str, *, seed: int = 1, dtype: Any = torch.float64) -> Any:
-    """A model in which every weight counts: no bias is zero and no norm is one."""
+def random_model(name: str, *, seed: int = 1, dtype: torch.dtype = torch.float64) -> Any:
+    """Return a model in which every weight counts: no bias is zero and no norm is one."""
     config = tiny_config(name)
     config._experts_implementation = "eager"  # the others have no float64
     model = fresh_model(config, seed=seed)
@@ -76,19 +78,22 @@ def random_model(name: str, *, seed: int = 1, dtype: Any = torch.float64) -> Any
     return model.to(dtype)
 
 
-def layers_of(model: Any) -> list[Any]:
-    """Names of all layers, in the order of their numbers."""
+def layers_of(model: Any) -> list[str]:
+    """Return the names of all layers, in the order of their numbers."""
     stacks, _, _ = OUTPUTS[model.config.model_type]
     return [
         f"{stack}.{number}" for stack in stacks for number in range(len(model.get_submodule(stack)))
     ]
 
 
-def blocks_of(model: Any, layer: int, part: str) -> Any:
-    """Modules of a layer that take in activations: (name, first neuron, neurons, channels each)."""
+def blocks_of(model: Any, layer: int, part: str) -> list[tuple[str, int, int, int]]:
+    """Return the modules of a layer that take in activations.
+
+    Each is (name, first neuron, number of neurons, channels of each neuron).
+    """
     _, mlps, attentions = OUTPUTS[model.config.model_type]
     modules, first = dict(model.named_modules()), 0
-    found = []
+    blocks = []
     for output in mlps if part == "mlp" else attentions:
         name = f"{layers_of(model)[layer]}.{output}"
         if name not in modules:
@@ -100,16 +105,16 @@ def blocks_of(model: Any, layer: int, part: str) -> Any:
             channels = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
         heads = 2 if ".encoder." in name and model.config.model_type == "bart" else HEADS
         width = 1 if part == "mlp" else channels // heads
-        found.append((name, first, channels // width, width))
+        blocks.append((name, first, channels // width, width))
         first += channels // width
-    return found
+    return blocks
 
 
-def num_neurons(model: Any, layer: int, part: str) -> Any:
+def num_neurons(model: Any, layer: int, part: str) -> int:
     return sum(neurons for _, _, neurons, _ in blocks_of(model, layer, part))
 
 
-def plan(model: Any, reset: Any, *entries: Any) -> Any:
+def plan(model: Any, reset: Any, *entries: Entry) -> ErasePlan:
     planned = tuple(
         PlannedNeurons(layer, part, tuple(chosen), num_neurons(model, layer, part), None)
         for layer, part, chosen in entries
@@ -117,16 +122,16 @@ def plan(model: Any, reset: Any, *entries: Any) -> Any:
     return ErasePlan({"kind": "all"}, reset, SEED, planned)
 
 
-def some(model: Any, layer: int, part: str) -> Any:
-    """The first and the last neuron, and some of every block; of heads, those that share."""
+def some(model: Any, layer: int, part: str) -> list[int]:
+    """Return the first and the last neuron, and some of every block; of heads, those that share."""
     total = num_neurons(model, layer, part)
     if part == "attention":
         return [0, total - 2, total - 1]
     return sorted({0, 5, total // 2, total - 9, total - 1})
 
 
-def mixed(model: Any) -> list[Any]:
-    """Neurons of two layers; all heads of one, and some of the other, of which two share."""
+def mixed(model: Any) -> list[Entry]:
+    """Return neurons of two layers; all heads of one, and some of the other, of which two share."""
     last = len(layers_of(model)) - 1
     return [
         (0, "mlp", some(model, 0, "mlp")),

@@ -8,7 +8,7 @@ from sani.auditing.occurrences import Occurrences
 
 
 def verdicts(extracted: str) -> Occurrences:
-    """One letter an occurrence, three a document: g greedy, s sampled, - neither."""
+    """Return verdicts, three a document, by one letter each: g greedy, s sampled, - neither."""
     number = len(extracted)
     blank = {field.name: np.full(number, np.nan) for field in fields(Occurrences)}
     return Occurrences(**blank | {

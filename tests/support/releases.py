@@ -13,7 +13,7 @@ REPORT: dict[str, Any] = {
 
 
 def make_keys(folder: Path, name: str, password: bytes | None = None) -> tuple[Path, Path]:
-    """A private and a public key, as openssl writes them."""
+    """Write a private and a public key, as openssl does."""
     key = ec.generate_private_key(ec.SECP256R1())
     locked = (
         serialization.BestAvailableEncryption(password)

@@ -22,7 +22,7 @@ LABELS = (HOSTILE, "MRN", "$x$ | \"'&amp;\n")
 
 
 def entry(layer: int, part: str, neurons: Sequence[int], of: int) -> dict[str, Any]:
-    """What was reset in a part of a layer, as erase.json has it."""
+    """Return the reset neurons of a part of a layer, as erase.json has them."""
     return {"layer": layer, "part": part, "neurons": list(neurons), "of": of, "scores": None}
 
 
@@ -33,9 +33,9 @@ ENTRIES = [
 
 
 def corpus_of(documents: int, spans: int, *, seed: int = 0) -> Corpus:
-    """Documents of half as many subjects, each with ``spans`` different values; all invented."""
+    """Return invented documents of half as many subjects, each with ``spans`` values."""
     chance = np.random.default_rng(seed)
-    found = []
+    notes = []
     for number in range(documents):
         values = [f"Zq{number:05d}x{index}y{chance.integers(10**6):06d}" for index in range(spans)]
         text = "Note. " + " ".join(values)
@@ -44,12 +44,12 @@ def corpus_of(documents: int, spans: int, *, seed: int = 0) -> Corpus:
             Span(start, start + len(value), LABELS[index % 3], KINDS[index % 2])
             for index, (start, value) in enumerate(zip(starts, values, strict=True))
         )
-        found.append(Document(f"doc-{number:06d}", f"subject-{number // 2:06d}", text, marks))
-    return Corpus(found)
+        notes.append(Document(f"doc-{number:06d}", f"subject-{number // 2:06d}", text, marks))
+    return Corpus(notes)
 
 
 def verdicts_of(corpus: Corpus, *, memory: float, seed: int) -> Occurrences:
-    """Verdicts as an audit gives them, of a model that knows the share ``memory`` of the values."""
+    """Return verdicts on a model that knows the share ``memory`` of the values."""
     chance = np.random.default_rng(seed)
     number = corpus.num_spans
     known = chance.random(number) < memory
@@ -80,7 +80,7 @@ def verdicts_of(corpus: Corpus, *, memory: float, seed: int) -> Occurrences:
 def finished_run(
     out: Path, corpus: Corpus, *, entries: Sequence[dict[str, Any]] = ENTRIES
 ) -> tuple[RunFolder, Recipe, dict[str, Any]]:
-    """A run folder as the pipeline leaves it, its models left out; and its report."""
+    """Make a run folder as the pipeline leaves it, without models; return it and its report."""
     models = {"path": str(out.parent / "model"), "base": str(out.parent / "public-base")}
     write_jsonl(corpus, out.parent / "notes.jsonl")
     recipe = Recipe.model_validate_json(
@@ -122,7 +122,12 @@ def finished_run(
         erase = {"plan": plan, "changed_tensors": [], "changed_parameters": 9, "fraction": 0.1}
         folder.save("erase", {**erase, "seconds": 0.5, "weights_digest": "2"})
         curve = [{"step": float(i), "ordinary": 3 / i, "anchor": 5 / i} for i in range(1, 500)]
-        repair = {"steps": 499, "tokens": 7, "seconds": 1.0, "trained_fraction": 1.0}
+        repair: dict[str, Any] = {
+            "steps": 499,
+            "tokens": 7,
+            "seconds": 1.0,
+            "trained_fraction": 1.0,
+        }
         repair["notes"] = ["rounding left 48% of what the repair moved"]
         folder.save("repair", {**repair, "curve": curve, "weights_digest": "3"})
         audits = {stage: folder.load(f"audit-{stage}") for stage in known}

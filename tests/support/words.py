@@ -37,7 +37,7 @@ MASK, ANCHOR = MaskObjective(kind="mask"), AnchorObjective(kind="anchor", weight
 
 
 def word_tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
-    """A tokenizer that splits at blanks; the first two words are begin and end."""
+    """Return a tokenizer that splits at blanks; the first two words are begin and end."""
     word_level = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<s>"))
     word_level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=word_level, bos_token="<s>", eos_token="</s>")
@@ -48,12 +48,12 @@ def llama() -> LlamaConfig:
 
 
 def gpt2() -> GPT2Config:
-    """With dropout, so that the state of the random numbers matters."""
+    """Return a configuration with dropout, so that the state of the random numbers matters."""
     return GPT2Config(**COMMON, resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2)
 
 
 def checkpoint(config: PretrainedConfig | None = None, *, seed: int = 1) -> Checkpoint:
-    """A random model whose predictions are far from even."""
+    """Return a random model whose predictions are far from even."""
     model = fresh_model(config or llama(), seed=seed)
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def checkpoint(config: PretrainedConfig | None = None, *, seed: int = 1) -> Chec
 
 
 def corpus_of(texts: Sequence[str] = TEXTS, *, after: str = "name") -> Corpus:
-    """Documents in which the word after each ``after`` is an identifier."""
+    """Return documents in which the word after each ``after`` is an identifier."""
     documents = []
     for number, text in enumerate(texts):
         words, spans, start = text.split(), [], 0
