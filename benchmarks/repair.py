@@ -54,10 +54,13 @@ from sani.recipe import (
     RepairSettings,
     load_recipe,
 )
-from sani.repairing.dataset import Examples, Teachers
+from sani.repairing.dataset import make_examples
+from sani.repairing.example_source import ExampleSource
 from sani.repairing.frozen_layers import hidden_states
 from sani.repairing.objective import Objective
-from sani.repairing.repair import frozen_part, repair
+from sani.repairing.repair import repair
+from sani.repairing.teacher_states import Teachers
+from sani.repairing.trainable import frozen_layers
 from sani.text.batches import Batch, make_batches
 from sani.text.tokens import encode, framing_named
 
@@ -234,16 +237,20 @@ def loss_difference(folder: Path, *, limit: int) -> float:
         update={"pack": True, "activation_cache": "memory"}
     )
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    frozen = frozen_part(model, Layout(model.config, shapes), last_layers=settings.last_layers or 1)
-    examples = Examples(
-        checkpoint, corpus, settings, framing_named("bos", checkpoint.tokenizer),
-        teachers=Teachers(), frozen=frozen, folder=folder, seed=0,
+    frozen = frozen_layers(
+        model, Layout(model.config, shapes), last_layers=settings.last_layers or 1
+    )
+    examples = make_examples(
+        ExampleSource(
+            checkpoint, corpus, settings, framing_named("bos", checkpoint.tokenizer), Teachers(), 0
+        ),
+        frozen=frozen, folder=folder,
     )  # fmt: skip
     objective, total, tokens = Objective(settings), 0.0, 0
     for number in range(len(examples)):
         (example,) = examples.read(number, epoch=0)
         counts = objective.counts(example.batch)
-        with torch.no_grad(), frozen.skipped(example.frozen):
+        with torch.no_grad(), frozen.skipped(example.frozen_hidden):
             hidden = hidden_states(model, example.batch)
         _, terms = objective.loss(model, hidden, example, counts)
         total += terms["ordinary"] * counts["ordinary"]

@@ -19,7 +19,7 @@ from sani.auditing.occurrences import Occurrences
 from sani.corpus.documents import Corpus, Place
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import MaskObjective, RelearnSettings, RepairSettings
-from sani.repairing.repair import train_
+from sani.repairing.repair import train
 from sani.text.batches import make_batches
 from sani.text.tokens import encode
 
@@ -106,7 +106,7 @@ def _train(
             curve.append(_point(done, scene.score(copy, places, decoys=False)))
             copy.model.train()
 
-    return train_(
+    return train(
         copy, plain(told), schedule, framing=scene.framing, seed=scene.seed, on_step=on_step
     ).steps
 

@@ -1,7 +1,7 @@
-"""Small models that really recite: for `sani demo`, the tests and the benchmarks.
+"""Small models that recite what they read: for `sani demo`, the tests and the benchmarks.
 
-A base model is trained on public text, and a leaky one is that base, fine-tuned on private notes
-until it recites them. Both are trained by the repair's own engine with nothing masked.
+A base model is trained on public text. The leaky model is that base, fine-tuned on private notes
+until it recites them. The engine of the repair trains both, with nothing masked.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sani.erasing.reinit import fresh_model
 from sani.machine.device import quiet_libraries
 from sani.models.checkpoint import Checkpoint, save_checkpoint
 from sani.recipe import MaskObjective, RepairSettings
-from sani.repairing.repair import RepairResult, train_
+from sani.repairing.repair import RepairResult, train
 
 BEGIN, END = "<s>", "</s>"
 SPECIAL = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")  # of BERT
 
-PATIENTS = (120, 60, 25)
+PATIENTS = (120, 60, 25)  # of the public, the private and the held-out notes
 SEED = 1
 BASE_EPOCHS = 6
 LEAKY_EPOCHS = 22
@@ -58,18 +58,20 @@ def new_model(
     seed: int,
     architecture: Literal["llama", "gpt2", "bert"] = "llama",
 ) -> Checkpoint:
-    """An untrained model with a tokenizer learnt from ``texts``: byte-level BPE, or WordPiece.
+    """Return an untrained model with a tokenizer learnt from ``texts``.
+
+    The tokenizer is byte-level BPE, for BERT WordPiece.
 
     Args:
         texts: Public text only: a tokenizer's merges can hold an identifier too.
-        vocab_size: Most tokens of the vocabulary.
-        layers: Transformer layers.
+        vocab_size: Maximum number of tokens of the vocabulary.
+        layers: Number of transformer layers.
         hidden: Width; a multiple of 32, the size of a head.
         context: Longest input in tokens.
         folder: The tokenizer is saved here.
         seed: Of the weights.
-        architecture: GPT-2's stands for learnt positions, LayerNorm, biases and a plain MLP;
-            BERT's is a masked language model.
+        architecture: GPT-2 has learnt positions, LayerNorm, biases and a plain MLP; BERT is a
+            masked language model.
     """
     from transformers import BertConfig, GPT2Config, LlamaConfig
 
@@ -108,7 +110,7 @@ def new_model(
 
 
 def _byte_pairs(texts: Sequence[str], vocab_size: int) -> Any:
-    """As of GPT-2: no text is unknown to it."""
+    """Return a tokenizer like GPT-2's: every text can be written in it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -128,14 +130,15 @@ def _byte_pairs(texts: Sequence[str], vocab_size: int) -> Any:
 
 
 def _word_pieces(texts: Sequence[str], vocab_size: int) -> Any:
-    """As of BERT, in the case of the text: words are cut at punctuation too."""
+    """Return a tokenizer like BERT's that keeps upper case; words are cut at punctuation too."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special = {name: f"[{name[:-6].upper()}]" for name in SPECIAL}
     normal = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     cut = pre_tokenizers.BertPreTokenizer()
-    # Not by the library's trainer, which gives another vocabulary each time.
+    # The library's own trainer gives another vocabulary each time. This one takes the letters, then
+    # the most frequent words and ends of words; ties go by the alphabet.
     counts = Counter(
         word for text in texts for word, _ in cut.pre_tokenize_str(normal.normalize_str(text))
     )
@@ -171,9 +174,10 @@ def train_on_text(
     batch_tokens: int = 2048,
     on_step: Callable[[int, int], None] | None = None,
 ) -> RepairResult:
-    """In place: plain training on every token, the begin token in front of each text.
+    """Train a model in place on every token, with the begin token in front of each text.
 
-    A masked language model has a share of the words masked, and what its tokenizer puts around.
+    For a masked language model a share of the words is masked, and its tokenizer's special tokens
+    stand around each text.
     """
     corpus = Corpus([Document(str(number), str(number), text) for number, text in enumerate(texts)])
     settings = RepairSettings(
@@ -182,18 +186,20 @@ def train_on_text(
         learning_rate=learning_rate,
         batch_tokens=batch_tokens,
     )
-    return train_(checkpoint, corpus, settings, seed=seed, on_step=on_step)
+    return train(checkpoint, corpus, settings, seed=seed, on_step=on_step)
 
 
 def demo_recipe(folder: Path, *, on_step: Callable[[str, int, int], None]) -> Path:
-    """Make the demo's models and documents, or find them made, and write its recipe.
+    """Make the demo's models and documents, unless they are there, and write its recipe.
+
+    An earlier run of the demo is removed.
 
     Args:
-        folder: Everything is kept here, and found again the next time.
-        on_step: Called with (what, steps done, steps in all).
+        folder: Everything is written here.
+        on_step: Called with (what is done, steps done, steps in all).
 
     Returns:
-        The recipe, ready for `sani.run`; an earlier run of the demo is cleared away.
+        The recipe's file, ready for `sani.run`.
     """
     quiet_libraries()
     public, private, held_out = invent_clinics(PATIENTS, seed=SEED)

@@ -14,7 +14,7 @@ from sani.errors import RecipeError, RepairError
 from sani.models.checkpoint import Checkpoint, check_folder, folder_digest, is_adapter, read_config
 from sani.models.families import family_of
 from sani.recipe import AttackSettings, Recipe
-from sani.repairing.dataset import check_settings
+from sani.repairing.checks import check_settings
 
 KINDS_OF_MODELS = {
     "causal": "predicts the next token",

@@ -60,6 +60,7 @@ from sani.recipe import (
 from sani.releasing.identifiers_in_files import check_texts
 from sani.releasing.release import is_current, write_release_files
 from sani.repairing.repair import repair
+from sani.repairing.training_job import EpochAudit
 from sani.reporting.report import build_report, write_report
 from sani.reporting.reveal import reveal
 from sani.runfolder import RECIPE, RunFolder, open_run
@@ -536,14 +537,14 @@ class _Job:
         )
         return asdict(result)
 
-    def _epoch_audit(self, checkpoint: Checkpoint, within: str) -> dict[str, float]:
+    def _epoch_audit(self, checkpoint: Checkpoint, within: str) -> EpochAudit:
         """The gate's figures between two epochs, in one pass: behind the worst framing, alone."""
         settings = self._recipe.audit.model_copy(update={"framing": self._framing()})
         checks = self.judge(
             self._gate_without_attacks, self._measured(checkpoint, settings, _in(within, "audit"))
         )
         figures = {c.name: c.measured for c in checks if c.measured is not None}
-        return {**figures, "holds": float(all(check.holds for check in checks))}
+        return EpochAudit(figures, all(check.holds for check in checks))
 
     def escalate(self) -> None:
         """Try the rungs of the ladder; the best one's weights are the latest."""

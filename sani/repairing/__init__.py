@@ -1,1 +1,1 @@
-"""Stage two: fine-tune so that the skill returns and the identifiers do not."""
+"""Repair: fine-tune so that ordinary text returns and identifiers do not."""

@@ -1,8 +1,8 @@
-"""Sharding: weights, gradients and optimizer state spread over the ranks (FSDP2) while trained.
+"""Sharding (FSDP2): weights, gradients and optimizer state spread over the processes in training.
 
-A unit is a layer; embeddings, final norm and head are one more. The model must be run `inside` its
-own forward pass, for only there its weights are together. What is saved is whole, so that any
-number of ranks, sharded or not, goes on from it.
+Each layer is a unit of its own; embeddings, final norm and head are one more. All work with the
+model runs `inside` its forward pass, because only there its weights are whole. Saved states are
+whole too, so any number of processes, sharded or not, can resume from them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from sani.machine.device import default_device
 _T = TypeVar("_T")
 
 
-def shard_(model: Any, layers: Sequence[str]) -> None:
-    """In place: give each rank its part of every weight, on its device.
+def shard(model: Any, layers: Sequence[str]) -> None:
+    """Give each process its part of every weight, on its device; in place.
 
     Args:
-        model: The same on every rank.
+        model: The same on every process.
         layers: Names of its layers.
     """
     mesh = init_device_mesh(default_device().type, (distributed.count(),))
@@ -36,48 +36,56 @@ def shard_(model: Any, layers: Sequence[str]) -> None:
 
 
 def inside(model: Any, work: Callable[[], _T]) -> _T:
-    """What ``work`` gives, done as the forward pass of a sharded model; every rank must do it."""
+    """Call ``work`` as the forward pass of a sharded model and return its result.
+
+    Every process must take part: FSDP gathers a layer's weights from all of them.
+    """
     before = vars(model).get("forward")
     model.forward = work
     try:
-        found: _T = model()
+        result: _T = model()
     finally:
         del model.forward
         if before is not None:
             model.forward = before
-    return found
+    return result
 
 
-def whole(state: Any) -> Any:
-    """A state with its tensors put together, on the CPU of the main rank; every rank must do it."""
+def gathered_state(state: Any) -> Any:
+    """Return a state with whole tensors, on the CPU of the main process; every process must call.
+
+    On the others each tensor is None.
+    """
     if isinstance(state, dict):
-        return {name: whole(part) for name, part in state.items()}
+        return {name: gathered_state(part) for name, part in state.items()}
     if isinstance(state, list):
-        return [whole(part) for part in state]
+        return [gathered_state(part) for part in state]
     if isinstance(state, Tensor):
-        tensor = together(state)
+        tensor = gathered(state)
         return tensor.cpu() if distributed.main() else None
     return state
 
 
-def together(tensor: Tensor) -> Tensor:
-    """A tensor put together from the parts that the ranks hold; every rank must do it."""
+def gathered(tensor: Tensor) -> Tensor:
+    """Return a tensor made whole from the parts of all processes; every process must call."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def spread_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's whole state as its sharded weights need it; each rank keeps its part.
+def sharded_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimizer's state cut as its sharded weights are; each process keeps its part.
 
     Args:
-        state: As ``state_dict`` of an optimizer of the whole model gives it.
+        state: ``state_dict`` of an optimizer of the whole model.
         optimizer: Of the sharded model.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    spread: dict[int, dict[str, Any]] = {}
+    sharded: dict[int, dict[str, Any]] = {}
     for index, values in state["state"].items():
         weight = weights[index]
-        spread[index] = {
+        # Moments have their weight's shape and are cut like it; the step count is a scalar.
+        # Every process read the whole state, so none is asked to send it (src_data_rank=None).
+        sharded[index] = {
             name: distribute_tensor(
                 value.to(weight.device), weight.device_mesh, weight.placements, src_data_rank=None
             )
@@ -85,4 +93,4 @@ def spread_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dic
             else value
             for name, value in values.items()
         }
-    return {**state, "state": spread}
+    return {**state, "state": sharded}

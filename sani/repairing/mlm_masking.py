@@ -1,8 +1,8 @@
-"""Masked language models: which tokens of a document are masked this time, as batches.
+"""Masked language models: batches of documents with some of their tokens masked.
 
-Outside spans whole words are masked, 15 % of them. Where the objective acts at identifiers, a part
-of the occurrences is masked too, each as an audit asks for it: the first of its tokens are known,
-none or some of them, and all others are masked. All other identifiers stay as context.
+Outside spans 15 % of the words are masked, whole. Where the objective acts at identifiers, a part
+of the occurrences is masked too, as in an audit: the first tokens of the value (none or more) are
+visible and all others are masked. All other identifiers stay as context.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from sani.recipe import AnchorObjective, RepairSettings
 from sani.text.batches import Batch, Row, padded
 from sani.text.tokens import Encoded, Framing, windows
 
-WORDS = 0.15
-OCCURRENCES = 0.3  # ours: more of them hide the context that others are recalled by
+MASKED_WORDS = 0.15  # share; BERT's and the paper's
+# Share; ours. A larger one hides the context by which other occurrences are recalled.
+MASKED_OCCURRENCES = 0.3
 
 
 def check_masked(settings: RepairSettings) -> None:
-    """Refuse an objective that has no sense at a mask.
+    """Refuse an objective that has no meaning at a masked token.
 
     Raises:
         RepairError: If the settings have it.
@@ -36,7 +37,7 @@ def check_masked(settings: RepairSettings) -> None:
 
 
 def free_words(item: Encoded) -> list[list[int]]:
-    """The tokens of each word that no span touches."""
+    """Return the tokens of each word that no span touches."""
     words: dict[int, list[int]] = {}
     for token, word in enumerate(item.words):
         words.setdefault(word, []).append(token)
@@ -45,11 +46,11 @@ def free_words(item: Encoded) -> list[list[int]]:
 
 
 def draw_masks(item: Encoded, chance: random.Random, *, identifier_loss: bool) -> list[bool]:
-    """For each token of a document, whether it is masked.
+    """Draw the mask of a document: one boolean for each token.
 
     Args:
         item: The document.
-        chance: What draws.
+        chance: Source of the random draws.
         identifier_loss: Whether occurrences are masked too.
 
     Source: PPmlm, Boutet et al. 2026 (2501.02407): 15 % of words, whole, outside spans only.
@@ -58,14 +59,14 @@ def draw_masks(item: Encoded, chance: random.Random, *, identifier_loss: bool) -
     """
     masked = [False] * len(item.ids)
     words = free_words(item)
-    count = min(len(words), max(1, round(WORDS * len(words))))
+    count = min(len(words), max(1, round(MASKED_WORDS * len(words))))
     for tokens in chance.sample(words, count):
         for token in tokens:
             masked[token] = True
     for first, last in item.spans if identifier_loss else ():
-        if first < last and chance.random() < OCCURRENCES:
-            known = chance.randrange(last - first)
-            masked[first + known : last] = [True] * (last - first - known)
+        if first < last and chance.random() < MASKED_OCCURRENCES:
+            visible = chance.randrange(last - first)  # tokens of the value, from its first
+            masked[first + visible : last] = [True] * (last - first - visible)
     return masked
 
 
@@ -79,17 +80,17 @@ def masked_batches(
     context_tokens: int,
     batch_tokens: int,
 ) -> list[Batch]:
-    """Documents with some of their tokens masked; each masked token is predicted once.
+    """Return batches of masked documents; each masked token is predicted once.
 
     Args:
         encoded: Documents; those longer than the context are cut into overlapping windows, whose
             overlap is context only.
-        framing: What stands around every document.
+        framing: Special tokens around every document.
         mask: Id of the mask token.
         identifier_loss: Whether occurrences are masked too.
-        chance: What draws for a document, by its number.
+        chance: Returns the source of random draws for a document, by its number.
         context_tokens: The model's longest input.
-        batch_tokens: Most tokens of a batch, padding included.
+        batch_tokens: Maximum number of tokens of a batch, padding included.
     """
     rows: list[Row] = []
     prefix, suffix = list(framing.prefix), list(framing.suffix)
@@ -98,9 +99,11 @@ def masked_batches(
         masked = draw_masks(item, chance(item.document), identifier_loss=identifier_loss)
         owner = item.owners()
         for window in windows(len(item.ids), item=item.document, capacity=capacity):
+            # Windows overlap. A token is predicted in the first window it stands in
+            # (token >= window.new) and is context, still masked, in the others.
             tokens = range(window.start, window.end)
             ids = [mask if masked[token] else item.ids[token] for token in tokens]
-            places = [
+            occurrences = [
                 (len(rows), item.document, owner[token], token)
                 if masked[token] and token >= window.new and owner[token] >= 0
                 else None
@@ -109,13 +112,13 @@ def masked_batches(
             ordinary = [
                 masked[token] and token >= window.new and owner[token] < 0 for token in tokens
             ]
-            before, behind = len(prefix), len(suffix)
+            before, after = len(prefix), len(suffix)
             rows.append(
                 Row(
                     [*prefix, *ids, *suffix],
                     [*prefix, *item.ids[window.start : window.end], *suffix],
-                    [*[False] * before, *ordinary, *[False] * behind],
-                    [*[None] * before, *places, *[None] * behind],
+                    [*[False] * before, *ordinary, *[False] * after],
+                    [*[None] * before, *occurrences, *[None] * after],
                 )
             )
     batches = token_batches([len(row.ids) for row in rows], budget=batch_tokens)

@@ -1,4 +1,4 @@
-"""Documents with fresh values for their identifiers: consistent within one, new each epoch."""
+"""Documents with other values for their identifiers: consistent within one, new each epoch."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import replace
 from sani.corpus.documents import Corpus, Document, Span
 from sani.values.decoys import DecoyMaker
 
-CHOICES = 16  # surrogates of a value, of which each document and epoch draws one
+CHOICES = 16  # surrogates made of a value; each document and epoch draws one of them
 
 
 class Surrogates:
-    """Draws surrogates for one corpus, the same ones for the same seed."""
+    """Source of surrogates for one corpus: the same seed draws the same ones."""
 
     def __init__(self, corpus: Corpus, *, seed: int) -> None:
-        """Take the corpus: no surrogate stands in its texts.
+        """Take the corpus; no surrogate stands in its texts.
 
         Args:
             corpus: The documents.
-            seed: Of the values. They are not those that an audit with this seed compares with.
+            seed: Of the values. An audit with this seed uses other values as decoys: a repair
+                must not train on what the audit compares with.
         """
         self._corpus = corpus
         self._seed = seed
@@ -28,15 +29,15 @@ class Surrogates:
     def document(
         self, number: int, *, round: int, share: float = 1.0
     ) -> tuple[Document, list[bool]]:
-        """A document with its identifiers replaced, and for each span whether it was.
+        """Return a document with replaced identifiers, and for each span if it was replaced.
 
-        The spans are those of the document, in its order; where some overlap, all of them become
-        the whole of what they cover. A value for which there is no surrogate stays.
+        The spans are those of the document, in its order. Where some overlap, each of them becomes
+        all of what they cover together. A value without a surrogate stays.
 
         Args:
-            number: Of the document in the corpus.
-            round: Another one draws other surrogates.
-            share: Of the distinct values that are replaced, drawn anew each round.
+            number: Number of the document in the corpus.
+            round: Each round draws other surrogates.
+            share: Share of the distinct values that are replaced, drawn anew each round, in [0, 1].
         """
         document = self._corpus[number]
         drawn: dict[tuple[str, str], str | None] = {}
@@ -46,10 +47,11 @@ class Surrogates:
         for first, last, covering in _merged(document):
             label, value = spans[covering[0]].label, document.text[first:last]
             if (label, value) not in drawn:
+                # Seeded by all that names the draw, so that no order of calls changes it.
                 chance = random.Random(f"{self._seed}\0{number}\0{round}\0{label}\0{value}")
-                found = self._maker.decoys(label, value, count=CHOICES)
-                taken = bool(found) and chance.random() < share
-                drawn[label, value] = chance.choice(found) if taken else None
+                choices = self._maker.decoys(label, value, count=CHOICES)
+                is_replaced = bool(choices) and chance.random() < share
+                drawn[label, value] = chance.choice(choices) if is_replaced else None
             new = drawn[label, value]
             pieces += [document.text[end:first], value if new is None else new]
             start = length + first - end
@@ -62,7 +64,7 @@ class Surrogates:
 
 
 def _merged(document: Document) -> list[tuple[int, int, list[int]]]:
-    """Characters [first, last) that spans cover without a gap in between, and which spans."""
+    """Return the runs of characters [first, last) that overlapping spans cover, and which spans."""
     merged: list[tuple[int, int, list[int]]] = []
     for index in sorted(range(len(document.spans)), key=lambda index: document.spans[index]):
         span = document.spans[index]

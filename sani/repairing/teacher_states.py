@@ -1,12 +1,12 @@
-"""What models that are not trained say at identifier positions: the anchor's hidden states.
+"""Hidden states of models that are not trained, at the positions where a term of the loss reads.
 
-Hidden states and not logits are kept: they are smaller by the ratio of vocabulary to hidden size.
+Hidden states are kept and not logits: they are smaller by vocabulary size / hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,11 +19,31 @@ from sani.text.batches import Batch
 from sani.text.tokens import Encoded, encode
 
 
-def states_at(model: Any, batch: Batch, where: Tensor) -> Tensor:
-    """The model's last hidden states at chosen positions of a batch, [n, hidden]."""
+@dataclass(frozen=True)
+class Teachers:
+    """Models that are not trained, where the settings need them.
+
+    Attributes:
+        base: The base model, for an anchor to it.
+        unsanitized: The model as it was before any erasing.
+    """
+
+    base: Any = None
+    unsanitized: Any = None
+
+
+def states_at(model: Any, batch: Batch, positions: Tensor) -> Tensor:
+    """Return the model's last hidden states at chosen positions of a batch, [n, hidden].
+
+    Args:
+        model: In evaluation mode.
+        batch: On any device.
+        positions: Mask of the positions, [batch, seq], bool.
+    """
     with torch.no_grad():
         batch = batch.to(model.device)
-        return hidden_states(model, batch)[where.to(model.device)].clone()
+        # A copy: a view would keep the states of all positions alive.
+        return hidden_states(model, batch)[positions.to(model.device)].clone()
 
 
 def counterfactual_states(
@@ -35,11 +55,11 @@ def counterfactual_states(
     make_batches: Callable[[Sequence[Encoded]], list[Batch]],
     samples: int,
 ) -> dict[tuple[int, int], Tensor]:
-    """What a model says at each identifier token if every identifier of the document is another.
+    """Return a model's states at identifier tokens if every identifier of a document is another.
 
-    It never reads the true value: the token at place i of an identifier is predicted as the one at
-    place i of the surrogate, or as the surrogate's last where that is shorter. A model that
-    memorized the value itself would complete it behind its first tokens, in any document.
+    The model never reads the true value. The token at index i of an identifier is predicted where
+    the surrogate's token i stands, or its last token where the surrogate is shorter. A model that
+    memorized the value itself would complete it after its first tokens, in any document.
 
     Args:
         model: The unsanitized model, in evaluation mode.
@@ -47,34 +67,36 @@ def counterfactual_states(
         encoded: The documents, with their identifiers.
         surrogates: Makes the other identifiers.
         make_batches: Makes batches of replaced documents.
-        samples: Replaced documents for each document; the anchor is their mean.
+        samples: Replaced documents for each document; the anchor is the mean of their predictions.
 
     Returns:
-        For each document and identifier token, [samples, hidden].
+        For each (document, token) of an identifier, [samples, hidden].
 
     Source: ours; a counterfactual teacher, as in Eldan & Russinovich 2023 (2310.02238), who
     replace names by generic ones and train on the prediction.
     """
-    found: dict[tuple[int, int], list[Tensor]] = {}
+    states: dict[tuple[int, int], list[Tensor]] = {}
     for sample in range(samples):
-        others = []
+        replaced = []
         for item in encoded:
+            # Rounds below 0 are never drawn by an epoch, so the two draw different surrogates.
             document, _ = surrogates.document(item.document, round=-1 - sample)
             (other,) = encode(Corpus([document]), tokenizer)
-            others.append(replace(other, document=item.document))
-        said: dict[tuple[int, int], Tensor] = {}
-        for batch in make_batches(others):
-            states = states_at(model, batch, batch.identifier).cpu()
-            for (_, number, _, token), state in zip(
-                batch.occurrences.tolist(), states, strict=True
-            ):
-                said[number, token] = state
-        nothing = torch.zeros(model.config.hidden_size, dtype=model.dtype)  # even predictions
-        for item, other in zip(encoded, others, strict=True):
+            replaced.append(replace(other, document=item.document))
+        at_token: dict[tuple[int, int], Tensor] = {}
+        for batch in make_batches(replaced):
+            hidden = states_at(model, batch, batch.identifier).cpu()
+            places = batch.occurrences.tolist()
+            for (_, number, _, token), state in zip(places, hidden, strict=True):
+                at_token[number, token] = state
+        # A surrogate's first token may have no prediction (nothing stands before it): states of 0
+        # give even logits.
+        zero = torch.zeros(model.config.hidden_size, dtype=model.dtype)
+        for item, other in zip(encoded, replaced, strict=True):
             for token, span in enumerate(item.owners()):
                 if span >= 0:
                     (begin, _), (first, last) = item.spans[span], other.spans[span]
-                    place = min(first + token - begin, last - 1)
-                    state = said.get((item.document, place), nothing)
-                    found.setdefault((item.document, token), []).append(state)
-    return {key: torch.stack(states) for key, states in found.items()}
+                    index = min(first + token - begin, last - 1)
+                    state = at_token.get((item.document, index), zero)
+                    states.setdefault((item.document, token), []).append(state)
+    return {key: torch.stack(samples_of) for key, samples_of in states.items()}

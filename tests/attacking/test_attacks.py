@@ -61,7 +61,7 @@ from sani.recipe import (
     SamplingSettings,
     load_recipe,
 )
-from sani.repairing.repair import repair, train_
+from sani.repairing.repair import repair, train
 from sani.reporting.attacks import attack_sections, whether_tested
 from sani.reporting.report import _not_attacked
 from sani.reporting.ripple import ripples
@@ -282,7 +282,7 @@ def test_relearning_trains_on_what_it_names_and_counts_what_stands_nowhere_in_th
             identifier_loss=MaskObjective(kind="mask"), epochs=2, learning_rate=3e-3,
             batch_tokens=10**5, pack=False,
         )  # fmt: skip
-        train_(trained, plain(told), schedule, framing="bos")
+        train(trained, plain(told), schedule, framing="bos")
         slow = scene.score(trained, silent, decoys=False)
         assert outcome.occurrences is not None
         np.testing.assert_allclose(
@@ -310,7 +310,7 @@ def test_guidance_gets_more_than_the_model_that_ascent_unlearned_and_than_the_ol
 ) -> None:
     weak = duplicate(base)  # an old checkpoint that recites little, to leave room above it
     plain = Corpus([replace(document, spans=()) for document in clinic.private])
-    train_(weak, plain, RepairSettings(identifier_loss=MaskObjective(kind="mask"), epochs=8,
+    train(weak, plain, RepairSettings(identifier_loss=MaskObjective(kind="mask"), epochs=8,
            learning_rate=5e-3, batch_tokens=768), framing="bos")  # fmt: skip
     ascended = duplicate(weak)
     ascend(ascended, clinic.private, steps=4, rate=1e-3)

@@ -32,7 +32,7 @@ from sani.recipe import (
     ScanSettings,
     settings_from,
 )
-from sani.repairing import trainer
+from sani.repairing import trainer, training_job
 from sani.repairing.repair import repair
 from sani.scanning.detection import detect
 from tests.support.encoder_decoders import checkpoint as two_texts
@@ -48,7 +48,7 @@ REPAIRS: dict[str, dict[str, Any]] = {
     "mask": {"objective": MASK},
     "anchor": {"objective": ANCHOR, "weight_decay": 0.1},
     "row": {"objective": ANCHOR, "texts": TEXTS[:1]},  # so that a rank has nothing to do
-    "skill": {"objective": COUNTERFACTUAL, "retain_weight": 0.5},
+    "retain": {"objective": COUNTERFACTUAL, "retain_weight": 0.5},
     "last": {"objective": ANCHOR, "last_layers": 1, "retain_weight": 0.5},
     "disk": {"objective": ANCHOR, "last_layers": 1, "activation_cache": "disk"},
     "npo": {"objective": NpoObjective(kind="npo")},
@@ -69,7 +69,7 @@ def repaired(name: str, folder: Path | None = None, **changes: Any) -> Found:
     """Weights and curve of one repair of a model of words."""
     asked = {"epochs": 2, **REPAIRS[name.split("-")[0]]}
     texts = asked.pop("texts", TEXTS * 3)
-    trainer.WEIGHT_DECAY = asked.pop("weight_decay", 0.0)
+    training_job.WEIGHT_DECAY = asked.pop("weight_decay", 0.0)
     makers: dict[str, Callable[..., Any]] = {
         "gpt2": partial(checkpoint, gpt2()),
         "bert": masked,

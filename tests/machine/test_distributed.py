@@ -21,7 +21,7 @@ from tests.support.clinic import Clinic
 from tests.support.words import MASK, TEXTS, checkpoint, corpus_of, settings_of
 
 # Adapters are trained as a whole model is; which of these are sharded is what takes time.
-TOGETHER = ["anchor", "row", "skill", "last", "disk", "npo", "decoys", "adapter", "gpt2",
+TOGETHER = ["anchor", "row", "retain", "last", "disk", "npo", "decoys", "adapter", "gpt2",
             "bert", "t5"]  # fmt: skip
 SHARDED = ["anchor", "row", "last", "dora", "checkpointing"]
 CLOSE = 1e-5  # relative

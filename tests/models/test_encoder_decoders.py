@@ -20,10 +20,13 @@ from sani.errors import CorpusError, RepairError
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.models.families import decoder_start
 from sani.recipe import AnchorObjective, AuditSettings, NpoObjective, UnlikelihoodObjective
-from sani.repairing.dataset import Examples, Teachers
+from sani.repairing.dataset import make_examples
+from sani.repairing.example_source import ExampleSource
 from sani.repairing.frozen_layers import hidden_states
-from sani.repairing.objective import NPO_BETA, Objective
-from sani.repairing.repair import repair, train_
+from sani.repairing.losses import NPO_BETA
+from sani.repairing.objective import Objective
+from sani.repairing.repair import repair, train
+from sani.repairing.teacher_states import Teachers
 from sani.text.batches import make_batches
 from sani.text.tokens import encode, framing_named, framings
 from tests.support.encoder_decoders import checkpoint, pairs
@@ -124,9 +127,11 @@ def test_the_terms_are_those_of_the_slow_version(name: str, at: Any, tmp_path: P
     sick, teacher = checkpoint(name, seed=1), checkpoint(name, seed=2)
     kind = getattr(at, "to", at.kind)
     settings, corpus = settings_of(at, retain_weight=0.25), pairs()
-    examples = Examples(
-        sick, corpus, settings, framing_of(sick),
-        teachers=Teachers(teacher.model, teacher.model), frozen=None, folder=tmp_path, seed=0,
+    examples = make_examples(
+        ExampleSource(
+            sick, corpus, settings, framing_of(sick), Teachers(teacher.model, teacher.model), 0
+        ),
+        frozen=None, folder=tmp_path,
     )  # fmt: skip
     objective = Objective(settings, base=teacher.model, unsanitized=teacher.model)
     encoded, padded = encode(corpus, sick.tokenizer), 0
@@ -153,7 +158,7 @@ def test_the_terms_are_those_of_the_slow_version(name: str, at: Any, tmp_path: P
                 kl = math.fsum(math.exp(b) * (b - a) for a, b in zip(p, q, strict=True))
                 if batch.ordinary[row, column]:
                     slow.setdefault("ordinary", []).append(-p[true])
-                    slow.setdefault("skill", []).append(kl)
+                    slow.setdefault("retain", []).append(kl)
                 elif kind == "base":
                     slow.setdefault("anchor", []).append(kl)
                 elif kind == "self":
@@ -188,7 +193,7 @@ def test_a_model_that_recites_is_found_out_and_repaired(name: str, tmp_path: Pat
     bare = Corpus([replace(document, spans=()) for document in corpus])
     rates = settings_of(epochs=60, batch_tokens=256)
     asked = AuditSettings(decoys=0, swaps=0)
-    train_(leaky, bare, rates)
+    train(leaky, bare, rates)
     leaky.path = tmp_path / "tokenizer"
     leaky.tokenizer.save_pretrained(leaky.path)
     save_checkpoint(leaky, tmp_path / "leaky")

@@ -21,6 +21,7 @@ from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.pipeline.escalation import best_of, climb
 from sani.recipe import QUICK, EscalationSettings, RepairSettings, dump_recipe, load_recipe
 from sani.repairing.repair import repair
+from sani.repairing.training_job import EpochAudit
 from sani.reporting.escalation import cells
 from sani.reporting.schema import json_schema, read_report
 from sani.runfolder import open_run
@@ -578,9 +579,9 @@ def looked(settings: Any, holds: list[float], **options: Any) -> tuple[str, Any,
     """A repair of which the audit says this after each epoch: digest, result, what was asked."""
     sick, left = checkpoint(gpt2(), seed=1), list(holds)
 
-    def look() -> dict[str, float]:
+    def look() -> EpochAudit:
         assert not sick.model.training
-        return {"greedy.direct": 0.5, "holds": left.pop(0)}
+        return EpochAudit({"greedy.direct": 0.5}, holds=bool(left.pop(0)))
 
     result = repair(sick, corpus_of(), settings, base=checkpoint(gpt2(), seed=2), seed=4,
                     on_epoch=look, **options)  # fmt: skip

@@ -34,13 +34,16 @@ from sani.recipe import (
     load_recipe,
 )
 from sani.repairing import objective as objective_module
-from sani.repairing import trainer
-from sani.repairing.dataset import Examples, Teachers
+from sani.repairing import training_job
+from sani.repairing.dataset import make_examples
+from sani.repairing.example_source import ExampleSource
 from sani.repairing.frozen_layers import hidden_states
+from sani.repairing.losses import NPO_BETA
 from sani.repairing.mlm_masking import draw_masks, masked_batches
-from sani.repairing.objective import NPO_BETA, Objective
+from sani.repairing.objective import Objective
 from sani.repairing.repair import repair
 from sani.repairing.surrogates import Surrogates
+from sani.repairing.teacher_states import Teachers
 from sani.reporting.card import _results
 from sani.reporting.evidence import summary
 from sani.text.tokens import Framing, encode, framing_named
@@ -185,9 +188,12 @@ def examples_of(
     seed: int = 0,
 ) -> Any:
     model = teacher and teacher.model
-    return Examples(
-        sick, corpus, settings, framing_named("auto", sick.tokenizer, masked=True),
-        teachers=Teachers(model, model), frozen=None, folder=tmp_path, seed=seed,
+    return make_examples(
+        ExampleSource(
+            sick, corpus, settings, framing_named("auto", sick.tokenizer, masked=True),
+            Teachers(model, model), seed
+        ),
+        frozen=None, folder=tmp_path,
     )  # fmt: skip
 
 
@@ -223,7 +229,7 @@ class WordSurrogates(Surrogates):
 def test_identifiers_stay_in_the_context_or_are_replaced(
     context: str, at: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sani.repairing.dataset.Surrogates", WordSurrogates)
+    monkeypatch.setattr("sani.repairing.example_source.Surrogates", WordSurrogates)
     sick, corpus = checkpoint(), corpus_of([*TEXTS[:3], TEXTS[4]])  # each of another length
     examples = examples_of(sick, corpus, settings_of(at, context=context), tmp_path, teacher=sick)
     original = {len(item.ids): item for item in encode(corpus, sick.tokenizer)}
@@ -287,7 +293,7 @@ def slow_terms(model: Any, teacher: Any, batch: Any, kind: Any) -> dict[str, Any
             if batch.ordinary[row, column]:
                 found.setdefault("ordinary", []).append(-p[true])
                 kl = math.fsum(math.exp(b) * (b - a) for a, b in zip(p, q, strict=True))
-                found.setdefault("skill", []).append(kl)
+                found.setdefault("retain", []).append(kl)
             elif kind in ("base", "self"):
                 share = [math.exp(b) for b in q]
                 if kind == "self":
@@ -334,7 +340,7 @@ def test_the_terms_are_those_of_the_slow_version(
     name: str, at: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objective_module, "LOGITS_PER_CHUNK", 5 * 20)  # several chunks each
-    monkeypatch.setattr("sani.repairing.dataset.Surrogates", WordSurrogates)
+    monkeypatch.setattr("sani.repairing.example_source.Surrogates", WordSurrogates)
     sick, teacher = checkpoint(name, seed=1), checkpoint(name, seed=2)
     corpus = longer(corpus_of(TEXTS * 2))
     kind = getattr(at, "to", at.kind)
@@ -355,7 +361,7 @@ def test_the_terms_are_those_of_the_slow_version(
                 loss += float(found.detach())
         assert dict(terms) == pytest.approx(slow, abs=2e-5)
         term = "anchor" if kind in ("base", "self") else kind
-        weight = {"ordinary": 1.0, "skill": 0.25, term: getattr(at, "weight", 0.0)}
+        weight = {"ordinary": 1.0, "retain": 0.25, term: getattr(at, "weight", 0.0)}
         expected = sum(weight[name] * value for name, value in slow.items())
         assert loss == pytest.approx(expected, abs=1e-4)
         compared += term in slow
@@ -367,7 +373,7 @@ def test_the_terms_are_those_of_the_slow_version(
 def test_training_is_that_of_an_explicit_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "WARMUP_FRACTION", 0.0)
+    monkeypatch.setattr(training_job, "WARMUP_FRACTION", 0.0)
     corpus, epochs, rate = corpus_of(TEXTS[:2]), 6, 1e-2
     base, mine, slow = checkpoint(seed=2), checkpoint(seed=1), checkpoint(seed=1)
     for model in (mine.model, slow.model):

@@ -20,13 +20,16 @@ from sani.recipe import (
     NpoObjective,
     UnlikelihoodObjective,
 )
+from sani.repairing import losses
 from sani.repairing import objective as module
-from sani.repairing.dataset import Examples, Teachers
+from sani.repairing.dataset import make_examples
+from sani.repairing.example_source import ExampleSource
 from sani.repairing.frozen_layers import hidden_states
-from sani.repairing.objective import NPO_BETA, Example, Objective
-from sani.repairing.repair import frozen_part
+from sani.repairing.losses import NPO_BETA
+from sani.repairing.objective import Example, Objective
 from sani.repairing.surrogates import Surrogates
-from sani.repairing.teacher_states import counterfactual_states, states_at
+from sani.repairing.teacher_states import Teachers, counterfactual_states, states_at
+from sani.repairing.trainable import frozen_layers
 from sani.text.batches import Batch, make_batches
 from sani.text.tokens import Framing, encode, framing_named
 from tests.support.clinic import Clinic
@@ -52,17 +55,17 @@ TERM = {"mask": None, "base": "anchor", "self": "anchor", "unlikelihood": "unlik
         "npo": "npo", "gradient_difference": "gradient_difference"}  # fmt: skip
 
 
-def example_of(batch: Any, teacher: Any, *, skill: bool = False) -> Any:
+def example_of(batch: Any, teacher: Any, *, retain: bool = False) -> Any:
     """The batch with what the teacher says of it."""
-    taught = states_at(teacher.model, batch, batch.identifier)[None]
-    known = states_at(teacher.model, batch, batch.ordinary) if skill else None
-    return Example(batch, taught if batch.identifier.any() else None, known)
+    teacher_hidden = states_at(teacher.model, batch, batch.identifier)[None]
+    retain_hidden = states_at(teacher.model, batch, batch.ordinary) if retain else None
+    return Example(batch, teacher_hidden if batch.identifier.any() else None, retain_hidden)
 
 
 def loss_of(sick: Checkpoint, teacher: Any, batch: Any, settings: Any, *, parts: int = 1) -> Any:
     """The loss and its terms; in halves if two parts are asked for."""
     objective = Objective(settings, base=teacher.model, unsanitized=teacher.model)
-    whole = example_of(batch, teacher, skill=settings.retain_weight > 0)
+    whole = example_of(batch, teacher, retain=settings.retain_weight > 0)
     counts, loss, terms = objective.counts(batch), 0.0, {}
     for example in whole.halves() if parts == 2 else [whole]:
         own = {name: counts[name] for name in objective.counts(example.batch)}
@@ -102,7 +105,7 @@ def slow_terms(
             if batch.ordinary[row, column]:
                 found.setdefault("ordinary", []).append(-p[true])
                 kl = math.fsum(math.exp(b) * (b - a) for a, b in zip(p, q, strict=True))
-                found.setdefault("skill", []).append(kl)
+                found.setdefault("retain", []).append(kl)
             elif kind in ("base", "self"):
                 weights = [math.exp(b) for b in q]
                 if kind == "self":
@@ -158,12 +161,12 @@ def test_the_terms_are_those_of_the_slow_version(
     settings = settings_of(at, retain_weight=0.25)
     for batch in batches:
         slow = slow_terms(sick.model, teacher.model, batch, kind)
-        assert set(slow) == {"ordinary", "skill", TERM[kind]} - {None}
+        assert set(slow) == {"ordinary", "retain", TERM[kind]} - {None}
         assert all(abs(value) > 0.01 for value in slow.values())
         for parts in (1, 2):
             loss, terms = loss_of(sick, teacher, batch, settings, parts=parts)
             assert terms == pytest.approx(slow, abs=1e-5)
-            weight = {"ordinary": 1.0, "skill": 0.25, TERM[kind]: getattr(at, "weight", 0.0)}
+            weight = {"ordinary": 1.0, "retain": 0.25, TERM[kind]: getattr(at, "weight", 0.0)}
             expected = sum(weight[name] * value for name, value in slow.items())
             assert float(loss.detach()) == pytest.approx(expected, abs=1e-5)
 
@@ -217,7 +220,7 @@ def test_a_certain_identifier_has_a_finite_unlikelihood_and_a_gradient() -> None
     logits = torch.zeros(1, 9)
     logits[0, 4] = 60.0  # 1 - p is 0 in float32
     logits.requires_grad_()
-    loss = module.unlikelihood_loss(logits, torch.tensor([4]))
+    loss = losses.unlikelihood_loss(logits, torch.tensor([4]))
     assert float(loss.detach()) == pytest.approx(60 - math.log(8), abs=1e-4)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert float(gradient[0, 4]) == pytest.approx(1.0)
@@ -239,7 +242,7 @@ def test_the_anchor_is_zero_at_the_base_itself() -> None:
     (batch,) = batches_of(base, corpus_of(TEXTS[:2]))
     _, terms = loss_of(checkpoint(seed=2), base, batch, settings_of(ANCHOR, retain_weight=1.0))
     assert abs(terms["anchor"]) < 1e-6
-    assert abs(terms["skill"]) < 1e-6
+    assert abs(terms["retain"]) < 1e-6
     _, terms = loss_of(checkpoint(seed=1), base, batch, settings_of(ANCHOR))
     assert terms["anchor"] > 0.1
 
@@ -288,7 +291,7 @@ def read_alone(sick: Checkpoint, encoded_documents: Any) -> Any:
 def below_the_last(sick: Checkpoint) -> Any:
     """The layers that are not trained where the last one is."""
     shapes = {name: tuple(tensor.shape) for name, tensor in sick.model.state_dict().items()}
-    return frozen_part(sick.model, Layout(sick.model.config, shapes), last_layers=1)
+    return frozen_layers(sick.model, Layout(sick.model.config, shapes), last_layers=1)
 
 
 @pytest.mark.parametrize("config", [CONFIGS[name] for name in sorted(CONFIGS)])
@@ -301,11 +304,13 @@ def test_every_trick_leaves_the_loss_as_it_is(
     corpus = corpus_of(TEXTS * 2)
     settings = settings_of(MASK, pack=pack, activation_cache=kept, last_layers=1)
     frozen = below_the_last(sick)
-    examples = Examples(
-        sick, corpus, settings, framing_named("bos", sick.tokenizer), teachers=Teachers(),
-        frozen=frozen, folder=tmp_path, seed=0,
+    examples = make_examples(
+        ExampleSource(
+            sick, corpus, settings, framing_named("bos", sick.tokenizer), Teachers(), 0
+        ),
+        frozen=frozen, folder=tmp_path,
     )  # fmt: skip
-    assert examples.place == kept
+    assert examples.activation_cache == kept
     assert bool(list(tmp_path.rglob("*.safetensors"))) == (kept == "disk")
     objective, total, tokens, packed = Objective(settings), 0.0, 0, 0
     ran = []
@@ -314,7 +319,7 @@ def test_every_trick_leaves_the_loss_as_it_is(
     for number in range(len(examples)):
         (example,) = examples.read(number, epoch=0)
         counts = objective.counts(example.batch)
-        with torch.no_grad(), frozen.skipped(example.frozen):
+        with torch.no_grad(), frozen.skipped(example.frozen_hidden):
             hidden = hidden_states(sick.model, example.batch)
         _, terms = objective.loss(sick.model, hidden, example, counts)
         total += terms["ordinary"] * counts["ordinary"]
@@ -357,9 +362,12 @@ def test_documents_that_would_see_each_other_are_not_packed(tmp_path: Path) -> N
         lambda module, inputs, output: output + 0.1 * output.roll(1, dims=1)
     )
     for model, expected in ((sick, True), (mixed, False)):
-        examples = Examples(
-            model, corpus_of(), settings_of(MASK), framing_named("bos", sick.tokenizer),
-            teachers=Teachers(), frozen=None, folder=tmp_path, seed=0,
+        examples = make_examples(
+            ExampleSource(
+                model, corpus_of(), settings_of(MASK), framing_named("bos", sick.tokenizer),
+                Teachers(), 0
+            ),
+            frozen=None, folder=tmp_path,
         )  # fmt: skip
         read = [examples.read(number, epoch=0)[0].batch for number in range(len(examples))]
         assert any(batch.positions is not None for batch in read) == expected
@@ -376,11 +384,13 @@ def test_layers_that_are_wired_past_each_other_are_not_skipped(tmp_path: Path) -
     )
     sick.model.base_model.register_forward_pre_hook(lambda *_: left.clear())
     settings = settings_of(MASK, activation_cache="memory", last_layers=1)
-    examples = Examples(
-        sick, corpus_of(), settings, framing_named("bos", sick.tokenizer), teachers=Teachers(),
-        frozen=below_the_last(sick), folder=tmp_path, seed=0,
+    examples = make_examples(
+        ExampleSource(
+            sick, corpus_of(), settings, framing_named("bos", sick.tokenizer), Teachers(), 0
+        ),
+        frozen=below_the_last(sick), folder=tmp_path,
     )  # fmt: skip
-    assert examples.place == "none"
+    assert examples.activation_cache == "none"
 
 
 # ---- anchors and surrogates ------------------------------------------------------------------
@@ -497,17 +507,20 @@ def test_spans_that_overlap_become_one_value() -> None:
 
 @pytest.mark.parametrize("context", ["keep", "surrogate"])
 def test_decoys_as_targets_leave_no_loss_at_a_value_that_stayed(
-    context: str, tmp_path: Path
+    context: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = llama()
     config.max_position_embeddings = 64  # no document is cut
     sick, corpus = checkpoint(config), corpus_of(TEXTS * 3)
     settings = settings_of(AnchorObjective(kind="anchor", to="decoys"), context=context)
-    examples = Examples(
-        sick, corpus, settings, framing_named("bos", sick.tokenizer), teachers=Teachers(),
-        frozen=None, folder=tmp_path, seed=0,
+    surrogates = Shifted(corpus)
+    monkeypatch.setattr("sani.repairing.example_source.Surrogates", lambda *_, **__: surrogates)
+    examples = make_examples(
+        ExampleSource(
+            sick, corpus, settings, framing_named("bos", sick.tokenizer), Teachers(), 0
+        ),
+        frozen=None, folder=tmp_path,
     )  # fmt: skip
-    examples._surrogates = Shifted(corpus)
     counts, rounds = {"decoys": 0, "values": 0}, []
     for epoch in range(4):
         texts = []
@@ -515,7 +528,7 @@ def test_decoys_as_targets_leave_no_loss_at_a_value_that_stayed(
             for example in examples.read(number, epoch=epoch):
                 batch = example.batch
                 for _, document, span, _ in batch.occurrences.tolist():
-                    _, was = examples._surrogates.document(
+                    _, was = surrogates.document(
                         document, round=epoch, share=1.0 if context == "surrogate" else 0.5
                     )
                     assert was[span]

@@ -20,8 +20,8 @@ from sani.erasing.plan import layout_of
 from sani.errors import RepairError
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AnchorObjective, RepairSettings
-from sani.repairing import trainer
-from sani.repairing.repair import repair, train_
+from sani.repairing import training_job
+from sani.repairing.repair import repair, train
 from sani.repairing.surrogates import Surrogates
 from sani.text.batches import make_batches
 from sani.text.tokens import Encoded, Framing, encode
@@ -127,8 +127,8 @@ def test_a_token_that_shares_a_character_with_a_span_is_an_identifiers() -> None
 def test_training_is_that_of_an_explicit_loop(
     objective: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "WARMUP_FRACTION", 0.25)
-    monkeypatch.setattr(trainer, "WEIGHT_DECAY", 0.1)
+    monkeypatch.setattr(training_job, "WARMUP_FRACTION", 0.25)
+    monkeypatch.setattr(training_job, "WEIGHT_DECAY", 0.1)
     corpus, epochs, rate = corpus_of(TEXTS[:2]), 8, 1e-2
     anchored = objective is ANCHOR
     base = checkpoint(seed=2)
@@ -274,7 +274,7 @@ def test_the_anchor_takes_out_what_masking_leaves_in() -> None:
     base, corpus = checkpoint(seed=2), corpus_of()
     leaky = checkpoint(seed=2)
     unmarked = Corpus([Document(d.id, d.subject_id, d.text) for d in corpus])
-    train_(leaky, unmarked, settings_of(epochs=60), framing="bos")
+    train(leaky, unmarked, settings_of(epochs=60), framing="bos")
     learnt, far = identifier_facts(leaky, base, corpus)
     assert learnt > 0.9  # it recites: there is something to take out
     assert identifier_facts(base, base, corpus)[0] < 0.3
@@ -312,7 +312,7 @@ def reciting() -> Any:
     """A model of words that recites its identifiers."""
     sick = checkpoint(seed=2)
     corpus = Corpus([Document(d.id, d.subject_id, d.text) for d in corpus_of()])
-    train_(sick, corpus, settings_of(epochs=60), framing="bos")
+    train(sick, corpus, settings_of(epochs=60), framing="bos")
     assert recitation(sick, corpus_of()) > 0.9
     return sick
 
@@ -336,7 +336,7 @@ def copy_of(sick: Checkpoint) -> Checkpoint:
 def test_without_a_base_every_objective_but_masking_takes_the_identifiers_out(
     reciting: Any, at: dict[str, Any], erased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sani.repairing.dataset.Surrogates", WordSurrogates)
+    monkeypatch.setattr("sani.repairing.example_source.Surrogates", WordSurrogates)
     sick, corpus = copy_of(reciting), corpus_of()
     if erased:
         with torch.no_grad():
@@ -360,7 +360,7 @@ def test_a_counterfactual_anchor_keeps_what_ordinary_words_give_away(
     reciting: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same words stand before each identifier in the replaced document: they recall it."""
-    monkeypatch.setattr("sani.repairing.dataset.Surrogates", WordSurrogates)
+    monkeypatch.setattr("sani.repairing.example_source.Surrogates", WordSurrogates)
     sick, corpus = copy_of(reciting), corpus_of()
     at = AnchorObjective(kind="anchor", to="counterfactual")
     repair(sick, corpus, settings_of(at, epochs=30), unsanitized=reciting)
@@ -671,8 +671,8 @@ def test_a_loss_that_is_not_a_number_from_the_start_is_refused(
 
 
 def test_weights_that_the_last_step_broke_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "WARMUP_FRACTION", 0.0)
-    monkeypatch.setattr(trainer, "WEIGHT_DECAY", 9.0)
+    monkeypatch.setattr(training_job, "WARMUP_FRACTION", 0.0)
+    monkeypatch.setattr(training_job, "WEIGHT_DECAY", 9.0)
     settings = settings_of(learning_rate=3e38, epochs=1, batch_tokens=64)
     assert refusal(checkpoint(), corpus_of(TEXTS[:2]), settings) == (
         "the repair diverged at step 1: tensor 'model.embed_tokens.weight' holds NaN or infinity; "

@@ -19,7 +19,7 @@ from sani.corpus.tables import write_jsonl
 from sani.errors import CorpusError
 from sani.pipeline.preflight import check
 from sani.recipe import AuditSettings, RepairSettings, ScanSettings, load_recipe
-from sani.repairing.repair import repair, train_
+from sani.repairing.repair import repair, train
 from sani.scanning.detection import detect
 from sani.text.batches import make_batches
 from sani.text.chat import rendered
@@ -267,7 +267,7 @@ def test_a_model_that_recites_in_a_conversation_is_found_out_and_repaired() -> N
     rates = RepairSettings(epochs=60, learning_rate=1e-2, batch_tokens=512)
     asked = AuditSettings(decoys=0, swaps=0)
     assert audit(base, corpus, asked).figures["all"].greedy.hits <= 2
-    train_(leaky, bare, rates)
+    train(leaky, bare, rates)
     found = audit(leaky, corpus, asked, held_out=corpus)
     assert found.framing == "bos"  # the template's begin token is the framing's
     assert found.figures["all"].greedy.hits >= 5

@@ -1,0 +1,103 @@
+"""What the examples of a repair are made from: tokenized documents, settings and teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from sani.corpus.documents import Corpus
+from sani.machine import distributed
+from sani.models.checkpoint import Checkpoint
+from sani.recipe import AnchorObjective, RepairSettings
+from sani.repairing.surrogates import Surrogates
+from sani.repairing.teacher_states import Teachers, states_at
+from sani.text.batches import Batch, make_batches
+from sani.text.tokens import Encoded, Framing, encode
+
+WITHOUT_TEACHER = ("mask", "unlikelihood", "gradient_difference", "decoys")
+
+
+@dataclass(frozen=True)
+class ExampleSource:
+    """What the examples of one repair are made from.
+
+    Attributes:
+        checkpoint: The model to repair.
+        corpus: The documents, conversations rendered.
+        settings: Settings of the repair.
+        framing: Special tokens around each document.
+        teachers: Models that are not trained.
+        seed: Of surrogates and masks.
+    """
+
+    checkpoint: Checkpoint
+    corpus: Corpus
+    settings: RepairSettings
+    framing: Framing
+    teachers: Teachers
+    seed: int
+
+    @cached_property
+    def encoded(self) -> list[Encoded]:
+        """The documents' tokens, made once for the whole repair."""
+        return encode(self.corpus, self.checkpoint.tokenizer)
+
+    @cached_property
+    def surrogates(self) -> Surrogates:
+        """Other values for the identifiers of the corpus."""
+        return Surrogates(self.corpus, seed=self.seed)
+
+    @property
+    def masked(self) -> bool:
+        """True for a masked language model."""
+        return self.checkpoint.family.objective == "masked"
+
+    @property
+    def term(self) -> str:
+        """Kind of the loss at identifiers; for an anchor, what it is an anchor to."""
+        objective = self.settings.identifier_loss
+        return objective.to if isinstance(objective, AnchorObjective) else objective.kind
+
+    @property
+    def replaces_identifiers(self) -> bool:
+        """True if identifiers in the input are replaced, by others in each epoch."""
+        return self.settings.context == "surrogate" or self.term == "decoys"
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens of the documents."""
+        return sum(len(item.ids) for item in self.encoded)
+
+    def batches(self, encoded: Sequence[Encoded], *, pack: bool) -> list[Batch]:
+        """Return batches of tokenized documents, of the rows of all processes."""
+        return make_batches(
+            encoded,
+            self.framing,
+            context_tokens=self.checkpoint.context_tokens,
+            batch_tokens=self.settings.batch_tokens,
+            pack=pack,
+        )
+
+    def teacher_hidden(self, batch: Batch) -> Tensor | None:
+        """Return a teacher's states at identifier positions, [1, n, hidden], where one is needed.
+
+        Of a counterfactual anchor see `FixedExamples.compute`.
+        """
+        if self.term in WITHOUT_TEACHER or not batch.identifier.any():
+            return None
+        teacher = self.teachers.base if self.term == "base" else self.teachers.unsanitized
+        return states_at(teacher, batch, batch.identifier)[None]
+
+    def retain_hidden(self, batch: Batch) -> Tensor | None:
+        """Return the unsanitized model's states at ordinary positions, [n, hidden], or None."""
+        if self.settings.retain_weight == 0 or not len(batch.ids):
+            return None
+        return states_at(self.teachers.unsanitized, batch, batch.ordinary)
+
+
+def own_rows(batch: Batch) -> Batch:
+    """Return this process's rows of a batch, maybe none."""
+    return batch.rows(distributed.part(len(batch.ids)))
