@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -80,6 +80,52 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise write_error(folder, error, whole=True) from None
     finally:  # also after an interrupt, or an error of the caller
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_new_file(path: Path) -> None:
+    """Refuse a path where no new file can be made, before work begins.
+
+    Raises:
+        WriteError: If something is there already, or the parent folder is not.
+    """
+    if os.path.lexists(path):
+        raise WriteError(f"{path} already exists; choose another file")
+    if not path.parent.is_dir():
+        raise WriteError(
+            f"cannot write {path}: its parent folder {path.parent} does not exist; create it or "
+            "choose another file"
+        )
+
+
+def check_new_folder(path: Path, *, inputs: Sequence[Path] = ()) -> None:
+    """Refuse a path where no new folder can be made, before work begins.
+
+    An empty folder counts as new, and missing parents are made by the write.
+
+    Args:
+        path: The folder to write.
+        inputs: Folders that are read: ``path`` may neither be nor lie in one of them.
+
+    Raises:
+        WriteError: If it is no such path.
+    """
+    for folder in map(Path.resolve, inputs):
+        if path.resolve() == folder:
+            raise WriteError(f"{path} is the model itself; sani never overwrites its input")
+        if folder in path.resolve().parents:
+            raise WriteError(f"{path} is inside the model's folder; choose a folder outside it")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise WriteError(f"{path} already exists and is not empty; choose another folder")
+    # The new folder is made beside its path, so the nearest parent must be writable.
+    parent = path.absolute()
+    while not os.path.lexists(parent) or (parent == path.absolute() and parent.is_dir()):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise WriteError(f"cannot write {path}: {parent} is no folder; choose another folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise WriteError(
+            f"cannot write {path}: the folder {parent} cannot be written; choose another folder"
+        )
 
 
 def write_error(

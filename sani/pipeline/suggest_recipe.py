@@ -215,14 +215,14 @@ def write_recipe(
     """Write the recipe; it says in comments what it was fitted to and what to run first.
 
     Raises:
-        RecipeError: If the file is there already or cannot be written.
+        RecipeError: If the file already exists or cannot be written.
     """
     lines = "\n".join(_lines(path, found, model=model, corpus=corpus, base=base, held_out=held_out))
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(lines + "\n")
     except FileExistsError:
-        raise RecipeError(f"{path} is there already; choose another --out") from None
+        raise RecipeError(f"{path} already exists; choose another --out") from None
     except OSError as error:
         raise RecipeError(f"{path} cannot be written ({error.strerror})") from None
 

@@ -54,6 +54,7 @@ from sani.recipe.sections import (
     ScanSettings,
 )
 from sani.recipe.settings import PARTS, Fraction, Part, Settings
+from sani.recipe.stage_defaults import complete_erase_settings, complete_repair_settings
 
 __all__ = [
     "PARTS",
@@ -101,6 +102,8 @@ __all__ = [
     "Selector",
     "Settings",
     "UnlikelihoodObjective",
+    "complete_erase_settings",
+    "complete_repair_settings",
     "dump_recipe",
     "load_recipe",
     "settings_from",

@@ -54,9 +54,9 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
          "is a name on the Hugging Face hub: hf download org/model --local-dir models/model, on a "
          "machine with a network, then give models/model"),
         (["erase", "{model}", "--out", "{model}"],
-         "error: --out {model} is the model itself; sani never overwrites its input"),
+         "error: {model} is the model itself; sani never overwrites its input"),
         (["erase", "{model}", "--out", "{model}/erased"],
-         "error: --out {model}/erased is inside the model's folder; choose a place outside it"),
+         "error: {model}/erased is inside the model's folder; choose a folder outside it"),
         (["erase", "{model}", "--out", "{out}", "--last-layers", "9"],
          "error: erase.last_layers: got 9, but the model has 3 layers"),
         (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--last-layers", "9"],
@@ -71,11 +71,12 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
         (["audit", "{model}", "--corpus", "{corpus}", "--base", "{model}"],
          "error: --base: has the same weights as the model, so it is no control: every leak would "
          "count as harmless. Give the public model it was fine-tuned from"),
-        (["attack", "{model}", "--corpus", "{corpus}", "--base", "{model}", "--unsanitized", "{model}"],
-         "error: --base: has the same weights as --unsanitized, so it is no control: every leak would "
-         "count as harmless. Give the public model it was fine-tuned from"),
+        (["attack", "{model}", "--corpus", "{corpus}", "--base", "{model}",
+          "--unsanitized", "{model}"],
+         "error: --base: has the same weights as --unsanitized, so it is no control: every leak "
+         "would count as harmless. Give the public model it was fine-tuned from"),
         (["repair", "{model}", "--corpus", "{corpus}", "--out", "{corpus}/x"],
-         "error: --out {corpus}/x: {corpus} is no folder; choose another folder"),
+         "error: cannot write {corpus}/x: {corpus} is no folder; choose another folder"),
         (["repair", "{model}", "--corpus", "{corpus}", "--out", "{out}", "--identifier-loss",
           "anchor"],
          "error: the anchor needs the base model; give it, or use kind: mask"),
@@ -109,8 +110,8 @@ def test_an_error_is_one_sentence_and_exit_code_1(
          "--per: input should be 'layer' or 'model'\n--reset: input should be 'reinit', 'zero', "
          "'rewind', 'mean' or 'dampen'"),
         (["--fraction", "0.5"],
-         "--fraction and --per are for a selector that chooses; give one, such as --selector "
-         "random"),
+         "--fraction and --per need a selector that chooses neurons; give one, such as "
+         "--selector random"),
         (["--part", "foo"], "--part: input should be 'mlp' or 'attention'"),
         (["--last-layers", "foo"], "--last-layers: expected a whole number from 1, half or all"),
         (["--last-layers", "0"], "--last-layers: expected a whole number from 1, half or all"),
@@ -119,7 +120,7 @@ def test_an_error_is_one_sentence_and_exit_code_1(
          "--selector drift needs --base, the public model"),
         (["--reset", "rewind"], "--reset rewind needs --base, the public model"),
         (["--interpolate-to-base", "0.5"], "--interpolate-to-base needs --base, the public model"),
-        (["--merge"], "--merge is for an adapter, and {model} is none; leave it out"),
+        (["--merge"], "--merge is for an adapter, but {model} is none; leave it out"),
     ],
 )  # fmt: skip
 def test_options_that_no_rule_allows_are_wrong_usage(
@@ -135,7 +136,7 @@ def test_options_that_no_rule_allows_are_wrong_usage(
     assert not out.exists()
     assert main(["erase", str(leaky_folder)]) == 2
     assert capsys.readouterr().err.strip() == (
-        "error: give --out, the folder for the new checkpoint, or --dry-run for the plan"
+        "error: give --out, the folder of the new checkpoint, or --dry-run for the plan"
     )
 
 
@@ -209,7 +210,7 @@ def test_a_resume_without_a_run_says_that_it_is_a_new_one(
         "gate: {greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: null}\n"
     )
     assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 1
-    assert f"{out} is not there, so there is nothing to resume" in capsys.readouterr().err
+    assert f"{out} does not exist, so there is nothing to resume" in capsys.readouterr().err
     assert main(["run", str(recipe), "--out", str(out)]) == 1
     assert "nothing to resume" not in capsys.readouterr().err
 

@@ -48,7 +48,7 @@ def test_a_scan_writes_what_it_finds_into_a_file_of_its_owner(
     assert inventory["occurrences"] == written.num_spans
     assert sum(inventory["sources"].values()) == written.num_spans
     assert main([*scan, "--out", str(out)]) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert f"{out} already exists; choose another file" in capsys.readouterr().err
 
 
 def test_an_evaluation_finds_most_of_the_clinic_and_prints_no_value(

@@ -673,11 +673,11 @@ def test_a_plan_that_was_kept_is_carried_out_exactly(
     capsys.readouterr()
     both = ["--plan", str(tmp_path / "plan.json"), "--selector", "all"]
     assert main([*erase, str(tmp_path / "both"), *both]) == 2
-    assert "--plan says already what is chosen" in capsys.readouterr().err
+    assert "--plan already holds every choice" in capsys.readouterr().err
     for more in (["--seed", "9"], ["--dry-run"]):  # neither would have an effect
         kept = [*erase, str(tmp_path / "both"), "--plan", str(tmp_path / "plan.json"), *more]
         assert main(kept) == 2
-        assert "--plan says already what is chosen" in capsys.readouterr().err
+        assert "--plan already holds every choice" in capsys.readouterr().err
     assert not (tmp_path / "both").exists()
 
 

@@ -100,7 +100,7 @@ def test_a_full_disk_is_reported_whichever_library_hits_it(
         assert main(["scan", "Mbeki"]) == 1
         assert capsys.readouterr().err == (
             "error: a file could not be written or read (No space left on device); free space or "
-            "look at the rights, then go on with --resume\n"
+            "check the file rights, then go on with --resume\n"
         )
 
 

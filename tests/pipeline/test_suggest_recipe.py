@@ -176,9 +176,9 @@ def test_a_recipe_is_never_written_over(
     out = tmp_path / "mine.yaml"
     out.write_text("mine")
     assert init(job, out, "--no-time") == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists; choose another file" in capsys.readouterr().err
     found = Fit("gpt2", 1, 1, 9, 9, 1, 1, {}, 9, 9, None)
-    with pytest.raises(RecipeError, match="is there already"):
+    with pytest.raises(RecipeError, match="already exists"):
         write_recipe(out, found, model=job, corpus=job, base=None, held_out=None)
     assert out.read_text() == "mine"
 

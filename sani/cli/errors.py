@@ -1,0 +1,124 @@
+"""How a command ends: exit codes, and the sentence for each error, full disk and Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sani.cli import console
+from sani.errors import SaniError, UsageError
+from sani.machine import distributed
+
+GATE_FAILED = 3
+INTERRUPTED = 130  # what Typer makes of Ctrl-C
+RESUMABLE = ("run", "attack")  # commands that have --resume
+
+
+@contextmanager
+def handled_signals() -> Iterator[None]:
+    """Within, SIGTERM ends a command as Ctrl-C does, so that it cleans up behind itself."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    usual_hook, sys.unraisablehook = sys.unraisablehook, _repeat_interrupt
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual_hook
+        if distributed.launched():  # this process ends anyway, and has said why
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def report_error(error: Exception) -> int:
+    """Print why a command failed, without a traceback, and return its exit code.
+
+    The text of an unexpected error is not shown, since it may quote a record. With SANI_DEBUG=1
+    the error is raised again, for those who may see records.
+    """
+    usage_code = getattr(error, "exit_code", None)
+    if usage_code is not None and hasattr(error, "show"):  # Typer's own: wrong usage
+        if distributed.first("last words"):
+            error.show(file=sys.stderr)
+        return int(usage_code)
+    if os.environ.get("SANI_DEBUG"):
+        raise error
+    if isinstance(error, SaniError):
+        console.say_last(f"error: {error}")
+        return 2 if isinstance(error, UsageError) else 1
+    console.say_last(f"error: {_explanation(error)}")
+    return 1
+
+
+def report_interrupt(words: Sequence[str]) -> int:
+    """Print how an interrupted command goes on, and return its exit code.
+
+    Args:
+        words: Words of the command line.
+    """
+    command = next((word for word in words if not word.startswith("-")), "")
+    can_resume = command in RESUMABLE
+    advice = (
+        f"sani {command} goes on with --resume" if can_resume else "nothing was left half-written"
+    )
+    console.say_last(f"interrupted; {advice}")
+    return 1
+
+
+def _explanation(error: Exception) -> str:
+    """Return what is known of an error that sani did not raise on purpose."""
+    reason = _disk_trouble(error)
+    if reason is not None:
+        return (
+            f"a file could not be written or read ({reason}); free space or check the file rights, "
+            "then go on with --resume"
+        )
+    if distributed.lost(error):
+        return (
+            "another process of this job ended without a message (killed, or out of memory?); go "
+            "on with --resume"
+        )
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = f"{Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame else "?"
+    return (
+        f"{type(error).__name__} at {where}, a defect of sani or of a library below it; its text "
+        "is not shown because it may quote a record (SANI_DEBUG=1 shows it)"
+    )
+
+
+_DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM,
+)  # fmt: skip
+# safetensors and torch raise errors without such a number, with one of these texts.
+_DISK_TEXTS = ("No space left on device", "StorageFull", "File too large", "inline_container.cc")
+
+
+def _disk_trouble(error: BaseException | None) -> str | None:
+    """Return the disk's reason, if the disk caused this error; never the name of a file."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return error.strerror
+        if any(text in str(error) for text in _DISK_TEXTS):
+            return "No space left on device"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _repeat_interrupt(unraisable: Any) -> None:
+    """Send a Ctrl-C again that came within a destructor, where Python can raise nothing.
+
+    Python would print the error's text instead, which may quote a record.
+    """
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        again = (threading.main_thread().ident, signal.SIGINT)
+        threading.Timer(0.1, signal.pthread_kill, again).start()

@@ -1,0 +1,92 @@
+"""Commands for the whole job of a recipe: run and demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sani.cli import console
+from sani.cli.errors import GATE_FAILED
+from sani.cli.options import Json
+from sani.cli.release import show_report, warn_of_files_not_released
+
+if TYPE_CHECKING:
+    from sani.recipe import Recipe
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder.", show_default="runs/<name of the recipe>")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check every input; run nothing and write nothing.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="section.key=value wins over the recipe. May be repeated."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Do the whole job of a recipe. The exit code is 3 if its gate does not hold."""
+    from sani.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides=overrides or ())
+    folder = out or Path("runs") / recipe.stem
+    if check:
+        raise typer.Exit(_check(settings, folder, as_json=as_json))
+    raise typer.Exit(run_and_show(settings, folder, resume=resume, as_json=as_json))
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for models and runs.")] = Path("runs/demo"),
+) -> None:
+    """Invent a clinic, train a model that recites its patients, and sanitize it. No download."""
+    from sani.demo.demo import demo_recipe
+    from sani.recipe import load_recipe
+
+    with console.reporter() as on_step:
+        recipe = demo_recipe(out, on_step=on_step)
+    console.say(f"sani run {recipe}")
+    raise typer.Exit(run_and_show(load_recipe(recipe), out / "run", resume=False, as_json=False))
+
+
+def _check(settings: Recipe, out: Path, *, as_json: bool) -> int:
+    """Print what the inputs of a run are found to be, and return the exit code."""
+    from dataclasses import asdict
+
+    from sani.machine.device import quiet_libraries
+    from sani.pipeline.preflight import check
+
+    quiet_libraries()
+    items = check(settings, out)
+    if as_json:
+        console.show_json([asdict(item) for item in items])
+    else:
+        rows = [[item.name, "ok" if item.holds else "NO", item.detail] for item in items]
+        console.show_table("Check (nothing was written)", ["what", "", "result"], rows)
+    return 0 if all(item.holds for item in items) else 1
+
+
+def run_and_show(settings: Recipe, out: Path, *, resume: bool, as_json: bool) -> int:
+    """Carry out a recipe, print its report, and return the exit code."""
+    from sani.pipeline.run import run as run_recipe
+
+    if resume and not out.exists():
+        console.say(f"{out} does not exist, so there is nothing to resume: this run is new")
+    with console.reporter() as on_step:
+        result = run_recipe(settings, out, resume=resume, on_step=on_step)
+    warn_of_files_not_released(settings.model.path, only_checked=settings.only_checks)
+    if as_json:
+        console.show_json(result.report)
+    else:
+        show_report(result.report, out)
+        checkpoint = settings.model.path if settings.only_checks else out / "sanitized"
+        warning = "" if result.gate_holds else " (do not share it: the gate does not hold)"
+        console.show(f"Checkpoint: {checkpoint}{warning}")
+    return 0 if result.gate_holds else GATE_FAILED
