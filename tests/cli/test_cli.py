@@ -364,20 +364,3 @@ def test_check_finds_every_problem_and_writes_nothing(
     assert "has the same weights as model.path" in " ".join(capsys.readouterr().out.split())
     assert main([*again, "--set", f"model.base={base_folder}"]) == 0
     assert sorted(tmp_path.rglob("*")) == there
-
-
-def test_the_readme_names_every_family_recipe_and_module() -> None:
-    from sani.models.families import FAMILIES
-
-    root = Path(__file__).resolve().parents[2]
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    missing = [name for name in FAMILIES if f"`{name}`" not in readme]
-    missing += [path.name for path in (root / "recipes").iterdir() if path.name not in readme]
-    places = [p for p in (root / "sani").iterdir() if p.is_dir() or p.suffix == ".py"]
-    missing += [
-        path.name
-        for path in places
-        if not path.name.startswith("__") and f"sani/{path.name}" not in readme
-    ]
-    assert missing == []
-    assert len(readme.splitlines()) <= 250
