@@ -14,10 +14,12 @@ import json
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from sani.atomic import new_file, write_text
 from sani.errors import RunError
@@ -26,6 +28,7 @@ from sani.machine import distributed
 RECIPE = "recipe.resolved.yaml"
 _RESUME = "free space and --resume"
 _Arrays = TypeVar("_Arrays")
+_Record = TypeVar("_Record")
 
 
 class RunFolder:
@@ -45,9 +48,46 @@ class RunFolder:
         return distributed.on_main(lambda: self._load(stage))
 
     def _load(self, stage: str) -> Any:
-        if not self.finished(stage):
+        text = self._read(stage)
+        return None if text is None else json.loads(text)
+
+    def _read(self, stage: str) -> str | None:
+        path = self.path / f"{stage}.json"
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+    def load_as(self, stage: str, kind: type[_Record]) -> _Record | None:
+        """Return a finished stage's result as a typed record, or None if it is not finished.
+
+        Args:
+            stage: Name of the result file, without ``.json``.
+            kind: A dataclass or Pydantic model with the file's fields.
+
+        Raises:
+            RunError: If the file does not fit the type, as of another version of sani.
+        """
+        text = distributed.on_main(lambda: self._read(stage))
+        if text is None:
             return None
-        return json.loads((self.path / f"{stage}.json").read_text(encoding="utf-8"))
+        try:
+            return _adapter(kind).validate_json(text)
+        except ValidationError as error:
+            field = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
+            raise RunError(
+                f"{self.path / f'{stage}.json'} does not fit this version of sani: "
+                f"{error.error_count()} fields differ, the first is {field}; start again in "
+                "another --out"
+            ) from None
+
+    def load_finished(self, stage: str, kind: type[_Record]) -> _Record:
+        """Return a stage's result as a typed record.
+
+        Raises:
+            RunError: If the stage is not finished, or its file does not fit the type.
+        """
+        record = self.load_as(stage, kind)
+        if record is None:
+            raise RunError(f"{self.path} holds no {stage}.json; finish the run with --resume")
+        return record
 
     def save(self, stage: str, data: Any) -> None:
         """Write a stage's result; this finishes the stage."""
@@ -85,6 +125,12 @@ class RunFolder:
             with new_file(path, mode=0o600, advice=_RESUME) as partial:
                 partial.write_bytes(secrets.token_bytes(32))
         return path.read_bytes()
+
+
+@cache
+def _adapter(kind: type[_Record]) -> TypeAdapter[_Record]:
+    """Return the parser of a record type; building one takes a while."""
+    return TypeAdapter(kind)
 
 
 @contextmanager

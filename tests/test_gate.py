@@ -1,30 +1,61 @@
 """The gate fails closed: whatever is missing, broken or too small never holds."""
 
-import copy
 import math
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from sani.auditing.audit import Figures, Queries, Utility
+from sani.auditing.record import AuditRecord
 from sani.gate import judge
-from sani.intervals import rate
+from sani.intervals import Estimate, rate
 from sani.recipe import GateSettings
+from sani.scanning.record import ScanQuality, ScanRecord
+
+UNKNOWN = Estimate(0, None, None, None)
 
 
-def audit_of(greedy: tuple[int, int], *, auc: float | None = 0.52, perplexity: float = 2.0) -> Any:
-    """An audit's plain data with these figures for direct identifiers."""
-    return {
-        "figures": {
-            "direct": {
-                "greedy": asdict(rate(*greedy)),
-                "discoverable": asdict(rate(*greedy)),
-                "auc": {"trials": greedy[1], "value": auc, "low": auc, "high": auc},
-            }
-        },
-        "unscored": {},
-        "utility": {"perplexity": perplexity, "accuracy": 0.5, "tokens": 100},
-    }
+def figures_of(greedy: tuple[int, int], *, auc: float | None) -> Figures:
+    """Return figures with these rates and this AUC, the others unknown."""
+    return Figures(
+        greedy=rate(*greedy),
+        discoverable=rate(*greedy),
+        queries=Queries({}, {}, 0),
+        identifiers=rate(0, 0),
+        within_beam=rate(0, 0),
+        worst_rank=None,
+        extraction_strength=UNKNOWN,
+        exact_memorization=UNKNOWN,
+        auc=Estimate(greedy[1], auc, auc, auc),
+        exposure=UNKNOWN,
+        accuracy=UNKNOWN,
+        chance=None,
+        association=UNKNOWN,
+        association_accuracy=UNKNOWN,
+        association_chance=None,
+        log_probability=UNKNOWN,
+    )
+
+
+def audit_of(
+    greedy: tuple[int, int], *, auc: float | None = 0.52, perplexity: float = 2.0
+) -> AuditRecord:
+    """Return an audit with these figures for direct identifiers."""
+    return AuditRecord(
+        framing="bos",
+        framings_tried={},
+        figures={"direct": figures_of(greedy, auc=auc)},
+        jointly=None,
+        unscored={},
+        without_decoys=0,
+        utility=Utility(tokens=100, perplexity=perplexity, accuracy=0.5),
+        membership=None,
+        tokens=1000,
+        seconds=1.0,
+        generation=None,
+    )
 
 
 BEFORE = audit_of((900, 1000), auc=0.99)
@@ -33,7 +64,13 @@ CLEAN = audit_of((3, 1000))
 ZERO = audit_of((0, 1000))
 
 
-def failed(after: Any, *, control: Any = CONTROL, before: Any = BEFORE, **limits: Any) -> set[str]:
+def failed(
+    after: AuditRecord,
+    *,
+    control: AuditRecord | None = CONTROL,
+    before: AuditRecord = BEFORE,
+    **limits: Any,
+) -> set[str]:
     checks = judge(GateSettings(**limits), before=before, after=after, control=control)
     return {check.name for check in checks if not check.holds}
 
@@ -45,20 +82,25 @@ def test_a_clean_audit_holds_and_a_leaky_one_does_not() -> None:
     }  # fmt: skip
 
 
-def broken(path: str, value: Any) -> Any:
-    after = copy.deepcopy(CLEAN)
-    *keys, last = path.split(".")
-    place = after
-    for key in keys:
-        place = place[key]
-    place[last] = value
-    return after
+def broken(path: str, value: Any, audit: AuditRecord = CLEAN) -> AuditRecord:
+    """Return the audit with another value at one place, as ``figures.direct.greedy.value``."""
+
+    def changed(part: Any, keys: Sequence[str]) -> Any:
+        if not keys:
+            return value
+        first, *rest = keys
+        if isinstance(part, dict):
+            return {**part, first: changed(part[first], rest)}
+        return replace(part, **{first: changed(getattr(part, first), rest)})
+
+    result: AuditRecord = changed(audit, path.split("."))
+    return result
 
 
 @pytest.mark.parametrize(
     ("path", "value", "name"),
     [
-        ("figures.direct.greedy", asdict(rate(0, 0)), "greedy.direct"),
+        ("figures.direct.greedy", rate(0, 0), "greedy.direct"),
         ("figures.direct.greedy.value", math.nan, "greedy.direct"),
         ("figures.direct.discoverable.value", math.nan, "discoverable.direct"),
         ("figures.direct.auc.value", None, "auc.direct"),
@@ -132,16 +174,13 @@ def test_an_audit_that_found_nothing_before_is_no_success_after() -> None:
 
 
 def test_a_control_that_skipped_occurrences_is_none() -> None:
-    control = {**CONTROL, "unscored": {"no token covers it": 1}}
+    control = replace(CONTROL, unscored={"no token covers it": 1})
     assert failed(CLEAN, control=control) == {"unscored.control"}
 
 
 def test_an_auc_over_a_few_occurrences_does_not_stand_for_all() -> None:
-    after = copy.deepcopy(CLEAN)
-    after["figures"]["direct"]["auc"]["trials"] = 899
-    assert failed(after) == {"auc.direct"}
-    after["figures"]["direct"]["auc"]["trials"] = 900
-    assert failed(after) == set()
+    assert failed(broken("figures.direct.auc.trials", 899)) == {"auc.direct"}
+    assert failed(broken("figures.direct.auc.trials", 900)) == set()
 
 
 def test_a_limit_of_zero_allows_nothing() -> None:
@@ -156,9 +195,14 @@ def test_an_auc_below_chance_gives_the_control_no_extra_room() -> None:
     assert failed(audit_of((0, 1000), auc=0.54), control=audit_of((2, 1000), auc=0.3)) == set()
 
 
+def scan_of(quality: ScanQuality | None) -> ScanRecord:
+    """Return the record of a scan of this quality."""
+    return ScanRecord(9, 9, 9, 0, 0, {}, {}, quality, "digest")
+
+
 def test_a_scan_of_unknown_or_low_recall_does_not_hold_where_the_recipe_asks() -> None:
     def check(hits: int, trials: int, least: float = 0.9) -> Any:
-        scan = {"quality": {"recall": asdict(rate(hits, trials))}}
+        scan = scan_of(ScanQuality(9, rate(hits, trials), None, None, None, None, {}, {}))
         settings = GateSettings(scan_recall=least)
         checks = judge(settings, before=BEFORE, after=CLEAN, control=CONTROL, scan=scan)
         return next(check for check in checks if check.name == "scan_recall")
@@ -167,41 +211,41 @@ def test_a_scan_of_unknown_or_low_recall_does_not_hold_where_the_recipe_asks() -
     assert check(990, 1000).measured == rate(990, 1000).low
     assert not check(905, 1000).holds  # the value is above, the lower end of its interval is not
     assert not check(10, 10).holds
-    for scan in (None, {"quality": None}):
+    for scan in (None, scan_of(None)):
         checks = judge(
             GateSettings(scan_recall=0.0), before=BEFORE, after=CLEAN, control=CONTROL, scan=scan
         )
         last = {check.name: check for check in checks}["scan_recall"]
         assert (last.holds, last.measured) == (False, None)
-        assert "unknown" in last.why
+        assert "unknown" in last.reason
     assert "scan_recall" not in {
         check.name for check in judge(GateSettings(), before=BEFORE, after=CLEAN, control=CONTROL)
     }
 
 
 def test_a_masked_model_must_meet_the_rates_in_both_ways_of_asking() -> None:
-    clean, control = ({**side, "jointly": side["figures"]} for side in (CLEAN, CONTROL))
+    clean, control = (replace(side, jointly=side.figures) for side in (CLEAN, CONTROL))
     assert failed(clean, control=control) == set()
-    leaks = {**clean, "jointly": audit_of((200, 1000))["figures"]}
+    leaks = replace(clean, jointly=audit_of((200, 1000)).figures)
     assert failed(leaks, control=control) == {
         "greedy.direct.jointly",
         "discoverable.direct.jointly",
     }
-    assert failed({**clean, "jointly": {}}, control=control) == set()  # of a causal model
+    assert failed(replace(clean, jointly={}), control=control) == set()  # of a causal model
     assert failed(clean) == {"greedy.direct.jointly", "discoverable.direct.jointly"}
 
 
 def test_an_auc_check_says_what_it_allows_and_whether_that_is_settled() -> None:
-    def why(value: float, low: float, high: float, base: float) -> str:
-        after = audit_of((0, 1000), auc=value)
-        after["figures"]["direct"]["auc"] |= {"low": low, "high": high}
+    def reason(value: float, low: float, high: float, base: float) -> str:
+        auc = Estimate(1000, value, low, high)
+        after = broken("figures.direct.auc", auc, audit_of((0, 1000)))
         settings = GateSettings(auc_excess=0.05)
-        found = judge(settings, before=BEFORE, after=after, control=audit_of((0, 1000), auc=base))
-        return next(check.why for check in found if check.name == "auc.direct")
+        checks = judge(settings, before=BEFORE, after=after, control=audit_of((0, 1000), auc=base))
+        return next(check.reason for check in checks if check.name == "auc.direct")
 
-    below = "the control has 0.480; 0.05 above chance, 0.5, is allowed"
-    assert why(0.52, 0.51, 0.53, 0.48) == below
-    assert (
-        why(0.54, 0.44, 0.64, 0.52) == "the control has 0.520; 0.05 above it is allowed; the "
-        "95 % interval, 0.440 to 0.640, has the limit in it: 1000 occurrences do not settle this"
+    below = "The control's AUC is 0.480; 0.05 above chance (0.5) is allowed."
+    assert reason(0.52, 0.51, 0.53, 0.48) == below
+    assert reason(0.54, 0.44, 0.64, 0.52) == (
+        "The control's AUC is 0.520; 0.05 above that is allowed. The limit lies within the 95 % "
+        "interval, 0.440 to 0.640: 1000 occurrences do not settle this."
     )

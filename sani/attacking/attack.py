@@ -143,7 +143,7 @@ def attack(
         "framing": framing,
         "documents": len(scene.corpus),
         "occurrences": len(scene.places),
-        "not_asked": [name for name in ATTACKS if name not in chosen],
+        "not_run": [name for name in ATTACKS if name not in chosen],
         "seconds": time.perf_counter() - started,
         "attacks": {
             attack_name: {variant: _compared(by_model, plain) for variant, by_model in rows.items()}

@@ -147,7 +147,7 @@ def show_evaluation(quality: Mapping[str, Any]) -> None:
     """How good a scan is, label by label; P, R and F1 stand for precision, recall and F1."""
     rows = []
     for label, scores in quality["labels"].items():
-        row = [label, str(scores["strict"]["gold"]), str(scores["strict"]["found"])]
+        row = [label, str(scores["strict"]["gold"]), str(scores["strict"]["predicted"])]
         for name in ("strict", "overlapping", "characters"):
             row.append(" ".join(_share(scores[name][key]) for key in ("precision", "recall", "f1")))
         missed = str(quality["missed"].get(label, 0))
@@ -174,11 +174,11 @@ def show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
             _plain(check["measured"]),
             ("at least " if check["at_least"] else "at most ") + _plain(check["limit"]),
             "yes" if check["holds"] else "NO",
-            check["why"],
+            check["reason"],
         ]
         for check in checks
     ]
-    show_table("Gate", ["limit", "measured", "allowed", "holds", "why"], rows)
+    show_table("Gate", ["limit", "measured", "allowed", "holds", "reason"], rows)
 
 
 def _percent(rate: Mapping[str, Any]) -> str:

@@ -208,6 +208,7 @@ def attack(
         )
     from sani.attacking.attack import ATTACKS as NAMES
     from sani.attacking.attack import BASE, SANITIZED, UNSANITIZED
+    from sani.attacking.result import AttackResult
     from sani.corpus.readers import read_corpus
     from sani.gate import judge_attacks, positive_control_of_attacks
     from sani.pipeline.inputs import Documents, read_others
@@ -238,9 +239,10 @@ def attack(
             resume=resume,
             on_step=on_step,
         )
+    record = AttackResult.from_json(result)
     judged = [
-        *([positive_control_of_attacks(result)] if gate else []),
-        *judge_attacks("control", result),
+        *([positive_control_of_attacks(record)] if gate else []),
+        *judge_attacks("control", record),
     ]
     checks = [check.to_json() for check in judged]
     if as_json:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+from sani.attacking.result import AttackResult
+from sani.auditing.record import AuditRecord
 from sani.errors import AuditError, RepairError, RunError, SelectionError, UnsavedError
 from sani.gate import Check
 from sani.machine import distributed
@@ -35,10 +37,10 @@ _ATTACK = "attack"
 
 @dataclass(frozen=True)
 class Judged:
-    """What was measured on a rung's checkpoint, as plain data, and what the gate says of it."""
+    """What was measured on a rung's checkpoint, and what the gate says of it."""
 
-    audit: dict[str, Any]
-    attack: dict[str, Any] | None
+    audit: AuditRecord
+    attack: AttackResult | None
     checks: list[Check]
 
 
@@ -156,7 +158,8 @@ def _attempt(
         found["weights_digest"] = found["repair"]["weights_digest"] = checkpoint.weights_digest()
         judged = stages.judged(checkpoint, within=within)
         distributed.on_main(lambda: save_checkpoint(checkpoint, folder.private / f"rung-{number}"))
-        found |= {"audit": judged.audit, "attack": judged.attack}
+        found["audit"] = judged.audit.to_json()
+        found["attack"] = judged.attack.to_json() if judged.attack else None
         found["checks"] = [check.to_json() for check in judged.checks]
         found["holds"] = all(check.holds for check in judged.checks)
     except UnsavedError:

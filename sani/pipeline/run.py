@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from sani.attacking.attack import BASE, SANITIZED, UNSANITIZED, attack
+from sani.attacking.result import AttackResult
 from sani.auditing.audit import AuditResult, audit, worst_framing
 from sani.auditing.compare import compare_audits, compare_pretraining
+from sani.auditing.record import AuditRecord, CheckpointAudit, record_of
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.erasing.erase import erase
@@ -66,6 +68,7 @@ from sani.reporting.reveal import reveal
 from sani.runfolder import RECIPE, RunFolder, open_run
 from sani.scanning.detection import detect, estimate
 from sani.scanning.inventory import scan
+from sani.scanning.record import ScanRecord
 
 OnStep = Callable[[str, int, int], None]
 
@@ -139,9 +142,10 @@ def _release(recipe: Recipe, folder: RunFolder, job: _Job, corpus: Corpus) -> di
     Of a checkpoint that was only checked no copy is written.
     """
     out = folder.path
-    checks = job.judge(recipe.gate, folder.load("audit-after"), folder.load("attack"))
+    after = folder.load_finished("audit-after", CheckpointAudit)
+    checks = job.judge(recipe.gate, after, folder.load_as("attack", AttackResult))
     report = build_report(folder, recipe, corpus, checks)
-    digest = folder.load("audit-after")["weights_digest"]
+    digest = after.weights_digest
     if not (recipe.only_checks or is_current(out / "sanitized", report, weights_digest=digest)):
         released = job.latest()
         if released.weights_digest() != digest:
@@ -555,25 +559,22 @@ class _Job:
 
     def judged(self, checkpoint: Checkpoint, *, within: str) -> Judged:
         """A rung's audit and verdict; it is attacked only if the gate asks and all else holds."""
-        found = self._measured(checkpoint, self._recipe.audit, _in(within, "audit"))
-        checks, attacks = self.judge(self._gate_without_attacks, found), None
+        record = self._measured(checkpoint, self._recipe.audit, _in(within, "audit"))
+        checks, attacks = self.judge(self._gate_without_attacks, record), None
         if self._recipe.gate.judges_attacks:
             if all(check.holds for check in checks):
                 attacks = self._attacked(checkpoint)
-            checks = self.judge(self._recipe.gate, found, attacks)
-        return Judged(found, attacks, checks)
+            checks = self.judge(self._recipe.gate, record, attacks)
+        return Judged(record, attacks, checks)
 
-    def _measured(
-        self, checkpoint: Checkpoint, settings: AuditSettings, stage: str
-    ) -> dict[str, Any]:
-        """What the gate asks of an audit, and no more of it."""
-        found = self._gate_audit(checkpoint, settings, stage).to_json()
-        found = distributed.gather(found)[
-            0
-        ]  # or ranks whose last digits differ would part at a limit
-        if found["utility"] and not math.isfinite(found["utility"]["perplexity"]):
+    def _measured(self, checkpoint: Checkpoint, settings: AuditSettings, stage: str) -> AuditRecord:
+        """Return what the gate asks of an audit, and no more of it."""
+        record = record_of(self._gate_audit(checkpoint, settings, stage))
+        # All ranks take the first one's: ranks whose last digits differ would part at a limit.
+        record = distributed.gather(record)[0]
+        if record.utility and not math.isfinite(record.utility.perplexity):
             raise AuditError("the held-out perplexity is not a number")
-        return found
+        return record
 
     def measured(self, checkpoint: Checkpoint, *, within: str) -> AuditResult:
         """A round's audit."""
@@ -598,31 +599,31 @@ class _Job:
         return self._recipe.gate.model_copy(update={"attacks": None, "attacks_auc_excess": None})
 
     def judge(
-        self, gate: GateSettings, after: Mapping[str, Any], attacks: Mapping[str, Any] | None = None
+        self, gate: GateSettings, after: AuditRecord, attacks: AttackResult | None = None
     ) -> list[Check]:
         """Hold an audit, and attacks, against limits."""
         return judge(
             gate,
-            before=self._folder.load("audit-before"),
+            before=self._folder.load_finished("audit-before", CheckpointAudit),
             after=after,
-            control=self._folder.load("audit-base"),
-            scan=self._folder.load("scan"),
+            control=self._folder.load_as("audit-base", CheckpointAudit),
+            scan=self._folder.load_as("scan", ScanRecord),
             attacks=attacks,
         )
 
     def attack(self) -> None:
         """Attack the sanitized checkpoint; an interrupted one goes on with the next attack."""
         if self._recipe.attack is not None and not self._folder.finished("attack"):
-            self._folder.save("attack", self._attacked(self.latest()))
+            self._folder.save("attack", self._attacked(self.latest()).to_json())
 
-    def _attacked(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def _attacked(self, checkpoint: Checkpoint) -> AttackResult:
         settings = self._recipe.attack or AttackSettings()
         place = self._folder.private / "attack"
         distributed.on_main(lambda: place.mkdir(exist_ok=True))
         models = {SANITIZED: checkpoint, UNSANITIZED: self.unsanitized()}
         if self._recipe.model.base is not None:
             models[BASE] = self.base
-        return attack(
+        result = attack(
             models,
             self._corpus,
             settings,
@@ -634,6 +635,7 @@ class _Job:
             folder=place,
             on_step=self._on_step,
         )
+        return AttackResult.from_json(result)
 
     def _keep(self, stage: str, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
         """Keep a stage's weights in the private part, then its result, which finishes it."""

@@ -59,7 +59,7 @@ def _table(found: Mapping[str, Any]) -> Section:
         "extracted (greedily or (n, p)) from the sanitized checkpoint and not from the base by the "
         "same attack; recovered: not extracted without the attack."
     ]
-    if found["not_asked"]:
+    if found["not_run"]:
         sentences.append(f"Not asked for: {', '.join(found['not_asked'])}.")
     sentences += guidance(found)
     for name, variant, row in _rows(found):

@@ -76,7 +76,7 @@ def summary(report: Mapping[str, Any]) -> Section:
 def untested(report: Mapping[str, Any]) -> tuple[str, ...]:
     """What this run says nothing about, one sentence each."""
     kinds = report["gate_settings"]["kinds"]
-    limit, asked = report["corpus_limit"], report["not_asked"]
+    limit, asked = report["corpus_limit"], report["without_limit"]
     return (
         *report["not_tested"],
         *(f"{kind} identifiers: measured, but the gate sets no limit for them"

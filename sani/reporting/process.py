@@ -300,14 +300,14 @@ def limits(report: Mapping[str, Any]) -> Section:
         "limits",
         "Limits of the gate",
         (),
-        ("limit", "measured", "allowed", "holds", "why"),
+        ("limit", "measured", "allowed", "holds", "reason"),
         tuple(
             (
                 check["name"],
                 number(check["measured"]),
                 ("at least " if check["at_least"] else "at most ") + number(check["limit"]),
                 "yes" if check["holds"] else "NO",
-                check["why"],
+                check["reason"],
             )
             for check in report["gate"]["checks"]
         ),

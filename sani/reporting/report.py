@@ -99,7 +99,7 @@ def build_report(
         "repair": _repaired(folder.load("repair")),
         "audit_settings": _without_paths(recipe.audit.model_dump()),
         "gate_settings": recipe.gate.model_dump(mode="json"),
-        "not_asked": [name for name, limit in recipe.gate.model_dump().items() if limit is None],
+        "without_limit": [name for name, limit in recipe.gate.model_dump().items() if limit is None],
         "corpus_limit": recipe.corpus.limit,
         "recipe": _without_paths(recipe.model_dump()),
         "source_card": read_source_card(recipe.model.path, recipe.model.base),
@@ -141,7 +141,7 @@ def junit(report: dict[str, Any]) -> str:
         case = ElementTree.SubElement(suite, "testcase", classname="sani.gate", name=check["name"])
         if not check["holds"]:
             message = f"{number(check['measured'])}, limit {number(check['limit'])}"
-            ElementTree.SubElement(case, "failure", message=message).text = check["why"]
+            ElementTree.SubElement(case, "failure", message=message).text = check["reason"]
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
@@ -216,7 +216,7 @@ def _not_attacked(attacks: dict[str, Any] | None) -> list[str]:
     """What no attack tried on the sanitized checkpoint."""
     if attacks is None:
         return [NOT_ATTACKED]
-    names = (*attacks["not_asked"], *attacks["attacks"])
+    names = (*attacks["not_run"], *attacks["attacks"])
     missing = [name for name in names if whether_tested(attacks, name) == "not tested"]
     return [f"attacks that were not run: {', '.join(missing)}"] if missing else []
 

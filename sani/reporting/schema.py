@@ -47,9 +47,9 @@ class Tally(Part):
     """Entities or characters compared with gold ones."""
 
     gold: int
-    found: int
-    gold_found: int
-    found_gold: int
+    predicted: int
+    gold_matched: int
+    predicted_matched: int
     precision: float | None
     recall: float | None
     f1: float | None
@@ -376,7 +376,7 @@ class Report(Part):
     repair: Repair | None
     audit_settings: AuditSettings
     gate_settings: GateSettings
-    not_asked: list[str]
+    without_limit: list[str]
     corpus_limit: int | None
     recipe: dict[str, Any]
     source_card: SourceCard

@@ -25,19 +25,19 @@ class Tally:
     """What was found of what there is.
 
     Attributes:
-        gold: Things there are; ``gold_found`` of them were found.
-        found: Things found; ``found_gold`` of them are there.
+        gold: Things there are; ``gold_matched`` of them were found.
+        predicted: Things found; ``predicted_matched`` of them are there.
     """
 
     gold: int = 0
-    gold_found: int = 0
-    found: int = 0
-    found_gold: int = 0
+    gold_matched: int = 0
+    predicted: int = 0
+    predicted_matched: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Counts, and precision, recall and F1; None where nothing was tried."""
-        recall = self.gold_found / self.gold if self.gold else None
-        precision = self.found_gold / self.found if self.found else None
+        recall = self.gold_matched / self.gold if self.gold else None
+        precision = self.predicted_matched / self.predicted if self.predicted else None
         f1 = None
         if recall is not None and precision is not None:
             f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
@@ -77,7 +77,7 @@ class Evaluation:
     @property
     def recall(self) -> Rate:
         """Direct identifiers wholly covered, with the interval: the scan's estimated recall."""
-        return rate(self.entities.gold_found, self.entities.gold)
+        return rate(self.entities.gold_matched, self.entities.gold)
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation as plain data; holds no value of the corpus."""
@@ -129,7 +129,7 @@ def _compare(document: Document, found: Sequence[Span], result: Evaluation) -> N
         if span.kind == "direct" and solid[inside].any():
             whole = not bool((solid[inside] & ~covered[inside]).any())
             result.entities.gold += 1
-            result.entities.gold_found += whole
+            result.entities.gold_matched += whole
             if not whole:
                 result.missed[label] += 1
     for label in {name for _, name in (*gold, *hits)}:
@@ -143,13 +143,13 @@ def _compare(document: Document, found: Sequence[Span], result: Evaluation) -> N
         claimed = {(span.start, span.end) for span in theirs}
         both = len(extents & claimed)
         scores.strict.gold += len(extents)
-        scores.strict.found += len(claimed)
-        scores.strict.gold_found += both
-        scores.strict.found_gold += both
+        scores.strict.predicted += len(claimed)
+        scores.strict.gold_matched += both
+        scores.strict.predicted_matched += both
         scores.overlapping.gold += len(extents)
-        scores.overlapping.found += len(claimed)
-        scores.overlapping.gold_found += sum(bool(other[a:b].any()) for a, b in extents)
-        scores.overlapping.found_gold += sum(bool(mine[a:b].any()) for a, b in claimed)
+        scores.overlapping.predicted += len(claimed)
+        scores.overlapping.gold_matched += sum(bool(other[a:b].any()) for a, b in extents)
+        scores.overlapping.predicted_matched += sum(bool(mine[a:b].any()) for a, b in claimed)
 
 
 def _mask(text: str, spans: Iterable[Span]) -> np.ndarray:
@@ -162,6 +162,6 @@ def _mask(text: str, spans: Iterable[Span]) -> np.ndarray:
 def _count(tally: Tally, gold: np.ndarray, found: np.ndarray) -> None:
     both = int((gold & found).sum())
     tally.gold += int(gold.sum())
-    tally.found += int(found.sum())
-    tally.gold_found += both
-    tally.found_gold += both
+    tally.predicted += int(found.sum())
+    tally.gold_matched += both
+    tally.predicted_matched += both

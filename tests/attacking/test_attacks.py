@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sani import run
+from sani import gate, run
 from sani.attacking import guidance as guidance_module
 from sani.attacking import layers as layers_module
 from sani.attacking import neighbours as neighbours_module
@@ -37,13 +37,13 @@ from sani.attacking.neighbours import near_duplicate, neighbours
 from sani.attacking.prompting import _Asked, prompting
 from sani.attacking.quantize import round_to_nearest, round_weights
 from sani.attacking.relearn import relearn
+from sani.attacking.result import AttackResult
 from sani.attacking.sampling import check, sampling
 from sani.auditing.occurrences import Occurrences
 from sani.cli.main import app, main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
 from sani.errors import AttackError, RecipeError
-from sani.gate import judge_attacks
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.models.families import hidden_states, layer_states, logits
 from sani.pipeline.preflight import check as check_recipe
@@ -809,6 +809,14 @@ def test_no_identifier_stands_in_what_attacks_give_back(
     assert not [value for value in values if len(value) > 4 and value in text]
 
 
+def judge_attacks(
+    limit: Any, attacks: dict[str, Any] | None, *, auc_excess: float | None = None
+) -> list[gate.Check]:
+    """Judge attacks that are given as plain data, in which a test can break one figure."""
+    result = None if attacks is None else AttackResult.from_json(attacks)
+    return gate.judge_attacks(limit, result, auc_excess=auc_excess)
+
+
 def test_the_gate_holds_for_the_base_and_not_for_the_leaky_model(
     quick: tuple[dict[str, Any], Path],
 ) -> None:
@@ -839,7 +847,7 @@ def test_the_gate_holds_for_the_base_and_not_for_the_leaky_model(
     row["base"] = {**row["base"], "unscored": 1}
     held = {check.name: check.holds for check in judge_attacks("control", wrong)}
     assert not held["attack.quantize.greedy"]
-    unasked = {**clean, "not_asked": ["relearn"]}
+    unasked = {**clean, "not_run": ["relearn"]}
     assert not all(check.holds for check in judge_attacks("control", unasked))
     assert not any(check.holds for check in judge_attacks("control", None))
 
@@ -917,7 +925,7 @@ def test_an_attack_counts_as_tested_only_where_it_ran_on_the_sanitized_model(
     next(iter(rows.values()))["models"]["sanitized"]["not_run"] = "it was not"
     assert whether_tested(found, "prompting") == "tested in part, see Attacks"
     found["attacks"].pop("prompting")
-    found["not_asked"] = ["prompting"]
+    found["not_run"] = ["prompting"]
     assert _not_attacked(found) == ["attacks that were not run: prompting, guidance"]
     assert whether_tested(None, "prompting") == "not tested"
     assert "Not tested" in attack_sections(None)[0].sentences[0]
@@ -1034,7 +1042,7 @@ def test_a_run_attacks_judges_and_reports(
     assert ">Ripples<" in shown
     assert "tested, see Attacks" in shown
     assert "must never be released" in shown
-    assert "no attack was run" not in shown
+    assert "No attack was run" not in shown
     brief = (tmp_path / "run" / "report.md").read_text()
     assert "- measured, but not judged: Guidance: whoever holds" in brief
     values = {d.value(s) for d in clinic.private for s in d.spans if s.kind == "direct"}

@@ -20,7 +20,6 @@ from sani import run
 from sani.cli.main import main
 from sani.corpus.documents import Corpus
 from sani.corpus.tables import write_jsonl
-from sani.gate import judge
 from sani.recipe import Recipe
 from sani.reporting.by_subject import BINS, against_control, by_subject
 from sani.reporting.card import model_card, read_source_card
@@ -32,6 +31,7 @@ from sani.runfolder import RunFolder
 from tests.support.clinic import Clinic
 from tests.support.reports import (
     HOSTILE,
+    checks_of,
     corpus_of,
     entry,
     finished_run,
@@ -549,12 +549,7 @@ def test_a_hundred_thousand_occurrences_fit_a_page(tmp_path: Path) -> None:
     heads = [entry(layer, "attention", range(0, 64, 2), 64) for layer in range(80)]
     folder, recipe, report = finished_run(tmp_path / "run", corpus, entries=[*half, *heads])
     started = time.perf_counter()
-    checks = judge(
-        recipe.gate,
-        before=folder.load("audit-before"),
-        after=folder.load("audit-after"),
-        control=folder.load("audit-base"),
-    )
+    checks = checks_of(folder, recipe)
     again = build_report(folder, recipe, corpus, checks)
     built = time.perf_counter()
     write_report(folder.path, again)

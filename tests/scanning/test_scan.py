@@ -649,7 +649,7 @@ def test_an_evaluation_counts_entities_characters_and_what_is_missed() -> None:
     assert names["overlapping"]["recall"] == names["overlapping"]["precision"] == 1.0
     assert names["characters"]["recall"] == pytest.approx(3 / 7)
     strict = numbers["strict"]
-    assert (strict["gold"], strict["gold_found"], strict["found"]) == (1, 1, 2)
+    assert (strict["gold"], strict["gold_matched"], strict["predicted"]) == (1, 1, 2)
     assert (strict["precision"], strict["recall"]) == (0.5, 1.0)
     assert strict["f1"] == pytest.approx(2 / 3)
     assert data["labels"]["LOCATION"]["strict"]["recall"] == 0.0

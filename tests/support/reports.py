@@ -9,9 +9,10 @@ import numpy as np
 
 from sani.auditing.audit import AuditResult, Utility, _counts, _figures
 from sani.auditing.occurrences import Occurrences
+from sani.auditing.record import CheckpointAudit
 from sani.corpus.documents import KINDS, Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
-from sani.gate import judge
+from sani.gate import Check, judge
 from sani.recipe import Recipe, dump_recipe
 from sani.reporting.report import build_report, write_report
 from sani.runfolder import RunFolder, open_run
@@ -77,6 +78,16 @@ def verdicts_of(corpus: Corpus, *, memory: float, seed: int) -> Occurrences:
     )
 
 
+def checks_of(folder: RunFolder, recipe: Recipe) -> list[Check]:
+    """Judge a finished run again, as the pipeline does."""
+    return judge(
+        recipe.gate,
+        before=folder.load_finished("audit-before", CheckpointAudit),
+        after=folder.load_finished("audit-after", CheckpointAudit),
+        control=folder.load_finished("audit-base", CheckpointAudit),
+    )
+
+
 def finished_run(
     out: Path, corpus: Corpus, *, entries: Sequence[dict[str, Any]] = ENTRIES
 ) -> tuple[RunFolder, Recipe, dict[str, Any]]:
@@ -130,10 +141,6 @@ def finished_run(
         }
         repair["notes"] = ["rounding left 48% of what the repair moved"]
         folder.save("repair", {**repair, "curve": curve, "weights_digest": "3"})
-        audits = {stage: folder.load(f"audit-{stage}") for stage in known}
-        checks = judge(
-            recipe.gate, before=audits["before"], after=audits["after"], control=audits["base"]
-        )
-        report = build_report(folder, recipe, corpus, checks)
+        report = build_report(folder, recipe, corpus, checks_of(folder, recipe))
         write_report(out, report)
     return folder, recipe, report
