@@ -1,7 +1,7 @@
-"""The manifest of a released checkpoint: what it must hold, byte by byte, and where it came from.
+"""The manifest of a released checkpoint: the digest of every file, and where they came from.
 
-Whoever can change a file can change the manifest too; only a signature, with a key that they do
-not have, tells that apart.
+Whoever can change a file can change the manifest too. Only a signature shows that, because it
+needs a key that they do not have.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Manifest(BaseModel):
         schema_version: 1.
         gate: The run's verdict, limit by limit.
         provenance: Seed, versions, and digests of recipe and corpus, keyed by the run's secret.
-        weights_digest: `Checkpoint.weights_digest` of the weights that were audited.
+        weights_digest: `Checkpoint.weights_digest` of the audited weights.
         files: SHA-256 of every other file, by its path in the folder.
     """
 
@@ -46,17 +46,17 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of a released folder.
+    """A released folder compared with its manifest.
 
     Attributes:
-        files: How many files the manifest lists.
+        files: Number of files that the manifest lists.
         added: Files that it does not list.
-        missing: Files that it lists and that are not there.
+        missing: Files that it lists and that do not exist.
         changed: Files with another content.
-        gate_holds: Whether the gate of the run held.
-        signature: ``none`` is there; it was ``not checked``, is ``valid``, or ``not valid``.
-        holds: Whether all is as the run left it, the gate held, and the signature, where a key
-            was given, is valid.
+        gate_holds: True if the gate of the run held.
+        signature: ``none`` if there is no signature; ``not checked`` without a key.
+        holds: True if no file was added, is missing or changed, the gate held, and the signature,
+            where a key was given, is valid.
     """
 
     files: int
@@ -69,25 +69,27 @@ class Verification:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a folder but the manifest and its signature, by path.
+    """Return the SHA-256 of every file of a folder but the manifest and its signature, by path.
 
-    Links to files are followed; links to folders, pipes and the like count as changed files.
+    Links to files are followed. Links to folders, pipes and the like count as changed files.
 
     Raises:
-        CheckpointError: If something in it cannot be read.
+        CheckpointError: If a file in it cannot be read.
     """
-    found = {}
+    all_digests = {}
     try:
         for root, folders, names in os.walk(folder, onerror=_raise):
             links = [name for name in folders if Path(root, name).is_symlink()]
             for path in (Path(root, name) for name in [*names, *links]):
-                found[path.relative_to(folder).as_posix()] = _digest(path)
+                all_digests[path.relative_to(folder).as_posix()] = _digest(path)
     except OSError as error:
         raise CheckpointError(
             f"{folder}: a file of it cannot be read ({error.strerror}), so it cannot be compared "
             "with its manifest; give whoever verifies the right to read"
         ) from None
-    return {path: found[path] for path in sorted(found) if path not in (MANIFEST, SIGNATURE)}
+    return {
+        path: all_digests[path] for path in sorted(all_digests) if path not in (MANIFEST, SIGNATURE)
+    }
 
 
 def _raise(error: OSError) -> NoReturn:
@@ -102,7 +104,13 @@ def _digest(path: Path) -> str:
 
 
 def write_manifest(folder: Path, report: dict[str, Any], *, weights_digest: str) -> None:
-    """Write the manifest of everything that stands in the folder."""
+    """Write the manifest of all files in the folder.
+
+    Args:
+        folder: The folder, complete but for this file.
+        report: Content of ``report.json``.
+        weights_digest: `Checkpoint.weights_digest` of the weights in it.
+    """
     manifest = Manifest(
         schema_version=1,
         gate=report["gate"],
@@ -115,7 +123,7 @@ def write_manifest(folder: Path, report: dict[str, Any], *, weights_digest: str)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a released folder.
+    """Return the manifest of a released folder.
 
     Raises:
         CheckpointError: If there is none, or it is not one that sani wrote.
@@ -139,7 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, *, public_key: Path | None = None) -> Verification:
-    """Hash every file of a released folder again and compare with its manifest.
+    """Hash every file of a released folder again and compare the digests with its manifest.
 
     Args:
         folder: The folder.
@@ -150,10 +158,10 @@ def verify(folder: Path, *, public_key: Path | None = None) -> Verification:
             given without `model-signing` being installed.
     """
     manifest = read_manifest(folder)
-    there, listed = digests(folder), manifest.files
-    added = sorted(there.keys() - listed.keys())
-    missing = sorted(listed.keys() - there.keys())
-    changed = sorted(n for n in there.keys() & listed.keys() if there[n] != listed[n])
+    present, listed = digests(folder), manifest.files
+    added = sorted(present.keys() - listed.keys())
+    missing = sorted(listed.keys() - present.keys())
+    changed = sorted(n for n in present.keys() & listed.keys() if present[n] != listed[n])
     signature: Literal["none", "not checked", "valid", "not valid"]
     if public_key is not None:
         signature = "valid" if _is_signed(folder, public_key) else "not valid"
@@ -172,12 +180,12 @@ def verify(folder: Path, *, public_key: Path | None = None) -> Verification:
 
 
 def _shown(name: str) -> str:
-    """A file name that no terminal obeys and every stream can write."""
+    """Return a file name without control characters, which a terminal would obey."""
     return name if name.isprintable() else ascii(name)
 
 
 def sign(folder: Path, private_key: Path) -> Path:
-    """Sign a released folder, manifest included, with a key of one's own; no network.
+    """Sign a released folder, manifest included, with the user's own key; no network is used.
 
     Args:
         folder: The folder; its files must be as its manifest says.
@@ -185,7 +193,7 @@ def sign(folder: Path, private_key: Path) -> Path:
             the environment variable ``SANI_KEY_PASSWORD``.
 
     Returns:
-        The signature's file, in the folder.
+        Path of the signature, a file in the folder.
 
     Raises:
         CheckpointError: If the folder is not as its manifest says, the key cannot be read, or
@@ -193,12 +201,12 @@ def sign(folder: Path, private_key: Path) -> Path:
 
     Source: OpenSSF Model Signing v1, by `model-signing`.
     """
-    found = verify(folder)
-    if found.added or found.missing or found.changed:
+    verification = verify(folder)
+    added, missing, changed = verification.added, verification.missing, verification.changed
+    if added or missing or changed:
         raise CheckpointError(
-            f"{folder}: {len(found.added)} files were added, {len(found.missing)} are missing and "
-            f"{len(found.changed)} changed since sani run wrote it, so it is not signed; see sani "
-            "verify"
+            f"{folder}: {len(added)} files were added, {len(missing)} are missing and "
+            f"{len(changed)} changed since sani run wrote it, so it is not signed; see sani verify"
         )
     signing = _library("signing")
     password = os.environ.get(PASSWORD)
@@ -221,13 +229,13 @@ def _is_signed(folder: Path, public_key: Path) -> bool:
         raise _bad_key(public_key, error) from None
     try:
         verifier.set_hashing_config(_hashing()).verify(folder, folder / SIGNATURE)
-    except Exception:  # of the library, of protobuf, of cryptography: whatever it is, it is no
+    except Exception:  # of the library, of protobuf or of cryptography: none of them means valid
         return False
     return True
 
 
 def _hashing() -> Any:
-    """Every file is signed but the signature, those of git too; links to files are followed."""
+    """Return the settings of the hashing: all files but the signature, links to files followed."""
     ignored = [SIGNATURE, PARTIAL.format(SIGNATURE)]
     config = _library("hashing").Config()
     return config.set_ignored_paths(paths=ignored, ignore_git_paths=False).set_allow_symlinks(True)

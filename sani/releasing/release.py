@@ -1,4 +1,4 @@
-"""What goes into `sanitized/` beside the model: a card that says what it is, and a manifest."""
+"""The files of `sanitized/` beside the model: the model card and the manifest."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def write_release_files(
     """Add the card and the manifest to a checkpoint folder that is about to be renamed.
 
     Args:
-        folder: The folder, complete but for these.
+        folder: The folder, complete but for these two files.
         report: The content of ``report.json``.
-        corpus: Nothing that it marks may stand in the folder in clear.
+        corpus: Its identifiers must not stand in any file of the folder.
         weights_digest: `Checkpoint.weights_digest` of the weights in it.
         base: The public model, whose vocabulary is public.
 
     Raises:
-        CheckpointError: If an identifier stands in one of the folder's files, or a file that is
-            not on the list of what is released.
+        CheckpointError: If an identifier stands in one of the folder's files, or a file is not on
+            the list of files that are released.
     """
     (folder / CARD).write_text(model_card(report), encoding="utf-8")
     write_manifest(folder, report, weights_digest=weights_digest)
@@ -41,7 +41,7 @@ def write_release_files(
 
 
 def is_current(folder: Path, report: dict[str, Any], *, weights_digest: str) -> bool:
-    """Whether a release folder is whole, of these weights, and says what this report says."""
+    """Return True if a release folder is whole, of these weights, and states this report's gate."""
     try:
         manifest = read_manifest(folder)
         return bool(
