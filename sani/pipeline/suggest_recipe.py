@@ -1,7 +1,7 @@
-"""`sani init`: a commented recipe fitted to a model and a corpus, with the time that it will take.
+"""`sani init`: a commented recipe fitted to a model and a corpus, with an estimate of its time.
 
-The time is measured: audit and repair run on a sample that is doubled until it tells, and what
-they took per token is extrapolated.
+Audit and repair run on a sample, which is doubled until they take long enough to be measured. Their
+time per token is then extrapolated to the corpus.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ from sani.text.tokens import encode, framing_named
 MEASURED_SECONDS = 10.0
 EPOCHS = 4
 BATCH_TOKENS = RepairSettings().batch_tokens
-STEPS = 64  # at least, of a repair: few records are read in smaller steps, and more often
-FEWEST_TOKENS, MOST_EPOCHS = 256, 20
+MIN_STEPS = 64  # of a repair: few records are read in smaller steps, and more often
+MIN_BATCH_TOKENS, MAX_EPOCHS = 256, 20
 MASKED_EPOCHS = 120  # of a masked language model: each masks 15 % of the words
-MOST_LAYERS = 3
-COMPARED = 8  # held-out documents on which the model and its base are compared
-# Learning rates by size, from small models that were measured to large ones that were not.
+MAX_ERASED_LAYERS = 3
+COMPARED_DOCUMENTS = 8  # held-out ones on which the model and its base are compared
+# Learning rates by number of parameters; small models were measured, large ones were not.
 LEARNING_RATES = ((2e7, "1e-3"), (2e8, "3e-4"), (1e9, "1e-4"), (math.inf, "2e-5"))
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a recipe is fitted to.
+    """The facts that a recipe is fitted to.
 
     Attributes:
         family: ``model_type`` of the checkpoint.
-        layers: Its number of layers.
-        parameters: Its number of parameters.
-        vocabulary: Tokens of its tokenizer.
-        context: Longest input in tokens.
-        documents: Documents of the corpus.
-        subjects: Their subjects.
-        occurrences: Spans by kind.
-        tokens: Tokens of all documents.
-        longest: Tokens of the longest document.
-        seconds: Estimate of a whole run on this machine; None where it was not measured.
-        fits: Whether the memory suffices for the repair, activations not counted.
-        perplexities: Of the checkpoint and of the base on some held-out documents; None where
-            there are none.
+        layers: Number of its layers.
+        parameters: Number of its parameters.
+        vocabulary: Number of tokens in its vocabulary.
+        context: Longest input, in tokens.
+        documents: Number of documents.
+        subjects: Number of their subjects.
+        occurrences: Number of spans by kind.
+        tokens: Number of tokens of all documents.
+        longest: Number of tokens of the longest document.
+        seconds: Estimate of a whole run on this machine; None if it was not measured.
+        fits: True if the memory suffices for the repair, activations not counted.
+        perplexities: Those of the checkpoint and of the base on some held-out documents; None
+            without held-out documents or base.
     """
 
     family: str
@@ -80,7 +80,7 @@ class Fit:
 
     @property
     def learnt_the_domain(self) -> bool:
-        """Whether the checkpoint can do what its base cannot, on documents new to both."""
+        """True if the checkpoint predicts documents that are new to both better than its base."""
         return self.perplexities is not None and self.perplexities[0] < self.perplexities[1]
 
 
@@ -93,15 +93,15 @@ def fit(
     measure: bool = True,
     on_step: Callable[[str, int, int], None],
 ) -> Fit:
-    """Look at the model and the documents, and measure a few steps on them.
+    """Return the facts of a model and a corpus, and measure a few steps on them.
 
     Args:
         model: Folder of the checkpoint; it is read, not changed.
         corpus: Its documents.
-        base: The public model it was fine-tuned from.
+        base: Folder of the public model it was fine-tuned from.
         held_out: Documents it was not trained on.
-        measure: Whether to estimate the time.
-        on_step: Called with (what, steps done, steps in all).
+        measure: Estimate the time, too.
+        on_step: Called with (what is done, steps done, steps in all).
 
     Raises:
         SaniError: If the model or the documents cannot be used.
@@ -147,16 +147,19 @@ def fit(
 def _perplexities(
     checkpoint: Checkpoint, base: Checkpoint, held_out: Corpus
 ) -> tuple[float, float] | None:
-    """Of both on the first held-out documents; None for two texts, where there is no framing."""
+    """Return the perplexities of both on the first held-out documents.
+
+    None for an encoder-decoder, which no framing fits.
+    """
     if checkpoint.model.config.is_encoder_decoder:
         return None
-    sample, settings = Corpus(held_out[:COMPARED]), AuditSettings()
-    of = (
+    sample, settings = Corpus(held_out[:COMPARED_DOCUMENTS]), AuditSettings()
+    utilities = (
         measure_utility(model, sample, framing_named("tokenizer", model.tokenizer), settings)
         for model in (checkpoint, base)
     )
-    own, others = (utility.perplexity for utility in of)
-    return own, others
+    perplexity, base_perplexity = (utility.perplexity for utility in utilities)
+    return perplexity, base_perplexity
 
 
 def _estimate(
@@ -167,11 +170,14 @@ def _estimate(
     lengths: list[int],
     on_step: Callable[[str, int, int], None],
 ) -> float:
-    """Seconds of a whole run, from an audit and an epoch on a sample; changes the model."""
-    audits = 4 if base else 3  # before, the base, after erase, after repair
+    """Return the estimated seconds of a whole run, from an audit and an epoch on a sample.
+
+    The model is changed.
+    """
+    num_audits = 4 if base else 3  # before, the base, after erase, after repair
     anchor = _anchor(checkpoint.model.config.model_type, has_base=base is not None)
     settings = RepairSettings(identifier_loss=anchor, epochs=1)
-    size, took = 1, 0.0
+    size, seconds = 1, 0.0
     while True:
         sample = Corpus([_with_span(document) for document in corpus[:size]])
         began = time.perf_counter()
@@ -179,23 +185,24 @@ def _estimate(
         audited = time.perf_counter()
         repair(checkpoint, sample, settings, base=base, framing="none")
         repaired = time.perf_counter()
-        took += repaired - began
+        seconds += repaired - began
         on_step("measure a few steps", size, len(corpus))
-        if took >= MEASURED_SECONDS or size >= len(corpus):
+        if seconds >= MEASURED_SECONDS or size >= len(corpus):
             break
         size = min(2 * size, len(corpus))
-    audit(checkpoint, sample, AuditSettings(framing="auto"))  # tried once, on a sample
+    # A run tries all framings once, on a sample: this is what the search costs on top.
+    audit(checkpoint, sample, AuditSettings(framing="auto"))
     search = max(0.0, time.perf_counter() - repaired - (audited - began))
     total, measured = sum(lengths), max(1, sum(lengths[:size]))
     others = encode(held_out, checkpoint.tokenizer) if held_out else []
     read = total + sum(len(encoded.ids) for encoded in others)
-    audit_seconds = audits * read * (audited - began) / measured
+    audit_seconds = num_audits * read * (audited - began) / measured
     epochs = MASKED_EPOCHS if checkpoint.family.objective == "masked" else schedule(total)[0]
     return search + audit_seconds + epochs * total * (repaired - audited) / measured
 
 
 def _anchor(family: str, *, has_base: bool) -> AnchorObjective:
-    """To the base, or without one to what leaks least of what the family allows."""
+    """Return an anchor to the base; without one, the kind that leaks least for the family."""
     if has_base:
         return AnchorObjective(kind="anchor")
     causal = FAMILIES[family].objective == "causal"
@@ -203,21 +210,32 @@ def _anchor(family: str, *, has_base: bool) -> AnchorObjective:
 
 
 def _with_span(document: Any) -> Any:
-    """The document itself, or with its first word marked: what marks nothing takes no time."""
+    """Return the document, with its first word marked if it has no span.
+
+    Documents without a span cost an audit nothing, so their time would tell nothing.
+    """
     if document.spans:
         return document
     return replace(document, spans=(Span(0, min(8, len(document.text)), "X"),))
 
 
 def write_recipe(
-    path: Path, found: Fit, *, model: Path, corpus: Path, base: Path | None, held_out: Path | None
+    path: Path, facts: Fit, *, model: Path, corpus: Path, base: Path | None, held_out: Path | None
 ) -> None:
-    """Write the recipe; it says in comments what it was fitted to and what to run first.
+    """Write the recipe; its comments say what it was fitted to and what to run first.
+
+    Args:
+        path: The recipe's file.
+        facts: The facts that it is fitted to.
+        model: Folder of the checkpoint.
+        corpus: Its documents.
+        base: Folder of the public model it was fine-tuned from.
+        held_out: Documents it was not trained on.
 
     Raises:
         RecipeError: If the file already exists or cannot be written.
     """
-    lines = "\n".join(_lines(path, found, model=model, corpus=corpus, base=base, held_out=held_out))
+    lines = "\n".join(_lines(path, facts, model=model, corpus=corpus, base=base, held_out=held_out))
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(lines + "\n")
@@ -228,29 +246,29 @@ def write_recipe(
 
 
 def _lines(
-    path: Path, found: Fit, *, model: Path, corpus: Path, base: Path | None, held_out: Path | None
+    path: Path, facts: Fit, *, model: Path, corpus: Path, base: Path | None, held_out: Path | None
 ) -> Iterator[str]:
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.occurrences.items()))
-    long = " (longer documents are read in windows)" if found.longest > found.context else ""
-    yield f"# Sanitize a {found.family} model of {found.layers} layers; made by sani init."
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(facts.occurrences.items()))
+    long = " (longer documents are read in windows)" if facts.longest > facts.context else ""
+    yield f"# Sanitize a {facts.family} model of {facts.layers} layers; made by sani init."
     yield (
-        f"# Model:  {found.parameters:,} parameters, {found.vocabulary:,} tokens in the "
-        f"vocabulary, {found.context:,} in its context"
+        f"# Model:  {facts.parameters:,} parameters, {facts.vocabulary:,} tokens in the "
+        f"vocabulary, {facts.context:,} in its context"
     )
     yield (
-        f"# Corpus: {found.documents:,} documents of {found.subjects:,} subjects, {found.tokens:,} "
-        f"tokens, at most {found.longest:,} a document{long}; identifiers: {kinds or 'none marked'}"
+        f"# Corpus: {facts.documents:,} documents of {facts.subjects:,} subjects, {facts.tokens:,} "
+        f"tokens, at most {facts.longest:,} a document{long}; identifiers: {kinds or 'none marked'}"
     )
     yield f"# First:  sani scan {_in_shell(corpus)}"
     yield f"#         sani run {_in_shell(path)} --check"
     yield f"# Run:    sani run {_in_shell(path)} --out {_in_shell(Path('runs') / path.stem)}"
-    if not found.fits:
+    if not facts.fits:
         yield (
             "# Memory: too little here: the repair needs "
-            f"{REPAIR_BYTES * found.parameters:,} bytes and more"
+            f"{REPAIR_BYTES * facts.parameters:,} bytes and more"
         )
-    elif found.seconds is not None:
-        yield f"# Takes:  {duration(found.seconds)} on this machine, from a few steps of each stage"
+    elif facts.seconds is not None:
+        yield f"# Takes:  {duration(facts.seconds)} on this machine, from a few steps of each stage"
     yield "version: 2"
     yield "seed: 0"
     yield "model:"
@@ -266,27 +284,27 @@ def _lines(
         yield f"  held_out: {_quoted(held_out)}  # utility, membership"
     else:
         yield "  # held_out: held_out.jsonl  # records it was not trained on: utility, membership"
-    if found.occurrences:
+    if facts.occurrences:
         yield "scan: {}  # the corpus's own spans count; see README, Finding identifiers"
     else:
         yield "scan: {patterns: true, propagate: subject}  # nothing is marked; add ner for names"
-    yield from _erase(found, has_base=base is not None)
+    yield from _erase(facts, has_base=base is not None)
     yield "repair:"
-    anchor = _anchor(found.family, has_base=base is not None)
+    anchor = _anchor(facts.family, has_base=base is not None)
     why = "raise the weight if the AUC stays" if base else "a base would be better"
     yield f"  identifier_loss: {{kind: anchor, to: {anchor.to}, weight: {anchor.weight}}}  # {why}"
-    masked = FAMILIES[found.family].objective == "masked"
-    if found.learnt_the_domain and found.perplexities:
-        own, others = found.perplexities
+    masked = FAMILIES[facts.family].objective == "masked"
+    if facts.learnt_the_domain and facts.perplexities:
+        perplexity, base_perplexity = facts.perplexities
         yield (
-            f"  retain_weight: 5.0  # held-out perplexity {own:.1f}, the base's {others:.1f}: what "
-            "the fine-tuning taught is worth keeping"
+            f"  retain_weight: 5.0  # held-out perplexity {perplexity:.1f}, the base's "
+            f"{base_perplexity:.1f}: what the fine-tuning taught is worth keeping"
         )
-    epochs, batch_tokens = (MASKED_EPOCHS, BATCH_TOKENS) if masked else schedule(found.tokens)
+    epochs, batch_tokens = (MASKED_EPOCHS, BATCH_TOKENS) if masked else schedule(facts.tokens)
     yield f"  epochs: {epochs}"
     if batch_tokens != BATCH_TOKENS:
         yield f"  batch_tokens: {batch_tokens}  # few records: many small steps silence more"
-    rate = next(rate for size, rate in LEARNING_RATES if found.parameters < size)
+    rate = next(rate for size, rate in LEARNING_RATES if facts.parameters < size)
     yield f"  learning_rate: {rate}  # by the model's size; try half and twice"
     yield "gate:"
     yield "  kinds: [direct]"
@@ -301,38 +319,43 @@ def _lines(
     yield f"  perplexity_ratio: {'1.03' if held_out else 'null  # needs held_out'}"
 
 
-def _erase(found: Fit, *, has_base: bool) -> Iterator[str]:
-    """What pays by ``benchmarks/RESULTS.md``, where it was measured: in causal models with a base.
+def _erase(facts: Fit, *, has_base: bool) -> Iterator[str]:
+    """Yield the lines of the erase that paid in the measurements: in causal models with a base.
 
     Fresh layers cost a pretrained model skill that a small corpus cannot give back.
     """
-    layers = f"last_layers: {max(1, min(MOST_LAYERS, found.layers // 2))}"
-    masked = FAMILIES[found.family].objective == "masked"
+    layers = f"last_layers: {max(1, min(MAX_ERASED_LAYERS, facts.layers // 2))}"
+    masked = FAMILIES[facts.family].objective == "masked"
     if not has_base or masked:
         yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
-        yield f"  {layers}  # of {found.layers}; more removes more and costs skill"
+        yield f"  {layers}  # of {facts.layers}; more removes more and costs skill"
         yield "  selector: {kind: all}"
         yield "  reset: reinit"
-    elif found.learnt_the_domain:
+    elif facts.learnt_the_domain:
         yield f"# erase: {{{layers}}}  # costs skill that the base lacks; write strategy: escalate"
         yield "#   (recipes/escalate.yaml) to try it where the gate does not hold without"
     else:
         yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
-        yield "  interpolate_to_base: 0.5  # all weights half way to the base's, as good on new text"
-        yield f"  # {layers}  # of {found.layers}: also resets these"
+        yield (
+            "  interpolate_to_base: 0.5  # all weights half way to the base's, as good on new text"
+        )
+        yield f"  # {layers}  # of {facts.layers}: also resets these"
 
 
 def schedule(tokens: int) -> tuple[int, int]:
-    """Epochs and tokens a step for a corpus of so many tokens: the usual ones if it has enough."""
+    """Return (epochs, tokens a step) for a corpus of so many tokens.
+
+    A small corpus gets smaller steps first and more epochs then, until it has `MIN_STEPS` steps.
+    """
     batch_tokens = BATCH_TOKENS
-    while batch_tokens > FEWEST_TOKENS and EPOCHS * tokens < STEPS * batch_tokens:
+    while batch_tokens > MIN_BATCH_TOKENS and EPOCHS * tokens < MIN_STEPS * batch_tokens:
         batch_tokens //= 2
-    epochs = math.ceil(STEPS * batch_tokens / max(1, tokens))
-    return max(EPOCHS, min(MOST_EPOCHS, epochs)), batch_tokens
+    epochs = math.ceil(MIN_STEPS * batch_tokens / max(1, tokens))
+    return max(EPOCHS, min(MAX_EPOCHS, epochs)), batch_tokens
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it."""
+    """Return a time in words."""
     if seconds < 90:
         return "about a minute"
     if seconds < 90 * 60:
@@ -341,10 +364,10 @@ def duration(seconds: float) -> str:
 
 
 def _quoted(path: Path) -> str:
-    """A path as a YAML string on one line."""
+    """Return a path as a YAML string on one line."""
     return yaml.safe_dump(str(path), default_style='"', allow_unicode=True, width=math.inf).strip()
 
 
 def _in_shell(path: Path) -> str:
-    """A path as it stands in a command, in a comment: on one line, whatever is in it."""
+    """Return a path as it is written in a shell, for a comment of one line."""
     return shlex.quote(str(path)) if str(path).isprintable() else "..."
