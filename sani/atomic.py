@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -109,11 +109,9 @@ def check_new_folder(path: Path, *, inputs: Sequence[Path] = ()) -> None:
     Raises:
         WriteError: If it is no such path.
     """
-    for folder in map(Path.resolve, inputs):
-        if path.resolve() == folder:
-            raise WriteError(f"{path} is the model itself; sani never overwrites its input")
-        if folder in path.resolve().parents:
-            raise WriteError(f"{path} is inside the model's folder; choose a folder outside it")
+    check_no_input(path, inputs)
+    if any(folder.resolve() in path.resolve().parents for folder in inputs):
+        raise WriteError(f"{path} is inside the model's folder; choose a folder outside it")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise WriteError(f"{path} already exists and is not empty; choose another folder")
     # The new folder is made beside its path, so the nearest parent must be writable.
@@ -126,6 +124,25 @@ def check_new_folder(path: Path, *, inputs: Sequence[Path] = ()) -> None:
         raise WriteError(
             f"cannot write {path}: the folder {parent} cannot be written; choose another folder"
         )
+
+
+def check_no_input(path: Path, inputs: Iterable[Path]) -> None:
+    """Refuse to write a folder where it would replace one that is read.
+
+    Args:
+        path: The folder to write.
+        inputs: Folders that are read.
+
+    Raises:
+        WriteError: If ``path`` is one of them, or one of them lies in it.
+    """
+    for folder in inputs:
+        if path.resolve() == folder.resolve():
+            raise WriteError(f"{path} is the model itself; sani never overwrites its input")
+        if path.resolve() in folder.resolve().parents:
+            raise WriteError(
+                f"{path} holds the model's folder {folder}; sani never overwrites its input"
+            )
 
 
 def write_error(

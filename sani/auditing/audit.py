@@ -207,7 +207,7 @@ def audit(
             f"none of the {len(corpus)} documents has a span: there is nothing to audit, which is "
             "not the same as clean. Annotate the corpus or check its format"
         )
-    _check(checkpoint)
+    checkpoint.check_tokenizer()
     corpus = rendered(corpus, checkpoint.tokenizer)
     held_out = held_out and rendered(held_out, checkpoint.tokenizer)
     for read in (corpus, *([held_out] if held_out else [])):
@@ -259,28 +259,6 @@ def _either(one: Occurrences, joint: Occurrences) -> Occurrences:
     return replace(
         one, greedy=one.greedy | joint.greedy, discoverable=one.discoverable | joint.discoverable
     )
-
-
-def _check(checkpoint: Checkpoint) -> None:
-    """Refuse an unknown family, whose logits may be scaled, and a tokenizer that does not fit."""
-    masked = checkpoint.family.objective == "masked"
-    tokenizer = checkpoint.tokenizer
-    if not tokenizer.is_fast:
-        raise AuditError(
-            f"{checkpoint.path}: the tokenizer cannot tell where a token stands in the text; give "
-            "a fast one (tokenizer.json)"
-        )
-    rows = checkpoint.model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise AuditError(
-            f"{checkpoint.path}: the tokenizer has {len(tokenizer)} tokens, the model {rows}; give "
-            "the tokenizer that it was trained with"
-        )
-    if masked and tokenizer.mask_token_id is None:
-        raise AuditError(
-            f"{checkpoint.path}: the model predicts masked tokens and the tokenizer has no mask "
-            "token; give the tokenizer that it was trained with"
-        )
 
 
 def measure_utility(

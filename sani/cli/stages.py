@@ -171,7 +171,7 @@ def erase(
     from sani.erasing.folder import apply_folder, plan_folder
     from sani.erasing.plan import read_plan
     from sani.machine.device import quiet_libraries
-    from sani.models.checkpoint import is_adapter
+    from sani.models.folder import is_adapter
     from sani.recipe import complete_erase_settings
 
     quiet_libraries()

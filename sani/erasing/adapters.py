@@ -18,12 +18,13 @@ from sani.erasing.erase import EraseResult, planned_slices
 from sani.erasing.plan import ErasePlan, check_plan
 from sani.erasing.shards import StoredModel, copy_patched
 from sani.errors import CheckpointError, SelectionError
-from sani.models.checkpoint import (
-    ADAPTER_FILES,
+from sani.models.folder import (
+    ADAPTER_CONFIG,
     HUB_NAME,
     TOKENIZER_FILES,
+    ModelFolder,
     copy_files,
-    weight_files,
+    read_json,
 )
 from sani.models.neurons import Slice
 from sani.models.safetensors_files import StoredWeights
@@ -32,11 +33,13 @@ from sani.models.safetensors_files import StoredWeights
 PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva")
 
 
-def erase_adapter(path: Path, out: Path, plan: ErasePlan, *, base: StoredModel) -> EraseResult:
+def erase_adapter(
+    folder: ModelFolder, out: Path, plan: ErasePlan, *, base: StoredModel
+) -> EraseResult:
     """Write an adapter folder without the update of a plan's neurons; the rest keeps its bits.
 
     Args:
-        path: A folder with a LoRA adapter.
+        folder: One with a LoRA adapter.
         out: The new folder; written whole or not at all. A local path of the base is left out of
             its configuration.
         plan: Which neurons, with reset ``rewind``.
@@ -64,9 +67,10 @@ def erase_adapter(path: Path, out: Path, plan: ErasePlan, *, base: StoredModel) 
             "token rows cannot be reset inside an adapter, which leaves them as the base has them; "
             "merge it (--merge)"
         )
+    path = folder.path
     check_plan(plan, base.layout)
-    config = json.loads((path / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
-    weights = StoredWeights(weight_files(path))
+    config = read_json(path, ADAPTER_CONFIG)
+    weights = StoredWeights(folder.weight_files)
     pieces = _adapter_slices(path, config, weights, planned_slices(plan, base.layout), base)
     with torch.no_grad(), new_folder(out) as staging:
         changed = copy_patched(weights, staging, pieces, None)
@@ -75,7 +79,7 @@ def erase_adapter(path: Path, out: Path, plan: ErasePlan, *, base: StoredModel) 
         if not HUB_NAME.fullmatch(named) or Path(named).exists():
             config["base_model_name_or_path"] = None
         text = json.dumps(config, indent=2, sort_keys=True)
-        (staging / ADAPTER_FILES[0]).write_text(text + "\n", encoding="utf-8")
+        (staging / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
     return EraseResult.of(plan, changed, weights.num_parameters, started)
 
 

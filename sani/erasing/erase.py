@@ -158,7 +158,7 @@ def apply_(
         for name, own in pieces.items():
             reset = reset_slices(weights[name], own, source, dampen=dampen)
             changed[name] = max(changed.get(name, 0), reset)
-    checkpoint.round_()
+    checkpoint.round_weights()
     return EraseResult.of(
         plan, changed, sum(tensor.numel() for tensor in weights.values()), started
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from sani.atomic import check_no_input
 from sani.corpus.documents import Corpus
 from sani.erasing.adapters import erase_adapter
 from sani.erasing.erase import EraseResult, apply_, plan_neurons
@@ -16,7 +17,8 @@ from sani.erasing.plan import ErasePlan, architecture_digest, plan_by_weights
 from sani.erasing.selectors import reads_texts
 from sani.erasing.shards import RESETS, StoredModel, erase_stored
 from sani.errors import SelectionError
-from sani.models.checkpoint import check_folder, is_adapter, load_checkpoint, save_checkpoint
+from sani.models.checkpoint import load_checkpoint, save_checkpoint
+from sani.models.folder import ModelFolder, open_folder
 from sani.recipe import EraseSettings
 
 
@@ -43,27 +45,33 @@ def plan_folder(
         CheckpointError: If a folder cannot be read.
         SelectionError: As of `sani.erasing.erase.erase`.
     """
+    folder = open_folder(path, base=base)
     drifts = base is not None and settings.selector.kind == "drift"
-    alone = not reads_texts(settings.selector) and not settings.token_rows
-    stored = _stored(path, base, compares=drifts) if alone else None
-    if stored is not None:
-        model, theirs = stored
-        difference = model.difference(theirs) if theirs else None
-        if difference:
-            raise SelectionError(f"selector 'drift': the base does not fit: {difference}")
-        weights = theirs.weights if theirs else None
-        plan = plan_by_weights(
-            model.stored_layout, model.weights, settings, base=weights, seed=seed
-        )
-        return replace(plan, architecture=architecture_digest(model.layout))
+    if not reads_texts(settings.selector) and not settings.token_rows:
+        stored = _stored(folder, base if drifts else None)
+        if stored is not None:
+            return _plan_stored(*stored, settings, seed=seed)
     return plan_neurons(
-        load_checkpoint(path, base=base),
+        load_checkpoint(folder),
         settings,
         corpus=corpus,
         base=load_checkpoint(base) if base is not None and drifts else None,
         framing=framing,
         seed=seed,
     )
+
+
+def _plan_stored(
+    model: StoredModel, base: StoredModel | None, settings: EraseSettings, *, seed: int
+) -> ErasePlan:
+    """Choose neurons by the weights as they lie in their files."""
+    difference = model.difference(base) if base else None
+    if difference:
+        raise SelectionError(f"selector 'drift': the base does not fit: {difference}")
+    plan = plan_by_weights(
+        model.stored_layout, model.weights, settings, base=base.weights if base else None, seed=seed
+    )
+    return replace(plan, architecture=architecture_digest(model.layout))
 
 
 def apply_folder(
@@ -88,36 +96,37 @@ def apply_folder(
         framing: What stands before each document, by name.
 
     Raises:
-        CheckpointError: If a folder cannot be read or written.
+        CheckpointError: If a folder cannot be read.
+        WriteError: If ``out`` is a folder that is read, or cannot be written.
         SelectionError: If the plan does not fit.
     """
-    path = check_folder(path, base=base)
-    if is_adapter(path) and not merge and base is not None:
-        return erase_adapter(path, out, plan, base=StoredModel(base))
+    folder = open_folder(path, base=base)
+    check_no_input(out, [folder.path, *([base] if base is not None else [])])
+    if folder.base is not None and not merge:
+        return erase_adapter(folder, out, plan, base=StoredModel(folder.base))
     rewinds = base is not None and plan.reset == "rewind"
-    alone = plan.reset in RESETS and plan.token_rows is None and not plan.interpolate_to_base
-    stored = _stored(path, base, compares=rewinds) if alone else None
-    if stored is not None:
-        return erase_stored(stored[0], out, plan, base=stored[1])
-    checkpoint = load_checkpoint(path, base=base)
-    asked = rewinds or plan.interpolate_to_base
-    theirs = load_checkpoint(base) if base is not None and asked else None
-    result = apply_(checkpoint, plan, base=theirs, corpus=corpus, framing=framing)
+    if plan.reset in RESETS and plan.token_rows is None and not plan.interpolate_to_base:
+        stored = _stored(folder, base if rewinds else None)
+        if stored is not None:
+            return erase_stored(stored[0], out, plan, base=stored[1])
+    checkpoint = load_checkpoint(folder)
+    needs_base = base is not None and (rewinds or plan.interpolate_to_base)
+    base_checkpoint = load_checkpoint(base) if base is not None and needs_base else None
+    result = apply_(checkpoint, plan, base=base_checkpoint, corpus=corpus, framing=framing)
     save_checkpoint(checkpoint, out)
     return result
 
 
 def _stored(
-    path: Path, base: Path | None, *, compares: bool
+    folder: ModelFolder, base: Path | None
 ) -> tuple[StoredModel, StoredModel | None] | None:
-    """The model, and the base if it is compared with it, as files; None if they must be loaded."""
-    path = check_folder(path, base=base)
-    if is_adapter(path):
+    """Return the model, and the base to compare it with, as files; None if they must be loaded."""
+    if folder.is_adapter:
         return None
-    models = [StoredModel(path)]
-    if compares and base is not None:
-        models.append(StoredModel(check_folder(base)))
-    alike = all(model.experts == models[0].experts for model in models)  # or stacked in one only
-    if not alike or not all(model.is_plain for model in models):
+    model = StoredModel(folder)
+    other = StoredModel(open_folder(base)) if base is not None else None
+    if not model.is_plain or (other and not other.is_plain):
         return None
-    return models[0], models[1] if len(models) > 1 else None
+    if other and other.experts != model.experts:  # stacked in the files of one of them only
+        return None
+    return model, other

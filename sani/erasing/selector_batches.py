@@ -14,7 +14,6 @@ from functools import cached_property
 import torch
 
 from sani.corpus.documents import Corpus
-from sani.errors import SelectionError
 from sani.machine.device import generator
 from sani.models.checkpoint import Checkpoint
 from sani.text.batches import Batch, make_batches
@@ -56,7 +55,7 @@ class Texts:
             seed: Of the masks of a masked language model.
 
         Raises:
-            SelectionError: If a masked language model's tokenizer has no mask token.
+            CheckpointError: If documents cannot be read with the tokenizer.
         """
         self._corpus = rendered(corpus, checkpoint.tokenizer)
         self._config = checkpoint.model.config
@@ -64,8 +63,7 @@ class Texts:
         self._context = checkpoint.context_tokens
         self._seed = seed
         self.masked = checkpoint.family.objective == "masked"
-        if self.masked and self._tokenizer.mask_token_id is None:
-            raise SelectionError("the tokenizer of this masked language model has no mask token")
+        checkpoint.check_tokenizer()
         self.framing: Framing = framing_named(
             framing,
             self._tokenizer,

@@ -27,14 +27,7 @@ from sani.erasing.erase import EraseResult, check_rewind, planned_slices, reset_
 from sani.erasing.plan import ErasePlan, architecture_digest, check_plan
 from sani.erasing.reinit import FreshWeights, skeleton
 from sani.errors import SelectionError
-from sani.models.checkpoint import (
-    copy_files,
-    copy_large,
-    files_beside,
-    read_config,
-    weight_files,
-)
-from sani.models.families import family_of
+from sani.models.folder import ModelFolder, copy_files, copy_large, files_beside
 from sani.models.neurons import Layout, Slice
 from sani.models.safetensors_files import Expert, StoredWeights
 
@@ -45,16 +38,16 @@ OLD_BUFFER = "rotary_emb.inv_freq"  # in older files; the model makes it itself
 class StoredModel:
     """A model folder that is read where it lies: configuration, names, shapes, and weights."""
 
-    def __init__(self, path: Path) -> None:
-        """Read configuration and headers of a folder that `check_folder` passed.
+    def __init__(self, folder: ModelFolder) -> None:
+        """Read configuration and headers.
 
         Raises:
             UnsupportedModelError: If the family is unknown.
             CheckpointError: If it cannot be read.
         """
-        self.path = path
-        self._stored = StoredWeights(weight_files(path))
-        self.config: Any = read_config(path)
+        self.folder = folder
+        self._stored = StoredWeights(folder.weight_files)
+        self.config: Any = folder.config
 
     @cached_property
     def layout(self) -> Layout:
@@ -79,6 +72,11 @@ class StoredModel:
     @cached_property
     def _skeleton(self) -> Any:
         return skeleton(self.config)
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        vocabulary: dict[str, int] = self.folder.load_tokenizer().get_vocab()
+        return vocabulary
 
     @cached_property
     def parameters(self) -> dict[str, tuple[int, ...]]:
@@ -136,7 +134,7 @@ class StoredModel:
             return f"they differ in {names[0]}"
         if architecture_digest(self.layout) != architecture_digest(base.layout):
             return "they differ in num_attention_heads"
-        if _vocabulary(self.path) != _vocabulary(base.path):
+        if self._vocabulary != base._vocabulary:
             return "their tokenizers have different vocabularies"
         return None
 
@@ -168,7 +166,7 @@ def erase_stored(
         changed: Counter[str] = Counter()
         for name, count in copy_patched(model.weights, staging, pieces, source).items():
             changed[model.tensor_of(name)] += count
-        copy_files(model.path, staging, files_beside(family_of(model.config)))
+        copy_files(model.folder.path, staging, files_beside(model.folder.family))
         _write_configuration(model, staging)
     numbers = sum(math.prod(shape) for shape in model.parameters.values())
     return EraseResult.of(plan, changed, numbers, started)
@@ -258,8 +256,9 @@ def _write_configuration(model: StoredModel, folder: Path) -> None:
     from transformers import GenerationConfig
 
     model.config.save_pretrained(folder)
-    if (model.path / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(model.path, local_files_only=True).save_pretrained(folder)
+    source = model.folder.path
+    if (source / "generation_config.json").is_file():
+        GenerationConfig.from_pretrained(source, local_files_only=True).save_pretrained(folder)
     if len(model.weights.files) > 1:
         text = json.dumps(model.weights.index(), indent=2)
         (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
@@ -277,11 +276,3 @@ def _drop_metadata(file: BufferedIOBase) -> None:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     file.seek(8)
     file.write(text.ljust(size))
-
-
-def _vocabulary(path: Path) -> dict[str, int]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
-    return vocabulary

@@ -1,57 +1,40 @@
-"""The one place that reads and writes model folders.
+"""Load, save and compare checkpoints; `sani.models.folder` says what a model folder is.
 
-A folder is written beside its final place and renamed, so it exists whole or not at all. It gets
-the weights as safetensors and an allow-list of tokenizer and configuration files; nothing else of
-the source folder goes in (optimizer state, training arguments and logs may hold records).
+A folder gets the weights as safetensors and an allow-list of tokenizer and configuration files;
+nothing else of the source folder goes in.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-import yaml
-from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 
-from sani.atomic import new_folder, write_error
+from sani.atomic import check_no_input, new_folder, write_error
 from sani.errors import CheckpointError
-from sani.models.families import Family, auto_class, decoder_start, family_of, text_config
+from sani.machine import distributed
+from sani.models.families import Family, auto_class, family_of, text_config
+from sani.models.folder import (
+    ADAPTER_WEIGHTS,
+    ModelFolder,
+    copy_files,
+    files_beside,
+    open_folder,
+)
 from sani.models.safetensors_files import StoredWeights, named_tensors
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
-)
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # of images
 # Where positions have no end (ALiBi, relative ones): what such models were trained with.
 ENDLESS_POSITIONS = 2048
 # Parts of a pretrained masked model that no prediction of a token passes through.
 UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
-CONFIG_FILES = ("config.json", "generation_config.json")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 HALF = (torch.float16, torch.bfloat16)
-HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")  # of a model, or owner and model
 
 
 @dataclass
@@ -61,24 +44,26 @@ class Checkpoint:
     Attributes:
         model: In float32, whatever its files hold.
         tokenizer: A fast one.
-        path: The folder.
+        path: The folder that the tokenizer was read from.
         types: Of the parameters and buffers that its files hold in less than float32, by name.
+        sources: Every folder that was read, an adapter's and its base's; none is overwritten.
     """
 
     model: Any
     tokenizer: Any
     path: Path
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
+    sources: tuple[Path, ...] = ()
 
     def rounded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """What becomes of a tensor's numbers in the type that it has in the files."""
+        """Return the tensor rounded to the type it has in the files, and in its own type again."""
         return tensor.to(self.types[name]).to(tensor) if name in self.types else tensor
 
     def rounding_of_both(self, other: Checkpoint) -> Callable[[str, torch.Tensor], torch.Tensor]:
-        """What rounds a tensor, by its name, to the types that it has in both's files."""
+        """Return a function that rounds a tensor, by name, to its types in the files of both."""
         return lambda name, tensor: self.rounded(name, other.rounded(name, tensor))
 
-    def round_(self) -> None:
+    def round_weights(self) -> None:
         """In place: give every weight a value that its type in the files can hold.
 
         Raises:
@@ -96,24 +81,43 @@ class Checkpoint:
                     )
 
     def has_weights_of(self, other: Checkpoint) -> bool:
-        """Whether both have the same weights, rounded to the types that either has in its files."""
-        own = dict(self.model.named_parameters(remove_duplicate=False))
-        theirs = dict(other.model.named_parameters(remove_duplicate=False))
+        """Return whether both have the same weights, rounded to the types in the files of both.
+
+        The public model in float32 and a copy of it saved in bfloat16 are the same weights.
+        """
+        # Tied tensors by each of their names: one folder may tie what the other holds twice.
+        weights = dict(self.model.named_parameters(remove_duplicate=False))
+        others = dict(other.model.named_parameters(remove_duplicate=False))
         rounded = self.rounding_of_both(other)
-        return own.keys() == theirs.keys() and all(
-            tensor.shape == theirs[name].shape
-            and torch.equal(rounded(name, tensor), rounded(name, theirs[name].to(tensor)))
-            for name, tensor in own.items()
+        return weights.keys() == others.keys() and all(
+            tensor.shape == others[name].shape
+            and torch.equal(rounded(name, tensor), rounded(name, others[name].to(tensor)))
+            for name, tensor in weights.items()
         )
 
     def weights_digest(self) -> str:
-        """SHA-256 over every tensor's name, type, shape and bytes, in name order."""
+        """Return the SHA-256 over every tensor's name, type, shape and bytes, in name order."""
         state = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             tensor = tensor.detach().cpu().contiguous()
             state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            # A tensor without dimensions cannot be viewed as bytes.
             state.update(tensor.view(torch.uint8).numpy() if tensor.ndim else repr(tensor).encode())
         return state.hexdigest()
+
+    def check_tokenizer(self) -> None:
+        """Refuse a tokenizer that documents cannot be read with.
+
+        Raises:
+            CheckpointError: If it is not a fast one, has more tokens than the model, or the model
+                predicts masked tokens and it has none to mask with.
+        """
+        _check_fits(self.model, self.tokenizer, self.path)
+        if self.family.objective == "masked" and self.tokenizer.mask_token_id is None:
+            raise CheckpointError(
+                f"model folder {self.path}: the model predicts masked tokens and the tokenizer has "
+                "no mask token; give the tokenizer that it was trained with"
+            )
 
     @cached_property
     def family(self) -> Family:
@@ -131,8 +135,9 @@ class Checkpoint:
 
     @property
     def decoder_start(self) -> int | None:
-        """The token that a decoder which reads a second text begins with; None if there is none."""
-        return decoder_start(self.model.config)
+        """The token that the decoder begins with that says a second text; None for other models."""
+        two_texts = self.family.objective == "seq2seq"
+        return int(self.model.config.decoder_start_token_id) if two_texts else None
 
     @property
     def context_tokens(self) -> int:
@@ -150,170 +155,18 @@ class Checkpoint:
         return min(positions, int(sliding or 2**62))
 
 
-def is_adapter(path: Path | str) -> bool:
-    """Whether the folder holds an adapter (PEFT) and no model of its own."""
-    path = Path(path)
-    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
-
-
-def check_folder(path: Path | str, *, base: Path | str | None = None) -> Path:
-    """The folder, if it looks like a checkpoint that sani reads; loads nothing.
-
-    Args:
-        path: The folder.
-        base: Of the model that it is an adapter on, if it is one.
-
-    Raises:
-        CheckpointError: If it is missing, a hub name, a quantized or pickled checkpoint, or an
-            adapter without its base.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        what = "is a file, not a folder" if path.exists() else "does not exist"
-        hub = ""
-        if HUB_NAME.fullmatch(str(path)) and path.name != str(path) and not path.parent.exists():
-            hub = (
-                f". If it is a name on the Hugging Face hub: hf download {path} --local-dir "
-                f"models/{path.name}, on a machine with a network, then give models/{path.name}"
-            )
-        raise CheckpointError(
-            f"model folder {path} {what}; sani reads local folders only (no download): copy "
-            f"config.json, model.safetensors and the tokenizer files into one{hub}"
-        )
-    names = {file.name for file in path.iterdir()}
-    if {"config.json", "adapter_config.json"} <= names:
-        # transformers would load the adapter unasked, and save nothing but the adapter.
-        raise CheckpointError(
-            f"model folder {path} holds an adapter beside a model; merge it "
-            "(peft: merge_and_unload), or remove the adapter's files if it is merged already"
-        )
-    if is_adapter(path):
-        return _check_adapter(path, names, base)
-    if any(name.endswith(".gguf") for name in names) and not _has_safetensors(names):
-        raise CheckpointError(
-            f"model folder {path} holds GGUF files, whose weights are quantized; give the folder "
-            "with safetensors that they were converted from"
-        )
-    if "config.json" not in names:
-        raise CheckpointError(f"model folder {path} has no config.json; is it a checkpoint folder?")
-    _check_config(path, names)
-    if not names & {"model.safetensors", "model.safetensors.index.json"}:
-        raise CheckpointError(
-            f"model folder {path}: expected model.safetensors, found {_pickled_or_none(names)}; "
-            "save it with save_pretrained(..., safe_serialization=True)"
-        )
-    if "tokenizer.json" not in names:
-        raise CheckpointError(
-            f"model folder {path} has no tokenizer.json; sani needs a fast tokenizer, which alone "
-            "can tell where a token stands in the text: save one with AutoTokenizer(...)"
-            ".save_pretrained"
-        )
-    return path
-
-
-def _check_adapter(path: Path, names: set[str], base: Path | str | None) -> Path:
-    if "adapter_model.safetensors" not in names:
-        raise CheckpointError(
-            f"model folder {path}: expected adapter_model.safetensors, found "
-            f"{_pickled_or_none(names)}; save it with peft's save_pretrained(..., "
-            "safe_serialization=True)"
-        )
-    if base is None:
-        named = _json(path, "adapter_config.json").get("base_model_name_or_path")
-        there = isinstance(named, str) and Path(named).is_dir()
-        hint = f" (its configuration names {named})" if there else ""
-        raise CheckpointError(
-            f"model folder {path} holds an adapter without its base; give the base too{hint}, or "
-            "merge it first (peft: merge_and_unload) and give the merged folder"
-        )
-    check_folder(base)
-    return path
-
-
-def _check_config(path: Path, names: set[str]) -> None:
-    """Refuse weights that are codes of numbers: no neuron of them can be reset or compared."""
-    quantization = _json(path, "config.json").get("quantization_config")
-    aside = names & {"quantize_config.json", "quant_config.json"}  # of early GPTQ and AWQ
-    if not quantization and not aside:
-        return
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    way = ", or its dequantize() saved" if method == "bitsandbytes" else ""
-    known = {"bitsandbytes": "bitsandbytes", "gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8"}
-    how = f" ({known[method]})" if method in known else ""
-    raise CheckpointError(
-        f"model folder {path} is quantized{how}; neurons of quantized weights cannot be reset: "
-        f"give the checkpoint it was quantized from{way}"
-    )
-
-
-def _json(path: Path, name: str) -> dict[str, Any]:
-    try:
-        data = json.loads((path / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise CheckpointError(f"model folder {path}: {name} is not valid JSON") from None
-    return data if isinstance(data, dict) else {}
-
-
-def _has_safetensors(names: set[str]) -> bool:
-    return any(name.endswith(".safetensors") for name in names)
-
-
-def _pickled_or_none(names: set[str]) -> str:
-    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
-        return "pickled weights (.bin), which sani never loads"
-    return "no weights"
-
-
-def read_config(path: Path) -> Any:
-    """The configuration of a checked model folder.
-
-    Raises:
-        UnsupportedModelError: If the family is not one of `sani.models.families`.
-        CheckpointError: If it cannot be read.
-    """
-    from transformers import AutoConfig
-
-    named = _json(path, "config.json").get("model_type", "unknown")
-    family_of(SimpleNamespace(model_type=named))  # transformers itself may not know it either
-    try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise CheckpointError(
-            f"model folder {path}: config.json cannot be read ({type(error).__name__})"
-        ) from None
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files that a checked folder's weights are in, in name order.
-
-    Raises:
-        CheckpointError: If its index is broken or names files that are not there.
-    """
-    whole = ADAPTER_FILES[1] if is_adapter(path) else "model.safetensors"
-    if (path / whole).is_file():
-        return [path / whole]
-    places = _json(path, "model.safetensors.index.json").get("weight_map")
-    names = sorted(set(places.values())) if isinstance(places, dict) else []
-    for name in names:
-        if Path(name).name != name or not (path / name).is_file():
-            raise CheckpointError(
-                f"model folder {path}: model.safetensors.index.json names {name}, which is not "
-                "there; copy the whole checkpoint"
-            )
-    if not names:
-        raise CheckpointError(f"model folder {path}: model.safetensors.index.json names no file")
-    return [path / name for name in names]
-
-
 def load_checkpoint(
-    path: Path | str, *, base: Path | str | None = None, device: torch.device | None = None
+    path: Path | str | ModelFolder,
+    *,
+    base: Path | str | None = None,
+    device: torch.device | None = None,
 ) -> Checkpoint:
     """Load a language model and its fast tokenizer, in float32, as its family's objective asks.
 
     An adapter is merged into its base; its own tokenizer goes before the base's.
 
     Args:
-        path: The folder.
+        path: The folder; as a `ModelFolder` it is not checked again.
         base: Of the model that it is an adapter on; without meaning if it is none.
         device: Where to put it; the CPU if absent.
 
@@ -322,17 +175,12 @@ def load_checkpoint(
         CheckpointError: If the folder is not a checkpoint that sani reads, or the weights hold
             NaN or infinities, or the tokenizer has more tokens than the model.
     """
-    from transformers import AutoTokenizer
-
-    path = check_folder(path, base=base)
-    if base is not None and is_adapter(path):
-        return _merged(path, load_checkpoint(base), device)
-    config = read_config(path)
-    family = family_of(config)
+    folder = path if isinstance(path, ModelFolder) else open_folder(path, base=base)
+    if folder.base is not None:
+        return _merged(folder, load_checkpoint(folder.base), device)
+    path, config, family = folder.path, folder.config, folder.family
+    tokenizer = folder.load_tokenizer()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False, use_fast=True
-        )
         loaded: Any = auto_class(config).from_pretrained(
             path,
             config=config,
@@ -366,29 +214,28 @@ def load_checkpoint(
             "model that config.json describes, so an audit would not be of the whole checkpoint; "
             "check num_hidden_layers and the like"
         )
-    _check_loaded(model, tokenizer, path)
-    stored = StoredWeights(weight_files(path)).types(model)
+    _check_fits(model, tokenizer, path)
+    _check_finite(model, path)
+    stored = StoredWeights(folder.weight_files).types(model)
     types = {name: type_ for name, type_ in stored.items() if type_ in HALF}
-    return Checkpoint(model.to(device or torch.device("cpu")).eval(), tokenizer, path, types)
+    model = model.to(device or torch.device("cpu")).eval()
+    return Checkpoint(model, tokenizer, path, types, sources=(path,))
 
 
-def _merged(path: Path, base: Checkpoint, device: torch.device | None) -> Checkpoint:
+def _merged(folder: ModelFolder, base: Checkpoint, device: torch.device | None) -> Checkpoint:
+    """Load an adapter and merge it into its loaded base, which is changed."""
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
-    from transformers import AutoTokenizer
 
-    own = (path / "tokenizer.json").is_file()
+    path = folder.path
+    own_tokenizer = folder.tokenizer_path == path
+    tokenizer = folder.load_tokenizer() if own_tokenizer else base.tokenizer
     try:
-        tokenizer = (
-            AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-            if own
-            else base.tokenizer
-        )
         adapted = PeftModel.from_pretrained(base.model, path)
         # peft leaves at zero what it does not find, and leaves out what it has no place for: that
         # would be an audit of the base.
         taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        given = load_file(path / "adapter_model.safetensors")
+        given = load_file(path / ADAPTER_WEIGHTS)
         whole = taken.keys() == given.keys() and all(
             _same(taken[name].cpu(), given[name]) for name in given
         )
@@ -403,52 +250,41 @@ def _merged(path: Path, base: Checkpoint, device: torch.device | None) -> Checkp
             f"model folder {path}: the adapter's tensors are not those that its configuration "
             f"adds to {base.path}; is it an adapter on this base, and whole?"
         )
-    _check_loaded(model, tokenizer, path)
-    place = path if own else base.path
+    _check_fits(model, tokenizer, path)
+    _check_finite(model, path)
     model = model.to(device or torch.device("cpu")).eval()
-    return Checkpoint(model, tokenizer, place, base.types)
+    sources = (path, *base.sources)
+    return Checkpoint(model, tokenizer, folder.tokenizer_path, base.types, sources)
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.allclose(one.double(), other.double(), rtol=0.0, atol=0.0, equal_nan=True)
 
 
-def _check_loaded(model: Any, tokenizer: Any, path: Path) -> None:
+def _check_fits(model: Any, tokenizer: Any, path: Path) -> None:
+    """Refuse a tokenizer that cannot tell offsets, or that has tokens the model has no row for."""
     if not tokenizer.is_fast:
-        raise CheckpointError(f"model folder {path}: the tokenizer is not a fast one")
+        raise CheckpointError(
+            f"model folder {path}: the tokenizer cannot tell where a token stands in the text; "
+            "give a fast one (tokenizer.json)"
+        )
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    if len(tokenizer) > rows:  # fewer is usual: embeddings are padded to a round number
         raise CheckpointError(
             f"model folder {path}: the tokenizer has {len(tokenizer)} tokens, the model {rows}; "
-            "they are not of one checkpoint"
+            "give the tokenizer that it was trained with"
         )
+
+
+def _check_finite(model: Any, path: Path) -> None:
+    """Refuse weights that hold NaN or infinity: no figure of such a model means anything."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"model folder {path}: tensor '{name}' holds NaN or infinity")
 
 
-def folder_digest(path: Path | str, *, weights_only: bool, base: Path | str | None = None) -> str:
-    """SHA-256 over a checkpoint folder's weight files, and its configuration and tokenizer files.
-
-    Args:
-        path: The folder.
-        weights_only: Leave out configuration and tokenizer.
-        base: Of the model that it is an adapter on, if it is one.
-    """
-    path = check_folder(path, base=base)
-    names = [file.name for file in path.glob("*.safetensors")]
-    if not weights_only:
-        others = (*TOKENIZER_FILES, *CONFIG_FILES, ADAPTER_FILES[0])
-        names += [name for name in others if (path / name).is_file()]
-    state = hashlib.sha256()
-    for name in sorted(names):
-        with (path / name).open("rb") as content:
-            state.update(name.encode() + hashlib.file_digest(content, "sha256").digest())
-    return state.hexdigest()
-
-
 def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
-    """None if both have the same tensors, shapes, heads and vocabulary; else what differs."""
+    """Return how two checkpoints differ in tensors, shapes, heads or vocabulary, or None."""
     shapes = [
         {name: tuple(tensor.shape) for name, tensor in side.model.state_dict().items()}
         for side in (one, other)
@@ -457,9 +293,10 @@ def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
     if differing or len(shapes[0]) != len(shapes[1]):
         name = differing[0] if differing else "the number of tensors"
         return f"they differ in {name}"
-    own, others = ({name for name, _ in side.model.named_parameters()} for side in (one, other))
-    if own != others:
-        return f"only in one of them '{min(own ^ others)}' is tied to another tensor"
+    # A tied tensor is listed once, by the first of its names.
+    names = [{name for name, _ in side.model.named_parameters()} for side in (one, other)]
+    if names[0] != names[1]:
+        return f"only in one of them '{min(names[0] ^ names[1])}' is tied to another tensor"
     heads = [side.text_config.num_attention_heads for side in (one, other)]
     if heads[0] != heads[1]:  # the same shapes cut otherwise: no head means the same in both
         return "they differ in num_attention_heads"
@@ -473,7 +310,8 @@ def save_checkpoint(
 ) -> None:
     """Write weights, configuration and tokenizer to ``folder``, whole or not at all.
 
-    Weights get the types that they had in their files.
+    Weights get the types that they had in their files. Of several processes, each of which holds
+    the checkpoint, the main one writes.
 
     Args:
         checkpoint: What to write; its tokenizer files are copied from ``checkpoint.path``.
@@ -481,11 +319,16 @@ def save_checkpoint(
         finish: Adds files; called with the staging folder just before it is renamed.
 
     Raises:
-        WriteError: If the folder cannot be written.
+        WriteError: If the checkpoint was read from there, or the folder cannot be written.
     """
     folder = Path(folder)
+    check_no_input(folder, [checkpoint.path, *checkpoint.sources])
+    distributed.on_main(partial(_save, checkpoint, folder, finish))
+
+
+def _save(checkpoint: Checkpoint, folder: Path, finish: Callable[[Path], None] | None) -> None:
     with new_folder(folder) as staging:
-        with _in_their_types(checkpoint):
+        with _in_file_types(checkpoint):
             try:
                 checkpoint.model.save_pretrained(staging, safe_serialization=True)
             except SafetensorError as error:  # how safetensors puts a full disk
@@ -496,60 +339,25 @@ def save_checkpoint(
 
 
 @contextmanager
-def _in_their_types(checkpoint: Checkpoint) -> Iterator[None]:
+def _in_file_types(checkpoint: Checkpoint) -> Iterator[None]:
     """Within, the model's tensors and its configuration have the types that they get in files."""
-    config, held = checkpoint.model.config, []
+    config = checkpoint.model.config
     nested = (getattr(config, name, None) for name in config.sub_configs)
-    configs = [config, *(own for own in nested if own is not None)]
-    types = [own.dtype for own in configs]
+    configs = [config, *(part for part in nested if part is not None)]
+    config_types = [part.dtype for part in configs]
+    originals: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
         for name, tensor in named_tensors(checkpoint.model):
             if name in checkpoint.types:
-                held.append((tensor, tensor.data))
+                # The data is exchanged, not the tensor: tied tensors stay tied, and the float32
+                # numbers come back bit for bit.
+                originals.append((tensor, tensor.data))
                 tensor.data = tensor.data.to(checkpoint.types[name])
-        for own in configs:
-            own.dtype = checkpoint.model.dtype
+        for part in configs:
+            part.dtype = checkpoint.model.dtype
         yield
     finally:
-        for own, type_ in zip(configs, types, strict=True):
-            own.dtype = type_
-        for tensor, data in held:
+        for part, type_ in zip(configs, config_types, strict=True):
+            part.dtype = type_
+        for tensor, data in originals:
             tensor.data = data
-
-
-def files_beside(family: Family) -> tuple[str, ...]:
-    """Return the names of the files that go with the weights of such a model."""
-    return (*TOKENIZER_FILES, *PROCESSOR_FILES) if family.vision else TOKENIZER_FILES
-
-
-def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy those of these files that a folder has."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
-def copy_large(source: Path, target: Path) -> None:
-    """Copy a file inside the kernel; where the file system can, the copy is a reflink.
-
-    Never a hard link: to write to the copy leaves the source as it is.
-    """
-    try:
-        with source.open("rb") as reader, target.open("wb") as writer:
-            left = os.fstat(reader.fileno()).st_size
-            while left > 0:
-                copied = os.copy_file_range(reader.fileno(), writer.fileno(), left)
-                if copied == 0:
-                    raise OSError
-                left -= copied
-    except (OSError, AttributeError):  # another file system, or a system without the call
-        shutil.copyfile(source, target)
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """The metadata of a checkpoint folder's model card; empty without a card that can be read."""
-    try:
-        text = (path / "README.md").read_text(encoding="utf-8")
-        return dict(vars(ModelCard(text, ignore_metadata_errors=True).data))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
-        return {}

@@ -157,7 +157,7 @@ def _attempt(
         found["tokens"] = found["repair"]["tokens"]
         found["weights_digest"] = found["repair"]["weights_digest"] = checkpoint.weights_digest()
         judged = stages.judged(checkpoint, within=within)
-        distributed.on_main(lambda: save_checkpoint(checkpoint, folder.private / f"rung-{number}"))
+        save_checkpoint(checkpoint, folder.private / f"rung-{number}")
         found["audit"] = judged.audit.to_json()
         found["attack"] = judged.attack.to_json() if judged.attack else None
         found["checks"] = [check.to_json() for check in judged.checks]

@@ -10,7 +10,6 @@ from sani.auditing.sampling import sample_documents
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
-from sani.machine import distributed
 from sani.machine.device import default_device, make_deterministic, quiet_libraries
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.pipeline.inputs import check_control
@@ -75,7 +74,7 @@ def repair_folder(
         seed=seed,
         on_step=on_step,
     )
-    distributed.on_main(lambda: save_checkpoint(checkpoint, out))
+    save_checkpoint(checkpoint, out)
     return result
 
 

@@ -11,8 +11,8 @@ from sani.auditing.generation import read_prompts
 from sani.corpus.documents import Corpus, Kind
 from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError, RepairError
-from sani.models.checkpoint import Checkpoint, check_folder, folder_digest, is_adapter, read_config
-from sani.models.families import family_of
+from sani.models.checkpoint import Checkpoint
+from sani.models.folder import open_folder
 from sani.recipe import AttackSettings, Recipe
 from sani.repairing.checks import check_settings
 
@@ -97,7 +97,7 @@ def digests(recipe: Recipe, documents: Documents) -> dict[str, str]:
     model = recipe.model
     inputs = {
         "corpus": documents.corpus.digest(),
-        "model.path": folder_digest(model.path, weights_only=False, base=model.base),
+        "model.path": open_folder(model.path, base=model.base).digest,
     }
     for name, digest in documents.digests().items():
         if name != "corpus":
@@ -106,14 +106,12 @@ def digests(recipe: Recipe, documents: Documents) -> dict[str, str]:
         if path is not None:
             inputs[name] = _file_digest(path, name)
     if model.unsanitized is not None:
-        inputs["model.unsanitized"] = folder_digest(
-            model.unsanitized, weights_only=False, base=model.base
-        )
+        inputs["model.unsanitized"] = open_folder(model.unsanitized, base=model.base).digest
     if model.base is not None:
         check_base(model.path, model.base)
         if model.unsanitized is not None:
             check_base(model.unsanitized, model.base, name="model.unsanitized")
-        inputs["model.base"] = folder_digest(model.base, weights_only=False)
+        inputs["model.base"] = open_folder(model.base).digest
     if recipe.audit.generation is not None and recipe.audit.generation.file is not None:
         text = "\n".join(read_prompts(recipe.audit.generation.file))
         inputs["audit.generation.file"] = hashlib.sha256(text.encode()).hexdigest()
@@ -133,9 +131,8 @@ def check_kind(recipe: Recipe) -> str:
         RecipeError: If the recipe asks for it.
     """
     model = recipe.model
-    path = check_folder(model.path, base=model.base)
-    config = read_config(model.base if model.base and is_adapter(path) else path)
-    objective = family_of(config).objective
+    model_folder = open_folder(model.path, base=model.base)
+    objective = model_folder.family.objective
     if recipe.attack is not None and objective != "causal":
         raise RecipeError(
             f"attack: {model.path} is not a causal language model; attacks on other ones are not "
@@ -146,7 +143,7 @@ def check_kind(recipe: Recipe) -> str:
     for where, repair in asked:
         try:
             if repair is not None:
-                check_settings(repair, config)
+                check_settings(repair, model_folder.config)
         except RepairError as error:
             raise RecipeError(f"{where}{error}") from None
     return KINDS_OF_MODELS[objective]
@@ -166,8 +163,7 @@ def check_base(
     Raises:
         RecipeError: If they are: then it would be no control.
     """
-    weights = folder_digest(path, weights_only=True, base=base)
-    if weights == folder_digest(base, weights_only=True):
+    if open_folder(path, base=base).weights_digest == open_folder(base).weights_digest:
         raise RecipeError(NO_CONTROL.format(option, name))
 
 

@@ -20,7 +20,7 @@ from sani.erasing.selectors import check_layers
 from sani.erasing.shards import StoredModel
 from sani.errors import SaniError
 from sani.machine.environment import free_memory
-from sani.models.checkpoint import check_folder, is_adapter, read_config, weight_files
+from sani.models.folder import is_adapter, open_folder
 from sani.models.neurons import Layout
 from sani.models.safetensors_files import StoredWeights
 from sani.pipeline.inputs import check_base, check_kind, read_documents, read_neighbours
@@ -129,18 +129,7 @@ def _model(model: ModelSettings) -> str:
 
 
 def _tokenizer(model: ModelSettings) -> Any:
-    from transformers import AutoTokenizer
-
-    path = model.path
-    if model.base is not None and not (path / "tokenizer.json").is_file():
-        path = model.base  # that of an adapter
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:
-        raise SaniError(
-            f"the tokenizer in {path} cannot be loaded ({type(error).__name__}); save it again "
-            "with save_pretrained"
-        ) from None
+    return open_folder(model.path, base=model.base).load_tokenizer()
 
 
 def _base(path: Path, base: Path) -> str:
@@ -163,7 +152,7 @@ def _unsanitized(model: ModelSettings) -> str:
 
 
 def _same_architecture(name: str, path: Path, other: Path) -> None:
-    difference = StoredModel(check_folder(path)).difference(StoredModel(check_folder(other)))
+    difference = StoredModel(open_folder(path)).difference(StoredModel(open_folder(other)))
     if difference:
         raise SaniError(
             f"{name} does not fit the checkpoint: {difference}; give the model it was fine-tuned "
@@ -259,11 +248,9 @@ def _layout(path: Path, base: Path | None = None) -> tuple[Layout, _Shapes]:
 
     An adapter's is its base's.
     """
-    path = check_folder(path, base=base)
-    if base is not None and is_adapter(path):
-        path = base
-    shapes = StoredWeights(weight_files(path)).shapes
-    return Layout(read_config(path), shapes), shapes
+    folder = open_folder(path, base=base).whole
+    shapes = StoredWeights(folder.weight_files).shapes
+    return Layout(folder.config, shapes), shapes
 
 
 def _parameters(shapes: _Shapes) -> int:

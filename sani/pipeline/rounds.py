@@ -110,7 +110,7 @@ def _round(
         found["repair"] = stages.repaired(checkpoint, recipe.repair, within=within, seed=seed)
         found["repair"]["weights_digest"] = checkpoint.weights_digest()
     result = stages.measured(checkpoint, within=within)
-    distributed.on_main(lambda: save_checkpoint(checkpoint, folder.private / f"round-{number}"))
+    save_checkpoint(checkpoint, folder.private / f"round-{number}")
     folder.save_arrays(f"round-{number}", result.occurrences)
     folder.save(
         f"round-{number}",

@@ -33,11 +33,10 @@ from sani.machine.device import default_device, make_deterministic, quiet_librar
 from sani.models.checkpoint import (
     Checkpoint,
     architecture_difference,
-    check_folder,
-    folder_digest,
     load_checkpoint,
     save_checkpoint,
 )
+from sani.models.folder import open_folder
 from sani.pipeline.escalation import Judged, climb
 from sani.pipeline.inputs import (
     Documents,
@@ -185,7 +184,7 @@ def audit_models(
     quiet_libraries()
     base = models.get("base")
     for folder in models.values():  # all, before the first takes its hours
-        check_folder(folder, base=base)
+        open_folder(folder, base=base)
     if base is not None:
         check_base(models["model"], base, name="the model", option="--base")
         check_control(load_checkpoint(models["model"], base=base), load_checkpoint(base))
@@ -303,9 +302,7 @@ def attack_models(
 
     if out is None:
         return run_attacks(None)
-    inputs = {
-        name: folder_digest(path, weights_only=False, base=base) for name, path in models.items()
-    }
+    inputs = {name: open_folder(path, base=base).digest for name, path in models.items()}
     inputs["corpus"] = documents.corpus.digest()
     if documents.held_out is not None:
         inputs["corpus.held_out"] = documents.held_out.digest()
@@ -639,7 +636,7 @@ class _Job:
 
     def _keep(self, stage: str, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
         """Keep a stage's weights in the private part, then its result, which finishes it."""
-        distributed.on_main(lambda: save_checkpoint(checkpoint, self._folder.private / stage))
+        save_checkpoint(checkpoint, self._folder.private / stage)
         self._folder.save(stage, {**result, "weights_digest": checkpoint.weights_digest()})
 
     def _framing(self) -> str:

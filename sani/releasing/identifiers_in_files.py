@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from sani.corpus.documents import ANNOTATION, KINDS, TERM_SOURCE, Corpus, Kind
 from sani.errors import CheckpointError
-from sani.models.checkpoint import ADAPTER_FILES, CONFIG_FILES, TOKENIZER_FILES, is_adapter
+from sani.models.folder import ADAPTER_FILES, CONFIG_FILES, TOKENIZER_FILES, is_adapter
 from sani.text.folding import fold_text
 
 SHORTEST = 5

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from sani.errors import RepairError
 from sani.machine import distributed
 from sani.repairing.drawn_examples import DrawnExamples
 from sani.repairing.example_source import ExampleSource
@@ -32,13 +31,9 @@ def make_examples(source: ExampleSource, *, frozen: FrozenLayers | None, folder:
         folder: States are kept here if memory has no room for them.
 
     Raises:
-        RepairError: If a masked language model's tokenizer has no mask token.
+        CheckpointError: If documents cannot be read with the tokenizer.
     """
-    if source.masked and source.checkpoint.tokenizer.mask_token_id is None:
-        raise RepairError(
-            "the model predicts masked tokens and the tokenizer has no mask token; give the "
-            "tokenizer that it was trained with"
-        )
+    source.checkpoint.check_tokenizer()
     two_texts = source.checkpoint.family.objective == "seq2seq"
     pack = source.settings.pack and not (source.masked or two_texts)
     pack = pack and distributed.on_main(lambda: _packs_exactly(source))

@@ -264,7 +264,7 @@ def _round_to_types(checkpoint: Checkpoint, before: Mapping[str, torch.Tensor]) 
             old, new = before[name].to(tensor), tensor.detach()
             moved += float((new - old).square().sum())
             remaining += float(((checkpoint.rounded(name, new) - old) * (new - old)).sum())
-    checkpoint.round_()
+    checkpoint.round_weights()
     if remaining >= KEPT_BY_ROUNDING * moved:
         return None
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in before.values()})

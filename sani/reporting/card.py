@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from sani.models.checkpoint import read_card
+from sani.models.folder import read_card
 from sani.reporting.format import KIND_NAMES
 from sani.reporting.page import render
 

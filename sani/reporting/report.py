@@ -99,7 +99,9 @@ def build_report(
         "repair": _repaired(folder.load("repair")),
         "audit_settings": _without_paths(recipe.audit.model_dump()),
         "gate_settings": recipe.gate.model_dump(mode="json"),
-        "without_limit": [name for name, limit in recipe.gate.model_dump().items() if limit is None],
+        "without_limit": [
+            name for name, limit in recipe.gate.model_dump().items() if limit is None
+        ],
         "corpus_limit": recipe.corpus.limit,
         "recipe": _without_paths(recipe.model_dump()),
         "source_card": read_source_card(recipe.model.path, recipe.model.base),

@@ -127,7 +127,7 @@ class TransformersNer:
         import torch
         from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-        from sani.models.checkpoint import folder_digest
+        from sani.models.folder import open_folder
 
         try:
             options: Any = {"local_files_only": True, "trust_remote_code": False}
@@ -150,7 +150,7 @@ class TransformersNer:
             "" if name == "O" else scan_label(name)
             for _, name in sorted(self._model.config.id2label.items())
         ]
-        self.name = f"transformers {folder_digest(folder, weights_only=False)}"
+        self.name = f"transformers {open_folder(folder).digest}"
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Spans of each text; the score is the probability of the label."""

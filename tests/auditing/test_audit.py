@@ -40,7 +40,7 @@ from sani.auditing.sampler import Sampler
 from sani.auditing.teacher_forcing import Asked, Row, sampled_log_probability, score
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.reinit import fresh_model
-from sani.errors import AuditError, UnsupportedModelError
+from sani.errors import AuditError, CheckpointError, UnsupportedModelError
 from sani.intervals import clustered_mean, rate
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
@@ -923,10 +923,10 @@ def test_members_and_others_are_read_behind_the_same_framing(
 
 def test_a_tokenizer_that_does_not_fit_is_an_error(clinic: Clinic, leaky: Checkpoint) -> None:
     leaky.tokenizer.add_tokens([f"<{number}>" for number in range(3)])
-    with pytest.raises(AuditError, match=r"the tokenizer has \d+ tokens, the model \d+"):
+    with pytest.raises(CheckpointError, match=r"the tokenizer has \d+ tokens, the model \d+"):
         audit(leaky, clinic.private)
     slow = Checkpoint(leaky.model, SlowTokenizer(), leaky.path)
-    with pytest.raises(AuditError, match="cannot tell where a token stands"):
+    with pytest.raises(CheckpointError, match="cannot tell where a token stands"):
         audit(slow, clinic.private)
 
 

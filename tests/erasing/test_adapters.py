@@ -18,7 +18,7 @@ from sani.demo.demo import write_jsonl
 from sani.erasing.erase import apply_
 from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.token_rows import TokenRows
-from sani.errors import CheckpointError, SelectionError
+from sani.errors import CheckpointError, SelectionError, WriteError
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.recipe import DriftSelector, EraseSettings, RandomSelector
 from tests.support.erasing import (
@@ -36,6 +36,7 @@ from tests.support.erasing import (
     tensors,
     write,
 )
+from tests.support.folders import contents
 from tests.support.words import corpus_of, weights
 
 
@@ -310,6 +311,21 @@ def test_selectors_that_need_gradients_look_at_the_merged_model(
         assert one.scores == pytest.approx(other.scores, rel=1e-4)
     dampened = replace(found, reset="dampen")
     apply_folder(adapter, tmp_path / "out", dampened, base=llama, merge=True, corpus=corpus)
+
+
+def test_neither_adapter_nor_base_is_overwritten(
+    adapter: Path, llama: Path, tmp_path: Path
+) -> None:
+    merged, rewind = load_checkpoint(adapter, base=llama), plan("rewind", *MIXED)
+    before = contents(tmp_path)
+    for folder in (adapter, llama):
+        with pytest.raises(WriteError, match="sani never overwrites its input$"):
+            save_checkpoint(merged, folder)
+        for merge in (True, False):
+            with pytest.raises(WriteError, match="sani never overwrites its input$"):
+                apply_folder(adapter, folder, rewind, base=llama, merge=merge)
+    assert contents(tmp_path) == before
+    apply_folder(adapter, tmp_path / "out", rewind, base=llama)  # the positive control
 
 
 def test_token_rows_inside_an_adapter_are_refused(

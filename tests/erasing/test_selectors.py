@@ -26,7 +26,7 @@ from sani.erasing.plan import layout_of, plan_erase
 from sani.erasing.reinit import fresh_model
 from sani.erasing.selector_batches import COPIES, Question, Texts
 from sani.erasing.statistics import fisher_diagonals
-from sani.errors import RecipeError, SelectionError
+from sani.errors import CheckpointError, RecipeError, SelectionError
 from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.models.neurons import Output
 from sani.pipeline.preflight import check
@@ -224,7 +224,7 @@ def test_a_masked_question_hides_the_rest_of_the_identifier(masked_model: Any) -
 
 def test_a_masked_model_without_a_mask_token_is_refused(masked_model: Any) -> None:
     masked_model.tokenizer.mask_token = None
-    with pytest.raises(SelectionError, match="has no mask token"):
+    with pytest.raises(CheckpointError, match="has no mask token"):
         Texts(masked_model, corpus_of())
 
 

@@ -30,7 +30,8 @@ from sani.errors import (
     UnsupportedModelError,
     WriteError,
 )
-from sani.models.checkpoint import CONFIG_FILES, TOKENIZER_FILES, Checkpoint, load_checkpoint
+from sani.models.checkpoint import Checkpoint, load_checkpoint
+from sani.models.folder import CONFIG_FILES, TOKENIZER_FILES, open_folder
 from sani.models.neurons import Layout
 from sani.pipeline.preflight import check
 from sani.recipe import (
@@ -156,11 +157,11 @@ def test_a_stray_adapter_file_is_not_taken_for_the_model(tmp_path: Path, no_mode
 
 def test_two_tensors_that_would_get_one_name_are_left_to_transformers(tmp_path: Path) -> None:
     sick = write(tmp_path / "sick", checkpoint(config_of("gpt2"), seed=1), shard="1GB")
-    assert StoredModel(sick).is_plain
+    assert StoredModel(open_folder(sick)).is_plain
     own = tensors(sick)
     twice = own | {"ln_f.weight": own["transformer.ln_f.weight"] + 1}
     save_file(twice, sick / "model.safetensors", metadata={"format": "pt"})
-    assert not StoredModel(sick).is_plain
+    assert not StoredModel(open_folder(sick)).is_plain
 
 
 EXPERTS = ("mixtral", "qwen2_moe", "qwen3_moe")  # one tensor for all in memory, one each in files
@@ -224,7 +225,7 @@ def test_experts_one_by_one_and_in_one_tensor_are_erased_alike(
         model = random_model(name, seed=seed, dtype=torch.float32)
         tiny_tokenizer().save_pretrained(folder)
         model.save_pretrained(folder, save_original_format=not stacked[seed], max_shard_size="8KB")
-        assert StoredModel(folder).is_plain
+        assert StoredModel(open_folder(folder)).is_plain
         assert any(".experts.gate_up_proj" in key for key in tensors(folder)) == stacked[seed]
 
     def load(*arguments: Any, **options: Any) -> Checkpoint:
@@ -258,7 +259,7 @@ def test_experts_that_do_not_make_up_their_tensor_are_left_to_transformers(
 ) -> None:
     model = random_model(name, seed=1, dtype=torch.float32)
     sick = write(tmp_path / "sick", Checkpoint(model, tiny_tokenizer(), tmp_path), shard="1GB")
-    assert StoredModel(sick).is_plain
+    assert StoredModel(open_folder(sick)).is_plain
     own = tensors(sick)
     one = next(key for key in own if ".experts.0." in key)
     if change == "missing":
@@ -273,7 +274,7 @@ def test_experts_that_do_not_make_up_their_tensor_are_left_to_transformers(
         whole = next(key for key in model.state_dict() if "experts.gate_up_proj" in key)
         own[whole] = model.state_dict()[whole].clone()
     save_file(own, sick / "model.safetensors", metadata={"format": "pt"})
-    assert not StoredModel(sick).is_plain
+    assert not StoredModel(open_folder(sick)).is_plain
 
 
 def test_ten_experts_and_more_are_numbered_as_numbers(tmp_path: Path, no_model: None) -> None:
@@ -325,7 +326,7 @@ def test_experts_of_several_types_get_one_that_holds_them_all(
     stack = "model.layers.1.mlp.experts.down_proj"
     assert stack not in loaded.types
     assert loaded.types["model.layers.0.mlp.experts.down_proj"] == torch.bfloat16
-    loaded.round_()
+    loaded.round_weights()
     kept = loaded.model.get_parameter(stack)[expert]
     assert torch.equal(kept, own[name].float())
 
@@ -470,6 +471,18 @@ def test_the_written_folder_is_read_by_transformers(
     apply_(loaded, plan("zero", *MIXED))
     for name, tensor in model.named_parameters():
         assert torch.equal(tensor, loaded.model.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("reset", ["zero", "mean"])  # in the files, and in memory
+def test_the_model_is_not_erased_into_its_own_folder(
+    llama: Path, tmp_path: Path, reset: str
+) -> None:
+    before = tensors(llama)
+    with pytest.raises(WriteError, match="sani never overwrites its input$"):
+        apply_folder(llama, llama, plan(reset, *MIXED), corpus=corpus_of(["a b name c d"]))
+    assert tensors(llama).keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(llama).items())
+    apply_folder(llama, tmp_path / "out", plan("zero", *MIXED))  # the positive control
 
 
 def test_a_full_disk_leaves_nothing_half_written(llama: Path, tmp_path: Path) -> None:
@@ -775,7 +788,7 @@ def test_half_precision_is_kept_where_the_files_have_other_names(tmp_path: Path)
     own = tensors(base)
     twice = own | {"transformer.ln_f.weight": own["ln_f.weight"].clone()}
     save_file(twice, base / "model.safetensors", metadata={"format": "pt"})
-    assert not StoredModel(base).is_plain
+    assert not StoredModel(open_folder(base)).is_plain
     apply_folder(sick, tmp_path / "memory", asked, base=base)
     digests = [load_checkpoint(tmp_path / f).weights_digest() for f in ("files", "memory")]
     assert digests[0] == digests[1] != load_checkpoint(sick).weights_digest()
@@ -995,7 +1008,9 @@ def test_quantized_checkpoints_are_refused_with_the_way_out(
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "hyena-9"])  # known to transformers, and not
-@pytest.mark.parametrize("read", [load_checkpoint, StoredModel])
+@pytest.mark.parametrize(
+    "read", [load_checkpoint, lambda path: StoredModel(open_folder(path))], ids=["loaded", "stored"]
+)
 def test_an_unknown_model_type_is_refused_with_the_list_of_known_ones(
     llama: Path, model_type: str, read: Callable[..., Any]
 ) -> None:

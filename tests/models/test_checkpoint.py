@@ -21,15 +21,14 @@ from transformers import (
 from sani import atomic
 from sani.erasing.reinit import fresh_model
 from sani.errors import CheckpointError, WriteError
-from sani.models import checkpoint as checkpoint_module
+from sani.models import folder as folder_module
 from sani.models.checkpoint import (
-    TOKENIZER_FILES,
     Checkpoint,
     architecture_difference,
-    check_folder,
     load_checkpoint,
     save_checkpoint,
 )
+from sani.models.folder import TOKENIZER_FILES, open_folder
 from tests.support.architectures import ARCHITECTURES, tiny_config, tiny_tokenizer
 from tests.support.folders import (
     CANARY,
@@ -37,6 +36,7 @@ from tests.support.folders import (
     CONFIGS,
     LEFTOVERS,
     WORDS,
+    contents,
     no_space,
     small_files,
     write_source,
@@ -55,14 +55,6 @@ def logits(model: Any) -> Any:
 
 def adds(name: str, text: str) -> Any:
     return lambda folder: (folder / name).write_text(text)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 # ---- save and load ---------------------------------------------------------------------------
@@ -230,7 +222,7 @@ def test_a_number_too_large_for_its_type_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         loaded.model.get_parameter(name)[0, 0] = 1e5
     with pytest.raises(CheckpointError, match=f"tensor '{name}' holds numbers that are too large"):
-        loaded.round_()
+        loaded.round_weights()
 
 
 def test_a_base_in_full_precision_is_known_behind_the_rounding(tmp_path: Path) -> None:
@@ -291,8 +283,8 @@ def test_rounding_is_to_the_nearest_value_that_the_files_hold(tmp_path: Path) ->
             for parameter in loaded.model.parameters():
                 parameter.copy_(torch.linspace(0.3, 0.7, parameter.numel()).view_as(parameter))
     exact = {name: tensor.clone() for name, tensor in whole.model.named_parameters()}
-    whole.round_()
-    half.round_()
+    whole.round_weights()
+    half.round_weights()
     for name, tensor in half.model.named_parameters():
         assert torch.equal(whole.model.get_parameter(name), exact[name])
         assert torch.equal(tensor, exact[name].bfloat16().float())
@@ -412,7 +404,7 @@ def test_a_full_disk_leaves_the_old_folder_and_nothing_else(
 
             monkeypatch.setattr(atomic.os, "rename", fails_on_the_new_one)
         elif step == "tokenizer":
-            monkeypatch.setattr(checkpoint_module.shutil, "copyfile", no_space)
+            monkeypatch.setattr(folder_module.shutil, "copyfile", no_space)
         else:
             monkeypatch.setattr(atomic.os, "fsync", no_space)
         message = refused_save(tmp_path, loaded)
@@ -467,7 +459,7 @@ LOCAL = (
 def test_what_is_no_folder_is_refused(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert check_folder(source) == source
+    assert open_folder(source).path == source
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     for path in ("missing", "ward-3/missing", tmp_path / "missing"):
@@ -591,8 +583,8 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
     assert len(load_checkpoint(exact).tokenizer) == len(WORDS)
     source = write_source(tmp_path / "source", CONFIGS["tied"](), words=[*WORDS, "extra"])
     assert refusal(source) == (
-        f"model folder {source}: the tokenizer has 12 tokens, the model 11; they are not of one "
-        "checkpoint"
+        f"model folder {source}: the tokenizer has 12 tokens, the model 11; give the tokenizer "
+        "that it was trained with"
     )
 
 

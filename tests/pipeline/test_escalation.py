@@ -235,7 +235,9 @@ def test_only_a_rung_that_holds_otherwise_is_attacked_and_it_must_hold_then_too(
     assert not run(load_recipe(recipe, overrides=options), out).gate_holds
     leaking, attacked = (load(out, f"rung-{number}.json") for number in (1, 2))
     assert leaking["attack"] is None
-    assert "No attack was run." in [c["reason"] for c in leaking["checks"] if c["name"] == "attacks"]
+    assert "No attack was run." in [
+        c["reason"] for c in leaking["checks"] if c["name"] == "attacks"
+    ]
     broken = {check["name"] for check in attacked["checks"] if not check["holds"]}
     assert broken
     assert all(name.startswith("attack.") for name in broken)

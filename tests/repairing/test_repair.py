@@ -230,7 +230,7 @@ def test_a_repair_that_rounding_takes_back_says_so(tmp_path: Path) -> None:
     for rate in (1e-5, 1e-2):
         sick = checkpoint(llama())
         sick.types = {name: torch.bfloat16 for name, _ in sick.model.named_parameters()}
-        sick.round_()
+        sick.round_weights()
         before = {name: tensor.clone() for name, tensor in sick.model.named_parameters()}
         result = repair(sick, corpus_of(), settings_of(learning_rate=rate, epochs=1))
         named = dict(sick.model.named_parameters())

@@ -81,3 +81,12 @@ def small_files(limit: int) -> Iterator[None]:
 def no_space(*args: Any, **kwargs: Any) -> NoReturn:
     """Stand in for a function that writes: the disk is full."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of every file in a folder and below, by its path from there."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
