@@ -10,8 +10,10 @@ import re
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 
 from sani.text.folding import fold, fold_text
+from sani.values.dates import Days, days_of, find_days
 
 SHORTEST_WORD = 3
 SHORTEST_NUMBER = 2
@@ -38,6 +40,7 @@ class CueFinder:
             self._words.append(word)
             self._starts.append(int(folded.starts[match.start()]))
         self._text = text
+        self._folded = folded
 
     def cued(self, start: int, end: int, seen: Sequence[tuple[int, int]]) -> bool:
         """Whether more than half of ``text[start:end]`` stands in the seen parts of the text.
@@ -45,6 +48,7 @@ class CueFinder:
         Counted in letters and digits of its words of `SHORTEST_WORD` letters and its numbers of
         `SHORTEST_NUMBER` digits or more; a shorter value counts if all of it is repeated. In an
         e-mail or web address, a seen word also counts inside a longer one (``garcia``, jgarcia@).
+        A date also counts if the seen parts have it in another writing.
 
         Args:
             start: First character of the value.
@@ -59,7 +63,7 @@ class CueFinder:
         ]
         if not words:
             return False
-        if self._repeated(words, parts):
+        if self._repeated(words, parts) or self._dated(start, end, seen):
             return True
         telling = [word for word in words if len(word) >= _shortest(word)]
         covered = sum(len(word) for word in telling if self._stands(word, parts))
@@ -70,6 +74,23 @@ class CueFinder:
                 if not self._stands(word, parts)
             )
         return 2 * covered > sum(map(len, telling))
+
+    def _dated(self, start: int, end: int, seen: Sequence[tuple[int, int]]) -> bool:
+        """Return whether the value is a date and the seen parts hold it, in whatever writing."""
+        days = set(days_of(self._text[start:end]))
+        return bool(days) and any(
+            a <= first and last <= b and not days.isdisjoint(meant)
+            for first, last, meant in self._dates
+            for a, b in seen
+        )
+
+    @cached_property
+    def _dates(self) -> list[tuple[int, int, Days]]:
+        """Every date of the text: its start, its end, and the days it may mean."""
+        return [
+            (*self._folded.original(first, last), days)
+            for first, last, days in find_days(self._folded.text)
+        ]
 
     def _stands(self, word: str, parts: Sequence[tuple[int, int]]) -> bool:
         numbers = self._where.get(word, [])

@@ -15,32 +15,24 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import ahocorasick
-from babel import Locale
 
 from sani.corpus.documents import TERM_SOURCE, Corpus, Kind
-from sani.text.folding import UNSPACED, fold_text
+from sani.text.folding import LETTER, UNSPACED, fold_text
+from sani.values.dates import Days, days_of, find_days
 
 # Of 1,000 samples by a base that never saw the corpus (MEDDOCAN), 5 of 6 values of four digits came
 # up, 15 of 77 of five and 0 of 190 of more; and every value of one to three letters.
 MIN_LETTERS = 4
 MIN_DIGITS = 5
-LANGUAGES = (
-    "ca", "cs", "da", "de", "el", "en", "en_GB", "es", "fi", "fr", "it", "nb", "nl", "pl", "pt",
-    "ro", "ru", "sv", "tr",
-)  # fmt: skip
-"""Languages whose month names are known."""
-
 _GAP = 3  # most characters that may separate the groups of one number
-_LETTER = rf"(?:[^\W\d_{UNSPACED}]|[\u0900-\u0963\u0970-\u0dff])"  # with the vowel signs of Indic
 # A number with thousands separators, or a decimal fraction, is one: nothing may match inside it.
 _NUMBER = (
     r"(?<!\d)(?<!\d[.,'])(?:\d{1,3}(?P<sep>[.,'])\d{3}(?:(?P=sep)\d{3})*(?:[.,]\d{1,2})?|0\.\d+)"
     r"(?!\d|[.,']\d)"
 )
-_TOKEN = re.compile(rf"(?P<number>{_NUMBER}|\d+)|(?P<alone>[{UNSPACED}])|{_LETTER}+")
+_TOKEN = re.compile(rf"(?P<number>{_NUMBER}|\d+)|(?P<alone>[{UNSPACED}])|{LETTER}+")
 _ALONE = re.compile(f"[{UNSPACED}]")
 # Classes of marks of Indic scripts (nukta, virama) that folding drops, and that count as letters.
 _INDIC_MARKS = (7, 9)
@@ -114,7 +106,7 @@ class IdentifierIndex:
             Identifier(tuple(sorted(labels)), tuple(sorted(owners)))
             for labels, owners in found.values()
         )
-        self._dates: dict[datetime.date, list[tuple[int, _Readings]]] = defaultdict(list)
+        self._dates: dict[datetime.date, list[tuple[int, Days]]] = defaultdict(list)
         patterns: dict[str, list[Hit]] = {}
         for number, key in enumerate(found):
             if isinstance(key, str):
@@ -140,21 +132,20 @@ class IdentifierIndex:
     def find(self, text: str) -> list[Hit]:
         """The identifiers that stand in a text, by number, each once."""
         folded = fold_text(text)
-        found: dict[int, bool] = {}
+        exact_hits: dict[int, bool] = {}
         line, edges = _line(folded)
         for last, (length, level, hits) in self._automaton.iter(line) if self._automaton else ():
             if edges[last + 1] >= level and edges[last + 1 - length] >= level:
                 for hit in hits:
-                    found[hit.identifier] = found.get(hit.identifier, False) or hit.exact
-        for readings in _dates(folded) if self._dates else ():
-            for day in readings:
-                for number, own in self._dates.get(day, ()):
-                    found[number] = found.get(number, False) or own == readings
-        return [Hit(number, exact) for number, exact in sorted(found.items())]
+                    known = exact_hits.get(hit.identifier, False)
+                    exact_hits[hit.identifier] = known or hit.exact
+        for _, _, days in find_days(folded) if self._dates else ():
+            for number, meant in (pair for day in days for pair in self._dates.get(day, ())):
+                exact_hits[number] = exact_hits.get(number, False) or meant == days
+        return [Hit(number, exact) for number, exact in sorted(exact_hits.items())]
 
 
-_Readings = tuple[datetime.date, ...]
-_Key = str | _Readings
+_Key = str | Days
 
 
 def _line(folded: str) -> tuple[str, bytearray]:
@@ -189,14 +180,8 @@ def _line(folded: str) -> tuple[str, bytearray]:
 
 
 def _key(value: str) -> _Key:
-    """What makes two values one identifier: the days it may mean if it is a date, else its line."""
-    folded = fold_text(value)
-    bare = folded.strip(" .,;:()[]")
-    for pattern in _date_patterns()[:-1]:  # eight digits alone are a number, not a date
-        match = pattern.fullmatch(bare)
-        if match and (readings := _readings(match)):
-            return readings
-    return _line(folded)[0]
+    """Return what makes two values one identifier: the days of a date, else the value's line."""
+    return days_of(value) or _line(fold_text(value))[0]
 
 
 def _too_short(key: _Key, value: str) -> bool:
@@ -216,67 +201,3 @@ def _turned(line: str) -> Iterator[str]:
     if 2 <= len(words) <= 4 and all(word.isalpha() and len(word) > 1 for word in words):
         for first in range(1, len(words)):
             yield " ".join(words[first:] + words[:first])
-
-
-def _dates(folded: str) -> Iterator[_Readings]:
-    """The days that each date written in the text may mean."""
-    for pattern in _date_patterns():
-        for match in pattern.finditer(folded):
-            if readings := _readings(match):
-                yield readings
-
-
-@cache
-def _date_patterns() -> tuple[re.Pattern[str], ...]:
-    """Usual writings of a date in folded text; the last one is eight digits without separators."""
-    month = rf"(?P<name>{'|'.join(sorted(_months(), key=len, reverse=True))})(?!{_LETTER})"
-    year = r"(?P<year>\d{4}|'?\d\d)(?!\d)"
-    day = r"(?P<day>\d{1,2})(?:st|nd|rd|th|er|o|a|e)?"
-    of = r"[ .,/-]{0,2}(?:(?:of|de|del|den) |d')?"
-    return tuple(
-        re.compile(pattern)
-        for pattern in (
-            r"(?<!\d)(?<!\d[-/.])(?P<one>\d{1,2})(?P<sep> ?[-/.] ?)(?P<two>\d{1,2})(?P=sep)"
-            r"(?P<year>\d{4}|'?\d\d)(?!\d|[-/.]\d)",
-            r"(?<!\d)(?<!\d[-/.])(?P<year>\d{4}) ?[-/.年년] ?(?P<month>\d{1,2}) ?[-/.月월] ?"
-            r"(?P<day>\d{1,2})(?!\d|[-/.]\d)",
-            rf"(?<!\d){day}{of}{month}{of}{year}",
-            rf"(?<!{_LETTER}){month}[ .,/-]{{0,2}}{day}(?!\d)[ .,/-]{{1,3}}(?:of )?{year}",
-            rf"(?<!\d)(?P<year>\d{{4}})[ .,/-]{{0,2}}{month}[ .,/-]{{0,2}}{day}(?!\d)",
-            r"(?<!\d)(?P<year>(?:19|20)\d\d)(?P<month>\d\d)(?P<day>\d\d)(?:\d{4}|\d{6})?(?!\d)",
-        )
-    )
-
-
-def _readings(match: re.Match[str]) -> _Readings:
-    """The days that a written date may mean: day before month first, then this century."""
-    part = match.groupdict()
-    written = part["year"].lstrip("'")
-    years = [int(written)] if len(written) == 4 else [2000 + int(written), 1900 + int(written)]
-    if "one" in part:
-        one, two = int(part["one"]), int(part["two"])
-        pairs = [(two, one), (one, two)]
-    else:
-        month = _months()[part["name"]] if "name" in part else int(part["month"])
-        pairs = [(month, int(part["day"]))]
-    found: dict[datetime.date, None] = {}
-    for (month, day), year in itertools.product(pairs, years):
-        try:
-            found[datetime.date(year, month, day)] = None
-        except ValueError:
-            continue
-    return tuple(found)
-
-
-@cache
-def _months() -> dict[str, int]:
-    """Folded name or abbreviation of a month -> its number; no two of `LANGUAGES` disagree."""
-    found: dict[str, int] = {}
-    for language in LANGUAGES:
-        for widths in Locale.parse(language).months.values():
-            for width in ("wide", "abbreviated"):
-                for month, name in widths[width].items():
-                    bare = re.sub(r"^(?:de |d')|\.$", "", fold_text(name))
-                    if len(bare) >= 2 and bare.isalpha():
-                        found[bare] = month
-    return found

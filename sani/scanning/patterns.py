@@ -18,13 +18,13 @@ from typing import Any
 
 import ahocorasick
 import regex
-from babel import Locale
 
 from sani.corpus.documents import Span
 from sani.errors import ScanError
 from sani.scanning.labels import kind_of, read_data, scan_label
 from sani.scanning.windows import moved, windows
 from sani.text.folding import Folded, fold, fold_text
+from sani.values.dates import month_names
 
 SOURCE = "pattern"
 TIMEOUT_SECONDS = 30.0
@@ -272,12 +272,7 @@ def _expand(expression: str) -> str:
 @cache
 def _pieces() -> dict[str, str]:
     data = read_data("recognizers.yaml")
-    months = set()
-    for language in data["month_languages"]:
-        calendar = Locale(language).months
-        for context in ("format", "stand-alone"):
-            for width in ("wide", "abbreviated"):
-                months |= {name.rstrip(".") for name in calendar[context][width].values()}
+    months = {name for one in data["month_languages"] for name in month_names(one).values()}
     names = sorted({regex.escape(name) for name in months} | {"sept"}, key=lambda n: (-len(n), n))
     particles = "(?:" + "|".join([*data["particle_phrases"], *data["particles"]]) + ")"
     return {**data["pieces"], "month": "|".join(names), "particle": particles}

@@ -7,13 +7,11 @@ number with other separators. What a detector misses in one place it has often f
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import date
-from functools import cache
 from typing import Literal
 
 import regex
-from babel import Locale
 
 from sani.corpus.documents import Document, Kind, Span
 from sani.scanning.labels import read_data, scan_label
@@ -21,6 +19,7 @@ from sani.scanning.patterns import find_dates
 from sani.scanning.terms import Finder, Value
 from sani.scanning.windows import windows
 from sani.text.folding import APOSTROPHES, fold, fold_text
+from sani.values.dates import days_in, find_days
 
 SOURCE = "propagation"
 SCORE = 0.6
@@ -32,7 +31,6 @@ Scope = Literal["subject", "corpus"]
 
 # Labels whose values say little by themselves: repeating them would mark ordinary words.
 NOT_PROPAGATED = frozenset({"AGE", "DEMOGRAPHIC", "OTHER", "NGRAM", "LOCATION", "ORGANIZATION"})
-_NUMBERS = regex.compile(r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})(?:\D.*)?")
 _DIGITS = regex.compile(r"\d(?:[ .()/-]{0,2}\d){5,}")  # in folded text
 # With every apostrophe, every hyphen, and what is invisible inside a word (a soft hyphen).
 _NAME_WORD = regex.compile(rf"[\p{{L}}\p{{M}}\p{{Cf}}\p{{Pd}}{APOSTROPHES}]+")
@@ -118,60 +116,32 @@ def _name_forms(name: str) -> Iterator[str]:
 
 
 def _known_days(values: set[tuple[str, Kind, str]]) -> dict[date, tuple[str, Kind]]:
-    """Each day that a date among the values may mean, with the date's label and kind."""
+    """Return each day that a date among the values may mean, with the date's label and kind."""
     return {
         day: (label, kind)
         for label, kind, value in sorted(values)
         if scan_label(label) == "DATE"
-        for day in _days(value)
+        for day in days_in(value)
     }
 
 
 def _find_dates(text: str, known: dict[date, tuple[str, Kind]]) -> Iterator[Span]:
-    """Dates of any shape that may mean a known day."""
+    """Find dates of any shape that may mean a known day."""
     for window in windows(text) if known else ():
-        for start, end in find_dates(window.text):
-            for day in _days(window.text[start:end]):
-                if day in known and window.owns(start):
-                    place = window.offset + start, window.offset + end
+        for start, end, days in _dated(window.text):
+            if window.owns(start):
+                place = window.offset + start, window.offset + end
+                for day in known.keys() & days:
                     yield Span(*place, *known[day], SOURCE, SCORE)
 
 
-def _days(value: str) -> Iterator[date]:
-    """The days that a date may mean: none without a year, two where day and month are unclear."""
-    numbers = _NUMBERS.fullmatch(value.strip())
-    if numbers:
-        first, second, third = (int(part) for part in numbers.groups())
-        if len(numbers[1]) == 4:
-            orders = [(first, second, third)]
-        else:
-            year = third if len(numbers[3]) == 4 else 1900 + third if third > 50 else 2000 + third
-            orders = [(year, second, first), (year, first, second)]
-    else:
-        words = regex.findall(r"\d+|\p{L}+", fold_text(value))
-        months = [_months()[word] for word in words if word in _months()]
-        days = [int(word) for word in words if word.isdigit() and len(word) <= 2]
-        years = [int(word) for word in words if word.isdigit() and len(word) == 4]
-        if not (len(months) == len(days) == len(years) == 1):
-            return
-        orders = [(years[0], months[0], days[0])]
-    for order in dict.fromkeys(orders):
-        try:
-            yield date(*order)
-        except ValueError:
-            continue
-
-
-@cache
-def _months() -> dict[str, int]:
-    """The number of each month, by its folded name in each language."""
-    found = {}
-    for language in read_data("recognizers.yaml")["month_languages"]:
-        for widths in Locale(language).months.values():
-            for width in ("wide", "abbreviated"):
-                for number, name in widths[width].items():
-                    found[fold_text(name).rstrip(".")] = number
-    return found
+def _dated(text: str) -> Iterator[tuple[int, int, Collection[date]]]:
+    """Find what the recognizers take for a date, and every full date, and read them."""
+    for start, end in find_dates(text):
+        yield start, end, days_in(text[start:end])
+    folded = fold(text)
+    for start, end, days in find_days(folded.text):
+        yield *folded.original(start, end), days
 
 
 def _known_numbers(values: set[tuple[str, Kind, str]]) -> dict[str, tuple[str, Kind]]:

@@ -26,6 +26,8 @@ UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c"
     "\u3040-\ua63f\ua800-\uab2f\uabc0-\ud7a3\uf900-\ufaff\U00020000-\U0003ffff"
 )
+# A letter of a script with blanks between words; marks are letters in Indic scripts.
+LETTER = rf"(?:[^\W\d_{UNSPACED}]|[\u0900-\u0963\u0970-\u0dff])"
 # What people type for an apostrophe, likewise: accents and primes by themselves, modifier letters,
 # quotation marks.
 APOSTROPHES = (

@@ -1,367 +1,160 @@
-"""Dates inside values: found by their format, and others written in the same format.
+"""Dates as text has them: month names, and the days that a written date may mean.
 
-A format is guessed for all values of a label at once, since 03/04/2021 alone does not say which
-number is the day: it is the order of day, month and year under which most values written alike are
-dates that exist. Month names are CLDR's (babel), in the language most values have them in.
+Scan, audit and cues read dates here, so that they agree on which writings are one date. Decoys
+(`sani.values.date_formats`) take the month names and the rule for years of two digits from here.
+Text is read folded (`sani.text.folding`). Month names are those of Unicode CLDR, by Babel.
 """
 
 from __future__ import annotations
 
-import calendar
 import datetime
-import random
+import itertools
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from collections.abc import Iterable, Iterator
+from functools import cache
 
-from babel import Locale, localedata
+from babel import Locale
 
-YEARS = range(1850, 2100)
-LEAST_DAYS = 366  # a label whose dates span less is given this much room
-LEAST_DONORS = 5
-_ORDERS = ("dmy", "mdy", "ymd", "my", "ym", "dm", "md", "y")
-_NUMERIC = re.compile(
-    r"(?<!\d)(?<!\d[./\- ])(?:(\d{8})|(\d{1,4})([./-] ?| )(\d{1,4})(?:\3(\d{1,4}))?)"
-    r"(?!\d|[./-]\d|\3\d)"
-)
-_YEAR = re.compile(r"(?<!\d)(?<!\d\W)(?:1[89]|20)\d\d(?!\d|\W\d)")
-_DAY = r"\d{1,2}(?:[^\W\d_]{1,2})?"  # 11, 11th, 1er, 2º
-_GAP = r"[\W_]+(?:[^\W\d_]{1,3}[\W_]+)?"  # a blank, a hyphen, " de ", " of "
+from sani.text.folding import LETTER, fold_text
 
+LANGUAGES = (
+    "bg", "ca", "cs", "da", "de", "el", "en", "en_GB", "es", "et", "fi", "fr", "hu", "it", "nb",
+    "nl", "pl", "pt", "ro", "ru", "sk", "sl", "sv", "tr", "uk",
+)  # fmt: skip
+"""Languages whose month names are read; no two of them call different months by one name."""
+# Years of two digits up to here are first read as of this century, as strptime does.
+LAST_RECENT_YEAR = 68
 
-@dataclass(frozen=True)
-class WrittenDate:
-    """A date as it stands in a value: literals and fields in turn.
-
-    Attributes:
-        start: First character in the value.
-        end: One past the last.
-        kinds: Of each field, ``d``, ``m``, ``y``, or ``n`` for a month's name.
-        texts: Of each field.
-        gaps: What stands before each field but the first.
-        style: What all dates of the same format share; a key.
-    """
-
-    start: int
-    end: int
-    kinds: str
-    texts: tuple[str, ...]
-    gaps: tuple[str, ...]
-    style: str
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether it does not say day, month and year."""
-        return len(self.kinds) < 3
-
-    def written(self, texts: Sequence[str]) -> str:
-        """The same format with other fields."""
-        return texts[0] + "".join(
-            gap + text for gap, text in zip(self.gaps, texts[1:], strict=True)
-        )
-
-
-class DateFormats:
-    """How the values of one label write dates, and from when to when they are."""
-
-    def __init__(
-        self, values: Iterable[str], *, languages: Sequence[str], month_first: bool
-    ) -> None:
-        """Guess the formats.
-
-        Args:
-            values: Distinct values of the label.
-            languages: Whose month names are looked for, by CLDR code.
-            month_first: How to read a format that the values leave open.
-        """
-        values = list(values)
-        self._month_first = month_first
-        self._months = _Months.of(values, languages)
-        self._orders = self._guess_orders(values)
-        self._partial = False
-        full = sum(any(not found.is_partial for found in self.find(value)) for value in values)
-        self._partial = full > sum(any(map(str.isdigit, value)) for value in values) / 4
-        # (style, field) -> how the label's dates write it.
-        self._fields: dict[tuple[str, int], list[str]] = defaultdict(list)
-        self._day_texts: dict[int, str] = {}
-        known: list[datetime.date] = []
-        for value in values:
-            for found in self.find(value):
-                for field, text in enumerate(found.texts):
-                    self._fields[found.style, field].append(text)
-                    if found.kinds[field] == "d" and not text.isdigit():
-                        self._day_texts[_number(text)] = text
-                if not found.is_partial and (day := self._date(found.kinds, found.texts)):
-                    known.append(day)
-        self._known = known
-
-    @cached_property
-    def days(self) -> tuple[datetime.date, datetime.date] | None:
-        """First and last day that a date may be; None if the label has no full date.
-
-        The range of the label's own full dates, widened evenly where it is shorter than a year.
-        """
-        if not self._known:
-            return None
-        first, last = min(self._known), max(self._known)
-        more = datetime.timedelta(max(0, LEAST_DAYS - (last - first).days) // 2)
-        return first - more, last + more
-
-    def find(self, value: str) -> list[WrittenDate]:
-        """The dates in a value, from left to right."""
-        found: list[WrittenDate] = []
-        candidates = [*self._named(value), *self._numeric(value)]
-        for one in sorted(candidates, key=lambda one: (one.start, -one.end)):
-            if not found or found[-1].end <= one.start:
-                found.append(one)
-        return found
-
-    def draw(self, date: WrittenDate, chance: random.Random, *, fresh: bool) -> str | None:
-        """Another date in the same format, within the label's range; None if the try fails.
-
-        Args:
-            date: As found in a value of this label.
-            chance: The dice.
-            fresh: Any day of the range instead of a day, a month and a year of the label's own
-                dates of this format.
-        """
-        fields = range(len(date.kinds))
-        pools = [self._fields.get((date.style, field), []) for field in fields]
-        if not fresh:
-            if any(len(pool) < LEAST_DONORS for pool in pools):
-                return None
-            texts = [chance.choice(pool) for pool in pools]
-        else:
-            first, last = self.days or (datetime.date(1950, 1, 1), datetime.date(2020, 12, 31))
-            day = first + datetime.timedelta(chance.randrange((last - first).days + 1))
-            texts = [
-                self._text(day, kind, text, pool)
-                for kind, text, pool in zip(date.kinds, date.texts, pools, strict=True)
-            ]
-        drawn = self._date(date.kinds, texts) if all(texts) else None
-        if drawn is None or not self._inside(date.kinds, drawn):
-            return None
-        return date.written(texts)
-
-    def _inside(self, kinds: str, day: datetime.date) -> bool:
-        if self.days is None or "y" not in kinds:
-            return True
-        first, last = self.days
-        if "d" not in kinds:  # a month or a year is inside if a day of it is
-            first = first.replace(day=1) if len(kinds) > 1 else first.replace(month=1, day=1)
-        return first <= day <= last
-
-    def _text(self, day: datetime.date, kind: str, like: str, pool: list[str]) -> str:
-        """A field of a day, written like another; empty if that cannot be."""
-        if kind == "n":
-            return _recased(self._months.written(day.month, like), like)
-        if kind == "y":
-            return f"{day.year % 10 ** len(like):0{len(like)}}"
-        number = day.day if kind == "d" else day.month
-        if not like.isdigit():  # 11th: how the label writes that day, if it does
-            return self._day_texts.get(number, "")
-        # 15.10. does not say whether the fifth is 5. or 05.; the label's other dates do.
-        padded = any(text.startswith("0") for text in [like, *pool])
-        text = f"{number:02}" if padded else str(number)
-        return text if len(text) == len(like) else ""
-
-    def _date(self, kinds: str, texts: Sequence[str]) -> datetime.date | None:
-        """The day, the first of what is not said; None if there is no such day."""
-        parts = {"y": 2000, "m": 1, "d": 1}
-        for kind, text in zip(kinds, texts, strict=True):
-            if kind == "n":
-                parts["m"] = self._months.number(text)
-            elif kind == "y" and len(text) == 2:
-                parts["y"] = int(text) + (2000 if int(text) < 69 else 1900)  # as strptime
-            else:
-                parts[kind] = _number(text)
-        if parts["y"] not in YEARS or not 1 <= parts["m"] <= 12:
-            return None
-        if not 1 <= parts["d"] <= calendar.monthrange(parts["y"], parts["m"])[1]:
-            return None
-        return datetime.date(parts["y"], parts["m"], parts["d"])
-
-    def _guess_orders(self, values: Sequence[str]) -> dict[str, str]:
-        """For each way to write numbers, the order that makes most of them dates, if most are."""
-        valid: dict[str, Counter[str]] = defaultdict(Counter)
-        written: Counter[str] = Counter()
-        for value in values:
-            for match in _numbers(value):
-                key = _written_key(match)
-                written[key] += 1
-                for order in _ORDERS:
-                    texts = _fields(match, order)
-                    if texts and self._date(order, texts):
-                        valid[key][order] += 1
-        orders = {}
-        for key, counts in valid.items():
-            best = max(
-                counts,
-                key=lambda order: (
-                    counts[order],
-                    order[-1] == "y",
-                    (order.find("m") < order.find("d")) == self._month_first,
-                ),
-            )
-            if counts[best] > written[key] / 2:
-                orders[key] = best
-        return orders
-
-    def _numeric(self, value: str) -> Iterator[WrittenDate]:
-        for match in _numbers(value):
-            order = self._orders.get(_written_key(match))
-            if order is None or (len(order) < 3 and not self._partial):
-                continue
-            texts = _fields(match, order)
-            if texts is None or self._date(order, texts) is None:
-                continue
-            gap = match.group(3) if match.re is _NUMERIC and not match.group(1) else ""
-            widths = "".join(str(len(text)) for text in texts)
-            yield WrittenDate(
-                *match.span(), order, texts, (gap,) * (len(texts) - 1), f"{order}{widths}{gap}"
-            )
-
-    def _named(self, value: str) -> Iterator[WrittenDate]:
-        for match in self._months.pattern.finditer(value) if self._months.pattern else ():
-            kinds = "".join(name[0] for name, text in _in_order(match))
-            texts = tuple(text for _, text in _in_order(match))
-            if (len(kinds) == 1 and not self._partial) or self._date(kinds, texts) is None:
-                continue
-            places = [match.span(name) for name, _ in _in_order(match)]
-            gaps = tuple(value[places[n][1] : places[n + 1][0]] for n in range(len(places) - 1))
-            style = [kinds, *gaps]
-            for kind, text in zip(kinds, texts, strict=True):
-                style.append(
-                    f"{self._months.width(text)}{_case(text)}"
-                    if kind == "n"
-                    else f"{len(text) if text.isdigit() else 'ordinal'}"
-                )
-            yield WrittenDate(places[0][0], places[-1][1], kinds, texts, gaps, "|".join(style))
-
-
-class _Months:
-    """Month names of one language; none if no value has a month's name."""
-
-    def __init__(self, language: str, words: Counter[str]) -> None:
-        self._names = _month_names(language) if language else {}
-        self._widths: dict[str, list[str]] = defaultdict(list)
-        self._numbers: dict[str, int] = {}
-        for (width, number), name in self._names.items():
-            self._widths[name].append(width)
-            self._numbers[name] = number
-        # "May" is long and short: it is what the label's other months are.
-        self._votes: Counter[str] = Counter()
-        for word, count in words.items():
-            for width in self._widths.get(word, []):
-                self._votes[width] += count
-        self.pattern = None
-        if language:
-            name = "|".join(sorted(map(re.escape, self._numbers), key=len, reverse=True))
-            year = [rf"(?:{_GAP}(?P<y{n}>\d{{4}}|\d\d)(?![\w:]))?" for n in (1, 2)]
-            self.pattern = re.compile(
-                rf"(?<!\w)(?:(?P<d1>{_DAY}){_GAP}(?P<n1>{name})(?!\w){year[0]}"
-                rf"|(?P<n2>{name})(?!\w)(?:[\W_]+(?P<d2>{_DAY})(?![\w:]))?{year[1]})",
-                re.IGNORECASE,
-            )
-
-    @classmethod
-    def of(cls, values: Sequence[str], languages: Sequence[str]) -> _Months:
-        """In the language most values name months in, beside a number."""
-        words = Counter(
-            word
-            for value in values
-            if any(map(str.isdigit, value))
-            for word in set(re.findall(r"[^\W\d_]{3,}", value.casefold()))
-        )
-        counts = {
-            language: sum(words[name] * len(name) for name in set(_month_names(language).values()))
-            for language in (languages if words else ())
-        }
-        best = max(counts, key=lambda language: counts[language], default="")
-        return cls(best if counts.get(best) else "", words)
-
-    def number(self, text: str) -> int:
-        """1 to 12, 0 if it is no month."""
-        return self._numbers.get(text.casefold(), 0)
-
-    def width(self, text: str) -> str:
-        """Long, short, ...: the way of writing months that the label has most of."""
-        widths = self._widths[text.casefold()]
-        return max(widths, key=lambda width: self._votes[width])
-
-    def written(self, month: int, like: str) -> str:
-        """A month's name, as wide as another."""
-        return self._names.get((self.width(like), month), "")
+Days = tuple[datetime.date, ...]
+"""The days that a date may mean, the likeliest first; several where the writing leaves it open."""
 
 
 @cache
-def _month_names(language: str) -> dict[tuple[str, int], str]:
-    """(width, month) -> name, folded, without a final period; single words only."""
-    names: dict[tuple[str, int], str] = {}
-    for width in ("wide", "abbreviated"):
-        for context in ("format", "stand-alone"):
-            for month, name in Locale.parse(language).months[context][width].items():
-                names[f"{context} {width}", month] = name.casefold().strip(".")
-    wide = [names["format wide", month] for month in range(1, 13)]
-    for length in (3, 4):  # Sept, though CLDR has Sep
-        for month, name in enumerate(wide, start=1):
-            if sum(other.startswith(name[:length]) for other in wide) == 1:
-                names[f"first {length}", month] = name[:length]
-    return {key: name for key, name in names.items() if len(name) > 2 and name.isalpha()}
+def month_names(language: str) -> dict[tuple[str, int], str]:
+    """Return (way of writing, month) -> name as CLDR has it, without a final period."""
+    calendar = Locale.parse(language).months
+    return {
+        (f"{context} {width}", month): name.removesuffix(".")
+        for width in ("wide", "abbreviated")
+        for context in ("format", "stand-alone")
+        for month, name in calendar[context][width].items()
+    }
 
 
-def month_first(locale: str) -> bool:
-    """Whether a locale, such as ``en_US``, writes the month before the day."""
-    known = locale if localedata.exists(locale) else locale.split("_")[0]
-    pattern = str(Locale.parse(known).date_formats["short"].pattern)
-    return pattern.find("M") < pattern.find("d")
+@cache
+def month_numbers() -> dict[str, int]:
+    """Return the number of each month by its folded names in all `LANGUAGES`."""
+    numbers: dict[str, int] = {}
+    for language in LANGUAGES:
+        for (_, month), name in month_names(language).items():
+            # Catalan writes "de març", "d'abril".
+            bare = re.sub(r"^(?:de |d')|\.$", "", fold_text(name))
+            if len(bare) >= 2 and bare.isalpha():
+                numbers[bare] = month
+    return numbers
 
 
-def _numbers(value: str) -> Iterator[re.Match[str]]:
-    yield from _NUMERIC.finditer(value)
-    yield from _YEAR.finditer(value)
+def years_of(digits: str) -> list[int]:
+    """Return the years that four or two digits may mean, the likeliest first."""
+    if len(digits) == 4:
+        return [int(digits)]
+    years = [2000 + int(digits), 1900 + int(digits)]
+    return years if int(digits) <= LAST_RECENT_YEAR else years[::-1]
 
 
-def _written_key(match: re.Match[str]) -> str:
-    """Numbers of four digits as Y, others as n, with what stands between."""
-    if match.re is _YEAR:
-        return "Y"
-    return re.sub(r"\d+", lambda run: {4: "Y", 8: "D"}.get(len(run[0]), "n"), match[0])
+def find_days(folded: str) -> Iterator[tuple[int, int, Days]]:
+    """Find every full date of a folded text: its start, its end, and what it may mean."""
+    for pattern in _patterns():
+        for match in pattern.finditer(folded):
+            if days := _days(match):
+                yield match.start(), match.end(), days
 
 
-def _fields(match: re.Match[str], order: str) -> tuple[str, ...] | None:
-    """The texts of the fields if the numbers can be read in this order."""
-    if match.re is _YEAR:
-        return (match[0],) if order == "y" else None
-    if match.group(1):
-        text = match.group(1)
-        cut = {"ymd": (4, 6), "dmy": (2, 4), "mdy": (2, 4)}.get(order)
-        return (text[: cut[0]], text[cut[0] : cut[1]], text[cut[1] :]) if cut else None
-    texts = tuple(text for text in match.group(2, 4, 5) if text)
-    if len(texts) != len(order):
-        return None
-    # Two digits are a year only in 12.03.21, not in 12.21 or 12 03 21.
-    years = (2, 4) if len(order) == 3 and match.group(3) != " " else (4,)
-    widths = {"d": (1, 2), "m": (1, 2), "y": years}
-    fits = all(len(text) in widths[kind] for kind, text in zip(order, texts, strict=True))
-    return texts if fits else None
+def days_of(value: str) -> Days:
+    """Return the days that a value means if all of it is one full date, else none.
+
+    Eight digits alone are taken for a number.
+    """
+    bare = fold_text(value).strip(" .,;:()[]")
+    for pattern in _patterns()[:-1]:
+        match = pattern.fullmatch(bare)
+        if match and (days := _days(match)):
+            return days
+    return ()
 
 
-def _in_order(match: re.Match[str]) -> list[tuple[str, str]]:
-    """(group, text) of the groups that took part, from left to right."""
-    return [(name, text) for name, text in match.groupdict().items() if text]
+def days_in(value: str) -> set[datetime.date]:
+    """Return the days that a value which is known to be a date may mean, whatever else it says.
+
+    Where no usual writing stands in it, one month's name, one number of a day and one year in any
+    order will do.
+    """
+    folded = fold_text(value)
+    days = {day for _, _, days in find_days(folded) for day in days}
+    if days:
+        return days
+    if match := _MIXED.match(folded):
+        return set(_days(match))
+    words = re.findall(rf"\d+|{LETTER}+", folded)
+    months = [month_numbers()[word] for word in words if word in month_numbers()]
+    numbers = [int(word) for word in words if word.isdigit() and len(word) <= 2]
+    years = [int(word) for word in words if word.isdigit() and len(word) == 4]
+    if len(months) == len(numbers) == len(years) == 1:
+        return set(_existing([(years[0], months[0], numbers[0])]))
+    return set()
 
 
-def _number(text: str) -> int:
-    """The number that a field starts with."""
-    return int(re.match(r"\d+", text)[0])  # type: ignore[index]
+# Signs between day, month and year that differ.
+_MIXED = re.compile(r"(?P<one>\d{1,2})[./-](?P<two>\d{1,2})[./-](?P<year>\d{4}|\d\d)(?!\d)")
 
 
-def _case(word: str) -> str:
-    return "U" if word.isupper() else "l" if word.islower() else "T"
+@cache
+def _patterns() -> tuple[re.Pattern[str], ...]:
+    """Return usual writings of a date in folded text; the last is eight digits side by side."""
+    month = rf"(?P<name>{'|'.join(sorted(month_numbers(), key=len, reverse=True))})(?!{LETTER})"
+    year = r"(?P<year>\d{4}|'?\d\d)(?!\d)"
+    day = r"(?P<day>\d{1,2})(?:st|nd|rd|th|er|o|a|e|°)?"
+    of = r"[ .,/-]{0,2}(?:(?:of|de|del|den) |d')?"
+    return tuple(
+        re.compile(pattern)
+        for pattern in (
+            # 25/03/2021, and 03/25/2021
+            r"(?<!\d)(?<!\d[-/.])(?P<one>\d{1,2})(?P<sep> ?[-/.] ?)(?P<two>\d{1,2})(?P=sep)"
+            r"(?P<year>\d{4}|'?\d\d)(?!\d|[-/.]\d)",
+            # 2021-03-25
+            r"(?<!\d)(?<!\d[-/.])(?P<year>\d{4}) ?[-/.年년] ?(?P<month>\d{1,2}) ?[-/.月월] ?"
+            r"(?P<day>\d{1,2})(?!\d|[-/.]\d)[日일]?",
+            # 25 March 2021
+            rf"(?<!\d){day}{of}{month}{of}{year}",
+            # March 25, 2021
+            rf"(?<!{LETTER}){month}[ .,/-]{{0,2}}{day}(?!\d)[ .,/-]{{1,3}}(?:of )?{year}",
+            # 2021 March 25
+            rf"(?<!\d)(?P<year>\d{{4}})[ .,/-]{{0,2}}{month}[ .,/-]{{0,2}}{day}(?!\d)",
+            # 20210325, and with hours, minutes and seconds
+            r"(?<!\d)(?P<year>(?:19|20)\d\d)(?P<month>\d\d)(?P<day>\d\d)(?:\d{4}|\d{6})?(?!\d)",
+        )
+    )
 
 
-def _recased(word: str, like: str) -> str:
-    return {"U": word.upper(), "l": word.lower(), "T": word.capitalize()}[_case(like)]
+def _days(match: re.Match[str]) -> Days:
+    """Return what a date may mean: day before month first, then the likelier century."""
+    part = match.groupdict()
+    years = years_of(part["year"].lstrip("'"))
+    if "one" in part:
+        one, two = int(part["one"]), int(part["two"])
+        pairs = [(two, one), (one, two)]
+    else:
+        month = month_numbers()[part["name"]] if "name" in part else int(part["month"])
+        pairs = [(month, int(part["day"]))]
+    return _existing((year, *pair) for pair, year in itertools.product(pairs, years))
+
+
+def _existing(dates: Iterable[tuple[int, int, int]]) -> Days:
+    """Return the days among years, months and days of the month, each once, in order."""
+    days: dict[datetime.date, None] = {}
+    for year, month, day in dates:
+        try:
+            days[datetime.date(year, month, day)] = None
+        except ValueError:  # 31 February
+            continue
+    return tuple(days)

@@ -29,7 +29,7 @@ from importlib import import_module
 
 from sani.corpus.documents import Corpus
 from sani.text.folding import fold_text
-from sani.values.dates import DateFormats, WrittenDate, month_first
+from sani.values.date_formats import DateFormats, WrittenDate, month_first
 from sani.values.phrases import PhraseIndex, words_of
 
 ATTEMPTS = 100

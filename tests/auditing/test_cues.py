@@ -37,6 +37,9 @@ def cued(before: str, value: str, behind: str = "", *, masked: bool = False) -> 
         ("Admitted 12/03/2021, discharged ", "12/03/2021", True),
         ("Admitted 12/03/2021, discharged ", "14/03/2021", True),  # month and year are given
         ("Admitted 12/03/2021, discharged ", "17/09/2021", False),
+        ("Admitted 3 April 2021, seen on ", "03/04/2021", True),  # in another writing
+        ("Admitted 4 March 2021, seen on ", "03/04/2021", True),  # which leaves it open
+        ("Admitted 3 April 2021, seen on ", "05/06/2021", False),
         ("Record 4711. ", "4711", True),
         ("Record 47110. ", "4711", False),
         ("Sex: M. Sex: ", "M", True),

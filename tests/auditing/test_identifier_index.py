@@ -7,20 +7,14 @@ import unicodedata
 from typing import Any
 
 import pytest
-from babel.dates import format_date, get_month_names
+from babel.dates import format_date
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sani.auditing.identifier_index import (
-    LANGUAGES,
-    MIN_DIGITS,
-    MIN_LETTERS,
-    Hit,
-    IdentifierIndex,
-)
+from sani.auditing.identifier_index import MIN_DIGITS, MIN_LETTERS, Hit, IdentifierIndex
 from sani.corpus.documents import KINDS, Corpus, Document, Span
 from sani.demo.clinic import invent_clinic
-from sani.text.folding import fold_text
+from sani.values.dates import LANGUAGES
 
 DAY = datetime.date(2021, 3, 25)
 
@@ -297,15 +291,6 @@ def test_a_date_is_found_as_each_language_writes_it(language: str, format: str) 
     for month in range(1, 13):
         text = format_date(DAY.replace(month=month), format, locale=language)
         assert index.find(f"({text})") == [Hit(month - 1, exact=True)], text
-
-
-def test_no_name_of_a_month_means_two_months() -> None:
-    names = {}
-    for language, width, context in itertools.product(
-        LANGUAGES, ("wide", "abbreviated"), ("format", "stand-alone")
-    ):
-        for month, name in get_month_names(width, context, language).items():
-            assert names.setdefault(fold_text(name).rstrip("."), month) == month, name
 
 
 def test_an_open_date_is_read_both_ways_and_reported_as_a_looser_hit() -> None:
