@@ -408,14 +408,14 @@ def sample(
     Raises:
         AuditError: If the model gives NaN.
     """
-    mine = distributed.share([len(prompt.tokens) for prompt in prompts])
+    mine = distributed.shard([len(prompt.tokens) for prompt in prompts])
 
     def work() -> list[tuple[int, tuple[int, ...]]]:
         chosen = [prompts[at] for at in mine]
         found = _sample_share(checkpoint, chosen, new_tokens, sampler, batch_tokens, seed, on_step)
         return list(zip(mine, found, strict=True))
 
-    by_place = {at: tokens for part in distributed.each(work) for at, tokens in part}
+    by_place = {at: tokens for part in distributed.on_every_rank(work) for at, tokens in part}
     return [by_place[at] for at in range(len(prompts))]
 
 

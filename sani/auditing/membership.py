@@ -118,8 +118,8 @@ def score_tokens(
 
     Ranks share the documents, which must be in the order of the corpus.
     """
-    mine = [encoded[index] for index in distributed.share([len(item.ids) for item in encoded])]
-    found = distributed.each(lambda: _score_share(checkpoint, mine, framing, batch_tokens))
+    mine = [encoded[index] for index in distributed.shard([len(item.ids) for item in encoded])]
+    found = distributed.on_every_rank(lambda: _score_share(checkpoint, mine, framing, batch_tokens))
     if len(found) == 1:
         return found[0]
     order = np.argsort(np.concatenate([part.document for part in found]), kind="stable")

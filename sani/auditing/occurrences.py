@@ -115,8 +115,8 @@ def score_occurrences(
     Raises:
         AuditError: If the model gives NaN or infinity.
     """
-    mine = [encoded[index] for index in distributed.share([len(item.ids) for item in encoded])]
-    found = distributed.each(
+    mine = [encoded[index] for index in distributed.shard([len(item.ids) for item in encoded])]
+    found = distributed.on_every_rank(
         lambda: _score_share(
             checkpoint, corpus, mine, framing, settings, maker, jointly, sampler, reading, on_step
         )

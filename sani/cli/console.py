@@ -44,7 +44,7 @@ class StepReporter:
 def reporter(*, quiet: bool = False) -> Iterator[StepReporter]:
     """A reporter of steps on stderr; on a terminal its bars are gone at the end."""
     console = Console(stderr=True)
-    if quiet or not console.is_terminal or not distributed.main():
+    if quiet or not console.is_terminal or not distributed.is_main():
         yield StepReporter(None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -54,19 +54,19 @@ def reporter(*, quiet: bool = False) -> Iterator[StepReporter]:
 
 def say(text: str) -> None:
     """A line for a person, on stderr."""
-    if distributed.main():
+    if distributed.is_main():
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def say_last(text: str) -> None:
     """Why this process ends, on stderr, from whichever rank is the first to say anything."""
-    if distributed.first("last words"):
+    if distributed.claim("last words"):
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def show(text: str) -> None:
     """A result, on stdout."""
-    if distributed.main():
+    if distributed.is_main():
         print(text, flush=True)  # noqa: T201
 
 
@@ -77,7 +77,7 @@ def show_json(data: Any) -> None:
 
 def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table, on stdout."""
-    if not distributed.main():
+    if not distributed.is_main():
         return
     columns = (Column(name, overflow="fold") for name in head)
     table = Table(*columns, title=title, title_justify="left")

@@ -42,7 +42,7 @@ def report_error(error: Exception) -> int:
     """
     usage_code = getattr(error, "exit_code", None)
     if usage_code is not None and hasattr(error, "show"):  # Typer's own: wrong usage
-        if distributed.first("last words"):
+        if distributed.claim("last words"):
             error.show(file=sys.stderr)
         return int(usage_code)
     if os.environ.get("SANI_DEBUG"):
@@ -77,7 +77,7 @@ def _explanation(error: Exception) -> str:
             f"a file could not be written or read ({reason}); free space or check the file rights, "
             "then go on with --resume"
         )
-    if distributed.lost(error):
+    if distributed.is_lost_rank(error):
         return (
             "another process of this job ended without a message (killed, or out of memory?); go "
             "on with --resume"

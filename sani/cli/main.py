@@ -58,7 +58,7 @@ def _root(
         raise typer.Exit(2)
     together = context.invoked_subcommand in SHARED_BY_RANKS
     distributed.start(together=together)
-    if not (together or distributed.main()):
+    if not (together or distributed.is_main()):
         raise typer.Exit
 
 

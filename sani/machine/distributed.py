@@ -1,11 +1,13 @@
-"""Ranks: the processes that ``accelerate launch`` or torchrun starts to do one job together.
+"""Several processes: what ``accelerate launch`` or torchrun starts to do one job together.
 
-Every rank runs the same program. This module alone knows that there are several: which is the main
-one, what they tell each other, who works on what. In one process its functions cost nothing.
+Every process (rank) runs the same program. This module alone knows that there are several: which
+is the main one (rank 0), what they tell each other, and who works on what. In one process its
+functions cost nothing.
 
-The libraries below are not told: `start` takes the launcher's variables out of the environment, so
-that each rank loads whole models and its ``Trainer`` is that of one process. What is shared is
-shared here: work by `each`, decisions by `on_main`, sums of gradients by `add_up_`.
+The libraries below do not know of the others: `start` removes the launcher's variables from the
+environment, so each rank loads whole models and its ``Trainer`` is that of one process. What is
+shared is shared here: work by `on_every_rank`, decisions by `on_main`, sums of gradients by
+`all_reduce`.
 """
 
 from __future__ import annotations
@@ -23,79 +25,85 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _T = TypeVar("_T")
-_TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-# A rank waits as long as the main one takes for what it does alone. One that died closes its
-# connections, which ends the others at once.
-_PATIENCE = timedelta(days=30)
+_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# A rank waits as long as the main one takes for what it does alone: hours, with large models. One
+# that died closes its connections, which ends the others at once.
+_TIMEOUT = timedelta(days=30)
 
 
 @dataclass(frozen=True)
-class _Ranks:
-    """What this process knows of the others.
+class _Group:
+    """This process among the others.
 
     Attributes:
-        number: Of this rank, from 0.
-        count: How many ranks work together.
-        sharded: Whether weights are spread over them while they are trained (FSDP).
-        store: Keys and values that all of them see.
+        rank: Number of this process, from 0.
+        world_size: Number of processes that work together.
+        sharded: Weights are spread over the ranks while they are trained (FSDP).
+        store: Keys and values that all ranks see; None for a process that never had others.
     """
 
-    number: int = 0
-    count: int = 1
+    rank: int = 0
+    world_size: int = 1
     sharded: bool = False
     store: Any = None
 
 
-_own = _Ranks()
+_group = _Group()
 
 
 def start(*, together: bool) -> None:
-    """Find out who this process is, and join the others if they are to work together.
+    """Read this process's rank, and join the others if they are to work together.
 
     Args:
-        together: Whether the ranks share the work. Otherwise each is alone, and all but the main
-            one should leave.
+        together: The ranks share the work. Otherwise each is alone, and all but the main one
+            should leave.
 
     Raises:
         RunError: If the launcher is configured for what sani does not do.
     """
-    global _own
+    global _group
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return
-    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    _own = _Ranks(number)
-    sharded = _asks("ACCELERATE_USE_FSDP")
-    if together and count > 1:
-        if _asks("ACCELERATE_USE_DEEPSPEED") or _asks("ACCELERATE_USE_MEGATRON_LM"):
-            raise RunError(
-                "accelerate is configured for DeepSpeed or Megatron; sani runs with "
-                "distributed_type MULTI_GPU, MULTI_CPU or FSDP"
-            )
-        if sharded and os.environ.get("FSDP_VERSION") != "2":
-            raise RunError(
-                "accelerate is configured for the first version of FSDP; set fsdp_version: 2 in "
-                "fsdp_config"
-            )
-        if sharded and _asks("FSDP_OFFLOAD_PARAMS"):
-            raise RunError(
-                "accelerate is configured to offload parameters, which sani does not do; set "
-                "fsdp_offload_params: false in fsdp_config"
-            )
-    if _asks("ACCELERATE_USE_CPU"):
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    together = together and world_size > 1
+    _group = _Group(rank)
+    sharded = _is_set("ACCELERATE_USE_FSDP")
+    if together:
+        _check_launcher(sharded=sharded)
+    if _is_set("ACCELERATE_USE_CPU"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    store = _join(number, count) if together and count > 1 else None
+    store = _join(rank, world_size) if together else None
     for name in list(os.environ):
-        if name in _TOLD or name.startswith(("ACCELERATE_", "FSDP_")):
+        if name in _LAUNCHER_VARIABLES or name.startswith(("ACCELERATE_", "FSDP_")):
             del os.environ[name]
     if store is not None:
-        _own = _Ranks(number, count, sharded, store)
+        _group = _Group(rank, world_size, sharded, store)
 
 
-def _asks(name: str) -> bool:
+def _check_launcher(*, sharded: bool) -> None:
+    """Refuse an accelerate configuration for what sani does not do."""
+    if _is_set("ACCELERATE_USE_DEEPSPEED") or _is_set("ACCELERATE_USE_MEGATRON_LM"):
+        raise RunError(
+            "accelerate is configured for DeepSpeed or Megatron; sani runs with "
+            "distributed_type MULTI_GPU, MULTI_CPU or FSDP"
+        )
+    if sharded and os.environ.get("FSDP_VERSION") != "2":
+        raise RunError(
+            "accelerate is configured for the first version of FSDP; set fsdp_version: 2 in "
+            "fsdp_config"
+        )
+    if sharded and _is_set("FSDP_OFFLOAD_PARAMS"):
+        raise RunError(
+            "accelerate is configured to offload parameters, which sani does not do; set "
+            "fsdp_offload_params: false in fsdp_config"
+        )
+
+
+def _is_set(name: str) -> bool:
     return os.environ.get(name, "false").lower() in ("true", "1")
 
 
-def _join(number: int, count: int) -> Any:
+def _join(rank: int, world_size: int) -> Any:
     """Connect to the other ranks; each gets a device of its own."""
     import torch
     from torch import distributed
@@ -104,180 +112,194 @@ def _join(number: int, count: int) -> Any:
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # Gloo for objects and tensors on the CPU, NCCL for tensors on the devices.
         backend = "cpu:gloo,cuda:nccl"
     store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=10)))
     distributed.init_process_group(
-        backend, store=store, rank=number, world_size=count, timeout=_PATIENCE
+        backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
     )
     return store
 
 
 def finish() -> None:
     """Wait until all ranks are done, so that the launcher stops none that has more to tell."""
-    global _own
-    if _own.count > 1:
+    global _group
+    if _group.world_size > 1:
         from torch import distributed
 
         distributed.barrier()
         distributed.destroy_process_group()
-        _own = _Ranks(_own.number, store=_own.store)
+        _group = _Group(_group.rank, store=_group.store)
 
 
 def launched() -> bool:
-    """Whether other ranks work, or worked, with this one."""
-    return _own.store is not None
+    """Return whether other ranks work, or worked, with this one."""
+    return _group.store is not None
 
 
-def lost(error: BaseException) -> bool:
-    """Whether an error is that another rank is not there any more."""
-    frame, places = error.__traceback__, [""]
+def is_lost_rank(error: BaseException) -> bool:
+    """Return whether an error means that another rank is not there any more.
+
+    Torch raises a plain ``RuntimeError`` then; that it comes from its collectives, or from here,
+    tells it from others.
+    """
+    frame, files = error.__traceback__, [""]
     while frame is not None:
-        places.append(frame.tb_frame.f_code.co_filename)
+        files.append(frame.tb_frame.f_code.co_filename)
         frame = frame.tb_next
-    inside = any(place == __file__ or "torch/distributed" in place for place in places)
+    inside = any(file == __file__ or "torch/distributed" in file for file in files)
     return launched() and inside and isinstance(error, RuntimeError)
 
 
-def number() -> int:
-    """Number of this rank, from 0."""
-    return _own.number
+def rank() -> int:
+    """Return the number of this rank, from 0."""
+    return _group.rank
 
 
-def count() -> int:
-    """How many ranks share the work."""
-    return _own.count
+def world_size() -> int:
+    """Return how many ranks share the work."""
+    return _group.world_size
 
 
-def main() -> bool:
-    """Whether this is the rank that writes and prints."""
-    return _own.number == 0
+def is_main() -> bool:
+    """Return whether this is the rank that writes and prints."""
+    return _group.rank == 0
 
 
 def sharded() -> bool:
-    """Whether weights are spread over the ranks while they are trained."""
-    return _own.sharded and _own.count > 1
+    """Return whether weights are spread over the ranks while they are trained."""
+    return _group.sharded and _group.world_size > 1
 
 
-def first(what: str) -> bool:
-    """Whether no rank asked for this before: what all have to tell, one tells."""
-    if _own.store is None:
-        return int(os.environ.get("RANK", _own.number)) == 0
+def claim(name: str) -> bool:
+    """Return whether no rank claimed this name before: what all have to tell, one tells."""
+    if _group.store is None:
+        return int(os.environ.get("RANK", _group.rank)) == 0
     try:
-        return bool(_own.store.add(f"sani/{what}", 1) == 1)
-    except RuntimeError:  # who kept the store is gone, and has told
+        return bool(_group.store.add(f"sani/{name}", 1) == 1)
+    except RuntimeError:  # the rank that kept the store is gone, and has told
         return False
 
 
-def gather(mine: _T) -> list[_T]:
-    """What each rank gives, by rank, known to all."""
-    if _own.count == 1:
-        return [mine]
+def gather(value: _T) -> list[_T]:
+    """Return every rank's value, by rank, on all ranks."""
+    if _group.world_size == 1:
+        return [value]
     from torch import distributed
 
-    found: list[Any] = [None] * _own.count
-    distributed.all_gather_object(found, mine)
-    return found
+    values: list[Any] = [None] * _group.world_size
+    distributed.all_gather_object(values, value)
+    return values
 
 
-def each(work: Callable[[], _T]) -> list[_T]:
-    """What ``work`` gives on each rank, by rank, known to all.
+def on_every_rank(work: Callable[[], _T]) -> list[_T]:
+    """Do ``work`` on each rank and return every rank's result, by rank, on all ranks.
 
     Raises:
         SaniError: On every rank, if ``work`` raised it on one.
     """
-    if _own.count == 1:
+    if _group.world_size == 1:
         return [work()]
-    mine: _T | None = None
-    trouble: Exception | None = None
+    result: _T | None = None
+    error: Exception | None = None
     try:
-        mine = work()
-    except (SaniError, OSError) as error:
-        trouble = error
-    found = gather((mine, trouble))
-    for _, trouble in found:
-        if trouble is not None:
-            raise trouble
-    return [result for result, _ in found]  # type: ignore[misc]
+        result = work()
+    except (SaniError, OSError) as caught:  # the others wait for this rank's word
+        error = caught
+    outcomes = gather((result, error))
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return [result for result, _ in outcomes]  # type: ignore[misc]
 
 
 def on_main(work: Callable[[], _T]) -> _T:
-    """What ``work`` gives on the main rank, which does it alone, known to all.
+    """Do ``work`` on the main rank alone and return its result on all ranks.
 
     Raises:
         SaniError: On every rank, if ``work`` raised it.
     """
-    if _own.count == 1:
+    if _group.world_size == 1:
         return work()
     from torch import distributed
 
-    told: list[Any] = [None, None]
-    if main():
+    outcome: list[Any] = [None, None]  # result and error
+    if is_main():
         try:
             with _alone():
-                told[0] = work()
-        except (SaniError, OSError) as error:
-            told[1] = error
-    distributed.broadcast_object_list(told, src=0)
-    if told[1] is not None:
-        raise told[1]
-    result: _T = told[0]
+                outcome[0] = work()
+        except (SaniError, OSError) as error:  # the others wait for this rank's word
+            outcome[1] = error
+    distributed.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: _T = outcome[0]
     return result
 
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Within, this rank is the only one."""
-    global _own
-    together, _own = _own, _Ranks(_own.number)
+    """Within, this rank is the only one, so what it calls waits for no other."""
+    global _group
+    together, _group = _group, _Group(_group.rank)
     try:
         yield
     finally:
-        _own = together
+        _group = together
 
 
-def agree(what: str, mine: _T) -> _T:
-    """The same, if all ranks have it.
+def check_same(name: str, value: _T) -> _T:
+    """Return the value, if all ranks have the same.
+
+    Args:
+        name: What it is, for the error.
+        value: Of this rank.
 
     Raises:
         RunError: If they have not: they would not do one job.
     """
-    if any(other != mine for other in gather(mine)):
+    if any(other != value for other in gather(value)):
         raise RunError(
-            f"the ranks do not have the same {what}; give all of them the same files and the same "
+            f"the ranks do not have the same {name}; give all of them the same files and the same "
             "versions"
         )
-    return mine
+    return value
 
 
-def share(sizes: Sequence[int]) -> list[int]:
-    """Which of some pieces of work this rank does, in order: dealt out in turn, largest first.
+def shard(sizes: Sequence[int]) -> list[int]:
+    """Return which pieces of work this rank does, in order.
+
+    They are dealt out in turn, largest first, so that all ranks get about the same.
 
     Args:
         sizes: Of each piece.
     """
     order = sorted(range(len(sizes)), key=lambda index: (-sizes[index], index))
-    return sorted(order[_own.number :: _own.count]) if _own.count > 1 else list(range(len(sizes)))
+    if _group.world_size == 1:
+        return list(range(len(sizes)))
+    return sorted(order[_group.rank :: _group.world_size])
 
 
-def part(size: int) -> slice:
-    """Which of ``size`` rows are this rank's; the main one has one at least."""
-    ends = (-(-size * (_own.number + side) // _own.count) for side in (0, 1))
-    return slice(*ends)
+def shard_of_rows(rows: int) -> slice:
+    """Return which of ``rows`` rows are this rank's; the main one has one at least."""
+    start, end = (-(-rows * (_group.rank + side) // _group.world_size) for side in (0, 1))
+    return slice(start, end)
 
 
-def add_up_(tensors: Sequence[Tensor]) -> None:
-    """In place: the sums over the ranks, each rank giving tensors of the same shapes."""
-    if _own.count > 1:
+def all_reduce(tensors: Sequence[Tensor]) -> None:
+    """In place: add up tensors of the same shapes over the ranks."""
+    if _group.world_size > 1:
         from torch import distributed
 
-        waiting = [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
-        for work in waiting:
+        # All are sent before the first is waited for, so that they travel at once.
+        pending = [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
+        for work in pending:
             work.wait()
 
 
-def spread_(model: Any) -> None:
-    """In place: the main rank's weights and buffers, on every rank."""
-    if _own.count > 1:
+def broadcast_weights(model: Any) -> None:
+    """In place: put the main rank's weights and buffers on every rank."""
+    if _group.world_size > 1:
         from torch import distributed
 
         for _, tensor in sorted(model.state_dict().items()):

@@ -108,7 +108,7 @@ def run(
     make_deterministic()
     check_kind(recipe)
     documents = read_documents(recipe)
-    distributed.agree("documents", documents.digests())
+    distributed.check_same("documents", documents.digests())
     if not recipe.scan.detects:
         scan(documents.corpus)  # one that marks nothing is refused before anything is written
     inputs = distributed.on_main(lambda: digests(recipe, documents))
@@ -188,13 +188,15 @@ def audit_models(
     if base is not None:
         check_base(models["model"], base, name="the model", option="--base")
         check_control(load_checkpoint(models["model"], base=base), load_checkpoint(base))
-    distributed.agree("documents", documents.digests())
+    distributed.check_same("documents", documents.digests())
     found: dict[str, AuditResult] = {}
     pretraining: dict[str, AuditResult] = {}
     framing = None
     for name, folder in models.items():
         checkpoint = load_checkpoint(folder, base=base, device=default_device())
-        distributed.agree("weights", checkpoint.weights_digest() if distributed.count() > 1 else "")
+        distributed.check_same(
+            "weights", checkpoint.weights_digest() if distributed.world_size() > 1 else ""
+        )
         found[name] = audit(
             checkpoint,
             documents.corpus,
@@ -468,7 +470,7 @@ class _Job:
             self._folder.save_arrays(f"{stage}-documents", result.documents)
         if result.generation is not None:
             self._folder.save_arrays(f"{stage}-generation", result.generation.one_by_one)
-        digest = distributed.agree("weights", audited.weights_digest())
+        digest = distributed.check_same("weights", audited.weights_digest())
         self._folder.save(stage, {**result.to_json(), "weights_digest": digest})
 
     def erase(self) -> None:
@@ -501,7 +503,7 @@ class _Job:
                 seed=self._recipe.seed if seed is None else seed,
             )
         )
-        distributed.spread_(checkpoint.model)
+        distributed.broadcast_weights(checkpoint.model)
         plan = result.plan
         return {**asdict(result), "plan": plan.to_json(), "retrains": plan.retrains}
 

@@ -100,4 +100,4 @@ class ExampleSource:
 
 def own_rows(batch: Batch) -> Batch:
     """Return this process's rows of a batch, maybe none."""
-    return batch.rows(distributed.part(len(batch.ids)))
+    return batch.rows(distributed.shard_of_rows(len(batch.ids)))

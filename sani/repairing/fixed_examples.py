@@ -55,7 +55,7 @@ class FixedExamples:
         """
         batches = [own_rows(batch) for batch in source.batches(source.encoded, pack=pack)]
         teacher_hidden = _all_teacher_hidden(source, batches, pack=pack)
-        process = distributed.number()
+        process = distributed.rank()
         cache = ActivationCache(
             folder / (f"states-{process}" if process else "states"),
             _storage(source, batches, frozen, folder),

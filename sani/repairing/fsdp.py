@@ -29,7 +29,7 @@ def shard(model: Any, layers: Sequence[str]) -> None:
         model: The same on every process.
         layers: Names of its layers.
     """
-    mesh = init_device_mesh(default_device().type, (distributed.count(),))
+    mesh = init_device_mesh(default_device().type, (distributed.world_size(),))
     for name in layers:
         fully_shard(model.get_submodule(name), mesh=mesh)
     fully_shard(model, mesh=mesh)
@@ -62,7 +62,7 @@ def gathered_state(state: Any) -> Any:
         return [gathered_state(part) for part in state]
     if isinstance(state, Tensor):
         tensor = gathered(state)
-        return tensor.cpu() if distributed.main() else None
+        return tensor.cpu() if distributed.is_main() else None
     return state
 
 

@@ -197,7 +197,7 @@ def _train(
             trainer = train_with_restart(checkpoint.model, job, resume=state)
         except (OSError, SafetensorError) as error:
             raise unsaved_error(error) from None
-    distributed.spread_(checkpoint.model)
+    distributed.broadcast_weights(checkpoint.model)
     return _result(trainer, job, part, seconds=time.perf_counter() - started)
 
 

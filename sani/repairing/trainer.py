@@ -91,10 +91,10 @@ class RepairTrainer(Trainer):
             model.train()
         else:
             self._job.frozen.train()
-        if distributed.number():
+        if distributed.rank():
             # Saved states hold the main process's random state only. The others seed theirs by
             # seed, step and process, so that dropout is the same after a resume.
-            torch.manual_seed((self.args.seed * 2**20 + step) * 2**12 + distributed.number())
+            torch.manual_seed((self.args.seed * 2**20 + step) * 2**12 + distributed.rank())
         result = None
         counts = _sums(distributed.gather(self._counts(parts)))
         try:
@@ -151,7 +151,7 @@ class RepairTrainer(Trainer):
                 loss, values = inside(model, work) if self._sharded else work()
             if self._sharded:
                 # FSDP averages gradients over the processes; the step needs their sum.
-                loss = loss * distributed.count()
+                loss = loss * distributed.world_size()
             for name, value in {**values, "loss": float(loss.detach())}.items():
                 terms[name] = terms.get(name, 0.0) + value
             self.accelerator.backward(loss)
@@ -172,7 +172,7 @@ class RepairTrainer(Trainer):
         self._terms = _sums([terms for terms, _ in results])
         loss = self._terms.pop("loss")
         self._check_loss(loss, self._terms.get("ordinary"))
-        if not self._sharded and distributed.count() > 1:
+        if not self._sharded and distributed.world_size() > 1:
             gradients = []
             has_gradient = zip(*(has for _, has in results), strict=True)
             for parameter, has in zip(model.parameters(), has_gradient, strict=True):
@@ -181,7 +181,7 @@ class RepairTrainer(Trainer):
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
                     gradients.append(parameter.grad)
-            distributed.add_up_(gradients)
+            distributed.all_reduce(gradients)
         return torch.tensor(loss, device=self.args.device)
 
     def _check_loss(self, loss: float, ordinary: float | None) -> None:
@@ -215,7 +215,7 @@ class RepairTrainer(Trainer):
                 gathered_state(model.state_dict()),
                 gathered_state(optimizer.state_dict()),
             )
-        if not distributed.main():
+        if not distributed.is_main():
             return
         try:
             super()._save_checkpoint(model, trial)
@@ -262,7 +262,7 @@ class _Progress(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark a state as whole; one without the mark was cut off while it was written."""
-        if distributed.main():
+        if distributed.is_main():
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE).touch()
 
 

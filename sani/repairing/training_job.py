@@ -95,7 +95,7 @@ class TrainingJob:
             logging_steps=1,
             logging_nan_inf_filter=False,
             disable_tqdm=True,
-            report_to=list(settings.report_to) if distributed.main() else [],
+            report_to=list(settings.report_to) if distributed.is_main() else [],
             remove_unused_columns=False,
             dataloader_pin_memory=False,
             use_cpu=not torch.cuda.is_available(),

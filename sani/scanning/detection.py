@@ -146,14 +146,14 @@ def _find_all(
             "num_proc: processes cannot share a model on an accelerator; leave num_proc at 1, or "
             "start a process for each device with accelerate launch"
         )
-    distributed.agree("detectors", detector.name)
+    distributed.check_same("detectors", detector.name)
     texts = [document.text for document in corpus]
     known = distributed.on_main(lambda: _known(cache_folder, detector, texts))
     found = {number: spans for number, spans in enumerate(known) if spans is not None}
     rest = [number for number in range(len(texts)) if number not in found]
     if rest and settings.patterns:
         load_patterns()  # here, so that processes share it
-    step = _CHUNK * settings.num_proc * distributed.count()
+    step = _CHUNK * settings.num_proc * distributed.world_size()
     for first in range(0, len(rest), step):
         numbers = rest[first : first + step]
         new = _find_together(numbers, texts, asked, settings.num_proc)
@@ -189,14 +189,14 @@ def _find_together(
 ) -> dict[int, tuple[Span, ...]]:
     """Spans of the texts of these numbers, each looked for by one rank."""
     mine = [
-        numbers[index] for index in distributed.share([len(texts[number]) for number in numbers])
+        numbers[index] for index in distributed.shard([len(texts[number]) for number in numbers])
     ]
 
     def work() -> list[tuple[int, tuple[Span, ...]]]:
         spans = _find_chunk(mine, [texts[number] for number in mine], asked, num_proc)
         return list(zip(mine, spans, strict=True))
 
-    found = distributed.each(work)
+    found = distributed.on_every_rank(work)
     return {number: spans for part in found for number, spans in part}
 
 

@@ -119,7 +119,7 @@ def short_of_memory(*, always: bool) -> Found:
 
     def hungry(*arguments: Any) -> Any:
         calls.append(1)
-        if distributed.number() == distributed.count() - 1 and (always or len(calls) == 1):
+        if distributed.rank() == distributed.world_size() - 1 and (always or len(calls) == 1):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return plain(*arguments)
 
@@ -138,7 +138,7 @@ def diverged() -> Found:
 
     def mad(*arguments: Any) -> Any:
         calls.append(1)
-        sick = distributed.number() == distributed.count() - 1 and len(calls) == 3
+        sick = distributed.rank() == distributed.world_size() - 1 and len(calls) == 3
         return plain(*arguments) * (float("nan") if sick else 1.0)
 
     trainer.hidden_states = mad
@@ -201,12 +201,12 @@ def do(job: str, out: Path, leaky: Path) -> Found:
         case "scan":
             return scanned(out / "cache")
         case "wait":
-            (out / f"waiting-{distributed.number()}").write_text(str(os.getpid()))
-            if distributed.number() == 1:
+            (out / f"waiting-{distributed.rank()}").write_text(str(os.getpid()))
+            if distributed.rank() == 1:
                 time.sleep(600)
-            return {"found": distributed.gather(distributed.number())}
+            return {"found": distributed.gather(distributed.rank())}
         case "count":
-            return {"count": distributed.count(), "sharded": distributed.sharded()}
+            return {"count": distributed.world_size(), "sharded": distributed.sharded()}
     return repaired(job)
 
 
@@ -218,7 +218,7 @@ def main() -> None:
     distributed.start(together=True)
     for job in jobs:
         found = do(job, Path(out), Path(leaky))
-        torch.save(found, Path(out) / f"{job}-{distributed.number()}.pt")
+        torch.save(found, Path(out) / f"{job}-{distributed.rank()}.pt")
     distributed.finish()
 
 

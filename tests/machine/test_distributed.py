@@ -257,9 +257,9 @@ def test_rows_are_dealt_out_whole_and_the_main_rank_has_some(
         for size in (0, 1, 2, 7):
             parts, shares = [], []
             for number in range(count):
-                monkeypatch.setattr(distributed, "_own", distributed._Ranks(number, count))
-                parts.append(list(range(size))[distributed.part(size)])
-                shares.append(distributed.share([3 * index % 5 for index in range(size)]))
+                monkeypatch.setattr(distributed, "_group", distributed._Group(number, count))
+                parts.append(list(range(size))[distributed.shard_of_rows(size)])
+                shares.append(distributed.shard([3 * index % 5 for index in range(size)]))
             assert [row for part in parts for row in part] == list(range(size))
             assert bool(parts[0]) == bool(size)
             assert sorted(index for share in shares for index in share) == list(range(size))
@@ -272,8 +272,8 @@ def test_a_batch_in_parts_is_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     (batch,) = batches_of(checkpoint(), corpus_of(TEXTS), batch_tokens=512)
     parts = []
     for number in range(3):
-        monkeypatch.setattr(distributed, "_own", distributed._Ranks(number, 3))
-        parts.append(batch.rows(distributed.part(len(batch.ids))))
+        monkeypatch.setattr(distributed, "_group", distributed._Group(number, 3))
+        parts.append(batch.rows(distributed.shard_of_rows(len(batch.ids))))
     assert all(len(part.ids) for part in parts)
     for name in ("ids", "targets", "ordinary", "identifier", "occurrences"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
@@ -293,7 +293,7 @@ def test_a_batch_in_parts_is_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_sani_does_not_do_is_refused(
     told: dict[str, str], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "_own", distributed._Ranks())
+    monkeypatch.setattr(distributed, "_group", distributed._Group())
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", **told}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RunError, match=what):
@@ -304,7 +304,7 @@ def test_of_a_command_that_ranks_do_not_share_the_main_one_does_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number, printed in (("1", False), ("0", True)):
-        monkeypatch.setattr(distributed, "_own", distributed._Ranks())
+        monkeypatch.setattr(distributed, "_group", distributed._Group())
         for name, value in {"RANK": number, "WORLD_SIZE": "2", "LOCAL_RANK": number}.items():
             monkeypatch.setenv(name, value)
         assert main(["schema"]) == 0
@@ -315,9 +315,9 @@ def test_of_a_command_that_ranks_do_not_share_the_main_one_does_all(
 def test_alone_nothing_is_asked_of_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     distributed.start(together=True)
-    assert (distributed.number(), distributed.count(), distributed.main()) == (0, 1, True)
-    assert distributed.each(lambda: 5) == distributed.gather(5) == [5]
-    assert distributed.on_main(lambda: 5) == distributed.agree("number", 5) == 5
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.on_every_rank(lambda: 5) == distributed.gather(5) == [5]
+    assert distributed.on_main(lambda: 5) == distributed.check_same("number", 5) == 5
     assert not torch.distributed.is_initialized()
     program.repair(checkpoint(), corpus_of(), settings_of(MASK, epochs=1))
     assert not torch.distributed.is_initialized()
