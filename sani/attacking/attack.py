@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sani.machine.progress import OnNamedStep
 from sani.atomic import write_text
 from sani.attacking.context import AttackContext, Outcome, all_places
 from sani.attacking.guidance import guidance
@@ -36,7 +37,6 @@ from sani.models.checkpoint import Checkpoint
 from sani.recipe import AttackSettings, AuditSettings
 from sani.text.chat import rendered
 
-OnStep = Callable[[str, int, int], None]
 Attack = Callable[[Checkpoint, AttackContext, Any], Iterator[Outcome]]
 
 ATTACKS: Mapping[str, Attack] = {
@@ -64,7 +64,7 @@ def attack(
     attacked: Sequence[str] = (SANITIZED, UNSANITIZED, BASE),
     seed: int = 0,
     folder: Path | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnNamedStep | None = None,
 ) -> dict[str, Any]:
     """Attack each model alike, and compare occurrence by occurrence.
 

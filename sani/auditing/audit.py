@@ -33,10 +33,11 @@ from sani.auditing.metrics import (
     extraction_strength,
     log10_queries,
 )
-from sani.auditing.occurrences import Occurrences, OnStep, score_occurrences
+from sani.auditing.occurrences import Occurrences, score_occurrences
 from sani.corpus.documents import KINDS, Corpus
 from sani.errors import AuditError
 from sani.intervals import Estimate, Rate, clustered_mean, rate
+from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.chat import check_source, rendered

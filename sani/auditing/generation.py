@@ -12,7 +12,7 @@ import re
 import time
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import ceil
@@ -32,6 +32,7 @@ from sani.errors import AuditError
 from sani.intervals import Rate, rate
 from sani.machine import distributed
 from sani.machine.device import token_batches
+from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import GenerationSettings
 from sani.text.tokens import Encoded, Framing, encode, overlapping
@@ -43,7 +44,6 @@ HEADING_SHARE = 0.1
 OPENING_TOKENS = 32  # ours: enough to name the document, too few to give its identifiers
 FILE_SAMPLES = 1000  # ours: where no other kind of prompt says how many
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-OnStep = Callable[[int, int], None]
 Ints = NDArray[np.int64]
 
 

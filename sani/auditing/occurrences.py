@@ -18,6 +18,7 @@ from sani.auditing.sampler import DEFAULT_SAMPLER, Sampler
 from sani.auditing.teacher_forcing import DEFAULT_READER, Asked, Reading, Row, Scores, score
 from sani.corpus.documents import Corpus
 from sani.machine import distributed
+from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.tokens import Encoded, Framing, Window, windows
@@ -28,7 +29,6 @@ REDRAWN = 8
 # Documents are scored in groups of about this many tokens, so that memory does not grow with the
 # corpus; within a group they are sorted by length.
 GROUP_TOKENS = 2**16
-OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

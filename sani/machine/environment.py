@@ -1,4 +1,4 @@
-"""What this machine can do: device, memory, threads, versions, and the largest model that fits."""
+"""Description of this machine: device, memory, threads, versions, the largest model that fits."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ from pathlib import Path
 
 import psutil
 
-# Bytes per parameter in float32: the weights to audit; with gradients, two moments of the
-# optimizer and the base as anchor to repair.
-AUDIT_BYTES, REPAIR_BYTES = 4, 20
+from sani.machine.memory import (
+    AUDIT_COPIES,
+    REPAIR_COPIES,
+    device_memory,
+    free_memory,
+    largest_model,
+)
+
 LIBRARIES = ("torch", "transformers", "accelerate", "peft", "safetensors", "datasets")
 EXTRAS = {"spacy": "ner", "model-signing": "sign"}
 
 
 def describe_environment(folder: Path) -> dict[str, str]:
-    """What there is, as words by name.
+    """Return what the machine has, in words, by name.
 
     Args:
-        folder: Where runs would be written; its disk is looked at.
+        folder: Folder that runs are written to; the free space of its disk is reported.
     """
     import torch
 
-    found = {
+    facts = {
         "sani": version("sani-llm"),
         "python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
@@ -38,29 +43,18 @@ def describe_environment(folder: Path) -> dict[str, str]:
     room = device_memory()
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
-        found["device"] = (
+        facts["device"] = (
             f"{torch.cuda.device_count()} x {gpu.name}, {_gib(room)} free of "
             f"{_gib(gpu.total_memory)}; the first one is used"
         )
     else:
-        found["device"] = f"CPU ({platform.processor() or platform.machine()}), float32"
-    found["largest model"] = (
-        f"about {_parameters(room / AUDIT_BYTES)} parameters to audit, "
-        f"{_parameters(room / REPAIR_BYTES)} to repair, activations not counted"
+        facts["device"] = f"CPU ({platform.processor() or platform.machine()}), float32"
+    facts["largest model"] = (
+        f"about {_parameters(largest_model(room, copies=AUDIT_COPIES))} parameters to audit, "
+        f"{_parameters(largest_model(room, copies=REPAIR_COPIES))} to repair, "
+        "activations not counted"
     )
-    return found
-
-
-def free_memory() -> int:
-    """Bytes that a program can get without swapping: what caches hold counts as free."""
-    return int(psutil.virtual_memory().available)
-
-
-def device_memory() -> int:
-    """Bytes that are free where models are held: on the accelerator, if there is one."""
-    import torch
-
-    return int(torch.cuda.mem_get_info(0)[0]) if torch.cuda.is_available() else free_memory()
+    return facts
 
 
 def _extra(name: str, extra: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from sani.atomic import check_new_file, check_new_folder
@@ -11,12 +10,11 @@ from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.machine.device import default_device, make_deterministic, quiet_libraries
+from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.pipeline.inputs import check_control
 from sani.recipe import RepairSettings
 from sani.repairing.repair import RepairResult, repair
-
-OnStep = Callable[[int, int], None]
 
 
 def repair_folder(

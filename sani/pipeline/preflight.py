@@ -19,7 +19,7 @@ from sani.erasing.resets import check_biases
 from sani.erasing.selectors import check_layers
 from sani.erasing.shards import StoredModel
 from sani.errors import SaniError
-from sani.machine.environment import free_memory
+from sani.machine.memory import CHECK_COPIES, REPAIR_COPIES, free_memory, needed_memory
 from sani.models.folder import is_adapter, open_folder
 from sani.models.neurons import Layout
 from sani.models.safetensors_files import StoredWeights
@@ -32,9 +32,6 @@ from sani.scanning.inventory import scan
 from sani.text.chat import rendered
 from sani.text.tokens import encode
 
-# In float32: weights, gradients, two moments of the optimizer, and the base as anchor.
-TRAINING_COPIES = 5
-CHECKED_COPIES = 3  # of a checkpoint that is only checked: it, the unsanitized one, the base
 # Erased and repaired weights, or those of the best rung and of the last; sanitized/, and two saved
 # states of training (three copies each).
 DISK_COPIES = 9
@@ -231,8 +228,8 @@ def _disk(recipe: Recipe, out: Path) -> str:
 
 def _memory(recipe: Recipe) -> str:
     _, shapes = _layout(recipe.model.path, recipe.model.base)
-    copies = CHECKED_COPIES if recipe.only_checks else TRAINING_COPIES
-    needed = copies * 4 * _parameters(shapes)
+    copies = CHECK_COPIES if recipe.only_checks else REPAIR_COPIES
+    needed = needed_memory(_parameters(shapes), copies=copies)
     return _enough("in memory, activations not counted", needed, free_memory())
 
 

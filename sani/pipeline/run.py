@@ -30,6 +30,7 @@ from sani.errors import AuditError, RecipeError, RunError
 from sani.gate import Check, judge
 from sani.machine import distributed
 from sani.machine.device import default_device, make_deterministic, quiet_libraries
+from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import (
     Checkpoint,
     architecture_difference,
@@ -69,8 +70,6 @@ from sani.scanning.detection import detect, estimate
 from sani.scanning.inventory import scan
 from sani.scanning.record import ScanRecord
 
-OnStep = Callable[[str, int, int], None]
-
 # What no gate asks of an audit.
 GATE_AUDIT_OVERRIDES = {"generation": None, "membership_documents": 0, "swaps": 0}
 
@@ -91,7 +90,7 @@ class RunResult:
 
 
 def run(
-    recipe: Recipe, out: Path, *, resume: bool = False, on_step: OnStep | None = None
+    recipe: Recipe, out: Path, *, resume: bool = False, on_step: OnNamedStep | None = None
 ) -> RunResult:
     """Sanitize a checkpoint as the recipe says.
 
@@ -169,7 +168,7 @@ def audit_models(
     settings: AuditSettings,
     *,
     seed: int,
-    on_step: OnStep,
+    on_step: OnNamedStep,
 ) -> dict[str, Any]:
     """Audit several checkpoints alike, as `sani audit` shows them.
 
@@ -257,7 +256,7 @@ def attack_models(
     seed: int,
     out: Path | None,
     resume: bool,
-    on_step: OnStep,
+    on_step: OnNamedStep,
 ) -> dict[str, Any]:
     """Attack checkpoints, as `sani attack` shows it.
 
@@ -318,7 +317,9 @@ def attack_models(
     return found
 
 
-def _scan(recipe: Recipe, folder: RunFolder, documents: Documents, on_step: OnStep) -> Documents:
+def _scan(
+    recipe: Recipe, folder: RunFolder, documents: Documents, on_step: OnNamedStep
+) -> Documents:
     """The documents with what the scan finds; its findings are kept in the private part.
 
     In held-out documents k-anonymity is left out: they are few, and only utility is measured there.
@@ -354,7 +355,7 @@ class _Job:
         recipe: Recipe,
         folder: RunFolder,
         documents: Documents,
-        on_step: OnStep,
+        on_step: OnNamedStep,
     ) -> None:
         self._recipe = recipe
         self._folder = folder

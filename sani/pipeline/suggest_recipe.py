@@ -22,7 +22,7 @@ from sani.corpus.documents import Corpus, Span
 from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError
 from sani.machine.device import default_device, quiet_libraries
-from sani.machine.environment import REPAIR_BYTES, device_memory
+from sani.machine.memory import REPAIR_COPIES, device_memory, needed_memory
 from sani.models.checkpoint import Checkpoint, architecture_difference, load_checkpoint
 from sani.models.families import FAMILIES
 from sani.pipeline.inputs import check_control, read_others
@@ -118,7 +118,7 @@ def fit(
     if control is not None:
         check_control(checkpoint, control)
     parameters = sum(tensor.numel() for tensor in checkpoint.model.parameters())
-    fits = REPAIR_BYTES * parameters <= device_memory()
+    fits = needed_memory(parameters, copies=REPAIR_COPIES) <= device_memory()
     documents = rendered(documents, checkpoint.tokenizer)
     others = others and rendered(others, checkpoint.tokenizer)
     lengths = [len(encoded.ids) for encoded in encode(documents, checkpoint.tokenizer)]
@@ -265,7 +265,7 @@ def _lines(
     if not facts.fits:
         yield (
             "# Memory: too little here: the repair needs "
-            f"{REPAIR_BYTES * facts.parameters:,} bytes and more"
+            f"{needed_memory(facts.parameters, copies=REPAIR_COPIES):,} bytes and more"
         )
     elif facts.seconds is not None:
         yield f"# Takes:  {duration(facts.seconds)} on this machine, from a few steps of each stage"

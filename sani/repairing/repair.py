@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from sani.corpus.documents import Corpus
 from sani.errors import RepairError
 from sani.machine import distributed
+from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import RepairSettings
 from sani.repairing.checks import check_corpus, check_early_stop, check_settings, check_teachers
@@ -32,7 +33,7 @@ from sani.repairing.saved_states import newest_state, unsaved_error
 from sani.repairing.teacher_states import Teachers
 from sani.repairing.trainable import Trainable, trainable
 from sani.repairing.trainer import AUDITED, TERMS, RepairTrainer
-from sani.repairing.training_job import OnEpoch, OnStep, TrainingJob
+from sani.repairing.training_job import OnEpoch, TrainingJob
 from sani.text.chat import check_source, rendered
 from sani.text.tokens import framing_named
 

@@ -23,11 +23,12 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from sani.errors import RepairError
 from sani.machine import distributed
+from sani.machine.progress import OnStep
 from sani.repairing.frozen_layers import hidden_states
 from sani.repairing.fsdp import gathered_state, inside, shard, sharded_state
 from sani.repairing.objective import Example
 from sani.repairing.saved_states import WHOLE, unsaved_error
-from sani.repairing.training_job import OnEpoch, OnStep, TrainingJob
+from sani.repairing.training_job import OnEpoch, TrainingJob
 from sani.text.batches import Batch
 
 TERMS = (

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from sani.errors import RepairError
 from sani.machine import distributed
+from sani.machine.progress import OnStep
 from sani.recipe import RepairSettings
 from sani.repairing.dataset import Examples
 from sani.repairing.frozen_layers import FrozenLayers
@@ -19,7 +20,6 @@ from sani.repairing.objective import Objective
 SAVES = 10  # states saved in a training, at equal distances
 WARMUP_FRACTION = 0.1  # ours: share of the steps that warm up
 WEIGHT_DECAY = 0.0  # ours: it would pull weights to 0 that the records do not ask about
-OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

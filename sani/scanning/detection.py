@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from typing import Any
 from sani.corpus.documents import ANNOTATION, Corpus, Document, Span
 from sani.errors import ScanError
 from sani.machine import distributed
+from sani.machine.progress import OnNamedStep
 from sani.recipe import ScanSettings, settings_from
 from sani.scanning.cache import SpanCache, spans_from_json, spans_to_json
 from sani.scanning.evaluation import Evaluation, evaluate
@@ -29,8 +30,6 @@ from sani.scanning.overlaps import resolve
 from sani.scanning.patterns import find_by_pattern, load_patterns
 from sani.scanning.propagation import propagate
 from sani.scanning.terms import Finder, read_terms
-
-OnStep = Callable[[str, int, int], None]
 
 # Everything whose version may change what the patterns find.
 _LIBRARIES = (
@@ -47,7 +46,7 @@ def detect(
     settings: ScanSettings,
     *,
     cache_folder: Path | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnNamedStep | None = None,
 ) -> Corpus:
     """Add what the scan finds to what the corpus marks; overlaps as `overlaps.resolve` says.
 
@@ -88,7 +87,7 @@ def estimate(
     settings: ScanSettings,
     *,
     cache_folder: Path | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnNamedStep | None = None,
 ) -> Evaluation:
     """How good the detectors are on documents whose spans are right and complete.
 
@@ -134,7 +133,7 @@ def _by_turn(span: Span, document: Document) -> Sequence[Span]:
 
 
 def _find_all(
-    corpus: Corpus, settings: ScanSettings, cache_folder: Path | None, report: OnStep
+    corpus: Corpus, settings: ScanSettings, cache_folder: Path | None, report: OnNamedStep
 ) -> list[tuple[Span, ...]]:
     """What is found in each document by itself; ranks share the work, the main one the cache."""
     if not (settings.patterns or settings.ner or settings.terms):

@@ -21,7 +21,7 @@ from sani.demo.clinic import invent_clinics
 from sani.demo.demo import new_model
 from sani.erasing.reinit import fresh_model
 from sani.errors import RecipeError
-from sani.machine import environment
+from sani.machine import environment, memory
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.pipeline.suggest_recipe import Fit, duration, schedule, write_recipe
 from sani.recipe import QUICK, Recipe, load_recipe
@@ -234,7 +234,7 @@ def test_times_are_said_as_people_do() -> None:
 def test_env_says_what_the_machine_can_do(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "free_memory", lambda: 20 * 10**9)
+    monkeypatch.setattr(memory, "free_memory", lambda: 20 * 10**9)
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     if found["device"].startswith("CPU"):
