@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from sani.machine.progress import OnNamedStep
 from sani.atomic import write_text
 from sani.attacking.context import AttackContext, Outcome, all_places
 from sani.attacking.guidance import guidance
@@ -33,6 +32,7 @@ from sani.corpus.documents import Corpus, Kind, only
 from sani.errors import AttackError
 from sani.intervals import clustered_mean, rate
 from sani.machine import distributed
+from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AttackSettings, AuditSettings
 from sani.text.chat import rendered
