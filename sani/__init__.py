@@ -18,6 +18,7 @@ _HOME = {
     "Recipe": "sani.recipe",
     "RepairSettings": "sani.recipe",
     "SaniError": "sani.errors",
+    "ScanResult": "sani.scanning.scan",
     "ScanSettings": "sani.recipe",
     "Span": "sani.corpus.documents",
     "attack": "sani.attacking.attack",
@@ -30,7 +31,7 @@ _HOME = {
     "repair": "sani.repairing.repair",
     "run": "sani.pipeline.run",
     "save_checkpoint": "sani.models.checkpoint",
-    "scan": "sani.scanning.inventory",
+    "scan": "sani.scanning.scan",
 }
 __all__ = [
     "AttackSettings",
@@ -41,6 +42,7 @@ __all__ = [
     "Recipe",
     "RepairSettings",
     "SaniError",
+    "ScanResult",
     "ScanSettings",
     "Span",
     "attack",
@@ -76,7 +78,7 @@ if TYPE_CHECKING:
     )
     from sani.repairing.repair import repair
     from sani.scanning.detection import detect
-    from sani.scanning.inventory import scan
+    from sani.scanning.scan import ScanResult, scan
 
 
 def __getattr__(name: str) -> Any:

@@ -123,8 +123,8 @@ def scan(
     from sani.corpus.tables import write_jsonl
     from sani.machine.device import quiet_libraries
     from sani.recipe import ScanSettings
-    from sani.scanning.detection import detect, estimate
-    from sani.scanning.inventory import scan as take_inventory
+    from sani.scanning.detection import estimate
+    from sani.scanning.scan import scan as scan_corpus
 
     settings = settings_from_options(
         ScanSettings,
@@ -147,23 +147,22 @@ def scan(
     documents = read_corpus(
         corpus, format=cast(Any, format), limit=limit, subject_pattern=subject_pattern
     )
-    quality = None
     if settings.detects:
         quiet_libraries()
-        with console.reporter() as on_step:
-            cache_folder = None if no_cache else cache or _cache_folder()
-            if evaluate:
-                quality = estimate(documents, settings, cache_folder=cache_folder, on_step=on_step)
-            else:
-                documents = detect(documents, settings, cache_folder=cache_folder, on_step=on_step)
-    if out:
-        distributed.on_main(lambda: write_jsonl(documents, out))
-        console.say(f"{out} holds identifiers in the clear (mode 0600): keep it with the records")
-    if quality is not None:
+    cache_folder = None if no_cache else cache or _cache_folder()
+    with console.reporter() as on_step:
+        if evaluate:
+            quality = estimate(documents, settings, cache_folder=cache_folder, on_step=on_step)
+        else:
+            result = scan_corpus(documents, settings, cache_folder=cache_folder, on_step=on_step)
+    if evaluate:
         data = quality.to_json()
         console.show_json(data) if as_json else console.show_evaluation(data)
         return
-    inventory = take_inventory(documents).to_json()
+    if out:
+        distributed.on_main(lambda: write_jsonl(result.corpus, out))
+        console.say(f"{out} holds identifiers in the clear (mode 0600): keep it with the records")
+    inventory = result.inventory.to_json()
     console.show_json(inventory) if as_json else console.show_inventory(inventory)
 
 

@@ -28,7 +28,7 @@ from sani.recipe import AttackSettings, EraseSettings, ModelSettings, Recipe, Ru
 from sani.releasing.identifiers_in_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
 from sani.scanning.detection import asked_of, load_detector
-from sani.scanning.inventory import scan
+from sani.scanning.inventory import take_inventory
 from sani.text.chat import rendered
 from sani.text.tokens import encode
 
@@ -99,7 +99,7 @@ def _corpus(recipe: Recipe) -> str:
     corpus, held_out = documents.corpus, documents.held_out
     if recipe.scan.detects:
         return _detectors(recipe, corpus, held_out)
-    inventory = scan(corpus)
+    inventory = take_inventory(corpus)
     held = f", {len(held_out)} held out" if held_out else ", none held out"
     return (
         f"{inventory.documents} documents of {inventory.subjects} subjects{held}; "

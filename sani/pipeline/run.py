@@ -66,9 +66,9 @@ from sani.repairing.training_job import EpochAudit
 from sani.reporting.report import build_report, write_report
 from sani.reporting.reveal import reveal
 from sani.runfolder import RECIPE, RunFolder, open_run
-from sani.scanning.detection import detect, estimate
-from sani.scanning.inventory import scan
+from sani.scanning.detection import detect
 from sani.scanning.record import ScanRecord
+from sani.scanning.scan import scan
 
 # What no gate asks of an audit.
 GATE_AUDIT_OVERRIDES = {"generation": None, "membership_documents": 0, "swaps": 0}
@@ -324,27 +324,29 @@ def _scan(
 
     In held-out documents k-anonymity is left out: they are few, and only utility is measured there.
     """
-    settings = recipe.scan
-    place = folder.private / "scan"
-    corpus, held_out, quality = documents.corpus, documents.held_out, None
-    if settings.detects:
-        corpus = detect(corpus, settings, cache_folder=place, on_step=on_step)
-        if held_out is not None:
-            alone = settings.model_copy(update={"indirect": None})
-            held_out = detect(held_out, alone, cache_folder=place, on_step=on_step)
-    digest = folder.digest(corpus.digest())
-    if folder.finished("scan"):
+    settings, held_out = recipe.scan, documents.held_out
+    cache_folder = folder.private / "scan"
+    finished = folder.finished("scan")
+    gold = None
+    if finished:  # the detectors were measured when the run began
+        settings = settings.model_copy(update={"gold": None})
+    elif settings.gold is not None:
+        gold = read_corpus(settings.gold, kinds=recipe.corpus.kinds)
+    result = scan(documents.corpus, settings, gold=gold, cache_folder=cache_folder, on_step=on_step)
+    if settings.detects and held_out is not None:
+        alone = settings.model_copy(update={"indirect": None})
+        held_out = detect(held_out, alone, cache_folder=cache_folder, on_step=on_step)
+    digest = folder.digest(result.corpus.digest())
+    if finished:
         if folder.load("scan")["digest"] != digest:
             raise RunError(
                 f"{folder.path}: what the scan finds changed since this run began (another version "
                 "of a library or a model?); start again in another --out"
             )
-        return Documents(corpus, held_out, documents.pretraining)
-    if settings.gold is not None:
-        gold = read_corpus(settings.gold, kinds=recipe.corpus.kinds)
-        quality = estimate(gold, settings, cache_folder=place, on_step=on_step).to_json()
-    folder.save("scan", {**scan(corpus).to_json(), "quality": quality, "digest": digest})
-    return Documents(corpus, held_out, documents.pretraining)
+        return Documents(result.corpus, held_out, documents.pretraining)
+    quality = result.quality.to_json() if result.quality else None
+    folder.save("scan", {**result.inventory.to_json(), "quality": quality, "digest": digest})
+    return Documents(result.corpus, held_out, documents.pretraining)
 
 
 class _Job:

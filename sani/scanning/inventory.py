@@ -59,8 +59,8 @@ class Inventory:
         return asdict(self)
 
 
-def scan(corpus: Corpus) -> Inventory:
-    """Take the inventory of a corpus; identifiers are those its spans mark, whoever found them.
+def take_inventory(corpus: Corpus) -> Inventory:
+    """Count the identifiers that the spans of a corpus mark, whoever found them.
 
     Raises:
         CorpusError: If no document has a span.

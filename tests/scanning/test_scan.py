@@ -15,14 +15,17 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sani
 from sani.corpus.documents import ANNOTATION, Corpus, Document, Span
 from sani.corpus.readers import read_corpus
-from sani.errors import ScanError
+from sani.corpus.tables import write_jsonl
+from sani.errors import CorpusError, ScanError
 from sani.recipe import IndirectSettings, ScanSettings
 from sani.scanning import patterns
 from sani.scanning.detection import detect, estimate
 from sani.scanning.evaluation import evaluate
 from sani.scanning.indirect import find_indirect, lower
+from sani.scanning.inventory import take_inventory
 from sani.scanning.labels import HipaaCategory, hipaa_categories, kind_of, read_data, scan_label
 from sani.scanning.ner import SpacyNer, load_ner
 from sani.scanning.overlaps import resolve
@@ -173,6 +176,43 @@ def test_an_expression_that_takes_too_long_is_an_error_and_not_a_miss(
     with pytest.raises(ScanError) as error:
         detect(corpus, ScanSettings(patterns=True))
     assert str(error.value).startswith("document 1: expressions: an expression took longer than")
+
+
+# --- the whole scan -------------------------------------------------------------------------------
+
+
+def test_scan_detects_propagates_counts_and_measures() -> None:
+    texts = ["MRN: SJ-884213, seen by Dr. Ana Lima", "again SJ-884213 and Lima", "fever"]
+    corpus = Corpus([Document(str(n), "s", text) for n, text in enumerate(texts)])
+    settings = ScanSettings(patterns=True, propagate="subject")
+    result = sani.scan(corpus, settings, gold=Corpus([marked_document()]))
+    assert list(result.corpus) == list(detect(corpus, settings))
+    assert [value for _, value in values(texts[1], result.corpus[1].spans)] == ["SJ-884213", "Lima"]
+    assert result.inventory == take_inventory(result.corpus)
+    assert result.inventory.sources.keys() == {"pattern", "propagation"}
+    assert result.quality == estimate(Corpus([marked_document()]), settings)
+    assert result.quality.recall.trials == 1
+
+
+def test_scan_without_detectors_counts_the_annotation_and_what_it_forgot() -> None:
+    corpus = Corpus([marked_document(), Document("2", "s", "SJ-884213 once more")])
+    result = sani.scan(corpus)
+    assert (result.corpus, result.quality) == (corpus, None)
+    assert (result.inventory.occurrences, result.inventory.unmarked) == (1, 1)
+    with pytest.raises(CorpusError, match="none of the 1 documents has a span"):
+        sani.scan(Corpus([Document("1", "s", "MRN: SJ-884213")]))
+
+
+def test_the_gold_documents_that_the_settings_name_are_read(tmp_path: Path) -> None:
+    write_jsonl([marked_document()], tmp_path / "gold.jsonl")
+    settings = ScanSettings(patterns=True, gold=tmp_path / "gold.jsonl")
+    result = sani.scan(Corpus([marked_document()]), settings)
+    assert result.quality is not None
+    assert result.quality.documents == 1
+
+
+def marked_document() -> Document:
+    return Document("1", "s", "MRN: SJ-884213", (Span(5, 14, "MRN"),))
 
 
 # --- windows, overlaps --------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from sani.gate import Check, judge
 from sani.recipe import Recipe, dump_recipe
 from sani.reporting.report import build_report, write_report
 from sani.runfolder import RunFolder, open_run
-from sani.scanning.inventory import scan
+from sani.scanning.inventory import take_inventory
 
 HOSTILE = "<script>alert(1)</script>"
 LABELS = (HOSTILE, "MRN", "$x$ | \"'&amp;\n")
@@ -128,7 +128,7 @@ def finished_run(
             )
             folder.save(f"audit-{stage}", {**result.to_json(), "weights_digest": str(number)})
         digest = folder.digest(corpus.digest())
-        folder.save("scan", {**scan(corpus).to_json(), "quality": None, "digest": digest})
+        folder.save("scan", {**take_inventory(corpus).to_json(), "quality": None, "digest": digest})
         plan = {"selector": {"kind": "all"}, "reset": "reinit", "seed": 0, "entries": list(entries)}
         erase = {"plan": plan, "changed_tensors": [], "changed_parameters": 9, "fraction": 0.1}
         folder.save("erase", {**erase, "seconds": 0.5, "weights_digest": "2"})

@@ -15,7 +15,7 @@ from sani.auditing.identifier_index import Hit, IdentifierIndex
 from sani.corpus.documents import TERM_SOURCE, Corpus, Document, Span
 from sani.errors import CheckpointError
 from sani.releasing.identifiers_in_files import check_texts
-from sani.scanning.inventory import scan
+from sani.scanning.inventory import take_inventory
 from sani.scanning.propagation import propagate
 from sani.scanning.terms import Finder, read_terms
 from sani.text.folding import fold, fold_text
@@ -213,8 +213,8 @@ def test_propagation_finds_a_value_in_any_writing_and_where_it_stands(written: W
 def test_the_inventory_counts_an_unmarked_value_in_any_writing(written: Written) -> None:
     marked, unmarked = (document(n, v, marked=not n) for n, v in
                         enumerate((written.value, written.other)))  # fmt: skip
-    assert scan(Corpus([marked, unmarked])).unmarked == 1
-    assert scan(Corpus([marked, document(1, "nobody", marked=False)])).unmarked == 0
+    assert take_inventory(Corpus([marked, unmarked])).unmarked == 1
+    assert take_inventory(Corpus([marked, document(1, "nobody", marked=False)])).unmarked == 0
 
 
 @pytest.mark.parametrize("written", WAYS)
