@@ -121,7 +121,6 @@ def scan(
     from sani.atomic import check_new_file
     from sani.corpus.readers import read_corpus
     from sani.corpus.tables import write_jsonl
-    from sani.machine.device import quiet_libraries
     from sani.recipe import ScanSettings
     from sani.scanning.detection import estimate
     from sani.scanning.scan import scan as scan_corpus
@@ -147,8 +146,6 @@ def scan(
     documents = read_corpus(
         corpus, format=cast(Any, format), limit=limit, subject_pattern=subject_pattern
     )
-    if settings.detects:
-        quiet_libraries()
     cache_folder = None if no_cache else cache or _cache_folder()
     with console.reporter() as on_step:
         if evaluate:

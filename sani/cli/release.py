@@ -50,10 +50,8 @@ def report(
 
 def _reveal(folder: Path) -> None:
     """Write what is still extractable in clear, and print where."""
-    from sani.machine.device import quiet_libraries
     from sani.pipeline.run import reveal_run
 
-    quiet_libraries()
     file = reveal_run(folder)
     if file.stat().st_size:
         console.say(f"{file} holds identifiers in the clear (mode 0600)")

@@ -60,10 +60,8 @@ def _check(settings: Recipe, out: Path, *, as_json: bool) -> int:
     """Print what the inputs of a run are found to be, and return the exit code."""
     from dataclasses import asdict
 
-    from sani.machine.device import quiet_libraries
     from sani.pipeline.preflight import check
 
-    quiet_libraries()
     items = check(settings, out)
     if as_json:
         console.show_json([asdict(item) for item in items])

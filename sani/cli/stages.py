@@ -170,11 +170,9 @@ def erase(
     from sani.corpus.readers import read_corpus
     from sani.erasing.folder import apply_folder, plan_folder
     from sani.erasing.plan import read_plan
-    from sani.machine.device import quiet_libraries
     from sani.models.folder import is_adapter
     from sani.recipe import complete_erase_settings
 
-    quiet_libraries()
     if layer and last_layers is not None:
         raise UsageError("give --last-layers or --layer, not both")
     values = _erase_values(

@@ -73,6 +73,7 @@ def new_model(
         architecture: GPT-2 has learnt positions, LayerNorm, biases and a plain MLP; BERT is a
             masked language model.
     """
+    quiet_libraries()
     from transformers import BertConfig, GPT2Config, LlamaConfig
 
     masked = architecture == "bert"
@@ -201,7 +202,6 @@ def demo_recipe(folder: Path, *, on_step: Callable[[str, int, int], None]) -> Pa
     Returns:
         The recipe's file, ready for `sani.run`.
     """
-    quiet_libraries()
     public, private, held_out = invent_clinics(PATIENTS, seed=SEED)
     if not (folder / "leaky").is_dir():
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from sani.auditing.sampling import sample_documents
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
-from sani.machine.device import default_device, make_deterministic, quiet_libraries
+from sani.machine.device import default_device, make_deterministic
 from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.pipeline.inputs import check_control
@@ -52,7 +52,6 @@ def repair_folder(
         CorpusError: If the documents cannot be read.
         RepairError: As of `sani.repairing.repair.repair`.
     """
-    quiet_libraries()
     make_deterministic()
     check_new_folder(out, inputs=[path])
     checkpoint = load_checkpoint(path, base=base, device=default_device())
@@ -113,7 +112,6 @@ def sample_folder(
         CheckpointError: If the folder cannot be read.
         AuditError: As of `sani.auditing.sampling.sample_documents`.
     """
-    quiet_libraries()
     check_new_file(out)
     texts = sample_documents(
         load_checkpoint(path, device=default_device()),

@@ -29,7 +29,7 @@ from sani.erasing.erase import erase
 from sani.errors import AuditError, RecipeError, RunError
 from sani.gate import Check, judge
 from sani.machine import distributed
-from sani.machine.device import default_device, make_deterministic, quiet_libraries
+from sani.machine.device import default_device, make_deterministic
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import (
     Checkpoint,
@@ -103,7 +103,6 @@ def run(
     Raises:
         SaniError: With one sentence that says what to do; finished stages are kept.
     """
-    quiet_libraries()
     make_deterministic()
     check_kind(recipe)
     documents = read_documents(recipe)
@@ -180,7 +179,6 @@ def audit_models(
         seed: Of decoys and bootstrap.
         on_step: Called with (what, steps done, steps in all).
     """
-    quiet_libraries()
     base = models.get("base")
     for folder in models.values():  # all, before the first takes its hours
         open_folder(folder, base=base)
@@ -272,7 +270,6 @@ def attack_models(
         resume: Take up an interrupted one.
         on_step: Called with (what, steps done, steps in all).
     """
-    quiet_libraries()
     make_deterministic()
     base = models.get(BASE)
     loaded = {

@@ -21,7 +21,7 @@ from sani.auditing.audit import audit, measure_utility
 from sani.corpus.documents import Corpus, Span
 from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError
-from sani.machine.device import default_device, quiet_libraries
+from sani.machine.device import default_device
 from sani.machine.memory import REPAIR_COPIES, device_memory, needed_memory
 from sani.models.checkpoint import Checkpoint, architecture_difference, load_checkpoint
 from sani.models.families import FAMILIES
@@ -106,7 +106,6 @@ def fit(
     Raises:
         SaniError: If the model or the documents cannot be used.
     """
-    quiet_libraries()
     documents = read_corpus(corpus)
     others = read_others("--held-out", held_out, documents)
     checkpoint = load_checkpoint(model, base=base, device=default_device())

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from sani.corpus.documents import Span
 from sani.errors import ScanError
-from sani.machine.device import default_device
+from sani.machine.device import default_device, quiet_libraries
 from sani.scanning.labels import kind_of, scan_label
 from sani.scanning.windows import windows
 
@@ -129,6 +129,7 @@ class TransformersNer:
 
         from sani.models.folder import open_folder
 
+        quiet_libraries()
         try:
             options: Any = {"local_files_only": True, "trust_remote_code": False}
             self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
