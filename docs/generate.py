@@ -313,6 +313,8 @@ def _option_row(option: Any) -> tuple[str, str, str]:
     default = option.default() if callable(option.default) else option.default
     if option.required:
         shown = "required"
+    elif isinstance(option.show_default, str):
+        shown = option.show_default
     elif option.is_flag or default in (None, (), []):
         shown = ""
     else:

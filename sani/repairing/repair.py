@@ -23,7 +23,7 @@ from sani.errors import RepairError
 from sani.machine import distributed
 from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
-from sani.recipe import RepairSettings
+from sani.recipe import RepairSettings, complete_repair_settings
 from sani.repairing.checks import check_corpus, check_early_stop, check_settings, check_teachers
 from sani.repairing.dataset import make_examples
 from sani.repairing.example_source import ExampleSource
@@ -107,7 +107,7 @@ def repair(
     the anchor, ours; batches by token budget; a schedule with warm-up. A masked language model is
     repaired as `mlm_masking` says.
     """
-    settings = settings or RepairSettings()
+    settings = settings or complete_repair_settings(has_base=base is not None)
     check_corpus(corpus)
     check_teachers(checkpoint, settings, base=base, unsanitized=unsanitized)
     check_early_stop(settings, has_gate=on_epoch is not None)

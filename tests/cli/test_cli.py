@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import sani
 from sani.cli.main import main
 from sani.demo.demo import write_jsonl
 from tests.support.clinic import Clinic
@@ -26,14 +25,6 @@ def test_help_imports_no_heavy_library() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert b"repair" in done.stdout
-
-
-def test_the_public_names_are_the_verbs_and_all_of_them_load() -> None:
-    assert sani.__all__ == sorted(sani.__all__)
-    assert {"audit", "erase", "repair", "run", "scan"} <= set(sani.__all__)
-    assert all(callable(getattr(sani, name)) for name in sani.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'forget'"):
-        sani.forget  # noqa: B018
 
 
 @pytest.mark.parametrize(
