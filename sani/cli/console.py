@@ -1,6 +1,6 @@
-"""The only place that prints. Results go to stdout, everything else to stderr.
+"""The only module that prints. Results go to stdout, everything else to stderr.
 
-Of several ranks the main one prints.
+Of several processes (ranks) the main one prints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class StepReporter:
-    """Shows where a long job stands: a bar on a terminal, a line now and then elsewhere."""
+    """Progress of a long job: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -30,7 +30,7 @@ class StepReporter:
         self._printed = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Take note that ``done`` of ``total`` steps of a stage are done."""
+        """Show that ``done`` of ``total`` steps of a stage are done."""
         if self._progress is not None:
             if stage not in self._tasks:
                 self._tasks[stage] = self._progress.add_task(stage, total=total)
@@ -41,10 +41,10 @@ class StepReporter:
 
 
 @contextmanager
-def reporter(*, quiet: bool = False) -> Iterator[StepReporter]:
-    """A reporter of steps on stderr; on a terminal its bars are gone at the end."""
+def reporter() -> Iterator[StepReporter]:
+    """Yield a reporter of steps on stderr; on a terminal its bars are gone at the end."""
     console = Console(stderr=True)
-    if quiet or not console.is_terminal or not distributed.is_main():
+    if not console.is_terminal or not distributed.is_main():
         yield StepReporter(None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -53,30 +53,30 @@ def reporter(*, quiet: bool = False) -> Iterator[StepReporter]:
 
 
 def say(text: str) -> None:
-    """A line for a person, on stderr."""
+    """Print a line for a person, on stderr."""
     if distributed.is_main():
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def say_last(text: str) -> None:
-    """Why this process ends, on stderr, from whichever rank is the first to say anything."""
+    """Print why this process ends, on stderr, from the first rank that has something to say."""
     if distributed.claim("last words"):
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def show(text: str) -> None:
-    """A result, on stdout."""
+    """Print a result, on stdout."""
     if distributed.is_main():
         print(text, flush=True)  # noqa: T201
 
 
 def show_json(data: Any) -> None:
-    """One JSON document, on stdout."""
+    """Print one JSON document, on stdout."""
     show(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False))
 
 
 def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table, on stdout."""
+    """Print a table, on stdout."""
     if not distributed.is_main():
         return
     columns = (Column(name, overflow="fold") for name in head)
@@ -90,7 +90,7 @@ def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 
 def show_section(section: Any) -> None:
-    """A section of a report that has a table: its sentences, then the table."""
+    """Print the table of a report's section and then its sentences; nothing without a table."""
     if section.rows:
         show("")
         show_table(section.title, section.head, section.rows)
@@ -99,7 +99,7 @@ def show_section(section: Any) -> None:
 
 
 def show_audits(audits: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> None:
-    """What each checkpoint recites and what it is good for."""
+    """Print what each checkpoint recites, and its perplexity."""
     rows = []
     for stage, audit in audits.items():
         utility = audit["utility"]
@@ -124,7 +124,7 @@ def show_audits(audits: Mapping[str, Mapping[str, Any]], names: Mapping[str, str
 
 
 def show_inventory(inventory: Mapping[str, Any]) -> None:
-    """What a corpus holds, label by label."""
+    """Print what a corpus marks, label by label."""
     counts = ("occurrences", "identifiers", "subjects")
     rows = [
         [label, row["kind"], *(str(row[name]) for name in counts)]
@@ -135,16 +135,16 @@ def show_inventory(inventory: Mapping[str, Any]) -> None:
         ["label", "kind", *counts],
         rows,
     )
-    found = ", ".join(f"{source} {count}" for source, count in inventory["sources"].items())
+    sources = ", ".join(f"{source} {count}" for source, count in inventory["sources"].items())
     show(
-        f"Found by: {found}. {inventory['documents_without_spans']} documents mark nothing; at "
+        f"Found by: {sources}. {inventory['documents_without_spans']} documents mark nothing; at "
         f"{inventory['unmarked']} places a marked direct identifier of the same subject stands "
         "unmarked."
     )
 
 
 def show_evaluation(quality: Mapping[str, Any]) -> None:
-    """How good a scan is, label by label; P, R and F1 stand for precision, recall and F1."""
+    """Print how good a scan is, label by label."""
     rows = []
     for label, scores in quality["labels"].items():
         row = [label, str(scores["strict"]["gold"]), str(scores["strict"]["predicted"])]
@@ -167,7 +167,7 @@ def show_evaluation(quality: Mapping[str, Any]) -> None:
 
 
 def show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
-    """The gate, limit by limit."""
+    """Print the gate, limit by limit."""
     rows = [
         [
             check["name"],

@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, and the sentence for each error, full disk and Ctrl-C."""
+"""The end of a command: exit codes, and the sentence for each error, full disk and Ctrl-C."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def demo(
 
 
 def _check(settings: Recipe, out: Path, *, as_json: bool) -> int:
-    """Print what the inputs of a run are found to be, and return the exit code."""
+    """Check the inputs of a run, print the result, and return the exit code."""
     from dataclasses import asdict
 
     from sani.pipeline.preflight import check
@@ -67,7 +67,7 @@ def _check(settings: Recipe, out: Path, *, as_json: bool) -> int:
         console.show_json([asdict(item) for item in items])
     else:
         rows = [[item.name, "ok" if item.holds else "NO", item.detail] for item in items]
-        console.show_table("Check (nothing was written)", ["what", "", "result"], rows)
+        console.show_table("Check (nothing was written)", ["check", "", "result"], rows)
     return 0 if all(item.holds for item in items) else 1
 
 

@@ -44,7 +44,7 @@ def env(as_json: Json = False) -> None:
         console.show_json(environment)
     else:
         rows = [list(row) for row in environment.items()]
-        console.show_table("This machine", ["what", "value"], rows)
+        console.show_table("This machine", ["property", "value"], rows)
 
 
 def schema() -> None:

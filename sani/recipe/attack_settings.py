@@ -83,7 +83,7 @@ class SamplingSettings(Settings):
 
 
 class LayersSettings(Settings):
-    """What inner layers know, by logit lens and linear probe."""
+    """Readout of inner layers, by logit lens and linear probe."""
 
     layers: int = Field(
         4, ge=1, description="maximum number of inner layers that are read, evenly spaced"
@@ -99,7 +99,7 @@ class NeighboursSettings(Settings):
 
 
 class AttackSettings(Settings):
-    """What an adversary tries on the sanitized checkpoint, and on the base as control.
+    """Attacks of an adversary on the sanitized checkpoint, and on the base as control.
 
     An attack that is null is not run, and the report says so.
     """

@@ -1,4 +1,4 @@
-"""What changed between the versions of the recipe's format."""
+"""Changes between the versions of the recipe's format."""
 
 from __future__ import annotations
 
