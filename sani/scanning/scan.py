@@ -7,8 +7,9 @@ from pathlib import Path
 
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
+from sani.machine.progress import OnNamedStep
 from sani.recipe import ScanSettings
-from sani.scanning.detection import OnStep, detect, estimate
+from sani.scanning.detection import detect, estimate
 from sani.scanning.evaluation import Evaluation
 from sani.scanning.inventory import Inventory, take_inventory
 
@@ -35,7 +36,7 @@ def scan(
     *,
     gold: Corpus | None = None,
     cache_folder: Path | None = None,
-    on_step: OnStep | None = None,
+    on_step: OnNamedStep | None = None,
 ) -> ScanResult:
     """Find identifiers as the settings say, propagate them, and count what is marked.
 
