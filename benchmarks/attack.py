@@ -139,14 +139,14 @@ def attacked(
         models,
         read_corpus(folder / "private.jsonl"),
         settings,
-        framing="bos",
+        audit=AuditSettings(framing="bos"),
         held_out=held_out,
         attacked=("sanitized", "base"),
         folder=cache,
         on_step=lambda stage, done, total: print(
             f"{name}: {stage} ({done} of {total})", flush=True
         ),
-    )
+    ).to_json()
     return {"attacks": attacks, "epoch_seconds": epoch, "perplexity": utility.perplexity}
 
 

@@ -46,7 +46,7 @@ from sani.auditing.occurrences import (
     score_occurrences,
     text_row,
 )
-from sani.auditing.teacher_forcing import Asked, Row, score
+from sani.auditing.teacher_forcing import Row, ScoreRequest, score
 from sani.corpus.documents import Corpus, Document
 from sani.corpus.readers import read_corpus
 from sani.demo.clinic import invent_clinics
@@ -422,7 +422,7 @@ def shared_prefix(checkpoint: Checkpoint, documents: Sequence[Candidates]) -> li
             ends.append(slot)
         rows.append(row)
     scores = score(
-        checkpoint.model, rows, num_slots=slot, batch_tokens=2**14, asked=Asked()
+        checkpoint.model, rows, num_slots=slot, batch_tokens=2**14, request=ScoreRequest()
     ).log_probability
     return [float(part.sum()) for part in np.split(scores, ends[:-1])]
 

@@ -1,7 +1,7 @@
-"""Attack a sanitized checkpoint, and its base as control: the stage, and the table of attacks.
+"""Attack a sanitized checkpoint and, as control, its base: the stage and the table of attacks.
 
-Adding an attack is adding a file with a function and a row to `ATTACKS`, and its settings to
-`AttackSettings` under the same name. Attacks ask by the audit's own scoring. They change copies of
+To add an attack, add a file with a function, a row of `ATTACKS`, and its settings to
+`AttackSettings` under the same name. Attacks use the audit's own scoring. They change copies of
 models in memory; no attacked model is ever written.
 """
 
@@ -11,13 +11,14 @@ import json
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from sani.atomic import write_text
 from sani.attacking.context import AttackContext, Outcome, all_places
@@ -27,6 +28,15 @@ from sani.attacking.neighbours import neighbours
 from sani.attacking.prompting import prompting
 from sani.attacking.quantize import quantize
 from sani.attacking.relearn import relearn
+from sani.attacking.result import (
+    BASE,
+    SANITIZED,
+    UNATTACKED,
+    UNSANITIZED,
+    AttackResult,
+    ModelFigures,
+    VariantResult,
+)
 from sani.attacking.sampling import sampling
 from sani.corpus.documents import Corpus, Kind, only
 from sani.errors import AttackError
@@ -48,8 +58,24 @@ ATTACKS: Mapping[str, Attack] = {
     "layers": layers,
     "neighbours": neighbours,
 }
-UNATTACKED = "unattacked"
-SANITIZED, UNSANITIZED, BASE = "sanitized", "unsanitized", "base"
+
+
+@dataclass(frozen=True)
+class StoredFigures(ModelFigures):
+    """The figures of one variant on one model, with what comparing models needs besides.
+
+    Attributes:
+        extracted: Document, span and label of each occurrence that was extracted.
+        elsewhere: True if the variant attacks other documents than the context's.
+    """
+
+    extracted: tuple[tuple[int, int, str], ...]
+    elsewhere: bool
+
+    def shown(self) -> ModelFigures:
+        """Return the figures alone."""
+        names = [field.name for field in fields(ModelFigures)]
+        return ModelFigures(**{name: getattr(self, name) for name in names})
 
 
 def attack(
@@ -58,42 +84,94 @@ def attack(
     settings: AttackSettings | None = None,
     *,
     audit: AuditSettings | None = None,
-    framing: str = "auto",
     held_out: Corpus | None = None,
     neighbours: Corpus | None = None,
     attacked: Sequence[str] = (SANITIZED, UNSANITIZED, BASE),
     seed: int = 0,
     folder: Path | None = None,
     on_step: OnNamedStep | None = None,
-) -> dict[str, Any]:
-    """Attack each model alike, and compare occurrence by occurrence.
+) -> AttackResult:
+    """Attack each model in the same way, and compare the models occurrence by occurrence.
 
     Args:
-        models: ``sanitized``, and where they are to be had ``base`` (the control) and ``unsanitized``
-            (the unsanitized checkpoint: it guides, and shows what there was to find).
+        models: ``sanitized``, and where there are any ``base`` (the control) and ``unsanitized``
+            (the checkpoint before sanitizing: it guides, and shows what there was to extract).
         corpus: Documents with spans.
-        settings: Which attacks; all by their defaults if None.
-        audit: How the audit asks: sampler, queries, tokens per pass. Decoys are the settings' own.
-        framing: What stands before each document, by name: the one the audit found.
-        held_out: Documents of others.
+        settings: The attacks; every attack with its defaults if None.
+        audit: The audit's settings: framing, sampler, queries, tokens per pass. Give the framing
+            that the audit chose; ``auto`` is the begin token. The number of decoys is
+            ``settings``'.
+        held_out: Documents of other subjects that no model was trained on.
         neighbours: Further documents of the same subjects, with spans.
-        attacked: Which of the models are attacked.
-        seed: Of every draw.
-        folder: What is done is kept here and found again, an attack and model at a time; kept
-            nowhere if None. It must be of the same models, documents and settings.
-        on_step: Called with (what, steps done, steps in all).
+        attacked: Names of the models under attack.
+        seed: Seed of every random draw.
+        folder: Folder in which the figures of each attack and model are stored as soon as they are
+            known, and from which an interrupted call takes them; nothing is stored if None. Use it
+            for the same models, documents and settings only.
+        on_step: Called with (description, steps done, steps in all).
 
     Returns:
-        Plain data without an identifier: ``attacks``, by attack and variant, with the figures of
-        each model and, of the sanitized one, the occurrences extracted ``beyond_control`` (not
-        from the base by the same attack) and ``recovered`` (not without the attack), by label.
+        Figures without an identifier.
 
     Raises:
-        AttackError: If the sanitized model is missing or is not causal, the base has the weights
-            of another, or no occurrence of the kinds under attack is marked.
+        AttackError: If the sanitized model is missing, a model is not causal, the base has the
+            weights of another model, or no occurrence of the kinds under attack is marked.
     """
     settings, audit = settings or AttackSettings(), audit or AuditSettings()
     started = time.perf_counter()
+    digests = _check_models(models)
+    tokenizer = models[SANITIZED].tokenizer
+    context = make_context(
+        rendered(corpus, tokenizer),
+        settings,
+        audit=audit,
+        held_out=held_out and rendered(held_out, tokenizer),
+        neighbours=neighbours and rendered(neighbours, tokenizer),
+        unsanitized=models.get(UNSANITIZED),
+        seed=seed,
+    )
+    attack_names = [name for name in ATTACKS if getattr(settings, name) is not None]
+    targets = [
+        (attack_name, model)
+        for attack_name in (UNATTACKED, *attack_names)
+        for model in attacked
+        if model in models
+    ]
+    figures: dict[str, dict[str, dict[str, StoredFigures]]] = {}
+    for number, (attack_name, model) in enumerate(targets):
+        if on_step is not None:
+            on_step(f"attack: {attack_name}, {model}", number, len(targets))
+        path = folder / f"{attack_name}-{model}.json" if folder else None
+        variants = distributed.on_main(partial(_load, path, digests[model]))
+        if variants is None:
+            variants = {
+                outcome.variant: _figures(outcome, context)
+                for outcome in _outcomes(attack_name, models[model], context, settings)
+            }
+            distributed.on_main(partial(_store, path, digests[model], variants))
+        for variant, of_model in variants.items():
+            figures.setdefault(attack_name, {}).setdefault(variant, {})[model] = of_model
+    unattacked = next(iter(figures[UNATTACKED].values()))[SANITIZED].extracted
+    return AttackResult(
+        settings=settings,
+        framing=audit.framing,
+        documents=len(context.corpus),
+        occurrences=len(context.places),
+        not_run=[name for name in ATTACKS if name not in attack_names],
+        seconds=time.perf_counter() - started,
+        attacks={
+            attack_name: {variant: _compare(row, unattacked) for variant, row in rows.items()}
+            for attack_name, rows in figures.items()
+        },
+    )
+
+
+def _check_models(models: Mapping[str, Checkpoint]) -> dict[str, str]:
+    """Return the digest of each model's weights.
+
+    Raises:
+        AttackError: If the models cannot be attacked, or the base is no control.
+    """
     if SANITIZED not in models:
         raise AttackError("there is no sanitized checkpoint to attack; give one")
     for checkpoint in models.values():
@@ -108,62 +186,20 @@ def attack(
             f"{models[BASE].path} has the same weights as another of the checkpoints, so it "
             "is no control; give the public model that they were fine-tuned from"
         )
-    tokenizer = models[SANITIZED].tokenizer
-    corpus = rendered(corpus, tokenizer)
-    held_out = held_out and rendered(held_out, tokenizer)
-    neighbours = neighbours and rendered(neighbours, tokenizer)
-    scene = make_scene(
-        corpus, settings, audit=audit, framing=framing, held_out=held_out, neighbours=neighbours,
-        old=models.get(UNSANITIZED), seed=seed,
-    )  # fmt: skip
-    names = [name for name in attacked if name in models]
-    chosen = [name for name in ATTACKS if getattr(settings, name) is not None]
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for number, (attack_name, model) in enumerate(
-        (attack_name, model) for attack_name in (UNATTACKED, *chosen) for model in names
-    ):
-        if on_step is not None:
-            on_step(f"attack: {attack_name}, {model}", number, (1 + len(chosen)) * len(names))
-        place = folder / f"{attack_name}-{model}.json" if folder else None
-        variants = distributed.on_main(partial(_kept, place, digests[model]))
-        if variants is None:
-            variants = {
-                outcome.variant: _figures(outcome, scene)
-                for outcome in _outcomes(attack_name, models[model], scene, settings)
-            }
-            if place is not None:
-                kept = {"weights_digest": digests[model], "variants": variants}
-                text = json.dumps(kept, allow_nan=False)
-                distributed.on_main(partial(write_text, place, text))
-        for variant, figures in variants.items():
-            found.setdefault(attack_name, {}).setdefault(variant, {})[model] = figures
-    plain = next(iter(found[UNATTACKED].values()))[SANITIZED]["extracted"]
-    return {
-        "settings": settings.model_dump(mode="json"),
-        "framing": framing,
-        "documents": len(scene.corpus),
-        "occurrences": len(scene.places),
-        "not_run": [name for name in ATTACKS if name not in chosen],
-        "seconds": time.perf_counter() - started,
-        "attacks": {
-            attack_name: {variant: _compared(by_model, plain) for variant, by_model in rows.items()}
-            for attack_name, rows in found.items()
-        },
-    }
+    return digests
 
 
-def make_scene(
+def make_context(
     corpus: Corpus,
     settings: AttackSettings,
     *,
     audit: AuditSettings,
-    framing: str,
-    held_out: Corpus | None,
-    neighbours: Corpus | None,
-    old: Checkpoint | None,
-    seed: int,
+    held_out: Corpus | None = None,
+    neighbours: Corpus | None = None,
+    unsanitized: Checkpoint | None = None,
+    seed: int = 0,
 ) -> AttackContext:
-    """The scene of all attacks: the documents under attack, with the kinds under attack marked.
+    """Draw the documents under attack and mark the occurrences of the kinds under attack.
 
     Raises:
         AttackError: If no occurrence of these kinds is marked.
@@ -180,100 +216,121 @@ def make_scene(
         corpus=attacked,
         annotated=annotated,
         held_out=held_out,
-        old=old,
+        unsanitized=unsanitized,
         neighbours=_of_kinds(neighbours, settings.kinds) if neighbours else None,
-        framing=framing,
         audit=audit.model_copy(update={"decoys": settings.decoys, "swaps": 0}),
         seed=seed,
     )
 
 
-def _sample(corpus: Corpus, most: int, *, seed: int) -> Corpus:
-    """At most so many documents, in order: those of some subjects, drawn."""
+def _sample(corpus: Corpus, max_documents: int, *, seed: int) -> Corpus:
+    """Return the documents of randomly drawn subjects, in the corpus's order."""
     subjects = sorted({document.subject_id for document in corpus})
     random.Random(seed).shuffle(subjects)
-    order = {subject: number for number, subject in enumerate(subjects)}
-    by_subject = sorted(range(len(corpus)), key=lambda n: (order[corpus[n].subject_id], n))
-    return Corpus([corpus[number] for number in sorted(by_subject[:most])])
+    rank = {subject: number for number, subject in enumerate(subjects)}
+    by_subject = sorted(range(len(corpus)), key=lambda n: (rank[corpus[n].subject_id], n))
+    return Corpus([corpus[number] for number in sorted(by_subject[:max_documents])])
 
 
 def _of_kinds(corpus: Corpus, kinds: Sequence[Kind]) -> Corpus:
+    """Return the corpus with only the spans of these kinds marked."""
     return only(corpus, [(d, s) for d, s in all_places(corpus) if corpus[d].spans[s].kind in kinds])
 
 
 def _outcomes(
-    name: str, model: Checkpoint, scene: AttackContext, settings: AttackSettings
+    name: str, model: Checkpoint, context: AttackContext, settings: AttackSettings
 ) -> Iterator[Outcome]:
+    """Run one attack on one model."""
     if name == UNATTACKED:
-        yield Outcome("as it is", scene.score(model), scene.places)
+        yield Outcome("as it is", context.score(model), context.places)
     else:
-        yield from ATTACKS[name](model, scene, getattr(settings, name))
+        yield from ATTACKS[name](model, context, getattr(settings, name))
 
 
-def _kept(place: Path | None, weights_digest: str) -> dict[str, Any] | None:
-    """What was kept of an attack on these weights; nothing if it was on others."""
-    if place is None or not place.is_file():
+@cache
+def _stored_variants() -> TypeAdapter[dict[str, StoredFigures]]:
+    """Return the parser of stored figures, which takes a while to build."""
+    return TypeAdapter(dict[str, StoredFigures])
+
+
+def _load(path: Path | None, weights_digest: str) -> dict[str, StoredFigures] | None:
+    """Return the stored figures of an attack on these weights; None if there are none."""
+    if path is None or not path.is_file():
         return None
-    kept = json.loads(place.read_text(encoding="utf-8"))
-    found: dict[str, Any] | None = kept.get("variants")
-    return found if kept.get("weights_digest") == weights_digest else None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    # The next rung of an escalation attacks other weights and uses the same folder.
+    if stored.get("weights_digest") != weights_digest:
+        return None
+    try:
+        return _stored_variants().validate_json(json.dumps(stored["variants"]), strict=True)
+    except (KeyError, ValidationError):  # of another version of sani
+        return None
 
 
-def _figures(outcome: Outcome, scene: AttackContext) -> dict[str, Any]:
-    """One variant on one model as plain data; ``extracted`` is for `_compared` alone."""
-    data: dict[str, Any] = {
-        "not_run": outcome.not_run,
-        "greedy": None,
-        "discoverable": None,
-        "auc": asdict(outcome.auc) if outcome.auc else None,
-        "unscored": 0,
-        "curve": outcome.curve,
-        "check": outcome.check,
-        "extracted": [],
-        "elsewhere": outcome.corpus is not None,
-    }
-    found = outcome.occurrences
-    if found is None:
-        return data
-    scored, corpus = found.scored, outcome.corpus or scene.corpus
+def _store(path: Path | None, weights_digest: str, variants: Mapping[str, StoredFigures]) -> None:
+    """Write the figures of an attack on these weights, if there is a path."""
+    if path is not None:
+        plain = {variant: asdict(figures) for variant, figures in variants.items()}
+        stored = {"weights_digest": weights_digest, "variants": plain}
+        write_text(path, json.dumps(stored, allow_nan=False))
+
+
+def _figures(outcome: Outcome, context: AttackContext) -> StoredFigures:
+    """Compute the figures of one variant on one model from its verdicts."""
+    occurrences, corpus = outcome.occurrences, outcome.corpus or context.corpus
+    if occurrences is None:
+        return StoredFigures(
+            not_run=outcome.not_run, greedy=None, discoverable=None, auc=outcome.auc, unscored=0,
+            curve=outcome.curve, check=outcome.check, extracted=(),
+            elsewhere=outcome.corpus is not None,
+        )  # fmt: skip
+    scored = occurrences.scored
     trials = int(scored.sum())
-    extracted = scored & (found.greedy | found.discoverable)
-    subjects = [corpus[document].subject_id for document, _ in outcome.places]
-    numbers = np.unique(subjects, return_inverse=True)[1].tolist()
+    extracted = scored & (occurrences.greedy | occurrences.discoverable)
     labels = [corpus[d].spans[s].label for d, s in outcome.places]
-    return data | {
-        "greedy": asdict(rate(int(found.greedy[scored].sum()), trials)),
-        "discoverable": asdict(rate(int(found.discoverable[scored].sum()), trials)),
-        "auc": asdict(clustered_mean(found.auc, numbers, seed=scene.seed))
-        if outcome.ranks
-        else None,
-        "unscored": int((~scored).sum()),
-        "extracted": [[*outcome.places[n], labels[n]] for n in np.flatnonzero(extracted).tolist()],
-    }
+    auc = None
+    if outcome.ranks:
+        subjects = context.subject_numbers(outcome.places, corpus)
+        auc = clustered_mean(occurrences.auc, subjects, seed=context.seed)
+    return StoredFigures(
+        not_run=outcome.not_run,
+        greedy=rate(int(occurrences.greedy[scored].sum()), trials),
+        discoverable=rate(int(occurrences.discoverable[scored].sum()), trials),
+        auc=auc,
+        unscored=int((~scored).sum()),
+        curve=outcome.curve,
+        check=outcome.check,
+        extracted=tuple(
+            (*outcome.places[n], labels[n]) for n in np.flatnonzero(extracted).tolist()
+        ),
+        elsewhere=outcome.corpus is not None,
+    )
 
 
-def _compared(
-    by_model: Mapping[str, dict[str, Any]], plain: Sequence[Sequence[Any]]
-) -> dict[str, Any]:
-    """A variant's figures by model, and what it took out of the sanitized one, by label."""
+def _compare(
+    by_model: Mapping[str, StoredFigures], unattacked: Iterable[tuple[int, int, str]]
+) -> VariantResult:
+    """Compare a variant's extractions from the sanitized model with those of the controls.
+
+    Args:
+        by_model: The variant's figures on each model.
+        unattacked: What is extracted from the sanitized model without an attack.
+    """
     sanitized, base = by_model.get(SANITIZED), by_model.get(BASE)
-    models = {
-        name: {
-            key: value for key, value in figures.items() if key not in ("extracted", "elsewhere")
-        }
-        for name, figures in by_model.items()
-    }
     beyond = recovered = None
-    if sanitized is not None and sanitized["greedy"] is not None:
-        taken = [tuple(place) for place in sanitized["extracted"]]
+    if sanitized is not None and sanitized.greedy is not None:
         if base is not None:
-            given = {tuple(place) for place in base["extracted"]}
-            beyond = _by_label(place for place in taken if place not in given)
-        if not sanitized["elsewhere"]:
-            known = {tuple(place) for place in plain}
-            recovered = _by_label(place for place in taken if place not in known)
-    return {"models": models, "beyond_control": beyond, "recovered": recovered}
+            beyond = _count_labels(sanitized.extracted, without=base.extracted)
+        if not sanitized.elsewhere:
+            recovered = _count_labels(sanitized.extracted, without=unattacked)
+    models = {name: figures.shown() for name, figures in by_model.items()}
+    return VariantResult(models, beyond, recovered)
 
 
-def _by_label(places: Iterator[tuple[Any, ...]]) -> dict[str, int]:
-    return dict(sorted(Counter(str(label) for _, _, label in places).items()))
+def _count_labels(
+    extracted: Iterable[tuple[int, int, str]], *, without: Iterable[tuple[int, int, str]]
+) -> dict[str, int]:
+    """Count extracted occurrences by label, but for those that are in ``without``."""
+    excluded = set(without)
+    labels = Counter(occurrence[2] for occurrence in extracted if occurrence not in excluded)
+    return dict(sorted(labels.items()))

@@ -1,8 +1,8 @@
-"""What all attacks share: the adversary's documents, the audit's own scoring, and what is found.
+"""Shared parts of the attacks: the adversary's documents and the audit's own scoring.
 
-An attack changes the model or what stands before an identifier, and then asks the audit. It is a
-function of the model under attack, the scene and its settings that yields an `Outcome` for each of
-its variants; given the base, it is its own control.
+An attack changes the model, or the text before an identifier, and then scores with the audit. It is
+a function of the model under attack, the context and the attack's settings, and yields an `Outcome`
+for each of its variants. Run on the base, the same function is the control.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
+import numpy as np
+
+from sani.attacking.result import LeakPoint, RelearnPoint, SamplingCheck
 from sani.auditing.occurrences import Occurrences, score_occurrences
-from sani.auditing.teacher_forcing import DEFAULT_READER, Reading
+from sani.auditing.teacher_forcing import DEFAULT_READER, LogitReader
 from sani.corpus.documents import Corpus, Document, Place, only
 from sani.intervals import Estimate
 from sani.models.checkpoint import Checkpoint
@@ -29,19 +31,18 @@ BLANK = "___"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one variant of an attack found on one model.
+    """The outcome of one variant of an attack on one model.
 
     Attributes:
-        variant: What was done, as ``4 bits``.
-        occurrences: Verdicts; None where the attack only ranks, or was not run.
-        places: Of each verdict, where it stands in the scene's corpus (or in ``corpus``).
-        corpus: Documents attacked, where they are not the scene's.
-        auc: How often the true value is preferred, where that is not read off the verdicts.
-        curve: Points on the way, in the attack's own terms.
-        check: What the attack says of itself.
-        ranks: Whether decoys were asked; where they were and none is there, there is no AUC, but
-            there should be.
-        not_run: Why it could not be run.
+        variant: Name of the variant, as ``4 bits``.
+        occurrences: Verdicts; None where the variant only ranks, or was not run.
+        places: For each verdict, the occurrence in the context's corpus (or in ``corpus``).
+        corpus: Documents under attack, where they are not the context's.
+        auc: Share of decoys that the true value beats, where it does not follow from the verdicts.
+        curve: Points on the way, of relearning and of sampling.
+        check: The sampling attack's test of its closed form.
+        ranks: False if the variant scores no decoys, so that a missing AUC is no failure.
+        not_run: The reason why the variant was not run.
     """
 
     variant: str
@@ -49,33 +50,31 @@ class Outcome:
     places: Sequence[Place] = ()
     corpus: Corpus | None = None
     auc: Estimate | None = None
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    check: dict[str, Any] | None = None
+    curve: tuple[RelearnPoint, ...] | tuple[LeakPoint, ...] = ()
+    check: SamplingCheck | None = None
     ranks: bool = True
     not_run: str = ""
 
 
 @dataclass(frozen=True)
 class AttackContext:
-    """What the adversary has besides the model under attack, and how the audit asks.
+    """The adversary's means besides the model under attack, and the audit's settings.
 
     Attributes:
         corpus: The documents, with the occurrences under attack marked and no others.
         annotated: The same documents with all their spans.
-        held_out: Documents of others; None if there are none.
-        old: The unsanitized checkpoint; None if it is well kept.
+        held_out: Documents of other subjects; None if there are none.
+        unsanitized: The unsanitized checkpoint; None if the adversary does not have it.
         neighbours: Further documents of the same subjects; None if there are none.
-        framing: What stands around each document, by name.
-        audit: How the audit asks: sampler, queries, decoys.
-        seed: Of every draw.
+        audit: The audit's settings: framing, sampler, queries, decoys.
+        seed: Seed of every random draw.
     """
 
     corpus: Corpus
     annotated: Corpus
     held_out: Corpus | None
-    old: Checkpoint | None
+    unsanitized: Checkpoint | None
     neighbours: Corpus | None
-    framing: str
     audit: AuditSettings
     seed: int
 
@@ -86,33 +85,40 @@ class AttackContext:
 
     @cached_property
     def maker(self) -> DecoyMaker:
-        """Makes the audit's own decoys."""
+        """The audit's own maker of decoys."""
         return DecoyMaker(
             [self.annotated, *([self.held_out] if self.held_out else [])], seed=self.seed
         )
 
-    def frame(self, checkpoint: Checkpoint) -> Framing:
-        """What stands around each document, as tokens."""
-        return framing_named(self.framing, checkpoint.tokenizer)
+    def framing(self, checkpoint: Checkpoint) -> Framing:
+        """Return the tokens around each document, for this checkpoint's tokenizer."""
+        return framing_named(self.audit.framing, checkpoint.tokenizer)
 
     def chance(self, purpose: str) -> random.Random:
-        """Random numbers for one purpose, the same ones whichever attack ran before."""
+        """Return random numbers for one purpose, the same whichever attack ran before."""
         return random.Random(f"{self.seed}\x00{purpose}")
 
-    def drawn(self, most: int, *, ordered: bool = True) -> list[Place]:
-        """At most so many occurrences, drawn; fewer are among more."""
+    def drawn(self, max_occurrences: int, *, ordered: bool = True) -> list[Place]:
+        """Draw occurrences at random; a smaller draw is a part of every larger one."""
         places = list(self.places)
         self.chance("occurrences").shuffle(places)
-        return sorted(places[:most]) if ordered else places[:most]
+        return sorted(places[:max_occurrences]) if ordered else places[:max_occurrences]
 
     def value(self, place: Place) -> str:
-        """An identifier in clear; it goes into prompts and nowhere else."""
+        """Return an identifier in clear; it goes into prompts and nowhere else."""
         document: Document = self.corpus[place[0]]
         return document.value(document.spans[place[1]])
 
-    def untold(self, places: Iterable[Place], told: Corpus) -> list[Place]:
-        """The occurrences whose value stands nowhere in some documents."""
-        index = PhraseIndex(document.text for document in told)
+    def subject_numbers(self, places: Sequence[Place], corpus: Corpus | None = None) -> list[int]:
+        """Number the subjects of occurrences in the context's corpus, or in another one."""
+        documents = corpus or self.corpus
+        subjects = [documents[document].subject_id for document, _ in places]
+        numbers: list[int] = np.unique(subjects, return_inverse=True)[1].tolist()
+        return numbers
+
+    def not_in(self, documents: Corpus, places: Iterable[Place]) -> list[Place]:
+        """Return the occurrences whose value stands in none of the documents."""
+        index = PhraseIndex(document.text for document in documents)
         return [place for place in places if not index.holds(words_of(self.value(place)))]
 
     def score(
@@ -121,87 +127,98 @@ class AttackContext:
         places: Sequence[Place] | None = None,
         *,
         decoys: bool = True,
-        reading: Reading = DEFAULT_READER,
+        reader: LogitReader = DEFAULT_READER,
     ) -> Occurrences:
-        """The audit's verdicts for these occurrences, in order; all if None."""
+        """Return the audit's verdicts for these occurrences, in order; for all if None."""
         corpus = self.corpus if places is None else only(self.corpus, places)
         encoded = [item for item in encode(corpus, checkpoint.tokenizer) if item.spans]
-        return self.ask(checkpoint, corpus, encoded, decoys=decoys, reading=reading)
+        return self.score_documents(checkpoint, corpus, encoded, decoys=decoys, reader=reader)
 
-    def ask(
+    def score_documents(
         self,
         checkpoint: Checkpoint,
         corpus: Corpus,
         encoded: Sequence[Encoded] | None = None,
         *,
         decoys: bool = True,
-        reading: Reading = DEFAULT_READER,
+        reader: LogitReader = DEFAULT_READER,
     ) -> Occurrences:
-        """The audit's verdicts for other documents or prompts."""
+        """Return the audit's verdicts for all occurrences of other documents or prompts.
+
+        Args:
+            checkpoint: The model.
+            corpus: The documents.
+            encoded: The documents as tokens; made from ``corpus`` if None.
+            decoys: True to score decoys too.
+            reader: Source of the logits.
+        """
         return score_occurrences(
             checkpoint,
             corpus,
             encode(corpus, checkpoint.tokenizer) if encoded is None else encoded,
-            self.frame(checkpoint),
+            self.framing(checkpoint),
             self.audit,
             maker=self.maker if decoys else None,
-            reading=reading,
+            reader=reader,
         )
 
 
 def duplicate(checkpoint: Checkpoint) -> Checkpoint:
-    """A copy in memory that an attack may change."""
+    """Return a copy in memory that an attack may change."""
     return replace(checkpoint, model=copy.deepcopy(checkpoint.model))
 
 
 def all_places(corpus: Corpus) -> list[Place]:
-    """Every occurrence of a corpus, in order."""
+    """Return every occurrence of a corpus, in order."""
     return [(d, s) for d, document in enumerate(corpus) for s in range(len(document.spans))]
 
 
 def one_by_one(corpus: Corpus, places: Sequence[Place]) -> Corpus:
-    """A document for each of these occurrences, with nothing else marked."""
+    """Return a document for each of these occurrences, with no other span marked."""
     return Corpus([replace(corpus[d], spans=(corpus[d].spans[s],)) for d, s in places])
 
 
 def cut(
     encoded: Sequence[Encoded], places: Sequence[Place], *, prefix: int | None, given: float = 0.0
 ) -> list[Encoded]:
-    """Each occurrence with at most ``prefix`` tokens of its document before it, for `one_by_one`.
+    """Cut each occurrence out of its document with a short left context, for `one_by_one`.
 
-    Cut at the whole document's tokens: other ones would ask for something the model never read.
+    The cut is made between tokens of the whole document. A text cut as a string is tokenized in
+    another way, and would ask for tokens that the model never read.
 
     Args:
         encoded: All documents.
         places: Occurrences.
-        prefix: Tokens; all of them if None.
-        given: Share of each identifier's tokens, rounded up, that is given away with them.
+        prefix: Maximum number of tokens before the identifier; no limit if None.
+        given: Share of each identifier's tokens, rounded up, that belongs to the left context.
     """
-    found = []
+    cuts = []
     for number, (document, span) in enumerate(places):
         item = encoded[document]
         first, last = item.spans[span]
-        first += -int(-given * (last - first) // 1)
+        first += -int(-given * (last - first) // 1)  # rounded up
         begin = 0 if prefix is None else max(0, first - prefix)
-        kept = slice(begin, last)
+        window = slice(begin, last)
         spans = [(first - begin, last - begin)] if first < last else [(0, 0)]
-        found.append(Encoded(number, item.ids[kept], item.starts[kept], item.ends[kept], spans))
-    return found
+        cuts.append(
+            Encoded(number, item.ids[window], item.starts[window], item.ends[window], spans)
+        )
+    return cuts
 
 
 def plain(documents: Iterable[Document]) -> Corpus:
-    """Documents with nothing marked: all of their text is there to be learnt."""
+    """Return the documents with nothing marked, so that all of their text is trained on."""
     return Corpus([replace(document, spans=()) for document in documents])
 
 
 def surrogated(corpus: Corpus, maker: DecoyMaker) -> tuple[Corpus, list[Place]]:
-    """Documents with a decoy in the place of each identifier, the same for the same value.
+    """Put a decoy in the place of each identifier, the same decoy for the same value.
 
-    Where no decoy is to be had, `BLANK` stands, and a span that overlaps one before it is cut to
-    what is left of it.
+    Where no decoy can be made, `BLANK` stands. A span that overlaps an earlier one is cut to the
+    part behind it.
 
     Returns:
-        The documents, with each decoy marked, and for each of these where the identifier stood.
+        The documents with each decoy marked, and for each decoy the occurrence that it replaces.
     """
     documents, places = [], []
     for number, document in enumerate(corpus):

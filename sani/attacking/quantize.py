@@ -1,8 +1,8 @@
-"""Quantization: weights rounded to few bits may undo a small update.
+"""Quantization: rounding the weights to few bits may undo a small update.
 
-Threat: whoever has the sanitized weights rounds them, as anyone does to run a model on less
-memory. Unlearning that moves a weight by less than half a step of the grid leaves the rounded
-weight where it was, so the rounded model recites again.
+Threat: the adversary rounds the sanitized weights, as anyone does to run a model in less memory.
+Unlearning that moves a weight by less than half a step of the grid leaves the rounded weight where
+it was, so the rounded model recites again.
 
 Cost: one audit a width.
 """
@@ -20,29 +20,31 @@ from sani.models.checkpoint import Checkpoint
 from sani.recipe import QuantizeSettings
 
 GROUP = 128  # weights that share a scale at 4 bits; usual since GPTQ (2210.17323)
-SMALLEST = 1e-12  # of a scale: a group of zeros stays zeros
+MIN_SCALE = 1e-12  # so that a group of zeros stays zeros instead of 0 / 0
 
 
 def quantize(
-    model: Checkpoint, scene: AttackContext, settings: QuantizeSettings
+    model: Checkpoint, context: AttackContext, settings: QuantizeSettings
 ) -> Iterator[Outcome]:
-    """Audit the model with the matrices of its layers rounded to the nearest of 2^bits values.
+    """Audit the model with the matrices of its layers rounded to 2^bits values, for each width.
 
-    Source: Zhang et al. 2025 (2410.16454). 8 bits: symmetric, a scale for each output, as in
-    common int8 inference; 4 bits: with a zero point, a scale for each group of inputs. Embeddings,
-    norms, biases and the head stay as they are. Deviations: round-to-nearest only, by plain
-    arithmetic, which runs anywhere and on any layer where a library has kernels for some; AWQ and
-    GPTQ, which the paper tried too, are not run; activations are not rounded.
+    At 8 bits the grid is symmetric with one scale for each output, as in common int8 inference. At
+    4 bits it has a zero point and a scale for each group of inputs. Embeddings, norms, biases and
+    the head stay as they are.
+
+    Source: Zhang et al. 2025 (2410.16454). Deviations: round-to-nearest only, in plain arithmetic,
+    which runs on any device and any layer; AWQ and GPTQ, which the paper tried too, are not run;
+    activations are not rounded.
     """
     for bits in settings.bits:
         rounded = duplicate(model)
-        round_weights(rounded, bits=bits, group=GROUP)
-        yield Outcome(f"{bits} bits", scene.score(rounded), scene.places)
+        round_weights_(rounded, bits=bits, group=GROUP)
+        yield Outcome(f"{bits} bits", context.score(rounded), context.places)
 
 
 @torch.no_grad()
-def round_weights(checkpoint: Checkpoint, *, bits: int, group: int) -> None:
-    """In place: round the matrices of all layers; 8 bits or more take no groups."""
+def round_weights_(checkpoint: Checkpoint, *, bits: int, group: int) -> None:
+    """In place: round the matrices of all layers; ``group`` is used below 8 bits only."""
     family = checkpoint.family
     layers = tuple(f"{stack.layers}." for stack in family.stacks)
     for name, weight in checkpoint.model.named_parameters():
@@ -53,13 +55,20 @@ def round_weights(checkpoint: Checkpoint, *, bits: int, group: int) -> None:
 
 
 def round_to_nearest(matrix: Tensor, *, bits: int, group: int) -> Tensor:
-    """A matrix [..., out, in] on its own grid of 2^bits values, in its own type.
+    """Round a matrix to its own grid of 2^bits values.
+
+    q = clamp(round(w / scale) + zero), w' = (q - zero) * scale. Symmetric: scale = max |w| /
+    (2^(bits-1) - 1) and zero = 0. Else: scale = (max(w, 0) - min(w, 0)) / (2^bits - 1) and
+    zero = round(-min(w, 0) / scale).
 
     Args:
-        matrix: Weights.
-        bits: Below 8, ``group`` inputs of an output share a scale and a zero point; else a whole
-            output shares a scale, and the grid is symmetric.
-        group: Weights of a group; the last one of an output may have fewer.
+        matrix: Weights, [..., out, in].
+        bits: At 8 and above a whole output shares a symmetric grid; below, ``group`` inputs of an
+            output share a grid with a zero point.
+        group: Weights of a group; the last group of an output may have fewer.
+
+    Returns:
+        The rounded weights in the matrix's own type, [..., out, in].
     """
     width = matrix.shape[-1]
     symmetric = bits >= 8
@@ -73,10 +82,10 @@ def round_to_nearest(matrix: Tensor, *, bits: int, group: int) -> Tensor:
         scale = groups.abs().amax(dim=-1, keepdim=True) / high
     else:
         low, high = 0, 2**bits - 1
-        least = groups.amin(dim=-1, keepdim=True).clamp(max=0.0)  # 0 stays 0
+        least = groups.amin(dim=-1, keepdim=True).clamp(max=0.0)  # 0 is on the grid and stays 0
         scale = (groups.amax(dim=-1, keepdim=True).clamp(min=0.0) - least) / high
-    scale = scale.clamp(min=SMALLEST)
+    scale = scale.clamp(min=MIN_SCALE)
     zero = (-least / scale).round()
     codes = ((groups / scale).round() + zero).clamp(low, high)
-    found: Tensor = (codes - zero) * scale
-    return found.reshape(len(filled), -1)[:, :width].reshape(matrix.shape)
+    rounded: Tensor = (codes - zero) * scale
+    return rounded.reshape(len(filled), -1)[:, :width].reshape(matrix.shape)

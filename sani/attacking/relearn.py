@@ -1,20 +1,20 @@
 """Relearning: a little fine-tuning on something else may bring back what was removed.
 
-Threat: whoever has the sanitized weights fine-tunes them, on harmless text, on the few records
-that they hold anyway, or on the forgotten documents with other values for the identifiers. What
-was hidden rather than removed returns, also where it was not trained on.
+Threat: the adversary fine-tunes the sanitized weights on harmless text, on the few records that
+they hold anyway, or on the forgotten documents with other values for the identifiers. What was
+hidden rather than removed comes back, also where it was not trained on.
 
-Cost: for each text and learning rate the declared steps of training, an audit of the rest, and a
-shorter one for each point of the curve.
+Cost: for each text and learning rate the steps of training, an audit of the rest, and a shorter
+audit for each point of the curve.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
-from typing import Any
 
 from sani.attacking.context import AttackContext, Outcome, duplicate, plain, surrogated
+from sani.attacking.result import RelearnPoint
 from sani.auditing.occurrences import Occurrences
 from sani.corpus.documents import Corpus, Place
 from sani.models.checkpoint import Checkpoint
@@ -25,73 +25,80 @@ from sani.text.tokens import encode
 
 
 def relearn(
-    model: Checkpoint, scene: AttackContext, settings: RelearnSettings
+    model: Checkpoint, context: AttackContext, settings: RelearnSettings
 ) -> Iterator[Outcome]:
-    """Fine-tune a copy and audit what it was not trained on, on the way and at the end.
+    """Fine-tune a copy, and audit the occurrences that it was not trained on.
 
-    The rest is always the same: occurrences in documents of other subjects than those of the part
-    that the adversary holds, whose value stands nowhere in what is trained on.
+    The audited occurrences are the same for every text: those in documents of other subjects than
+    the ones that the adversary holds, and whose value stands nowhere in the text trained on.
 
     Source: Hu et al. 2024 (2406.13356), Lucki et al. 2024 (2409.18025), Deeb & Roger 2024
-    (2410.08827), Chen et al. 2023 (2310.15469). Deviations: teacher-forced verdicts instead of
+    (2410.08827), Chen et al. 2023 (2310.15469). Deviations: verdicts by teacher forcing instead of
     generation; all weights are trained, with the repair's engine and nothing masked.
     """
-    held, rest = _split(scene, settings.share)
+    held_documents, rest = _split(context, settings.share)
     texts: dict[str, Callable[[], Corpus | None]] = {
-        "harmless": lambda: scene.held_out,
-        "part": lambda: Corpus([scene.annotated[number] for number in held]),
-        "surrogates": lambda: surrogated(scene.annotated, scene.maker)[0],
+        "harmless": lambda: context.held_out,
+        "part": lambda: Corpus([context.annotated[number] for number in held_documents]),
+        "surrogates": lambda: surrogated(context.annotated, context.maker)[0],
     }
     for name in settings.texts:
-        told = texts[name]()
-        if told is None or not len(told):
+        documents = texts[name]()
+        if documents is None or not len(documents):
             yield Outcome(name, not_run="there are no held-out documents (corpus.held_out)")
             continue
-        places = scene.untold(rest, told)
+        places = context.not_in(documents, rest)
         if not places:
             yield Outcome(name, not_run="every identifier of the rest stands in what is trained on")
             continue
-        start = _point(0, scene.score(model, places, decoys=False))
-        for rate in settings.learning_rates:
+        start = _point(0, context.score(model, places, decoys=False))
+        for learning_rate in settings.learning_rates:
             copy, curve = duplicate(model), [start]
-            steps = _train(copy, told, scene, settings, rate, places, curve)
-            found = scene.score(copy, places)
-            curve.append(_point(steps, found))
-            yield Outcome(f"{name}, learning rate {rate:g}", found, places, curve=curve)
+            steps = _train_(copy, documents, context, settings, learning_rate, places, curve)
+            occurrences = context.score(copy, places)
+            curve.append(_point(steps, occurrences))
+            variant = f"{name}, learning rate {learning_rate:g}"
+            yield Outcome(variant, occurrences, places, curve=tuple(curve))
 
 
-def _split(scene: AttackContext, share: float) -> tuple[list[int], list[Place]]:
-    """Documents of the subjects that the adversary holds, and the occurrences of all others."""
-    subjects = sorted({document.subject_id for document in scene.corpus})
-    scene.chance("subjects held").shuffle(subjects)
-    held = set(subjects[: max(1, round(share * len(subjects)))])
-    numbers = [n for n, document in enumerate(scene.corpus) if document.subject_id in held]
-    return numbers, [place for place in scene.places if place[0] not in set(numbers)]
+def _split(context: AttackContext, share: float) -> tuple[list[int], list[Place]]:
+    """Draw the documents that the adversary holds, and return the other subjects' occurrences."""
+    subjects = sorted({document.subject_id for document in context.corpus})
+    context.chance("subjects held").shuffle(subjects)
+    held_subjects = set(subjects[: max(1, round(share * len(subjects)))])
+    held_documents = [
+        n for n, document in enumerate(context.corpus) if document.subject_id in held_subjects
+    ]
+    return held_documents, [p for p in context.places if p[0] not in set(held_documents)]
 
 
-def _train(
+def _train_(
     copy: Checkpoint,
-    told: Corpus,
-    scene: AttackContext,
+    documents: Corpus,
+    context: AttackContext,
     settings: RelearnSettings,
-    rate: float,
+    learning_rate: float,
     places: Sequence[Place],
-    curve: list[dict[str, Any]],
+    curve: list[RelearnPoint],
 ) -> int:
-    """In place: the declared steps, up to whole epochs; all but the last point of the curve."""
+    """In place: train the copy, and extend the curve by all of its points but the last.
+
+    Returns:
+        The steps made: those of the settings, rounded up to whole epochs.
+    """
     batches = make_batches(
-        encode(told, copy.tokenizer),
-        scene.frame(copy),
+        encode(documents, copy.tokenizer),
+        context.framing(copy),
         context_tokens=copy.context_tokens,
         batch_tokens=settings.batch_tokens,
     )
-    if len(batches) > settings.steps:  # as much of the text as the steps are for
-        told = Corpus(told[: max(1, len(told) * settings.steps // len(batches))])
+    if len(batches) > settings.steps:  # an epoch would be longer than the attack: less text
+        documents = Corpus(documents[: max(1, len(documents) * settings.steps // len(batches))])
     epochs = ceil(settings.steps / min(len(batches), settings.steps))
     schedule = RepairSettings(
         identifier_loss=MaskObjective(kind="mask"),
         epochs=epochs,
-        learning_rate=rate,
+        learning_rate=learning_rate,
         batch_tokens=settings.batch_tokens,
         pack=False,  # so that an epoch has the steps counted above
     )
@@ -100,21 +107,26 @@ def _train(
         marks = {ceil(total * point / settings.points) for point in range(1, settings.points)}
         if done in marks and done < total:
             copy.model.eval()
-            curve[:] = [
-                point for point in curve if point["step"] < done
-            ]  # of a training begun anew
-            curve.append(_point(done, scene.score(copy, places, decoys=False)))
+            # A training that diverges begins anew: the points of its first attempt are dropped.
+            curve[:] = [point for point in curve if point.step < done]
+            curve.append(_point(done, context.score(copy, places, decoys=False)))
             copy.model.train()
 
     return train(
-        copy, plain(told), schedule, framing=scene.framing, seed=scene.seed, on_step=on_step
+        copy,
+        plain(documents),
+        schedule,
+        framing=context.audit.framing,
+        seed=context.seed,
+        on_step=on_step,
     ).steps
 
 
-def _point(step: int, found: Occurrences) -> dict[str, Any]:
-    """Extraction after so many steps, as shares of the occurrences scored."""
-    scored = found.scored
-    shares = {
-        name: float(getattr(found, name)[scored].mean()) for name in ("greedy", "discoverable")
-    }
-    return {"step": step, **shares}
+def _point(step: int, occurrences: Occurrences) -> RelearnPoint:
+    """Return extraction after so many steps, as shares of the occurrences scored."""
+    scored = occurrences.scored
+    return RelearnPoint(
+        step,
+        greedy=float(occurrences.greedy[scored].mean()),
+        discoverable=float(occurrences.discoverable[scored].mean()),
+    )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sani.auditing.occurrences import document_windows, text_row
-from sani.auditing.teacher_forcing import Asked, Row, score
+from sani.auditing.teacher_forcing import Row, ScoreRequest, score
 from sani.corpus.documents import Corpus
 from sani.intervals import BOOTSTRAP_ROUNDS, Estimate, Rate, rate
 from sani.machine import distributed
@@ -157,7 +157,7 @@ def _score_share(
         rows,
         num_slots=len(where),
         batch_tokens=batch_tokens,
-        asked=Asked(num_ranked=len(where), moments=True),
+        request=ScoreRequest(num_ranked=len(where), moments=True),
     )
     return TokenScores(
         document=np.array([document for document, _ in where], dtype=np.int64),

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from sani.auditing.cues import CueFinder
 from sani.auditing.metrics import Preference, discoverable, preference
 from sani.auditing.sampler import DEFAULT_SAMPLER, Sampler
-from sani.auditing.teacher_forcing import DEFAULT_READER, Asked, Reading, Row, Scores, score
+from sani.auditing.teacher_forcing import (
+    DEFAULT_READER,
+    LogitReader,
+    Row,
+    ScoreRequest,
+    Scores,
+    score,
+)
 from sani.corpus.documents import Corpus
 from sani.machine import distributed
 from sani.machine.progress import OnStep
@@ -91,7 +98,7 @@ def score_occurrences(
     maker: DecoyMaker | None = None,
     jointly: bool = False,
     sampler: Sampler = DEFAULT_SAMPLER,
-    reading: Reading = DEFAULT_READER,
+    reader: LogitReader = DEFAULT_READER,
     on_step: OnStep | None = None,
 ) -> Occurrences:
     """Verdicts for every occurrence of the given documents under one framing.
@@ -106,7 +113,7 @@ def score_occurrences(
         jointly: For a masked language model: all tokens of an identifier at once, each as if the
             others were not known, instead of one at a time from left to right.
         sampler: How the adversary draws, for the (n, p) verdicts.
-        reading: How logits come from the model.
+        reader: Source of the logits.
         on_step: Called with (documents done, documents in all).
 
     Returns:
@@ -118,7 +125,7 @@ def score_occurrences(
     mine = [encoded[index] for index in distributed.shard([len(item.ids) for item in encoded])]
     found = distributed.on_every_rank(
         lambda: _score_share(
-            checkpoint, corpus, mine, framing, settings, maker, jointly, sampler, reading, on_step
+            checkpoint, corpus, mine, framing, settings, maker, jointly, sampler, reader, on_step
         )
     )
     return found[0] if len(found) == 1 else _in_order(_joined(found))
@@ -133,7 +140,7 @@ def _score_share(
     maker: DecoyMaker | None,
     jointly: bool,
     sampler: Sampler,
-    reading: Reading,
+    reader: LogitReader,
     on_step: OnStep | None,
 ) -> Occurrences:
     """What `score_occurrences` gives for the documents of this rank."""
@@ -150,8 +157,8 @@ def _score_share(
             rows,
             num_slots=placed.num_slots,
             batch_tokens=settings.batch_tokens,
-            asked=Asked(num_ranked=placed.num_true_tokens, sampler=sampler),
-            reading=reading,
+            request=ScoreRequest(num_ranked=placed.num_true_tokens, sampler=sampler),
+            reader=reader,
         )
         found.append(placed.verdicts(scores))
         done += len(group)

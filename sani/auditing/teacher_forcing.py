@@ -149,14 +149,14 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is wanted beside the log-probability.
+class ScoreRequest:
+    """What to compute beside the log-probability.
 
     Attributes:
-        num_ranked: How many slots, from 0, also get their rank and their log-probability under
-            the sampler.
-        sampler: How the adversary draws; None for no sampler.
-        moments: Whether every slot also gets mean and deviation.
+        num_ranked: Number of slots, from 0, for which to compute the rank and the log-probability
+            under the sampler.
+        sampler: Temperature, top-k and top-p; None for no sampler.
+        moments: True to compute mean and deviation for every slot.
     """
 
     num_ranked: int = 0
@@ -164,28 +164,28 @@ class Asked:
     moments: bool = False
 
 
-ONLY_THE_TRUE_VALUE = Asked()
+DEFAULT_REQUEST = ScoreRequest()
 
 
-class Reading:
-    """How logits come from a model: from its last layer. An attack may read it otherwise.
+class LogitReader:
+    """The source of a model's logits: its last layer. An attack may derive another one.
 
     Attributes:
-        branches: Whether it can read decoys behind the cached text, if the model can.
+        branches: True if decoys can be read behind the cached text, where the model allows it.
     """
 
     branches = True
 
     def hidden(self, model: Any, *, cache: DynamicCache | None = None, **inputs: Any) -> Tensor:
-        """What logits are made from, [batch, seq, any]; arguments of `families.hidden_states`."""
+        """Return what logits are made from, [batch, seq, any]; see `families.hidden_states`."""
         return families.hidden_states(model, cache=cache, **inputs)
 
     def logits(self, model: Any, hidden: Tensor) -> Tensor:
-        """Logits [n, vocab] at some of its positions, [n, any]; finite."""
+        """Return finite logits [n, vocab] at chosen positions [n, any] of `hidden`."""
         return families.logits(model, hidden)
 
 
-DEFAULT_READER = Reading()
+DEFAULT_READER = LogitReader()
 
 
 @torch.inference_mode()
@@ -195,37 +195,37 @@ def score(
     *,
     num_slots: int,
     batch_tokens: int,
-    asked: Asked = ONLY_THE_TRUE_VALUE,
-    reading: Reading = DEFAULT_READER,
+    request: ScoreRequest = DEFAULT_REQUEST,
+    reader: LogitReader = DEFAULT_READER,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Answer every read of every row.
+    """Compute the log-probability of every requested target token.
 
     Args:
         model: A language model in evaluation mode.
         rows: Inputs; they are batched by length, and the result does not depend on how.
         num_slots: Size of the result; slots that no row reads stay NaN.
         batch_tokens: Most tokens of a forward pass, padding included.
-        asked: What is wanted beside the log-probability.
-        reading: How logits come from the model.
+        request: What to compute beside the log-probability.
+        reader: Source of the logits.
         on_step: Called with (batches done, batches in all).
 
     Raises:
         AuditError: If the model gives NaN or infinity.
     """
     result = Scores.empty(num_slots)
-    if not (reading.branches and families.family_of(model.config).branches):
+    if not (reader.branches and families.family_of(model.config).branches):
         rows = [plain for row in rows for plain in row.without_trees()]
     batches = token_batches([len(row.tokens) for row in rows], budget=batch_tokens)
     for done, batch in enumerate(batches, start=1):
-        _score_batch(model, [rows[index] for index in batch], result, asked, reading)
+        _score_batch(model, [rows[index] for index in batch], result, request, reader)
         if on_step is not None:
             on_step(done, len(batches))
     return result
 
 
 def _score_batch(
-    model: Any, rows: Sequence[Row], result: Scores, asked: Asked, reading: Reading
+    model: Any, rows: Sequence[Row], result: Scores, request: ScoreRequest, reader: LogitReader
 ) -> None:
     """Read one batch: the texts, then tree after tree on the cache of their keys and values."""
     rows = sorted(rows, key=lambda row: len(row.trees), reverse=True)
@@ -240,19 +240,19 @@ def _score_batch(
         inputs["source_ids"] = source.to(model.device)
         inputs["source_seen"] = source_seen.to(model.device)
     texts = DynamicCache() if rows[0].trees else None
-    hidden = reading.hidden(model, **inputs, cache=texts)  # [batch, seq, hidden]
-    _read(model, hidden, [row.reads for row in rows], result, asked, reading)
+    hidden = reader.hidden(model, **inputs, cache=texts)  # [batch, seq, hidden]
+    _read(model, hidden, [row.reads for row in rows], result, request, reader)
     if texts is None:
         return
     for number in range(len(rows[0].trees)):
         trees = [row.trees[number] for row in rows if number < len(row.trees)]
         length = 1 + max(place for tree in trees for place in tree.levels[0][1])
-        hidden = reading.hidden(
+        hidden = reader.hidden(
             model,
             **_tree_inputs(model, trees, text_length=length),
             cache=_BehindText(texts, rows=len(trees), length=length),
         )  # [trees, nodes, hidden]
-        _read(model, hidden, [tree.reads for tree in trees], result, asked, reading)
+        _read(model, hidden, [tree.reads for tree in trees], result, request, reader)
 
 
 class _BehindText(DynamicCache):
@@ -319,8 +319,8 @@ def _read(
     hidden: Tensor,
     reads_of: Sequence[Reads],
     result: Scores,
-    asked: Asked,
-    reading: Reading,
+    request: ScoreRequest,
+    reader: LogitReader,
 ) -> None:
     """Project hidden states [batch, seq, hidden], once at each position that is read."""
     reads = sorted(
@@ -340,9 +340,9 @@ def _read(
     for first in range(0, len(places), chunk):
         begin, end = np.searchsorted(place_of, [first, first + chunk])
         there = where[first : first + chunk]
-        logits = reading.logits(model, hidden[there[:, 0], there[:, 1]]).float()
+        logits = reader.logits(model, hidden[there[:, 0], there[:, 1]]).float()
         local = torch.from_numpy(place_of[begin:end] - first).to(hidden.device)
-        _read_logits(logits, local, targets[begin:end], slots[begin:end], result, asked)
+        _read_logits(logits, local, targets[begin:end], slots[begin:end], result, request)
 
 
 def _read_logits(
@@ -351,7 +351,7 @@ def _read_logits(
     targets: Tensor,
     slots: NDArray[np.int64],
     result: Scores,
-    asked: Asked,
+    request: ScoreRequest,
 ) -> None:
     """Enter into ``result`` what ``logits`` [places, vocab] say of ``targets`` [reads].
 
@@ -366,7 +366,7 @@ def _read_logits(
             "what it recites. Check how it was trained and saved"
         )
     result.log_probability[slots] = log_probability.double().cpu().numpy()
-    if asked.moments:
+    if request.moments:
         log_p = logits - normalizer[:, None]
         weighted = log_p.exp().mul_(log_p)
         mean = weighted.sum(dim=1)
@@ -374,14 +374,14 @@ def _read_logits(
         deviation = (square - mean.square()).clamp(min=0).sqrt()
         result.mean[slots] = mean[rows].double().cpu().numpy()
         result.deviation[slots] = deviation[rows].double().cpu().numpy()
-    ranked = slots < asked.num_ranked
+    ranked = slots < request.num_ranked
     if not ranked.any():
         return
     chosen = torch.from_numpy(ranked).to(logits.device)
     logits, true, targets = logits[rows[chosen]], true[chosen], targets[chosen]
     result.rank[slots[ranked]] = 1 + (logits > true[:, None]).sum(dim=1).cpu().numpy()
-    if asked.sampler is not None:
-        sampled = sampled_log_probability(logits, targets, asked.sampler)
+    if request.sampler is not None:
+        sampled = sampled_log_probability(logits, targets, request.sampler)
         if sampled.isnan().any():
             raise AuditError("the model gives NaN under the sampler; check the checkpoint")
         result.sampled[slots[ranked]] = sampled.double().cpu().numpy()

@@ -207,8 +207,7 @@ def attack(
             "a wrong corpus or tokenizer"
         )
     from sani.attacking.attack import ATTACKS as NAMES
-    from sani.attacking.attack import BASE, SANITIZED, UNSANITIZED
-    from sani.attacking.result import AttackResult
+    from sani.attacking.result import BASE, SANITIZED, UNSANITIZED
     from sani.corpus.readers import read_corpus
     from sani.gate import judge_attacks, positive_control_of_attacks
     from sani.pipeline.inputs import Documents, read_others
@@ -239,16 +238,15 @@ def attack(
             resume=resume,
             on_step=on_step,
         )
-    record = AttackResult.from_json(result)
     judged = [
-        *([positive_control_of_attacks(record)] if gate else []),
-        *judge_attacks("control", record),
+        *([positive_control_of_attacks(result)] if gate else []),
+        *judge_attacks("control", result),
     ]
     checks = [check.to_json() for check in judged]
     if as_json:
-        console.show_json({**result, "checks": checks})
+        console.show_json({**result.to_json(), "checks": checks})
     else:
-        for section in attack_sections(result):
+        for section in attack_sections(result.to_json()):
             console.show_section(section)
         console.show_checks(checks)
     if gate and not all(check["holds"] for check in checks):

@@ -18,8 +18,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from sani.attacking.attack import BASE, SANITIZED, UNSANITIZED, attack
-from sani.attacking.result import AttackResult
+from sani.attacking.attack import attack
+from sani.attacking.result import BASE, SANITIZED, UNSANITIZED, AttackResult
 from sani.auditing.audit import AuditResult, audit, worst_framing
 from sani.auditing.compare import compare_audits, compare_pretraining
 from sani.auditing.record import AuditRecord, CheckpointAudit, record_of
@@ -255,7 +255,7 @@ def attack_models(
     out: Path | None,
     resume: bool,
     on_step: OnNamedStep,
-) -> dict[str, Any]:
+) -> AttackResult:
     """Attack checkpoints, as `sani attack` shows it.
 
     Args:
@@ -283,13 +283,12 @@ def attack_models(
         suspect = loaded.get(UNSANITIZED, loaded[SANITIZED])
         framing = worst_framing(suspect, documents.corpus, audit_settings).name
 
-    def run_attacks(folder: Path | None) -> dict[str, Any]:
+    def run_attacks(folder: Path | None) -> AttackResult:
         return attack(
             loaded,
             documents.corpus,
             settings,
-            audit=audit_settings,
-            framing=framing,
+            audit=audit_settings.model_copy(update={"framing": framing}),
             held_out=documents.held_out,
             neighbours=read_neighbours(settings),
             attacked=attacked,
@@ -309,9 +308,8 @@ def attack_models(
         if not folder.finished("attack"):
             place = folder.private / "attack"
             distributed.on_main(partial(place.mkdir, exist_ok=True))
-            folder.save("attack", run_attacks(place))
-        found: dict[str, Any] = folder.load("attack")
-    return found
+            folder.save("attack", run_attacks(place).to_json())
+        return AttackResult.from_json(folder.load("attack"))
 
 
 def _scan(
@@ -622,19 +620,17 @@ class _Job:
         models = {SANITIZED: checkpoint, UNSANITIZED: self.unsanitized()}
         if self._recipe.model.base is not None:
             models[BASE] = self.base
-        result = attack(
+        return attack(
             models,
             self._corpus,
             settings,
-            audit=self._recipe.audit,
-            framing=self._framing(),
+            audit=self._recipe.audit.model_copy(update={"framing": self._framing()}),
             held_out=self._held_out,
             neighbours=read_neighbours(settings),
             seed=self._recipe.seed,
             folder=place,
             on_step=self._on_step,
         )
-        return AttackResult.from_json(result)
 
     def _keep(self, stage: str, checkpoint: Checkpoint, result: dict[str, Any]) -> None:
         """Keep a stage's weights in the private part, then its result, which finishes it."""

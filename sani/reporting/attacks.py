@@ -60,7 +60,7 @@ def _table(found: Mapping[str, Any]) -> Section:
         "same attack; recovered: not extracted without the attack."
     ]
     if found["not_run"]:
-        sentences.append(f"Not asked for: {', '.join(found['not_asked'])}.")
+        sentences.append(f"Not asked for: {', '.join(found['not_run'])}.")
     sentences += guidance(found)
     for name, variant, row in _rows(found):
         sentences += [

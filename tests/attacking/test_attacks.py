@@ -19,7 +19,7 @@ from sani.attacking import guidance as guidance_module
 from sani.attacking import layers as layers_module
 from sani.attacking import neighbours as neighbours_module
 from sani.attacking import quantize as quantize_module
-from sani.attacking.attack import ATTACKS, _compared, _figures, attack, make_scene
+from sani.attacking.attack import ATTACKS, _compare, _figures, attack, make_context
 from sani.attacking.context import (
     AttackContext,
     Outcome,
@@ -31,19 +31,20 @@ from sani.attacking.context import (
     plain,
     surrogated,
 )
-from sani.attacking.guidance import IMPLAUSIBLE, Guided, guidance
-from sani.attacking.layers import PENALTY, Lens, preferred, probe
+from sani.attacking.guidance import IMPLAUSIBLE, GuidedReader, guidance
+from sani.attacking.layers import PENALTY, LensReader, preferred, probe
 from sani.attacking.neighbours import near_duplicate, neighbours
-from sani.attacking.prompting import _Asked, prompting
-from sani.attacking.quantize import round_to_nearest, round_weights
+from sani.attacking.prompting import PromptMaker, prompting
+from sani.attacking.quantize import round_to_nearest, round_weights_
 from sani.attacking.relearn import relearn
-from sani.attacking.result import AttackResult
+from sani.attacking.result import AttackResult, LeakPoint, RelearnPoint
 from sani.attacking.sampling import check, sampling
 from sani.auditing.occurrences import Occurrences
 from sani.cli.main import app, main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
 from sani.errors import AttackError, RecipeError
+from sani.intervals import Estimate, Rate
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.models.families import hidden_states, layer_states, logits
 from sani.pipeline.preflight import check as check_recipe
@@ -74,22 +75,26 @@ from tests.support.occurrences import verdicts
 from tests.support.recipes import recipe_text, write_recipe
 
 NONE = dict.fromkeys(ATTACKS)
+BEHIND_BOS = AuditSettings(framing="bos")
 
 
-def settings_of(**asked: Any) -> AttackSettings:
-    return AttackSettings(**{**NONE, "decoys": 0, **asked})
+def settings_of(**attacks: Any) -> AttackSettings:
+    return AttackSettings(**{**NONE, "decoys": 0, **attacks})
 
 
-def scene_of(
-    corpus: Corpus, *, old: Checkpoint | None = None, documents: int = 1000, **more: Any
-) -> AttackContext:
-    asked = {"held_out": None, "neighbours": None, "seed": 0, **more}
+def context_of(corpus: Corpus, *, documents: int = 1000, **more: Any) -> AttackContext:
     settings = AttackSettings(decoys=2, documents=documents)
-    return make_scene(corpus, settings, audit=AuditSettings(), framing="bos", old=old, **asked)
+    return make_context(corpus, settings, audit=BEHIND_BOS, **more)
 
 
-def greedy(found: dict[str, Any], name: str, variant: str, model: str) -> float:
-    return found["attacks"][name][variant]["models"][model]["greedy"]["value"]
+def value(figure: Rate | Estimate | None) -> float:
+    assert figure is not None
+    assert figure.value is not None
+    return figure.value
+
+
+def greedy(result: AttackResult, name: str, variant: str, model: str) -> float:
+    return value(result.attacks[name][variant].models[model].greedy)
 
 
 def ascend(
@@ -164,7 +169,7 @@ def test_four_bits_bring_back_what_an_update_within_the_grid_hid(
     group = 16
     monkeypatch.setattr(quantize_module, "GROUP", group)
     rounded = duplicate(leaky)
-    round_weights(rounded, bits=4, group=group)
+    round_weights_(rounded, bits=4, group=group)
     codes = {name: weight.detach() for name, weight in rounded.model.named_parameters()}
     hidden = duplicate(rounded)  # weights that stand on the grid may move by less than half a step
     within = {}
@@ -177,15 +182,16 @@ def test_four_bits_bring_back_what_an_update_within_the_grid_hid(
         {"sanitized": hidden, "base": base},
         clinic.private,
         settings_of(quantize=QuantizeSettings(bits=(4,))),
-        framing="bos",
+        audit=BEHIND_BOS,
     )
     unattacked = greedy(found, "unattacked", "as it is", "sanitized")
     attacked = greedy(found, "quantize", "4 bits", "sanitized")
     assert unattacked < 0.2
     assert attacked > unattacked + 0.2
     assert greedy(found, "quantize", "4 bits", "base") <= 0.02
-    row = found["attacks"]["quantize"]["4 bits"]
-    assert sum(row["recovered"].values()) > 0.2 * found["occurrences"]
+    recovered = found.attacks["quantize"]["4 bits"].recovered
+    assert recovered is not None
+    assert sum(recovered.values()) > 0.2 * found.occurrences
 
 
 def _half_step(weight: torch.Tensor, group: int) -> torch.Tensor:
@@ -214,20 +220,22 @@ def test_relearning_brings_back_what_ascent_hid_where_it_was_not_trained_on(
     )
     found = attack(
         {"sanitized": hidden, "base": base}, clinic.private, settings_of(relearn=relearning),
-        framing="bos", held_out=clinic.held_out,
+        audit=BEHIND_BOS, held_out=clinic.held_out,
     )  # fmt: skip
-    rows = found["attacks"]["relearn"]
+    rows = found.attacks["relearn"]
     assert set(rows) == {f"{name}, learning rate 0.001" for name in relearning.texts}
     for name, row in rows.items():
-        sanitized, control = (row["models"][side] for side in ("sanitized", "base"))
-        curve = sanitized["curve"]
-        assert curve[0]["step"] == 0
-        assert curve[0]["discoverable"] < 0.1
-        assert len({point["step"] for point in curve}) == len(curve) == 3
-        assert curve[-1]["discoverable"] == pytest.approx(sanitized["discoverable"]["value"])
-        assert sanitized["discoverable"]["value"] > curve[0]["discoverable"] + 0.15, name
-        assert control["discoverable"]["value"] <= 0.05, name
-        assert sum(row["beyond_control"].values()) >= sum(row["recovered"].values()) > 5, name
+        sanitized, control = (row.models[side] for side in ("sanitized", "base"))
+        curve = [point for point in sanitized.curve if isinstance(point, RelearnPoint)]
+        assert curve[0].step == 0
+        assert curve[0].discoverable < 0.1
+        assert len({point.step for point in curve}) == len(curve) == 3
+        assert curve[-1].discoverable == pytest.approx(value(sanitized.discoverable))
+        assert value(sanitized.discoverable) > curve[0].discoverable + 0.15, name
+        assert value(control.discoverable) <= 0.05, name
+        assert row.beyond_control is not None
+        assert row.recovered is not None
+        assert sum(row.beyond_control.values()) >= sum(row.recovered.values()) > 5, name
 
 
 def test_what_masking_alone_left_survives_relearning(
@@ -243,7 +251,7 @@ def test_what_masking_alone_left_survives_relearning(
     )
     found = attack(
         {"sanitized": masked, "base": base}, clinic.private, settings_of(relearn=relearning),
-        framing="bos",
+        audit=BEHIND_BOS,
     )  # fmt: skip
     assert greedy(found, "relearn", "part, learning rate 0.002", "sanitized") > 0.2
     assert greedy(found, "relearn", "part, learning rate 0.002", "base") <= 0.02
@@ -255,23 +263,23 @@ def test_relearning_trains_on_what_it_names_and_counts_what_stands_nowhere_in_th
     first, *others = clinic.held_out
     values = [document.value(document.spans[0]) for document in clinic.private]
     told_of_all = replace(first, text="; ".join([first.text, *values]))
-    scene = scene_of(clinic.private, held_out=Corpus([told_of_all, *others]))
+    context = context_of(clinic.private, held_out=Corpus([told_of_all, *others]))
     settings = RelearnSettings(
         steps=2, learning_rates=(3e-3,), share=0.3, points=1, batch_tokens=10**5
     )
-    found = {outcome.variant: outcome for outcome in relearn(base, scene, settings)}
-    subjects = [document.subject_id for document in scene.corpus]
+    found = {outcome.variant: outcome for outcome in relearn(base, context, settings)}
+    subjects = [document.subject_id for document in context.corpus]
     held = set(subjects) - {subjects[d] for d, _ in found["part, learning rate 0.003"].places}
     assert len(held) == round(0.3 * len(set(subjects)))
     texts: dict[str, Corpus] = {
         "harmless": Corpus([told_of_all, *others]),
         "part": Corpus([document for document in clinic.private if document.subject_id in held]),
-        "surrogates": surrogated(clinic.private, scene.maker)[0],
+        "surrogates": surrogated(clinic.private, context.maker)[0],
     }
     for name, told in texts.items():
         said = f" {' '.join(word for document in told for word in words_of(document.text))} "
-        rest = [place for place in scene.places if subjects[place[0]] not in held]
-        silent = [p for p in rest if f" {' '.join(words_of(scene.value(p)))} " not in said]
+        rest = [place for place in context.places if subjects[place[0]] not in held]
+        silent = [p for p in rest if f" {' '.join(words_of(context.value(p)))} " not in said]
         assert silent
         if name == "harmless":
             assert len(silent) < len(rest)
@@ -283,7 +291,7 @@ def test_relearning_trains_on_what_it_names_and_counts_what_stands_nowhere_in_th
             batch_tokens=10**5, pack=False,
         )  # fmt: skip
         train(trained, plain(told), schedule, framing="bos")
-        slow = scene.score(trained, silent, decoys=False)
+        slow = context.score(trained, silent, decoys=False)
         assert outcome.occurrences is not None
         np.testing.assert_allclose(
             outcome.occurrences.log_probability, slow.log_probability, atol=1e-3
@@ -292,13 +300,13 @@ def test_relearning_trains_on_what_it_names_and_counts_what_stands_nowhere_in_th
 
 
 def test_what_relearning_is_told_is_never_counted_as_come_back(clinic: Clinic) -> None:
-    scene = scene_of(clinic.private)
+    context = context_of(clinic.private)
     told = Corpus([clinic.private[0]])
-    left = scene.untold(scene.places, told)
+    left = context.not_in(told, context.places)
     assert left
     assert all(document != 0 for document, _ in left)
     text = clinic.private[0].text.casefold()
-    values = {scene.value(place) for place in scene.places if place not in left}
+    values = {context.value(place) for place in context.places if place not in left}
     assert all(value.casefold() in text for value in values)
 
 
@@ -318,15 +326,15 @@ def test_guidance_gets_more_than_the_model_that_ascent_unlearned_and_than_the_ol
         {"sanitized": ascended, "unsanitized": weak, "base": base},
         clinic.private,
         settings_of(guidance=GuidanceSettings(weights=(2.0,))),
-        framing="bos",
+        audit=BEHIND_BOS,
     )
     guided = greedy(found, "guidance", "weight 2", "sanitized")
     assert guided > greedy(found, "unattacked", "as it is", "sanitized") + 0.1
     assert guided > greedy(found, "unattacked", "as it is", "unsanitized")
-    assert greedy(found, "guidance", "weight 2", "leaky") == greedy(
+    assert greedy(found, "guidance", "weight 2", "unsanitized") == greedy(
         found, "unattacked", "as it is", "unsanitized"
     )
-    sentences = attack_sections(found)[0].sentences
+    sentences = attack_sections(found.to_json())[0].sentences
     assert any("must never be released" in sentence for sentence in sentences)
 
 
@@ -334,12 +342,12 @@ def test_guided_verdicts_are_those_of_guided_decoding(
     clinic: Clinic, leaky: Checkpoint, base: Checkpoint
 ) -> None:
     corpus = Corpus(clinic.private[:2])
-    scene = scene_of(corpus, old=leaky)
-    verdicts = scene.score(
-        base, decoys=False, reading=Guided(leaky.model, weight=1.4, plausible=1e-5)
+    context = context_of(corpus, unsanitized=leaky)
+    verdicts = context.score(
+        base, decoys=False, reader=GuidedReader(leaky.model, weight=1.4, plausible=1e-5)
     )
-    encoded = encode(scene.corpus, base.tokenizer)
-    for (document, span), said in zip(scene.places, verdicts.greedy.tolist(), strict=True):
+    encoded = encode(context.corpus, base.tokenizer)
+    for (document, span), said in zip(context.places, verdicts.greedy.tolist(), strict=True):
         item = encoded[document]
         first, last = item.spans[span]
         ids = [base.tokenizer.bos_token_id, *item.ids[:first]]
@@ -360,14 +368,14 @@ def test_guidance_leaves_to_the_old_model_which_tokens_are_plausible(
     clinic: Clinic, leaky: Checkpoint, base: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = halfway(leaky, base)
-    scene = scene_of(Corpus(clinic.private[:4]), old=old)
-    encoded, counts = encode(scene.corpus, base.tokenizer), []
+    context = context_of(Corpus(clinic.private[:4]), unsanitized=old)
+    encoded, counts = encode(context.corpus, base.tokenizer), []
     for plausible in (1e-5, 0.3):
         monkeypatch.setattr(guidance_module, "PLAUSIBLE", plausible)
-        (found,) = guidance(base, scene, GuidanceSettings(weights=(2.0,)))
+        (found,) = guidance(base, context, GuidanceSettings(weights=(2.0,)))
         assert found.occurrences is not None
         likely = []
-        for document, span in scene.places:
+        for document, span in context.places:
             item = encoded[document]
             with torch.no_grad():
                 ids = torch.tensor([[base.tokenizer.bos_token_id, *item.ids]])
@@ -382,11 +390,11 @@ def test_guidance_leaves_to_the_old_model_which_tokens_are_plausible(
 def test_guided_decoys_behind_cached_texts_are_scored_as_behind_copies(
     clinic: Clinic, leaky: Checkpoint, base: Checkpoint
 ) -> None:
-    scene = scene_of(Corpus(clinic.private[:2]), old=leaky)
-    reading = Guided(leaky.model, weight=1.5, plausible=1e-5)
-    cached = scene.score(base, reading=reading)
-    reading.branches = False
-    copied = scene.score(base, reading=reading)
+    context = context_of(Corpus(clinic.private[:2]), unsanitized=leaky)
+    reader = GuidedReader(leaky.model, weight=1.5, plausible=1e-5)
+    cached = context.score(base, reader=reader)
+    reader.branches = False
+    copied = context.score(base, reader=reader)
     assert np.isfinite(cached.auc).any()
     np.testing.assert_allclose(cached.auc, copied.auc)
     np.testing.assert_allclose(cached.log_probability, copied.log_probability, atol=1e-3)
@@ -401,26 +409,27 @@ def test_prompts_that_the_leaky_model_answers_say_nothing_to_the_base(
     settings = PromptingSettings(occurrences=60, prefixes=(10, 50), characters=400)
     found = attack(
         {"sanitized": leaky, "base": base}, clinic.private, settings_of(prompting=settings),
-        framing="bos",
+        audit=BEHIND_BOS,
     )  # fmt: skip
-    rows = found["attacks"]["prompting"]
+    rows = found.attacks["prompting"]
     for name in ("50 tokens before", "the first half given", "another subject's values before"):
-        models = rows[name]["models"]
-        rates = [models[side]["discoverable"]["value"] for side in ("sanitized", "base")]
+        models = rows[name].models
+        rates = [value(models[side].discoverable) for side in ("sanitized", "base")]
         assert rates[0] > rates[1] + 0.1, name
     for name, row in rows.items():
-        assert row["models"]["base"]["greedy"]["value"] <= 0.1, name
+        assert value(row.models["base"].greedy) <= 0.1, name
     assert {"an order", "few shots", "a heading in Spanish"} <= set(rows)
 
 
 def test_a_prefix_is_cut_at_the_documents_own_tokens_and_scored_as_read_alone(
     clinic: Clinic, leaky: Checkpoint
 ) -> None:
-    scene = scene_of(clinic.private)
-    places = scene.drawn(12)
-    encoded = encode(scene.corpus, leaky.tokenizer)
+    context = context_of(clinic.private)
+    places = context.drawn(12)
+    encoded = encode(context.corpus, leaky.tokenizer)
     short = cut(encoded, places, prefix=7)
-    verdicts = scene.ask(leaky, one_by_one(scene.corpus, places), short, decoys=False)
+    alone = one_by_one(context.corpus, places)
+    verdicts = context.score_documents(leaky, alone, short, decoys=False)
     for (document, span), item, total in zip(
         places, short, verdicts.log_probability.tolist(), strict=True
     ):
@@ -442,7 +451,7 @@ class Listening(AttackContext):
 
     heard: list[tuple[Corpus, Sequence[Encoded]]] = field(default_factory=list)
 
-    def ask(
+    def score_documents(
         self,
         checkpoint: Checkpoint,
         corpus: Corpus,
@@ -450,19 +459,19 @@ class Listening(AttackContext):
         **more: Any,
     ) -> Occurrences:
         self.heard.append((corpus, encoded or []))
-        return super().ask(checkpoint, corpus, encoded, **more)
+        return super().score_documents(checkpoint, corpus, encoded, **more)
 
 
 def test_each_way_of_asking_asks_what_its_name_says(clinic: Clinic, base: Checkpoint) -> None:
-    scene = Listening(**vars(scene_of(clinic.private)))
+    context = Listening(**vars(context_of(clinic.private)))
     settings = PromptingSettings(occurrences=20, prefixes=(7,), characters=150, shots=2)
-    outcomes = list(prompting(base, scene, settings))
-    whole = encode(scene.corpus, base.tokenizer)
+    outcomes = list(prompting(base, context, settings))
+    whole = encode(context.corpus, base.tokenizer)
     swapped = 0
-    for outcome, (corpus, tokens) in zip(outcomes, scene.heard, strict=True):
+    for outcome, (corpus, tokens) in zip(outcomes, context.heard, strict=True):
         assert len(outcome.places) == len(corpus) == 20
         for number, (place, asked) in enumerate(zip(outcome.places, corpus, strict=True)):
-            document, value = scene.corpus[place[0]], scene.value(place)
+            document, value = context.corpus[place[0]], context.value(place)
             span = document.spans[place[1]]
             if tokens:  # of the documents' own
                 first, last = whole[place[0]].spans[place[1]]
@@ -482,7 +491,7 @@ def test_each_way_of_asking_asks_what_its_name_says(clinic: Clinic, base: Checkp
             for told in sorted(clinic.private[place[0]].spans, reverse=True):
                 if told.end <= span.start:
                     old = document.value(told)
-                    swaps = scene.maker.swaps(told.label, old, document.subject_id, count=1)
+                    swaps = context.maker.swaps(told.label, old, document.subject_id, count=1)
                     other = other[: told.start] + (swaps or [old])[0] + other[told.end :]
             said = asked.text[: asked.spans[0].start]
             if outcome.variant == "few shots":
@@ -513,19 +522,19 @@ def test_each_way_of_asking_asks_what_its_name_says(clinic: Clinic, base: Checkp
 
 
 def test_few_shots_hold_no_value_of_the_subject_asked_for(clinic: Clinic) -> None:
-    scene = scene_of(clinic.private)
-    asked = _Asked(scene, PromptingSettings(shots=3), tokenizer=None)
+    context = context_of(clinic.private)
+    maker = PromptMaker(context, PromptingSettings(shots=3), tokenizer=None)
     tried = 0
-    for place in scene.drawn(20):
-        document = scene.corpus[place[0]]
+    for place in context.drawn(20):
+        document = context.corpus[place[0]]
         span = document.spans[place[1]]
-        prompt = asked.after_others(document, span)
+        prompt = maker.behind_other_subjects(document, span)
         assert prompt.count("\n") >= 3
         line = document.text[document.text.rfind("\n", 0, span.start) + 1 : span.start]
         if document.value(span) not in line:
-            own = {d.value(s) for d in scene.corpus if d.subject_id == document.subject_id
+            own = {d.value(s) for d in context.corpus if d.subject_id == document.subject_id
                    for s in d.spans if s.label == span.label}  # fmt: skip
-            others = {d.value(s) for d in scene.corpus if d.subject_id != document.subject_id
+            others = {d.value(s) for d in context.corpus if d.subject_id != document.subject_id
                       for s in d.spans}  # fmt: skip
             assert not any(value in prompt for value in own - others if len(value) > 6)
             tried += 1
@@ -536,33 +545,41 @@ def test_few_shots_hold_no_value_of_the_subject_asked_for(clinic: Clinic) -> Non
 
 
 def test_the_closed_form_predicts_what_sampling_finds(clinic: Clinic, leaky: Checkpoint) -> None:
-    scene = scene_of(clinic.private)
-    found = check(leaky, scene, SamplingSettings(occurrences=12, samples=60, prefix=40))
-    assert found["samples"] == 720
-    assert found["expected"] > 50
-    assert abs(found["deviation"]) < 3.5
+    context = context_of(clinic.private)
+    found = check(leaky, context, SamplingSettings(occurrences=12, samples=60, prefix=40))
+    assert found.samples == 720
+    assert found.expected > 50
+    assert found.deviation is not None
+    assert abs(found.deviation) < 3.5
 
 
 def test_leak_at_k_is_the_mean_chance_to_see_it(clinic: Clinic, leaky: Checkpoint) -> None:
     settings = settings_of(sampling=SamplingSettings(occurrences=1, samples=1))
-    found = attack({"sanitized": leaky}, clinic.private, settings, framing="bos")
-    row = found["attacks"]["sampling"]["10000 samples"]["models"]["sanitized"]
-    leaked = {point["samples"]: point["leaked"]["value"] for point in row["curve"]}
-    p = np.exp(scene_of(clinic.private).score(leaky, decoys=False).sampled)
-    for k, value in leaked.items():
-        assert value == pytest.approx(float(np.mean(1 - (1 - p) ** k)), abs=1e-6)
+    found = attack({"sanitized": leaky}, clinic.private, settings, audit=BEHIND_BOS)
+    row = found.attacks["sampling"]["10000 samples"]
+    leaked = {
+        point.samples: value(point.leaked)
+        for point in row.models["sanitized"].curve
+        if isinstance(point, LeakPoint)
+    }
+    p = np.exp(context_of(clinic.private).score(leaky, decoys=False).sampled)
+    assert list(leaked) == [1, 10, 100, 1000, 10**4]
+    for k, share in leaked.items():
+        assert share == pytest.approx(float(np.mean(1 - (1 - p) ** k)), abs=1e-6)
     assert leaked[1] < leaked[100] <= leaked[10**4]
-    assert found["attacks"]["sampling"]["10000 samples"]["beyond_control"] is None  # no base
+    assert row.beyond_control is None  # no base
 
 
 def test_what_ten_thousand_samples_find_is_what_an_audit_of_so_many_queries_finds(
     clinic: Clinic, leaky: Checkpoint, base: Checkpoint
 ) -> None:
-    scene, leaky = scene_of(clinic.private), halfway(leaky, base)
-    (found,) = sampling(leaky, scene, SamplingSettings(occurrences=1, samples=1))
+    context, leaky = context_of(clinic.private), halfway(leaky, base)
+    (found,) = sampling(leaky, context, SamplingSettings(occurrences=1, samples=1))
     assert found.occurrences is not None
     few, many = (
-        replace(scene, audit=AuditSettings(decoys=0, queries=queries)).score(leaky, decoys=False)
+        replace(context, audit=AuditSettings(framing="bos", decoys=0, queries=queries)).score(
+            leaky, decoys=False
+        )
         for queries in (10**3, 10**4)
     )
     assert found.occurrences.discoverable.tolist() == many.discoverable.tolist()
@@ -589,15 +606,15 @@ def test_the_lens_reads_an_inner_layer_through_the_norm_and_the_head(leaky: Chec
 def test_the_lens_still_sees_what_a_noisy_last_layer_hides(
     clinic: Clinic, leaky: Checkpoint, base: Checkpoint
 ) -> None:
-    inner = scene_of(clinic.private).score(leaky, reading=Lens(1))
-    control = scene_of(clinic.private).score(base, reading=Lens(1))
+    inner = context_of(clinic.private).score(leaky, reader=LensReader(1))
+    control = context_of(clinic.private).score(base, reader=LensReader(1))
     assert np.nanmean(inner.auc) > np.nanmean(control.auc) + 0.15
     broken = duplicate(leaky)
     with torch.no_grad():  # the last layer adds nothing
         broken.model.model.layers[-1].mlp.down_proj.weight.zero_()
         broken.model.model.layers[-1].self_attn.o_proj.weight.zero_()
-    last = scene_of(clinic.private).score(broken)
-    same = scene_of(clinic.private).score(broken, reading=Lens(1))
+    last = context_of(clinic.private).score(broken)
+    same = context_of(clinic.private).score(broken, reader=LensReader(1))
     np.testing.assert_allclose(last.log_probability, same.log_probability, atol=1e-3)
     np.testing.assert_allclose(same.log_probability, inner.log_probability, atol=1e-3)
 
@@ -615,14 +632,14 @@ def test_a_probe_finds_a_planted_direction_on_folds_it_did_not_see_and_none_in_n
 def test_the_probe_compares_states_at_the_last_token_of_true_values_and_of_decoys(
     clinic: Clinic, leaky: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scene = scene_of(clinic.private)
-    subjects = sorted({document.subject_id for document in scene.corpus})
+    context = context_of(clinic.private)
+    subjects = sorted({document.subject_id for document in context.corpus})
     monkeypatch.setattr(layers_module, "FOLDS", len(subjects))  # one subject a fold: no order
-    (found,) = probe(leaky, scene, [1])
-    replaced, origins = surrogated(scene.annotated, scene.maker)
+    (found,) = probe(leaky, context, [1])
+    replaced, origins = surrogated(context.annotated, context.maker)
     direct = [n for n, (d, s) in enumerate(origins) if clinic.private[d].spans[s].kind == "direct"]
     sides = []
-    for corpus, places in ((scene.annotated, origins), (replaced, all_places(replaced))):
+    for corpus, places in ((context.annotated, origins), (replaced, all_places(replaced))):
         encoded, states = encode(corpus, leaky.tokenizer), []
         for document, span in (places[n] for n in direct):
             last = encoded[document].spans[span][1]
@@ -654,13 +671,13 @@ def test_near_duplicates_are_asked_for_in_the_place_of_the_documents(
     clinic: Clinic, leaky: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(neighbours_module, "LEFT_OUT", 2)
-    scene = scene_of(clinic.private)
-    (found,) = neighbours(leaky, scene, NeighboursSettings())
-    near = Corpus([near_duplicate(document, left_out=2) for document in scene.corpus])
+    context = context_of(clinic.private)
+    (found,) = neighbours(leaky, context, NeighboursSettings())
+    near = Corpus([near_duplicate(document, left_out=2) for document in context.corpus])
     assert found.occurrences is not None
-    verdicts = [found.occurrences, scene.ask(leaky, near, decoys=False)]
+    verdicts = [found.occurrences, context.score_documents(leaky, near, decoys=False)]
     np.testing.assert_allclose(*(found.log_probability for found in verdicts), atol=1e-3)
-    whole = scene.score(leaky, decoys=False)
+    whole = context.score(leaky, decoys=False)
     assert whole.log_probability.sum() > verdicts[0].log_probability.sum() + 10
 
 
@@ -671,14 +688,12 @@ def test_other_documents_are_told_apart_by_whether_their_values_were_listed(
     half = Corpus([only(Corpus([first]), [(0, 0)])[0], *clinic.private[1:]])
     found = attack(
         {"sanitized": leaky, "base": base}, half, settings_of(neighbours=NeighboursSettings()),
-        framing="bos", neighbours=Corpus([first]),
+        audit=BEHIND_BOS, neighbours=Corpus([first]),
     )  # fmt: skip
-    rows = found["attacks"]["neighbours"]
-    trials = {
-        name: row["models"]["sanitized"]["greedy"]["trials"]
-        for name, row in rows.items()
-        if row["models"]["sanitized"]["greedy"]
+    rates = {
+        name: row.models["sanitized"].greedy for name, row in found.attacks["neighbours"].items()
     }
+    trials = {name: rate.trials for name, rate in rates.items() if rate is not None}
     direct = sum(span.kind == "direct" for span in first.spans)
     listed = trials["other documents, listed"]
     assert 1 <= listed < direct
@@ -691,16 +706,16 @@ def test_other_documents_are_told_apart_by_whether_their_values_were_listed(
 def test_surrogated_documents_differ_at_identifiers_alone_and_mark_each_decoy(
     clinic: Clinic,
 ) -> None:
-    scene = scene_of(clinic.private)
-    found, places = surrogated(scene.annotated, scene.maker)
-    assert len(places) == found.num_spans > 0.8 * scene.annotated.num_spans
+    context = context_of(clinic.private)
+    found, places = surrogated(context.annotated, context.maker)
+    assert len(places) == found.num_spans > 0.8 * context.annotated.num_spans
     for (document, span), (d, s) in zip(all_places(found), places, strict=True):
         assert document == d
-        old, new = scene.annotated[d].spans[s], found[document].spans[span]
+        old, new = context.annotated[d].spans[s], found[document].spans[span]
         assert old.label == new.label
-        assert scene.annotated[d].value(old) != found[document].value(new)
+        assert context.annotated[d].value(old) != found[document].value(new)
     whole = 0
-    for old, new in zip(scene.annotated, found, strict=True):
+    for old, new in zip(context.annotated, found, strict=True):
         if len(old.spans) == len(new.spans):
             whole += 1
             assert without_spans(old) == without_spans(new)
@@ -719,13 +734,13 @@ def without_spans(document: Document) -> str:
 
 
 def test_a_seed_draws_the_same_again_and_another_seed_draws_others(clinic: Clinic) -> None:
-    one, same, other = (scene_of(clinic.private, documents=6, seed=seed) for seed in (0, 0, 1))
+    one, same, other = (context_of(clinic.private, documents=6, seed=seed) for seed in (0, 0, 1))
     assert one.chance("x").random() == same.chance("x").random() != other.chance("x").random()
-    ids = [[document.id for document in scene.corpus] for scene in (one, same, other)]
+    ids = [[document.id for document in context.corpus] for context in (one, same, other)]
     assert ids[0] == ids[1] != ids[2]
     assert all(len(found) == 6 and set(found) < {d.id for d in clinic.private} for found in ids)
-    one, same, other = (scene_of(clinic.private, seed=seed) for seed in (0, 0, 1))
-    drawn = [scene.drawn(10) for scene in (one, same, other)]
+    one, same, other = (context_of(clinic.private, seed=seed) for seed in (0, 0, 1))
+    drawn = [context.drawn(10) for context in (one, same, other)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert all(len(found) == 10 and set(found) < set(one.places) for found in drawn)
     assert set(one.drawn(5)) < set(drawn[0])
@@ -737,14 +752,29 @@ def test_what_the_base_gives_is_not_beyond_it_and_what_was_given_before_did_not_
         Span(text.index(v), text.index(v) + len(v), label)
         for v, label in (("Ana Sanz", "NAME"), ("1970", "DATE"), ("Lugo", "CITY"))
     )
-    scene = scene_of(Corpus([Document("1", "1", text, spans)]))
+    context = context_of(Corpus([Document("1", "1", text, spans)]))
     sanitized, base, unattacked = (
-        _figures(Outcome("x", verdicts(said), scene.places, ranks=False), scene)
+        _figures(Outcome("x", verdicts(said), context.places, ranks=False), context)
         for said in ("gsg", "s--", "-g-")
     )
-    found = _compared({"sanitized": sanitized, "base": base}, unattacked["extracted"])
-    assert found["beyond_control"] == {"CITY": 1, "DATE": 1}
-    assert found["recovered"] == {"CITY": 1, "NAME": 1}
+    found = _compare({"sanitized": sanitized, "base": base}, unattacked.extracted)
+    assert found.beyond_control == {"CITY": 1, "DATE": 1}
+    assert found.recovered == {"CITY": 1, "NAME": 1}
+
+
+def test_a_result_is_the_same_after_a_trip_through_json_and_a_damaged_one_is_refused(
+    quick: tuple[AttackResult, Path],
+) -> None:
+    stored = json.loads(json.dumps(quick[0].to_json()))
+    assert AttackResult.from_json(stored) == quick[0]
+    row = stored["attacks"]["quantize"]["4 bits"]["models"]["base"]
+    for damaged in (
+        {**row, "greedy": {**row["greedy"], "hits": "none"}},
+        {name: figure for name, figure in row.items() if name != "unscored"},
+    ):
+        stored["attacks"]["quantize"]["4 bits"]["models"]["base"] = damaged
+        with pytest.raises(AttackError, match=r"the first is attacks\.quantize\.4 bits\.models"):
+            AttackResult.from_json(stored)
 
 
 def test_every_attack_has_settings_of_its_name_and_stands_in_the_quick_ones() -> None:
@@ -756,18 +786,18 @@ def test_every_attack_has_settings_of_its_name_and_stands_in_the_quick_ones() ->
 @pytest.fixture(scope="module")
 def quick(
     clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], Path]:
+) -> tuple[AttackResult, Path]:
     """All attacks on the leaky model, in the quick settings, and where they were kept."""
     folder = tmp_path_factory.mktemp("attacks")
     models = {"sanitized": load_checkpoint(leaky_folder), "base": load_checkpoint(base_folder)}
     found = attack(
-        models, clinic.private, QUICK, framing="bos", held_out=clinic.held_out, folder=folder
+        models, clinic.private, QUICK, audit=BEHIND_BOS, held_out=clinic.held_out, folder=folder
     )
     return found, folder
 
 
 def test_an_interrupted_attack_goes_on_and_gives_the_same(
-    quick: tuple[dict[str, Any], Path], clinic: Clinic, leaky: Checkpoint, base: Checkpoint
+    quick: tuple[AttackResult, Path], clinic: Clinic, leaky: Checkpoint, base: Checkpoint
 ) -> None:
     found, folder = quick
     assert {file.name for file in folder.iterdir()} == {
@@ -778,10 +808,10 @@ def test_an_interrupted_attack_goes_on_and_gives_the_same(
     for name in ("quantize", "relearn", "sampling"):
         (folder / f"{name}-sanitized.json").unlink()
     again = attack(
-        {"sanitized": leaky, "base": base}, clinic.private, QUICK, framing="bos",
+        {"sanitized": leaky, "base": base}, clinic.private, QUICK, audit=BEHIND_BOS,
         held_out=clinic.held_out, folder=folder,
     )  # fmt: skip
-    assert {**again, "seconds": 0} == {**found, "seconds": 0}
+    assert replace(again, seconds=0) == replace(found, seconds=0)
 
 
 def test_what_is_kept_of_other_weights_is_not_taken_for_these(
@@ -792,19 +822,18 @@ def test_what_is_kept_of_other_weights_is_not_taken_for_these(
     rates = []
     for model in (base, leaky):
         found = attack(
-            {"sanitized": model}, clinic.private, nothing, framing="bos", folder=tmp_path
+            {"sanitized": model}, clinic.private, nothing, audit=BEHIND_BOS, folder=tmp_path
         )
-        figures = found["attacks"]["unattacked"]["as it is"]["models"]["sanitized"]
-        rates.append(figures["greedy"]["value"])
+        rates.append(greedy(found, "unattacked", "as it is", "sanitized"))
     assert rates[0] < 0.1 < 0.6 < rates[1]
 
 
 def test_no_identifier_stands_in_what_attacks_give_back(
-    quick: tuple[dict[str, Any], Path], clinic: Clinic
+    quick: tuple[AttackResult, Path], clinic: Clinic
 ) -> None:
     found, folder = quick
-    text = json.dumps(found) + "".join(file.read_text() for file in folder.iterdir())
-    text += repr(attack_sections(found))
+    text = json.dumps(found.to_json()) + "".join(file.read_text() for file in folder.iterdir())
+    text += repr(attack_sections(found.to_json()))
     values = {d.value(s) for d in clinic.private for s in d.spans if s.kind == "direct"}
     assert not [value for value in values if len(value) > 4 and value in text]
 
@@ -818,9 +847,9 @@ def judge_attacks(
 
 
 def test_the_gate_holds_for_the_base_and_not_for_the_leaky_model(
-    quick: tuple[dict[str, Any], Path],
+    quick: tuple[AttackResult, Path],
 ) -> None:
-    found = quick[0]
+    found = quick[0].to_json()
     leaky = {check.name: check.holds for check in judge_attacks("control", found)}
     assert not leaky["attack.quantize.greedy"]
     assert not leaky["attack.relearn.discoverable"]
@@ -853,9 +882,9 @@ def test_the_gate_holds_for_the_base_and_not_for_the_leaky_model(
 
 
 def test_the_gate_can_judge_what_is_silent_and_not_gone(
-    quick: tuple[dict[str, Any], Path],
+    quick: tuple[AttackResult, Path],
 ) -> None:
-    found = quick[0]
+    found = quick[0].to_json()
     leaky = {c.name: c for c in judge_attacks(None, found, auc_excess=0.05)}
     ranking = {"unattacked", *ATTACKS} - {"guidance", "sampling"}
     assert set(leaky) == {f"attack.{name}.auc" for name in ranking}
@@ -915,9 +944,9 @@ def test_what_cannot_be_attacked_is_refused(clinic: Clinic, base: Checkpoint) ->
 
 
 def test_an_attack_counts_as_tested_only_where_it_ran_on_the_sanitized_model(
-    quick: tuple[dict[str, Any], Path],
+    quick: tuple[AttackResult, Path],
 ) -> None:
-    found = copy.deepcopy(quick[0])
+    found = quick[0].to_json()
     assert whether_tested(found, "prompting") == "tested, see Attacks"
     assert whether_tested(found, "guidance") == "not tested"  # there is no unsanitized checkpoint
     assert _not_attacked(found) == ["attacks that were not run: guidance"]

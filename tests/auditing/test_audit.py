@@ -37,7 +37,7 @@ from sani.auditing.metrics import (
 )
 from sani.auditing.occurrences import Occurrences, score_occurrences
 from sani.auditing.sampler import Sampler
-from sani.auditing.teacher_forcing import Asked, Row, sampled_log_probability, score
+from sani.auditing.teacher_forcing import Row, ScoreRequest, sampled_log_probability, score
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.reinit import fresh_model
 from sani.errors import AuditError, CheckpointError, UnsupportedModelError
@@ -394,7 +394,7 @@ def test_decoys_share_their_prefix_and_score_as_if_each_stood_alone(
         rows,
         num_slots=slots,
         batch_tokens=150,
-        asked=Asked(num_ranked=60, sampler=sampler, moments=True),
+        request=ScoreRequest(num_ranked=60, sampler=sampler, moments=True),
     )
     cut = 0
     for left, tokens, own in asked:
@@ -438,7 +438,9 @@ def test_a_tie_for_the_likeliest_token_counts_as_reciting(base: Checkpoint) -> N
         base.model.get_output_embeddings().weight.zero_()
     row = Row([1, 2, 3])
     row.reads.append((1, 3, 0))
-    found = score(base.model, [row], num_slots=1, batch_tokens=64, asked=Asked(num_ranked=1))
+    found = score(
+        base.model, [row], num_slots=1, batch_tokens=64, request=ScoreRequest(num_ranked=1)
+    )
     assert found.rank.tolist() == [1]
 
 

@@ -170,9 +170,12 @@ def audited(leaky: Path) -> Found:
 def attacked(leaky: Path) -> Found:
     """Every attack, in its quick form; guided by itself."""
     _, private, held_out = invent_clinics([20, 8, 5], seed=11)
-    models = {name: load_checkpoint(leaky) for name in ("sanitized", "leaky")}
+    models = {name: load_checkpoint(leaky) for name in ("sanitized", "unsanitized")}
     settings = QUICK.model_copy(update={"documents": 4})
-    return attack(models, private, settings, framing="bos", held_out=held_out)["attacks"]
+    behind_bos = AuditSettings(framing="bos")
+    return attack(models, private, settings, audit=behind_bos, held_out=held_out).to_json()[
+        "attacks"
+    ]
 
 
 def scanned(folder: Path) -> Found:
