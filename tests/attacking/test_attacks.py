@@ -27,7 +27,6 @@ from sani.attacking.context import (
     cut,
     duplicate,
     one_by_one,
-    only,
     plain,
     surrogated,
 )
@@ -41,7 +40,7 @@ from sani.attacking.result import AttackResult, LeakPoint, RelearnPoint
 from sani.attacking.sampling import check, sampling
 from sani.auditing.occurrences import Occurrences
 from sani.cli.main import app, main
-from sani.corpus.documents import Corpus, Document, Span
+from sani.corpus.documents import Corpus, Document, Span, only
 from sani.corpus.tables import write_jsonl
 from sani.errors import AttackError, RecipeError
 from sani.intervals import Estimate, Rate
@@ -649,7 +648,7 @@ def test_the_probe_compares_states_at_the_last_token_of_true_values_and_of_decoy
                 states.append(leaky.model.model.norm(hidden)[0, -1].double().numpy())
         sides.append(np.array(states))
     folds = np.array([subjects.index(clinic.private[origins[n][0]].subject_id) for n in direct])
-    slow = preferred(*sides, folds, penalty=PENALTY)
+    slow = preferred(sides[0], sides[1], folds, penalty=PENALTY)
     assert found.trials == len(slow)
     assert found.value == pytest.approx(float(slow.mean()), abs=0.02)
     assert found.value != 0.5
@@ -676,7 +675,7 @@ def test_near_duplicates_are_asked_for_in_the_place_of_the_documents(
     near = Corpus([near_duplicate(document, left_out=2) for document in context.corpus])
     assert found.occurrences is not None
     verdicts = [found.occurrences, context.score_documents(leaky, near, decoys=False)]
-    np.testing.assert_allclose(*(found.log_probability for found in verdicts), atol=1e-3)
+    np.testing.assert_allclose(verdicts[0].log_probability, verdicts[1].log_probability, atol=1e-3)
     whole = context.score(leaky, decoys=False)
     assert whole.log_probability.sum() > verdicts[0].log_probability.sum() + 10
 
