@@ -19,7 +19,8 @@ import typer.main
 from pydantic import BaseModel
 
 from sani.cli.main import app
-from sani.models.families import FAMILIES, Family
+from sani.models.families import FAMILIES
+from sani.models.family import Family
 from sani.recipe import Recipe
 from sani.scanning.labels import hipaa_categories, kind_of
 

@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from sani.atomic import check_no_input, new_folder, write_error
 from sani.errors import CheckpointError
 from sani.machine import distributed
-from sani.models.families import Family, auto_class, family_of, text_config
+from sani.models.families import auto_class, family_of, text_config
+from sani.models.family import Family
 from sani.models.folder import (
     ADAPTER_WEIGHTS,
     ModelFolder,

@@ -1,13 +1,15 @@
 """The one place that knows model families: what their modules are called, and how to call them.
 
-Adding a family is adding one row to `FAMILIES`; `sani.models.neurons` and the tests go by it.
+A family is one row of `FAMILIES`; `sani.models.family` says what a row holds. To add one, add its
+row here and a tiny configuration to the tests, which then try every selector, reset and figure on
+it. `sani.models.neurons` finds a family's neurons by its row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 import transformers
@@ -16,111 +18,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 
 from sani.errors import UnsupportedModelError
-
-Objective = Literal["causal", "masked", "seq2seq"]
-
-
-@dataclass(frozen=True)
-class Mlp:
-    """A block of neurons, named from its layer; a layer has those whose tensors are all there.
-
-    Attributes:
-        inputs: Projections into the neurons; two for a gated MLP. The same name twice means one
-            tensor that stacks both.
-        output: Projection out of them; its input is the neurons' activation.
-
-    ``{}`` stands for the number of an expert. A tensor [experts, out, in] is as many blocks.
-    """
-
-    inputs: tuple[str, ...]
-    output: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What makes the block."""
-        return (*self.inputs, self.output)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """A block of heads, named from its layer; a layer has those whose tensors are all there.
-
-    Attributes:
-        query, key, value: Projections of the heads. The same name three times means one tensor
-            that stacks query, key and value in this order.
-        output: Projection out of the heads; its input is the heads' output.
-        interleaved: The stacked tensor goes through the key and value heads: the queries that
-            share one, its key, its value, then the next.
-        positions: Further projections with the heads' rows, where they are there.
-        normalized_together: Queries, and keys, are normalized over all heads of the layer.
-    """
-
-    query: str
-    key: str
-    value: str
-    output: str
-    interleaved: bool = False
-    positions: tuple[str, ...] = ()
-    normalized_together: bool = False
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What makes the block."""
-        return (self.query, self.key, self.value, self.output)
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A list of layers.
-
-    Attributes:
-        layers: Its name, from the top of the model.
-        norm: Final norm behind it, from the top of the model; empty if there is none.
-        length: Field of the configuration with the number of layers.
-        heads: Field of the configuration with the number of attention heads.
-        in_file: What files call ``layers``, if something else.
-    """
-
-    layers: str
-    norm: str = ""
-    length: str = "num_hidden_layers"
-    heads: str = "num_attention_heads"
-    in_file: str = ""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where the weights of one architecture stand.
-
-    Attributes:
-        stacks: Its layers. Encoder before decoder, numbered through, so the last layers are those
-            before the output.
-        mlp, attention: Blocks that its layers may have.
-        objective: What it predicts: the next token, masked tokens, or a second text.
-        head: Modules of a masked language model from hidden states to logits, in order.
-        transposed: Weights are [in, out] (``Conv1D``) instead of [out, in] (``Linear``).
-        whole: Matrices of a layer that belong to no neuron.
-        vision: Also reads images; the configuration of its text tower is nested, and only that
-            tower is erased.
-        sdpa: Whether transformers has fused attention for it.
-        branches: Whether it obeys given positions and masks, so that several continuations of one
-            text can be read in one pass. False where attention makes its own (ALiBi, windows).
-        capped: Logits are squeezed by ``final_logit_softcapping``, where the configuration has it.
-        positions_behind_padding: Positions are numbered from behind the padding token's number.
-    """
-
-    stacks: tuple[Stack, ...]
-    mlp: tuple[Mlp, ...]
-    attention: tuple[Attention, ...]
-    objective: Objective = "causal"
-    head: tuple[str, ...] = ()
-    transposed: bool = False
-    whole: tuple[str, ...] = ()
-    vision: bool = False
-    sdpa: bool = True
-    branches: bool = True
-    capped: bool = False
-    positions_behind_padding: bool = False
+from sani.models.family import Attention, Family, Mlp, Objective, Stack
 
 
 def _separate(pattern: str, query: str, key: str, value: str, output: str) -> Attention:
@@ -310,11 +208,11 @@ FAMILIES: Mapping[str, Family] = {
 
 
 def family_of(config: Any, *objectives: Objective) -> Family:
-    """The row of a checkpoint's family.
+    """Return the row of a checkpoint's family.
 
     Args:
         config: Of the checkpoint.
-        objectives: What the caller can handle; all, if none is given.
+        objectives: Objectives that the caller can handle; all, if none is given.
 
     Raises:
         UnsupportedModelError: If there is none, with a list of those there are, or the caller
@@ -342,7 +240,7 @@ def family_of(config: Any, *objectives: Objective) -> Family:
 
 
 def auto_class(config: Any) -> Any:
-    """The class of transformers that builds and loads checkpoints of this family."""
+    """Return the class of transformers that builds and loads checkpoints of this family."""
     family = family_of(config)
     names = {
         "causal": "AutoModelForCausalLM",
@@ -354,25 +252,25 @@ def auto_class(config: Any) -> Any:
 
 
 def text_config(config: Any) -> Any:
-    """The sizes of what reads text: all of the model, or a tower of it."""
+    """Return the sizes of what reads text: all of the model, or a tower of it."""
     return getattr(config, "text_config", config)
 
 
 def num_layers(config: Any) -> int:
-    """Layers of all stacks, as `Family.stacks` numbers them."""
+    """Return the number of layers of all stacks, as `Family.stacks` numbers them."""
     sizes = text_config(config)
     return sum(getattr(sizes, stack.length) for stack in family_of(config).stacks)
 
 
 def is_masked(config: Any) -> bool:
-    """Whether the model predicts masked tokens from both sides, instead of the next one."""
+    """Return whether the model predicts masked tokens from both sides, not the next one."""
     family = FAMILIES.get(str(getattr(config, "model_type", "")))
     decoder = getattr(config, "is_decoder", False)
     return family is not None and family.objective == "masked" and not decoder
 
 
 def decoder_start(config: Any) -> int | None:
-    """The token that a decoder which reads a second text begins with; None for other models."""
+    """Return the token that the decoder of a second text begins with; None for other models."""
     family = FAMILIES.get(str(getattr(config, "model_type", "")))
     two_texts = family is not None and family.objective == "seq2seq"
     return int(config.decoder_start_token_id) if two_texts else None
@@ -386,15 +284,15 @@ def hidden_states(
     source_seen: Tensor | None = None,
     **inputs: Tensor | None,
 ) -> Tensor:
-    """The last hidden states, final norm included, [batch, seq, hidden], and no logits.
+    """Compute the last hidden states, final norm included, [batch, seq, hidden], and no logits.
 
     Args:
         model: A language model.
         cache: Takes the keys and values of the inputs, or has those of what stands before them.
             None for a model that is read at once.
-        source_ids: What the encoder of an encoder-decoder model reads, [batch, source].
-        source_seen: Which of its positions are no padding, likewise, bool.
-        inputs: Of the model; where there is an encoder, of its decoder.
+        source_ids: Input of the encoder of an encoder-decoder model, [batch, source].
+        source_seen: Positions of it that are no padding, likewise, bool.
+        inputs: Inputs of the model; where there is an encoder, of its decoder.
 
     Raises:
         UnsupportedModelError: If the model is not of a known family, or reads a second text and
@@ -404,10 +302,10 @@ def hidden_states(
         family_of(model.config, "seq2seq")
         seen = source_seen.long()
         source = model.get_encoder()(input_ids=source_ids, attention_mask=seen).last_hidden_state
-        said: Tensor = model.get_decoder()(
+        decoded: Tensor = model.get_decoder()(
             **inputs, encoder_hidden_states=source, encoder_attention_mask=seen, use_cache=False
         ).last_hidden_state
-        return said
+        return decoded
     cached: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache}
     if family_of(model.config, "causal", "masked").objective == "masked":
         cached = {}
@@ -423,13 +321,13 @@ def run_experts(
     *,
     change: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """What a module of experts gives, its neurons' activations changed on the way.
+    """Compute the output of a module of experts, its neurons' activations changed on the way.
 
     Args:
         experts: The module, which holds all experts' weights in tensors [experts, out, in].
         hidden: Its input, [tokens, hidden].
         chosen: The experts of each token, [tokens, chosen].
-        shares: What each counts, likewise.
+        shares: The weight of each in the token's output, likewise.
         change: Takes the activations and gives others, [tokens, experts * neurons]. An expert
             that a token was not sent to has 0 there, and what is given for it has no effect.
 
@@ -437,28 +335,31 @@ def run_experts(
         [tokens, hidden].
     """
     count, _, size = experts.down_proj.shape
-    owner, order = chosen.flatten().sort(stable=True)
+    # Pairs of token and expert, grouped by expert: a stable sort keeps tokens in order, so the
+    # sums below add in the same order each time.
+    expert, order = chosen.flatten().sort(stable=True)
     token = order // chosen.shape[1]
-    lengths = torch.bincount(owner, minlength=count).tolist()
+    lengths = torch.bincount(expert, minlength=count).tolist()
     active = []
     for rows, weight in zip(torch.split(hidden[token], lengths), experts.gate_up_proj, strict=True):
         gate, up = functional.linear(rows, weight).chunk(2, dim=-1)
         active.append(experts.act_fn(gate) * up)
     silent = hidden.new_zeros(len(hidden), count, size)
-    spread = silent.index_put((token, owner), torch.cat(active)).flatten(1)
-    taken = change(spread).reshape(len(hidden), count, size)[token, owner]
-    said = [
+    # All neurons of all experts side by side, as `change` numbers them; 0 where a token was not.
+    activations = silent.index_put((token, expert), torch.cat(active)).flatten(1)
+    changed = change(activations).reshape(len(hidden), count, size)[token, expert]
+    outputs = [
         functional.linear(rows, weight)
-        for rows, weight in zip(torch.split(taken, lengths), experts.down_proj, strict=True)
+        for rows, weight in zip(torch.split(changed, lengths), experts.down_proj, strict=True)
     ]
-    weighted = torch.cat(said) * shares.flatten()[order, None]
+    weighted = torch.cat(outputs) * shares.flatten()[order, None]
     return torch.zeros_like(hidden).index_add(0, token, weighted.to(hidden))
 
 
 def layer_states(
     model: Any, layers: Sequence[int], *, cache: DynamicCache | None = None, **inputs: Tensor | None
 ) -> list[Tensor]:
-    """Hidden states behind some layers, final norm applied, [batch, seq, hidden] each.
+    """Compute hidden states behind some layers, final norm applied, [batch, seq, hidden] each.
 
     Args:
         model: A causal language model.
@@ -481,13 +382,13 @@ def layer_states(
 
 
 def logits(model: Any, hidden: Tensor) -> Tensor:
-    """The model's own logits [n, vocab] for chosen hidden states [n, hidden]."""
+    """Compute the model's own logits [n, vocab] for chosen hidden states [n, hidden]."""
     family = family_of(model.config)
     if family.objective == "seq2seq":
         if getattr(model.config, "scale_decoder_outputs", False):  # T5, where the head is tied
             hidden = hidden * model.config.d_model**-0.5
-        said: Tensor = model.get_output_embeddings()(hidden)
-        return said + getattr(model, "final_logits_bias", 0.0)
+        scores: Tensor = model.get_output_embeddings()(hidden)
+        return scores + getattr(model, "final_logits_bias", 0.0)
     if family.head:
         for name in family.head:
             hidden = getattr(model, name)(hidden)

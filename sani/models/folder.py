@@ -25,7 +25,8 @@ from huggingface_hub import ModelCard
 
 from sani.errors import CheckpointError
 from sani.machine.device import quiet_libraries
-from sani.models.families import Family, family_of
+from sani.models.families import family_of
+from sani.models.family import Family
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from sani.errors import UnsupportedModelError
-from sani.models.families import Attention, Mlp, Stack, family_of, text_config
+from sani.models.families import family_of, text_config
+from sani.models.family import Attention, Mlp, Stack
 from sani.recipe import Part
 
 
