@@ -13,7 +13,6 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import ahocorasick
@@ -25,6 +24,7 @@ from sani.scanning.labels import kind_of, read_data, scan_label
 from sani.scanning.windows import moved, windows
 from sani.text.folding import Folded, fold, fold_text
 from sani.values.dates import month_names
+from sani.values.names import listed_names
 
 SOURCE = "pattern"
 TIMEOUT_SECONDS = 30.0
@@ -325,23 +325,9 @@ def _announcing() -> frozenset[str]:
     return frozenset(word for row in rows if row["label"] == "NAME" for word in row["after"])
 
 
-@cache
 def _listed_names() -> tuple[frozenset[str], frozenset[str]]:
-    """Given names and surnames that Faker lists, folded."""
-    lists: tuple[set[str], set[str]] = (set(), set())
-    for locale in read_data("recognizers.yaml")["name_locales"]:
-        provider = import_module(f"faker.providers.person.{locale}").Provider
-        for names, attributes in zip(lists, _NAME_LISTS, strict=True):
-            for attribute in attributes:
-                names |= {fold_text(name) for name in getattr(provider, attribute, ())}
-    given, surnames = ({name for name in names if len(name) > 2} for names in lists)
-    return frozenset(given), frozenset(surnames - given)
-
-
-_NAME_LISTS = (
-    ("first_names", "first_names_male", "first_names_female"),
-    ("last_names", "last_names_male", "last_names_female"),
-)
+    """Return given names and surnames that Faker lists, folded."""
+    return listed_names(tuple(read_data("recognizers.yaml")["name_locales"]))
 
 
 def _age(match: regex.Match[str]) -> tuple[int, int] | None:

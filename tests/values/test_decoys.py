@@ -31,7 +31,9 @@ from sani.demo.clinic import invent_clinics
 from sani.intervals import clustered_mean
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
-from sani.values.decoys import CHECKSUMS, LOCALES, DecoyMaker
+from sani.values.checksums import CHECKSUMS
+from sani.values.decoys import DecoyMaker
+from sani.values.names import LOCALES
 from sani.values.phrases import PhraseIndex, words_of
 from tests.support.clinic import Clinic
 
