@@ -14,7 +14,6 @@ import json
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,7 +68,7 @@ class RunFolder:
         if text is None:
             return None
         try:
-            return _adapter(kind).validate_json(text)
+            return TypeAdapter(kind).validate_json(text)
         except ValidationError as error:
             field = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
             raise RunError(
@@ -125,12 +124,6 @@ class RunFolder:
             with new_file(path, mode=0o600, advice=_RESUME) as partial:
                 partial.write_bytes(secrets.token_bytes(32))
         return path.read_bytes()
-
-
-@cache
-def _adapter(kind: type[_Record]) -> TypeAdapter[_Record]:
-    """Return the parser of a record type; building one takes a while."""
-    return TypeAdapter(kind)
 
 
 @contextmanager

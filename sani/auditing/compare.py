@@ -3,20 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
 from sani.auditing.generation import Hits, beyond
 from sani.auditing.identifier_index import Identifier
 from sani.auditing.membership import DocumentScores, membership
 from sani.auditing.occurrences import Occurrences
+from sani.auditing.record import AuditRecord
+from sani.recipe import AuditSettings
 
 Bools = NDArray[np.bool_]
+Step = Annotated[str, Field(pattern=r"^(before|erased|round-\d+|round \d+|model|after)$")]
+_Name = TypeVar("_Name", bound=str)
+_Audit = TypeVar("_Audit", bound=AuditRecord)
+
+
+@dataclass(frozen=True)
+class ChangeCounts:
+    """Numbers of occurrences that were cured, kept and are new, and the paired test's p."""
+
+    cured: int
+    kept: int
+    new: int
+    p_value: float | None
+
+
+class OnionStep(BaseModel):
+    """What one stage cured, kept and brought up, from one checkpoint to the next.
+
+    ``first_seen`` counts newly extractable occurrences that no earlier checkpoint gave.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_by_name=True)
+
+    source: Step = Field(alias="from")
+    to: Step
+    cured: int
+    kept: int
+    new: int
+    p_value: float | None
+    first_seen: int
 
 
 @dataclass(frozen=True)
@@ -36,10 +69,10 @@ class Change:
     kept: Bools
     new: Bools
 
-    def to_json(self) -> dict[str, Any]:
-        """The counts, and the p of the paired test."""
-        counts = {name: int(array.sum()) for name, array in vars(self).items()}
-        return {**counts, "p_value": paired_test(counts["cured"], counts["new"])}
+    def counts(self) -> ChangeCounts:
+        """Return the counts, and the p of the paired test."""
+        cured, kept, new = (int(array.sum()) for array in (self.cured, self.kept, self.new))
+        return ChangeCounts(cured, kept, new, paired_test(cured, new))
 
 
 def compare(before: Occurrences, after: Occurrences) -> Change:
@@ -58,99 +91,119 @@ def compare(before: Occurrences, after: Occurrences) -> Change:
 
 
 def paired_test(cured: int, new: int) -> float | None:
-    """Two-sided p of as uneven a split of the changed occurrences by chance; None for no change.
+    """Return the two-sided p of so uneven a split of the changed occurrences; None for no change.
 
-    Source: McNemar 1947, exact (binomial). It takes occurrences as independent, which several of
-    one subject are not: read it as the least that a difference must show.
+    Source: McNemar 1947, exact (binomial). It takes occurrences as independent. Several of one
+    subject are not, so a large p is a reason for doubt and a small one is no proof.
     """
     if cured + new == 0:
         return None
     return float(stats.binomtest(new, cured + new, 0.5).pvalue)
 
 
-def onion(rounds: Sequence[Occurrences]) -> list[dict[str, Any]]:
-    """Round by round: what it cured, kept and brought up, and what had never come up before.
+def onion(names: Sequence[str], verdicts: Mapping[str, Occurrences]) -> list[OnionStep]:
+    """Compare each audit with the one before it, and with all before it.
 
     Removing the most extractable identifiers exposes others (Borkar 2023, the privacy onion).
 
     Args:
-        rounds: Audits of one corpus in the order in which the model was changed.
+        names: Audits of one corpus in the order in which the model was changed.
+        verdicts: Occurrences by name of the audit; names that are missing here are skipped.
 
     Returns:
-        One entry for each round after the first: the counts of `Change`, the paired test, and
-        ``first_seen``, newly extractable occurrences that no earlier round gave.
+        One step for each audit after the first.
     """
-    found = []
-    ever = extracted(rounds[0])
-    for earlier, later in pairwise(rounds):
-        change = compare(earlier, later)
-        found.append({**change.to_json(), "first_seen": int((change.new & ~ever).sum())})
-        ever = ever | extracted(later)
-    return found
+    known = [name for name in names if name in verdicts]
+    steps = []
+    ever = extracted(verdicts[known[0]]) if known else None
+    for earlier, later in pairwise(known):
+        change = compare(verdicts[earlier], verdicts[later])
+        counts = change.counts()
+        steps.append(
+            OnionStep(
+                source=earlier,
+                to=later,
+                cured=counts.cured,
+                kept=counts.kept,
+                new=counts.new,
+                p_value=counts.p_value,
+                first_seen=int((change.new & ~ever).sum()),
+            )
+        )
+        ever = ever | extracted(verdicts[later])
+    return steps
 
 
 def beyond_control(after: Occurrences, control: Occurrences) -> Bools:
-    """Which occurrences the sanitized model gives and the base does not, [n]."""
+    """Return which occurrences the sanitized model gives and the base does not, [n]."""
     return after.scored & extracted(after) & ~extracted(control)
 
 
 def compare_audits(
-    audits: Mapping[str, dict[str, Any]],
-    verdicts: Mapping[str, Occurrences],
-    documents: Mapping[str, DocumentScores],
-    generated: Mapping[str, Hits],
+    audits: Mapping[_Name, _Audit],
+    documents: Mapping[_Name, DocumentScores],
+    generated: Mapping[_Name, Hits],
     identifiers: Sequence[Identifier],
     *,
-    rounds: Sequence[str],
     seed: int,
-) -> dict[str, Any]:
-    """What audits of several checkpoints say together.
+) -> dict[_Name, _Audit]:
+    """Add to each audit what only a comparison with the base can tell.
 
     Args:
-        audits: `AuditResult.to_json` of each by name; ``base`` is the control.
-        verdicts: Their single verdicts.
+        audits: Audits by name; ``base`` is the control.
         documents: Their membership scores; may be empty.
         generated: What sampling from them brought up; may be empty.
         identifiers: Those that sampling was searched for, by number.
-        rounds: Names in the order in which the model was changed; those not audited are passed by.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
 
     Returns:
-        ``audits``, with membership inference that also looks at the base's loss and with what
-        sampling brought up ``beyond`` the base, and ``onion``.
+        The audits, with membership inference that also looks at the base's loss, and with what
+        sampling brought up ``beyond`` the base.
     """
-    reference = documents.get("base")
-    found = {}
-    for name, data in audits.items():
-        known = None
-        if name in documents:
-            other = None if name == "base" else reference  # the base against itself says nothing
-            known = membership(documents[name], reference=other, seed=seed)
-        found[name] = {**data, "membership": asdict(known) if known else None}
-        if name != "base" and name in generated and "base" in generated:
-            more = beyond(generated[name], generated["base"], identifiers)
-            found[name]["generation"] = {**data["generation"], "beyond": asdict(more)}
-    names = [name for name in rounds if name in verdicts]
-    steps = zip(pairwise(names), onion([verdicts[name] for name in names]), strict=True)
+    by_name: Mapping[str, DocumentScores] = dict(documents)
+    samples: Mapping[str, Hits] = dict(generated)
+    compared = {}
+    for name, audit in audits.items():
+        scores, hits, generation = by_name.get(name), samples.get(name), audit.generation
+        # The base's own loss as reference for itself says nothing.
+        reference = None if name == "base" else by_name.get("base")
+        attacks = scores and membership(scores, reference=reference, seed=seed)
+        if generation and hits is not None and name != "base" and "base" in samples:
+            generation = replace(generation, beyond=beyond(hits, samples["base"], identifiers))
+        compared[name] = replace(audit, membership=attacks, generation=generation)
+    return compared
+
+
+def changes_since_base(verdicts: Mapping[_Name, Occurrences]) -> dict[_Name, ChangeCounts]:
+    """Compare audits of documents that were never fine-tuned on with the base's audit."""
+    base = dict[str, Occurrences](verdicts).get("base")
     return {
-        "audits": found,
-        "onion": [{"from": one, "to": other, **step} for (one, other), step in steps],
-    }
-
-
-def compare_pretraining(
-    audits: Mapping[str, dict[str, Any]], verdicts: Mapping[str, Occurrences]
-) -> dict[str, Any]:
-    """Audits of documents that were never fine-tuned on, and what changed since the base."""
-    base = verdicts.get("base")
-    changes = {
-        name: compare(base, found).to_json()
-        for name, found in verdicts.items()
+        name: compare(base, occurrences).counts()
+        for name, occurrences in verdicts.items()
         if base is not None and name != "base"
     }
-    return {"audits": dict(audits), "changes": changes}
+
+
+class ComparedPretraining(BaseModel):
+    """Audits of documents that only the base may have seen, and what changed since the base."""
+
+    audits: dict[str, AuditRecord]
+    changes: dict[str, ChangeCounts]
+
+
+class AuditComparison(BaseModel):
+    """Audits of several checkpoints side by side, as `sani audit` shows them."""
+
+    audit_settings: AuditSettings
+    audits: dict[str, AuditRecord]
+    onion: list[OnionStep]
+    pretraining: ComparedPretraining
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as plain data."""
+        return self.model_dump(mode="json", by_alias=True)
 
 
 def extracted(audit: Occurrences) -> Bools:
-    """Which occurrences are greedily recited or (n, p)-discoverable, [n]."""
+    """Return which occurrences are greedily recited or (n, p)-discoverable, [n]."""
     return np.asarray(audit.greedy | audit.discoverable)

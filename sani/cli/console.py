@@ -10,13 +10,18 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from sani.machine import distributed
+from sani.reporting.format import KIND_NAMES, Section, decimals, rate, stage_name
+
+if TYPE_CHECKING:
+    from sani.auditing.record import AuditRecord
+    from sani.gate import Check
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -89,7 +94,7 @@ def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -
     console.print(table)
 
 
-def show_section(section: Any) -> None:
+def show_section(section: Section) -> None:
     """Print the table of a report's section and then its sentences; nothing without a table."""
     if section.rows:
         show("")
@@ -98,22 +103,21 @@ def show_section(section: Any) -> None:
             show(sentence)
 
 
-def show_audits(audits: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> None:
+def show_audits(audits: Mapping[str, AuditRecord]) -> None:
     """Print what each checkpoint recites, and its perplexity."""
     rows = []
     for stage, audit in audits.items():
-        utility = audit["utility"]
-        for kind in ("direct", "indirect"):
-            figures = audit["figures"].get(kind)
+        for kind in KIND_NAMES:
+            figures = audit.figures.get(kind)
             if figures is not None:
                 rows.append(
                     [
-                        names.get(stage, stage),
+                        stage_name(stage),
                         kind,
-                        _percent(figures["greedy"]),
-                        _percent(figures["discoverable"]),
-                        _plain(figures["auc"]["value"]),
-                        _plain(utility["perplexity"]) if utility else "-",
+                        rate(figures.greedy),
+                        rate(figures.discoverable),
+                        decimals(figures.auc.value),
+                        decimals(audit.utility.perplexity if audit.utility else None),
                     ]
                 )
     show_table(
@@ -145,6 +149,8 @@ def show_inventory(inventory: Mapping[str, Any]) -> None:
 
 def show_evaluation(quality: Mapping[str, Any]) -> None:
     """Print how good a scan is, label by label."""
+    from sani.intervals import Rate
+
     rows = []
     for label, scores in quality["labels"].items():
         row = [label, str(scores["strict"]["gold"]), str(scores["strict"]["predicted"])]
@@ -158,41 +164,29 @@ def show_evaluation(quality: Mapping[str, Any]) -> None:
         rows,
     )
     show(
-        f"Direct identifiers found whole: {_percent(quality['recall'])}; "
-        f"{_plain(quality['missed_per_document'])} missed a document.\n"
-        f"Characters, labels aside: recall of direct {_plain(quality['recall_char_direct'])}, "
-        f"recall of all {_plain(quality['recall_char'])}, "
-        f"precision {_plain(quality['precision_char'])}."
+        f"Direct identifiers found whole: {rate(Rate(**quality['recall']))}; "
+        f"{decimals(quality['missed_per_document'])} missed a document.\n"
+        f"Characters, labels aside: recall of direct {decimals(quality['recall_char_direct'])}, "
+        f"recall of all {decimals(quality['recall_char'])}, "
+        f"precision {decimals(quality['precision_char'])}."
     )
 
 
-def show_checks(checks: Sequence[Mapping[str, Any]]) -> None:
+def show_checks(checks: Sequence[Check]) -> None:
     """Print the gate, limit by limit."""
     rows = [
         [
-            check["name"],
-            _plain(check["measured"]),
-            ("at least " if check["at_least"] else "at most ") + _plain(check["limit"]),
-            "yes" if check["holds"] else "NO",
-            check["reason"],
+            check.name,
+            decimals(check.measured),
+            ("at least " if check.at_least else "at most ") + decimals(check.limit),
+            "yes" if check.holds else "NO",
+            check.reason,
         ]
         for check in checks
     ]
     show_table("Gate", ["limit", "measured", "allowed", "holds", "reason"], rows)
 
 
-def _percent(rate: Mapping[str, Any]) -> str:
-    if rate["value"] is None:
-        return "-"
-    return (
-        f"{rate['value']:.1%} ({rate['hits']}/{rate['trials']}; "
-        f"{rate['low']:.1%}-{rate['high']:.1%})"
-    )
-
-
 def _share(value: float | None) -> str:
-    return "  - " if value is None else f"{value:.2f}"
-
-
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    """Return two decimals, or a dash in a column of the same width."""
+    return "  - " if value is None else decimals(value, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,9 @@ from sani.cli.options import (
     settings_from_options,
 )
 from sani.errors import UsageError
+
+if TYPE_CHECKING:
+    from sani.auditing.record import AuditRecord
 
 
 def audit(
@@ -101,7 +104,6 @@ def audit(
     from sani.pipeline.run import audit_models
     from sani.recipe import AuditSettings
     from sani.reporting.contents import audit_sections
-    from sani.reporting.format import STAGE_NAMES
 
     generation: dict[str, Any] | None = None
     if samples or prompts:
@@ -125,24 +127,24 @@ def audit(
     with console.reporter() as on_step:
         result = audit_models(models, documents, settings, seed=seed, on_step=on_step)
     if as_json:
-        console.show_json(result)
+        console.show_json(result.to_json())
     else:
-        console.show_audits(result["audits"], STAGE_NAMES)
+        console.show_audits(result.audits)
         for section in audit_sections(result):
             console.show_section(section)
-        for name, data in result["audits"].items():
-            for reason, count in data["unscored"].items():
+        for name, record in result.audits.items():
+            for reason, count in record.unscored.items():
                 console.show(f"{name}: {count} occurrences not scored: {reason}")
-    if fail_above is not None and not _recites_at_most(result["audits"]["model"], fail_above):
+    if fail_above is not None and not _recites_at_most(result.audits["model"], fail_above):
         raise typer.Exit(GATE_FAILED)
 
 
-def _recites_at_most(data: dict[str, Any], fraction: float) -> bool:
+def _recites_at_most(audit: AuditRecord, fraction: float) -> bool:
     """Return True if an audit meets ``--fail-above``; without direct identifiers it does not."""
-    figures = data["figures"].get("direct")
-    rates = [figures[name]["value"] for name in ("greedy", "discoverable")] if figures else [None]
+    figures = audit.figures.get("direct")
+    rates = [figures.greedy.value, figures.discoverable.value] if figures else [None]
     holds = all(rate is not None and rate <= fraction for rate in rates)
-    return holds and not data["unscored"]
+    return holds and not audit.unscored
 
 
 def attack(
@@ -242,12 +244,11 @@ def attack(
         *([positive_control_of_attacks(result)] if gate else []),
         *judge_attacks("control", result),
     ]
-    checks = [check.to_json() for check in judged]
     if as_json:
-        console.show_json({**result.to_json(), "checks": checks})
+        console.show_json({**result.to_json(), "checks": [check.to_json() for check in judged]})
     else:
-        for section in attack_sections(result.to_json()):
+        for section in attack_sections(result):
             console.show_section(section)
-        console.show_checks(checks)
-    if gate and not all(check["holds"] for check in checks):
+        console.show_checks(judged)
+    if gate and not all(check.holds for check in judged):
         raise typer.Exit(GATE_FAILED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ from sani.cli import console
 from sani.cli.errors import GATE_FAILED
 from sani.cli.options import Json, ReleasedFolder
 from sani.errors import UsageError
+from sani.reporting.format import share
+
+if TYPE_CHECKING:
+    from sani.reporting.schema import Report
 
 NOT_SIGNED = " (so whoever changed a file may have changed the manifest too)"
 
@@ -42,10 +46,10 @@ def report(
     folder = runs[0]
     report = read_report(folder)
     write_report(folder, report)
-    console.show_json(report) if as_json else show_report(report, folder)
+    console.show_json(report.to_json()) if as_json else show_report(report, folder)
     if reveal:
         _reveal(folder)
-    raise typer.Exit(0 if report["gate"]["holds"] else GATE_FAILED)
+    raise typer.Exit(0 if report.gate.holds else GATE_FAILED)
 
 
 def _reveal(folder: Path) -> None:
@@ -73,7 +77,7 @@ def _compare_runs(first: Path, second: Path, *, as_json: bool) -> None:
         console.show_section(section)
 
 
-def show_report(report: dict[str, Any], folder: Path) -> None:
+def show_report(report: Report, folder: Path) -> None:
     """Print the compact table, the gate, and where the whole report stands."""
     from sani.reporting.escalation import tried
     from sani.reporting.evidence import summary, untested
@@ -82,22 +86,22 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
     console.show_section(tried(report))
     console.show_section(rounds(report))
     console.show_section(summary(report))
-    console.show_checks(report["gate"]["checks"])
-    inventory = report["scan"]
+    console.show_checks(report.gate.checks)
+    scan = report.scan
     console.show(
-        f"{inventory['documents']} documents, {inventory['documents_without_spans']} without "
-        f"any span; {inventory['unmarked']} places look forgotten (see sani scan). "
-        f"{report['changes']['beyond_control']} occurrences are extractable from the sanitized "
+        f"{scan.documents} documents, {scan.documents_without_spans} without any span; "
+        f"{scan.unmarked} places look forgotten (see sani scan). "
+        f"{report.changes.beyond_control} occurrences are extractable from the sanitized "
         "checkpoint and not from the base."
     )
-    if inventory["quality"]:
-        recall = inventory["quality"]["recall"]
+    if scan.quality:
+        recall = scan.quality.recall
         console.show(
-            f"Estimated recall of the scan: {recall['value']:.1%} ({recall['hits']} of "
-            f"{recall['trials']} direct gold identifiers found whole)."
+            f"Estimated recall of the scan: {share(recall.value)} ({recall.hits} of "
+            f"{recall.trials} direct gold identifiers found whole)."
         )
     console.show(f"Not tested: {'; '.join(untested(report))}.")
-    holds = "holds" if report["gate"]["holds"] else "DOES NOT HOLD"
+    holds = "holds" if report.gate.holds else "DOES NOT HOLD"
     console.show(f"The gate {holds}. Report: {folder / 'report.html'}")
 
 

@@ -81,7 +81,7 @@ def run_and_show(settings: Recipe, out: Path, *, resume: bool, as_json: bool) ->
         result = run_recipe(settings, out, resume=resume, on_step=on_step)
     warn_of_files_not_released(settings.model.path, only_checked=settings.only_checks)
     if as_json:
-        console.show_json(result.report)
+        console.show_json(result.report.to_json())
     else:
         show_report(result.report, out)
         checkpoint = settings.model.path if settings.only_checks else out / "sanitized"

@@ -259,6 +259,7 @@ def _show_erased(plan: ErasePlan, fraction: float, out: Path, *, in_adapter: boo
         in_adapter: True if that folder holds an adapter.
     """
     from sani.reporting import process
+    from sani.reporting.schema import TokenRows
 
     num_layers = len({entry.layer for entry in plan.entries if entry.neurons})
     if plan.num_neurons:
@@ -272,10 +273,11 @@ def _show_erased(plan: ErasePlan, fraction: float, out: Path, *, in_adapter: boo
     if in_adapter:
         console.show("It does not hold the path of its base: give the base to load it.")
     if plan.interpolate_to_base:
-        console.show(process.interpolate_to_base(plan.to_json()))
+        console.show(process.interpolate_to_base(plan))
     if plan.retrains:
-        console.show(process.retrains(plan.to_json()))
-    for sentence in process.token_rows(plan.to_json()):
+        console.show(process.retrains(plan))
+    rows = TokenRows(**plan.token_rows.to_json()) if plan.token_rows else None
+    for sentence in process.token_rows(plan, rows):
         console.show(sentence)
 
 

@@ -41,14 +41,14 @@ class PlannedNeurons:
         layer: Counted from the input, from 0.
         part: ``mlp`` (neurons) or ``attention`` (heads).
         neurons: Indices to reset, ascending.
-        of: How many there are.
+        total: How many there are.
         scores: The selector's score of each index, or None where it needs none.
     """
 
     layer: int
     part: Part
     neurons: tuple[int, ...]
-    of: int
+    total: int
     scores: tuple[float, ...] | None
 
 
@@ -62,7 +62,7 @@ class ErasePlan:
         architecture: `architecture_digest` of the model that it is for; None for any.
         dampen: As asked, for that reset only.
         token_rows: Rows of embedding and head, if asked for.
-        found: What the selector says beyond scores: of ``hard_concrete``, where the closed neurons
+        selector_result: What the selector says beyond scores: of ``hard_concrete``, where the closed neurons
             lie and which label's they are, see `hard_concrete.report`.
         layers: How many layers the model has; None if unknown.
         interpolate_to_base: How far every weight first goes to the base's, in [0, 1].
@@ -77,7 +77,7 @@ class ErasePlan:
     architecture: str | None = None
     dampen: DampenSettings | None = None
     token_rows: TokenRows | None = None
-    found: dict[str, Any] | None = None
+    selector_result: dict[str, Any] | None = None
     layers: int | None = None
     interpolate_to_base: float = 0.0
 
@@ -86,7 +86,7 @@ class ErasePlan:
         """Whether every neuron of every layer is the base's again: then repair is retraining."""
         if self.interpolate_to_base == 1:
             return True
-        whole = all(len(entry.neurons) == entry.of for entry in self.entries)
+        whole = all(len(entry.neurons) == entry.total for entry in self.entries)
         sites = {(entry.layer, entry.part) for entry in self.entries}
         return self.reset == "rewind" and whole and len(sites) == len(PARTS) * (self.layers or -1)
 
@@ -179,9 +179,9 @@ def check_plan(plan: ErasePlan, layout: Layout) -> None:
                 f"the plan names layer {entry.layer}, expected 0 to {layout.num_layers - 1}"
             )
         size = layout.num_neurons(entry.part, layer=entry.layer)
-        if entry.of != size:
+        if entry.total != size:
             raise SelectionError(
-                f"the plan says that layer {entry.layer}, {entry.part}, has {entry.of} neurons; it "
+                f"the plan says that layer {entry.layer}, {entry.part}, has {entry.total} neurons; it "
                 f"has {size}; plan again"
             )
         if not all(0 <= neuron < size for neuron in entry.neurons):
@@ -220,8 +220,8 @@ def plan_erase(
     layout = layout_of(checkpoint)
     if reads_texts(selector):
         sizes = sizes_of(settings, layout)
-        scores, found = scores_of_texts(selector, layout, checkpoint, sizes, texts=texts, seed=seed)
-        plan = replace(_plan(settings, layout, scores, seed), found=found)
+        scores, result = scores_of_texts(selector, layout, checkpoint, sizes, texts=texts, seed=seed)
+        plan = replace(_plan(settings, layout, scores, seed), selector_result=result)
     else:
         weights = dict(checkpoint.model.named_parameters())
         theirs = dict(base.model.named_parameters()) if base is not None else None
@@ -275,7 +275,7 @@ def _plan(settings: EraseSettings, layout: Layout, scores: Scores, seed: int) ->
                 layer=site[0],
                 part=site[1],
                 neurons=tuple(chosen.tolist()),
-                of=len(own),
+                total=len(own),
                 scores=None if kept is None else tuple(kept.tolist()),
             )
         )

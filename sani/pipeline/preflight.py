@@ -159,8 +159,7 @@ def _same_architecture(name: str, path: Path, other: Path) -> None:
 
 def _rung(model: ModelSettings, rung: Rung) -> str:
     """What a rung does, in words and in neurons."""
-    settings = rung.model_dump(mode="json")
-    words = f"{rung.name}: {erase_in_words(settings)}; {repair_in_words(settings['repair'])}"
+    words = f"{rung.name}: {erase_in_words(rung.erase)}; {repair_in_words(rung.repair)}"
     return words if rung.erase is None else f"{words}; {_erase(model, rung.erase)}"
 
 

@@ -72,7 +72,7 @@ def repeat(stages: Stages, folder: RunFolder, recipe: Recipe, corpus: Corpus) ->
             break
         left = only(corpus, places)
     distributed.on_main(partial(_install, folder, number))
-    folder.save("rounds", {"asked": recipe.rounds, "done": number})
+    folder.save("rounds", {"max_rounds": recipe.rounds, "done": number})
 
 
 def surfaced(folder: RunFolder, name: str, corpus: Corpus, kinds: Sequence[Kind]) -> list[Place]:
@@ -116,8 +116,8 @@ def _round(
         f"round-{number}",
         {
             **found,
-            "looked_at": left.num_spans,
-            "left": len(surfaced(folder, f"round-{number}", corpus, recipe.gate.kinds)),
+            "targeted": left.num_spans,
+            "remaining": len(surfaced(folder, f"round-{number}", corpus, recipe.gate.kinds)),
             "audit": result.to_json(),
             "weights_digest": checkpoint.weights_digest(),
             "seconds": time.perf_counter() - began,

@@ -21,7 +21,13 @@ from typing import Any
 from sani.attacking.attack import attack
 from sani.attacking.result import BASE, SANITIZED, UNSANITIZED, AttackResult
 from sani.auditing.audit import AuditResult, audit, worst_framing
-from sani.auditing.compare import compare_audits, compare_pretraining
+from sani.auditing.compare import (
+    AuditComparison,
+    ComparedPretraining,
+    changes_since_base,
+    compare_audits,
+    onion,
+)
 from sani.auditing.record import AuditRecord, CheckpointAudit, record_of
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
@@ -65,6 +71,7 @@ from sani.repairing.repair import repair
 from sani.repairing.training_job import EpochAudit
 from sani.reporting.report import build_report, write_report
 from sani.reporting.reveal import reveal
+from sani.reporting.schema import Report
 from sani.runfolder import RECIPE, RunFolder, open_run
 from sani.scanning.detection import detect
 from sani.scanning.record import ScanRecord
@@ -86,7 +93,7 @@ class RunResult:
 
     folder: Path
     gate_holds: bool
-    report: dict[str, Any]
+    report: Report
 
 
 def run(
@@ -130,10 +137,10 @@ def run(
         job.audit("after", job.latest)
         job.attack()
         report = distributed.on_main(lambda: _release(recipe, folder, job, corpus))
-    return RunResult(out, bool(report["gate"]["holds"]), report)
+    return RunResult(out, report.gate.holds, report)
 
 
-def _release(recipe: Recipe, folder: RunFolder, job: _Job, corpus: Corpus) -> dict[str, Any]:
+def _release(recipe: Recipe, folder: RunFolder, job: _Job, corpus: Corpus) -> Report:
     """Judge, write ``sanitized/`` and the reports, and return ``report.json``.
 
     Of a checkpoint that was only checked no copy is written.
@@ -168,7 +175,7 @@ def audit_models(
     *,
     seed: int,
     on_step: OnNamedStep,
-) -> dict[str, Any]:
+) -> AuditComparison:
     """Audit several checkpoints alike, as `sani audit` shows them.
 
     Args:
@@ -207,22 +214,24 @@ def audit_models(
         if documents.pretraining is not None:
             alone = settings.model_copy(update={"generation": None})
             pretraining[name] = audit(checkpoint, documents.pretraining, alone, seed=seed)
-    return {
-        "audit_settings": settings.model_dump(mode="json"),
-        **compare_audits(
-            {name: result.to_json() for name, result in found.items()},
-            {name: result.occurrences for name, result in found.items()},
+    rounds = [name for name in reversed(list(models)) if name != "base"]
+    return AuditComparison(
+        audit_settings=settings,
+        audits=compare_audits(
+            {name: record_of(result) for name, result in found.items()},
             {name: result.documents for name, result in found.items() if result.documents},
             {name: r.generation.one_by_one for name, r in found.items() if r.generation},
             next((r.generation.identifiers for r in found.values() if r.generation), ()),
-            rounds=[name for name in reversed(list(models)) if name != "base"],
             seed=seed,
         ),
-        "pretraining": compare_pretraining(
-            {name: result.to_json() for name, result in pretraining.items()},
-            {name: result.occurrences for name, result in pretraining.items()},
+        onion=onion(rounds, {name: result.occurrences for name, result in found.items()}),
+        pretraining=ComparedPretraining(
+            audits={name: record_of(result) for name, result in pretraining.items()},
+            changes=changes_since_base(
+                {name: result.occurrences for name, result in pretraining.items()}
+            ),
         ),
-    }
+    )
 
 
 def reveal_run(path: Path) -> Path:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sani.atomic import PARTIAL, new_file
 from sani.errors import CheckpointError
+from sani.reporting.schema import Report
 
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"
@@ -103,7 +104,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def write_manifest(folder: Path, report: dict[str, Any], *, weights_digest: str) -> None:
+def write_manifest(folder: Path, report: Report, *, weights_digest: str) -> None:
     """Write the manifest of all files in the folder.
 
     Args:
@@ -113,8 +114,8 @@ def write_manifest(folder: Path, report: dict[str, Any], *, weights_digest: str)
     """
     manifest = Manifest(
         schema_version=1,
-        gate=report["gate"],
-        provenance=report["provenance"],
+        gate=report.gate.model_dump(mode="json"),
+        provenance=report.provenance.model_dump(mode="json"),
         weights_digest=weights_digest,
         files=digests(folder),
     )

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from sani.corpus.documents import Corpus
 from sani.errors import CheckpointError
 from sani.releasing.identifiers_in_files import check_release
 from sani.releasing.manifest import MANIFEST, digests, read_manifest, write_manifest
 from sani.reporting.card import model_card
+from sani.reporting.schema import Report
 
 CARD = "README.md"
 
 
 def write_release_files(
     folder: Path,
-    report: dict[str, Any],
+    report: Report,
     corpus: Corpus,
     *,
     weights_digest: str,
@@ -40,13 +40,13 @@ def write_release_files(
     check_release(folder, corpus, base=base, ours=(CARD, MANIFEST))
 
 
-def is_current(folder: Path, report: dict[str, Any], *, weights_digest: str) -> bool:
+def is_current(folder: Path, report: Report, *, weights_digest: str) -> bool:
     """Return True if a release folder is whole, of these weights, and states this report's gate."""
     try:
         manifest = read_manifest(folder)
         return bool(
             manifest.weights_digest == weights_digest
-            and manifest.gate == report["gate"]
+            and manifest.gate == report.gate.model_dump(mode="json")
             and manifest.files == digests(folder)
         )
     except CheckpointError:

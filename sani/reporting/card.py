@@ -5,19 +5,20 @@ The figures are those of the audit, the limits those of the report; nothing is c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from sani.intervals import Estimate, Rate
 from sani.models.folder import read_card
 from sani.reporting.format import KIND_NAMES
 from sani.reporting.page import render
+from sani.reporting.schema import Report, SourceCard
 
 TASKS = {False: "text-generation", True: "fill-mask"}  # by whether it predicts masked tokens
 NAME = "sanitized"
-CARRIED = ("license", "license_name", "license_link")
 METRICS = {
     "greedy": "greedy extraction rate",
     "discoverable": "(n, p)-discoverable extraction rate",
@@ -25,22 +26,24 @@ METRICS = {
 }
 
 
-def model_card(report: Mapping[str, Any]) -> str:
-    """The card as text, made and read back by huggingface_hub's own classes.
+def model_card(report: Report) -> str:
+    """Return the card as text, made and read back by huggingface_hub's own classes.
 
     Raises:
         ValueError: If huggingface_hub does not read back what was written.
     """
-    source = report["source_card"]
+    source = report.source_card
     data = ModelCardData(
-        base_model=source["base_model"],
-        language=source["language"] or None,
+        base_model=source.base_model,
+        language=source.language or None,
         library_name="transformers",
         pipeline_tag=_task(report),
         tags=["sani", "sanitized", "privacy", "unlearning"],
         model_name=NAME,
         eval_results=list(_results(report)),
-        **{name: source[name] for name in CARRIED},
+        license=source.license,
+        license_name=source.license_name,
+        license_link=source.license_link,
     )
     text = f"---\n{data.to_yaml()}\n---\n\n{render(report, 'card.md.jinja')}"
     read = ModelCard(text)
@@ -49,47 +52,59 @@ def model_card(report: Mapping[str, Any]) -> str:
     return str(read)
 
 
-def _task(report: Mapping[str, Any]) -> str:
-    return TASKS[report["audits"]["after"]["jointly"] is not None]
+def _task(report: Report) -> str:
+    return TASKS[report.audits["after"].jointly is not None]
 
 
-def _results(report: Mapping[str, Any]) -> Iterator[EvalResult]:
-    """Figures of the sanitized checkpoint, with the control's beside them."""
-    after, base = report["audits"]["after"], report["audits"].get("base")
+def _results(report: Report) -> Iterator[EvalResult]:
+    """Yield the figures of the sanitized checkpoint, with the control's beside them."""
+    after, base = report.audits["after"], report.audits.get("base")
     corpus: dict[str, Any] = {
         "task_type": _task(report),
         "dataset_type": "private",
         "dataset_name": "the corpus it was fine-tuned on (private)",
     }
-    asked = [(kind, "figures", figure) for kind in KIND_NAMES for figure in METRICS]
-    asked += [
-        (kind, "jointly", figure) for kind in KIND_NAMES for figure in ("greedy", "discoverable")
-    ]
-    for kind, form, figure in asked:
-        found = (after[form] or {}).get(kind, {}).get(figure)
-        if not found or found["value"] is None:
-            continue
-        control = base[form][kind][figure] if base else {"value": None}
-        suffix, words = ("_jointly", ", masked jointly") if form == "jointly" else ("", "")
-        args = {"low_95": found["low"], "high_95": found["high"], "control": control["value"]}
-        yield EvalResult(
-            **corpus,
-            metric_type=f"{figure}_{kind}{suffix}",
-            metric_name=f"{METRICS[figure]}, {kind} identifiers{words}",
-            metric_value=_rounded(found["value"]),
-            metric_args={
-                "trials": found["trials"],
-                **{k: _rounded(v) for k, v in args.items()},
-            },
-        )
-    if after["utility"]:
+    forms = [("", "", after.figures, base.figures if base else {})]
+    if after.jointly:
+        controls = (base.jointly if base else None) or {}
+        forms.append(("_jointly", ", masked jointly", after.jointly, controls))
+    for suffix, words, figures, controls in forms:
+        for kind in KIND_NAMES:
+            if kind not in figures:
+                continue
+            measured, control = figures[kind], controls.get(kind)
+            pairs: list[tuple[str, Rate | Estimate, Rate | Estimate | None]] = [
+                ("greedy", measured.greedy, control and control.greedy),
+                ("discoverable", measured.discoverable, control and control.discoverable),
+            ]
+            if not suffix:  # decoys are scored jointly, once
+                pairs.append(("auc", measured.auc, control and control.auc))
+            for name, figure, other in pairs:
+                if figure.value is None:
+                    continue
+                limits = {
+                    "low_95": figure.low,
+                    "high_95": figure.high,
+                    "control": other.value if other else None,
+                }
+                yield EvalResult(
+                    **corpus,
+                    metric_type=f"{name}_{kind}{suffix}",
+                    metric_name=f"{METRICS[name]}, {kind} identifiers{words}",
+                    metric_value=_rounded(figure.value),
+                    metric_args={
+                        "trials": figure.trials,
+                        **{key: _rounded(value) for key, value in limits.items()},
+                    },
+                )
+    if after.utility:
         yield EvalResult(
             task_type=_task(report),
             dataset_type="private",
             dataset_name="held-out documents (private)",
             metric_type="perplexity",
             metric_name="perplexity outside identifiers",
-            metric_value=_rounded(after["utility"]["perplexity"]),
+            metric_value=_rounded(after.utility.perplexity),
         )
 
 
@@ -97,23 +112,24 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
-def read_source_card(model: Path, base: Path | None) -> dict[str, Any]:
-    """What the released card carries over, as `sani.reporting.schema.SourceCard`.
+def read_source_card(model: Path, base: Path | None) -> SourceCard:
+    """Read what the released card carries over from the cards of the source.
 
     Args:
         model: Folder of the checkpoint that is sanitized; its own card comes first.
-        base: Folder of the public model; named by the folder if no card tells its name.
+        base: Folder of the public model; named by the folder if no card gives its name.
     """
     cards = [read_card(folder) for folder in (model, base) if folder is not None]
-    own = cards[0]
-    told = own.get("base_model")
+    name = cards[0].get("base_model")
     licensed = next((card for card in cards if card.get("license")), {})
-    language = own.get("language")
-    return {
-        "base_model": told if isinstance(told, str) else base.name if base else None,
-        **{name: _text(licensed.get(name)) for name in CARRIED},
-        "language": [language] if isinstance(language, str) else list(map(str, language or ())),
-    }
+    language = cards[0].get("language")
+    return SourceCard(
+        base_model=name if isinstance(name, str) else base.name if base else None,
+        license=_text(licensed.get("license")),
+        license_name=_text(licensed.get("license_name")),
+        license_link=_text(licensed.get("license_link")),
+        language=[language] if isinstance(language, str) else list(map(str, language or ())),
+    )
 
 
 def _text(value: Any) -> str | None:

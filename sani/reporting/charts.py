@@ -10,8 +10,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import matplotlib
@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 
-from sani.reporting.format import KIND_NAMES, MOST_CHARTED, stage_name, worst_labels
+from sani.reporting.format import KIND_NAMES, MAX_CHARTED, stage_name, worst_labels
+from sani.reporting.schema import Report, Stage
 
 # Colours as the page's style sheet names them; told apart by the colour-blind, and by shape.
 COLOURS = {
@@ -57,25 +58,28 @@ STYLE: Any = {
 }
 
 
-def draw(report: Mapping[str, Any]) -> dict[str, Markup]:
+def draw(report: Report) -> dict[str, Markup]:
     """Every chart that the report has data for, by the key of its section."""
-    charts: dict[str, tuple[Callable[[Mapping[str, Any]], Figure | None], str]] = {
+    charts: dict[str, tuple[Callable[[Report], Figure | None], str]] = {
         "labels": (_labels, "Share of each label's occurrences that are extractable"),
         "subjects": (_subjects, "Subjects by how many of their occurrences are extractable"),
-        "picture": (_picture, "Log-probability of each occurrence against the control's"),
+        "log_prob_scatter": (
+            _log_prob_scatter,
+            "Log-probability of each occurrence against the control's",
+        ),
         "preference": (_preference, "AUC and exposure, with the control's interval as a band"),
         "queries": (_queries, "Share of occurrences extractable in so many samples"),
         "erase": (_erase, "Neurons that were reset, by layer"),
         "repair": (_repair, "Loss during the repair"),
     }
-    found = {}
+    drawn = {}
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a label in a script that the font lacks is text anyway
         for key, (chart, title) in charts.items():
             figure = chart(report)
             if figure is not None:
-                found[key] = _inline(figure, key, f"{title}; the table below has the figures.")
-    return found
+                drawn[key] = _inline(figure, key, f"{title}; the table below has the figures.")
+    return drawn
 
 
 def _inline(figure: Figure, key: str, title: str) -> Markup:
@@ -130,8 +134,8 @@ def _figure(rows: float, columns: int = 1, **options: Any) -> tuple[Figure, Sequ
     return figure, list(axes[0])
 
 
-def _stages(report: Mapping[str, Any]) -> list[str]:
-    return [stage for stage in ("base", "before", "erased", "after") if stage in report["audits"]]
+def _stages(report: Report) -> list[Stage]:
+    return [stage for stage in get_args(Stage) if stage in report.audits]
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -139,24 +143,23 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside upper left", ncols=4)
 
 
-def _labels(report: Mapping[str, Any]) -> Figure | None:
+def _labels(report: Report) -> Figure | None:
     """A row a label, with a mark for each checkpoint; the labels of which most is left first."""
-    audits, stages = report["audits"], _stages(report)
+    audits, stages = report.audits, _stages(report)
     rates = {
         label: {
-            stage: audits[stage]["figures"][f"label:{label}"]["discoverable"]["value"]
-            for stage in stages
+            stage: audits[stage].figures[f"label:{label}"].discoverable.value for stage in stages
         }
-        for label in worst_labels(report)[:MOST_CHARTED]
+        for label in worst_labels(audits["after"])[:MAX_CHARTED]
     }
     shown = list(rates)
     figure, (axes,) = _figure(0.9 + 0.22 * len(shown))
     for stage in stages:
-        known = [(i, rates[name][stage]) for i, name in enumerate(shown)]
-        known = [(place, rate) for place, rate in known if rate is not None]
+        values = [(row, rates[name][stage]) for row, name in enumerate(shown)]
+        known = [(row, value) for row, value in values if value is not None]
         axes.scatter(
-            [100 * rate for _, rate in known],
-            [place for place, _ in known],
+            [100 * value for _, value in known],
+            [row for row, _ in known],
             marker=MARKERS[stage], s=60 if stage == "base" else 24, color=COLOURS[stage],
             label=stage_name(stage), clip_on=False, zorder=3,
         )  # fmt: skip
@@ -174,16 +177,16 @@ def _short(label: str) -> str:
     return clean if len(clean) <= LONGEST_LABEL else clean[: LONGEST_LABEL - 1] + "…"
 
 
-def _subjects(report: Mapping[str, Any]) -> Figure | None:
-    found, stages = report["subjects"], _stages(report)
-    figure, panels = _figure(2.6, len(found["kinds"]), sharey=False)
+def _subjects(report: Report) -> Figure | None:
+    subjects, stages = report.subjects, _stages(report)
+    figure, panels = _figure(2.6, len(subjects.kinds), sharey=False)
     width = 0.8 / len(stages)
-    for axes, (kind, part) in zip(panels, found["kinds"].items(), strict=True):
+    for axes, (kind, part) in zip(panels, subjects.kinds.items(), strict=True):
         for offset, stage in enumerate(stages):
-            places = [i + (offset - (len(stages) - 1) / 2) * width for i in range(6)]
-            counts = part["distribution"][stage]
-            axes.bar(places, counts, width, color=COLOURS[stage], label=stage_name(stage))
-        axes.set_xticks(range(6), found["classes"])
+            centres = [i + (offset - (len(stages) - 1) / 2) * width for i in range(6)]
+            counts = part.distribution[stage]
+            axes.bar(centres, counts, width, color=COLOURS[stage], label=stage_name(stage))
+        axes.set_xticks(range(6), subjects.classes)
         axes.set_title(f"{kind} identifiers", loc="left")
         axes.set_xlabel("extractable occurrences of a subject")
     panels[0].set_ylabel("subjects")
@@ -191,35 +194,36 @@ def _subjects(report: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def _picture(report: Mapping[str, Any]) -> Figure | None:
+def _log_prob_scatter(report: Report) -> Figure | None:
     """A row a kind, a column a checkpoint; a dot for the occurrences that fall together."""
-    found = report["picture"]
-    kinds, low, bins = found["kinds"], found["low"], found["bins"]
+    scatter = report.log_prob_scatter
+    kinds, low, bins = scatter.kinds, scatter.low, scatter.bins
     columns = max((len(stages) for stages in kinds.values()), default=0)
     if not columns:
         return None
     figure = Figure((WIDTH, 0.5 + 2.5 * len(kinds)), layout="constrained")
     panels = figure.subplots(len(kinds), columns, squeeze=False, sharex=True, sharey=True)
+    # The axes are linear in the square root of the surprise, as the bins are.
     ticks = [tick for tick in (0.0, -1.0, -5.0, -20.0, -50.0, -100.0, -200.0) if tick > low]
-    places = [bins * (1 - (tick / low) ** 0.5) for tick in ticks]
+    positions = [bins * (1 - (tick / low) ** 0.5) for tick in ticks]
     for row, (kind, stages) in zip(panels, kinds.items(), strict=True):
         for axes, (stage, part) in zip(row, stages.items(), strict=True):
             axes.plot([0, bins], [0, bins], color=COLOURS["faint"], linewidth=1)
             for least, size in DOT_SIZES.items():
-                dots = [cell for cell in part["cells"] if _size(cell[2]) == least]
+                dots = [cell for cell in part.cells if _size(cell[2]) == least]
                 axes.scatter(
                     [x + 0.5 for x, _, _ in dots], [y + 0.5 for _, y, _ in dots],
                     s=size, color=COLOURS[stage], linewidths=0,
                 )  # fmt: skip
             axes.set_title(f"{kind}, {stage_name(stage)}", loc="left")
-            axes.set_xticks(places, [f"{tick:.0f}" for tick in ticks])
-            axes.set_yticks(places, [f"{tick:.0f}" for tick in ticks])
+            axes.set_xticks(positions, [f"{tick:.0f}" for tick in ticks])
+            axes.set_yticks(positions, [f"{tick:.0f}" for tick in ticks])
             axes.set_xlim(0, bins)
             axes.set_ylim(0, bins)
             axes.set_aspect("equal")
         row[0].set_ylabel("log-probability, nats")
     for axes in panels[-1]:
-        axes.set_xlabel(f"under {stage_name(found['against'])}")
+        axes.set_xlabel(f"under {stage_name(scatter.against)}")
     for least, size in DOT_SIZES.items():
         panels[0][0].scatter([], [], s=size, color=COLOURS["ink"], label=_or_more(least))
     _legend(figure, panels[0][0])
@@ -234,22 +238,26 @@ def _or_more(least: int) -> str:
     return "1 to 9 occurrences" if least == 1 else f"{least} or more"
 
 
-def _preference(report: Mapping[str, Any]) -> Figure | None:
+def _preference(report: Report) -> Figure | None:
     """Intervals of AUC and exposure, a row a kind and checkpoint, the control's as a band."""
-    audits, stages = report["audits"], _stages(report)
-    kinds = [kind for kind in KIND_NAMES if kind in audits["after"]["figures"]]
+    audits, stages = report.audits, _stages(report)
+    kinds = [kind for kind in KIND_NAMES if kind in audits["after"].figures]
     figure, panels = _figure(0.9 + 0.3 * len(kinds) * len(stages), 2, sharey=True)
     rows = [(kind, stage) for kind in kinds for stage in stages]
     drawn = False
     for axes, figure_name in zip(panels, ("auc", "exposure"), strict=True):
         for place, (kind, stage) in enumerate(rows):
-            found = audits[stage]["figures"].get(kind, {}).get(figure_name)
-            if not found or found["value"] is None:
+            figures = audits[stage].figures.get(kind)
+            if figures is None:
+                continue
+            estimate = figures.auc if figure_name == "auc" else figures.exposure
+            value = estimate.value
+            if value is None:
                 continue
             drawn = True
-            low, high = found["low"] or found["value"], found["high"] or found["value"]
+            low, high = estimate.low or value, estimate.high or value
             axes.plot([low, high], [place, place], color=COLOURS[stage], linewidth=2)
-            axes.scatter([found["value"]], [place], s=24, color=COLOURS[stage],
+            axes.scatter([value], [place], s=24, color=COLOURS[stage],
                          marker="o" if stage == "base" else MARKERS[stage])  # fmt: skip
             if stage == "base":
                 begin, end = place - 0.4, place + len(stages) - 0.6
@@ -262,23 +270,23 @@ def _preference(report: Mapping[str, Any]) -> Figure | None:
     return figure if drawn else None
 
 
-def _queries(report: Mapping[str, Any]) -> Figure | None:
-    audits, stages = report["audits"], _stages(report)
-    kinds = [kind for kind in KIND_NAMES if kind in audits["after"]["figures"]]
+def _queries(report: Report) -> Figure | None:
+    audits, stages = report.audits, _stages(report)
+    kinds = [kind for kind in KIND_NAMES if kind in audits["after"].figures]
     figure, panels = _figure(2.8, len(kinds), sharey=True)
     for axes, kind in zip(panels, kinds, strict=True):
         for stage in stages:
-            rates = audits[stage]["figures"][kind]["queries"]["extractable"]
-            known = [(int(n), rate) for n, rate in rates.items() if rate["value"] is not None]
+            rates = audits[stage].figures[kind].queries.extractable
+            known = [(int(n), rate) for n, rate in rates.items() if rate.trials]
             x = [n for n, _ in known]
             axes.plot(
-                x, [100 * rate["value"] for _, rate in known], color=COLOURS[stage],
+                x, [100 * (rate.value or 0) for _, rate in known], color=COLOURS[stage],
                 marker="o" if stage == "base" else MARKERS[stage], markersize=4,
                 label=stage_name(stage), clip_on=False,
             )  # fmt: skip
             axes.fill_between(
-                x, [100 * rate["low"] for _, rate in known],
-                [100 * rate["high"] for _, rate in known], color=COLOURS[stage], alpha=0.2,
+                x, [100 * (rate.low or 0) for _, rate in known],
+                [100 * (rate.high or 0) for _, rate in known], color=COLOURS[stage], alpha=0.2,
                 linewidth=0,
             )  # fmt: skip
         axes.set_xscale("log")
@@ -291,22 +299,22 @@ def _queries(report: Mapping[str, Any]) -> Figure | None:
     return figure
 
 
-def _erase(report: Mapping[str, Any]) -> Figure | None:
+def _erase(report: Report) -> Figure | None:
     """A row a layer, a column a stretch of neurons: the share of it that was reset."""
-    entries = report["erase"]["plan"]["entries"] if report["erase"] else []
+    entries = report.erase.plan.entries if report.erase else []
     if not entries:
         return None
-    parts = list(dict.fromkeys(entry["part"] for entry in entries))
-    layers = sorted({entry["layer"] for entry in entries})
+    parts = list(dict.fromkeys(entry.part for entry in entries))
+    layers = sorted({entry.layer for entry in entries})
     figure, panels = _figure(1.0 + 0.24 * len(layers), len(parts), sharey=True)
     for axes, part in zip(panels, parts, strict=True):
         stretches: dict[float, list[Path]] = {}
         for entry in entries:
-            if entry["part"] != part:
+            if entry.part != part:
                 continue
-            place, width = layers.index(entry["layer"]), entry["of"] / len(entry["map"])
-            axes.barh([place], [entry["of"]], 0.8, color="none", edgecolor=COLOURS["faint"])
-            for start, end, share in _runs(entry["map"]):
+            place, width = layers.index(entry.layer), entry.total / len(entry.map)
+            axes.barh([place], [entry.total], 0.8, color="none", edgecolor=COLOURS["faint"])
+            for start, end, share in _runs(entry.map):
                 corners = [(start, -0.4), (end, -0.4), (end, 0.4), (start, 0.4), (start, -0.4)]
                 around = [(x * width, place + y) for x, y in corners]
                 stretches.setdefault(share, []).append(Path(around, closed=True))
@@ -323,20 +331,20 @@ def _erase(report: Mapping[str, Any]) -> Figure | None:
 
 def _runs(shares: Sequence[float]) -> list[tuple[int, int, float]]:
     """Stretches of the same share, to a tenth, as (first, past the last, share); empty ones not."""
-    found: list[tuple[int, int, float]] = []
+    runs: list[tuple[int, int, float]] = []
     for place, share in enumerate(shares):
         rounded = max(0.1, round(share, 1)) if share else 0.0
-        if found and found[-1][2] == rounded:
-            found[-1] = (found[-1][0], place + 1, rounded)
+        if runs and runs[-1][2] == rounded:
+            runs[-1] = (runs[-1][0], place + 1, rounded)
         else:
-            found.append((place, place + 1, rounded))
-    return [run for run in found if run[2]]
+            runs.append((place, place + 1, rounded))
+    return [run for run in runs if run[2]]
 
 
-def _repair(report: Mapping[str, Any]) -> Figure | None:
-    if not report["repair"] or not report["repair"]["curve"]:
+def _repair(report: Report) -> Figure | None:
+    if not report.repair or not report.repair.curve:
         return None
-    curve = report["repair"]["curve"]
+    curve = report.repair.curve
     terms = [name for name in dict.fromkeys(n for entry in curve for n in entry) if name != "step"]
     figure, panels = _figure(2.3, len(terms))
     for axes, term, colour in zip(panels, terms, ("after", "before", "erased"), strict=False):

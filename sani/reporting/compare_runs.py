@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from sani.auditing.compare import Change, compare
 from sani.auditing.occurrences import Occurrences
@@ -20,10 +19,8 @@ from sani.reporting.format import (
     stage_name,
 )
 from sani.reporting.process import leaves, stages
-from sani.reporting.schema import read_report
+from sani.reporting.schema import Report, Stage, read_report
 from sani.runfolder import RunFolder
-
-FIGURES = {"greedy": rate, "discoverable": rate, "auc": estimate}
 
 
 def side_by_side(first: Path, second: Path) -> list[Section]:
@@ -48,7 +45,7 @@ def side_by_side(first: Path, second: Path) -> list[Section]:
             "Settings that differ",
             (),
             ("setting", *names),
-            tuple(_different(*(dict(leaves(report["recipe"], "")) for report in reports))),
+            tuple(_different(*(dict(leaves(report.recipe, "")) for report in reports))),
         ),
         Section(
             "figures",
@@ -68,55 +65,54 @@ def _different(first: Mapping[str, str], second: Mapping[str, str]) -> Iterator[
             yield name.lstrip("."), one, other
 
 
-def _figures(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Cells]:
+def _figures(first: Report, second: Report) -> Iterator[Cells]:
     both = (first, second)
-    yield ("gate", *("holds" if report["gate"]["holds"] else "DOES NOT HOLD" for report in both))
+    yield ("gate", *("holds" if report.gate.holds else "DOES NOT HOLD" for report in both))
     yield ("limits not met", *map(_broken, both))
-    for stage in ("base", "before", "after"):
-        audits = [report["audits"].get(stage) for report in both]
+    stages_shown: tuple[Stage, ...] = ("base", "before", "after")
+    for stage in stages_shown:
+        audits = [report.audits.get(stage) for report in both]
         for kind in KIND_NAMES:
-            found = [audit["figures"].get(kind, {}) if audit else {} for audit in audits]
-            for figure, words in FIGURES.items():
-                cells = [words(figures.get(figure)) for figures in found]
+            figures = [audit.figures.get(kind) if audit else None for audit in audits]
+            for name, cells in (
+                ("greedy", [rate(f.greedy if f else None) for f in figures]),
+                ("discoverable", [rate(f.discoverable if f else None) for f in figures]),
+                ("auc", [estimate(f.auc if f else None) for f in figures]),
+            ):
                 if any(cell != "-" for cell in cells):
-                    yield (f"{figure}, {kind}, {stage_name(stage)}", *cells)
-        for figure in ("perplexity", "accuracy"):
-            known = [audit["utility"] if audit else None for audit in audits]
-            if any(known):
-                cells = [number(utility[figure]) if utility else "-" for utility in known]
-                yield (f"{figure}, {stage_name(stage)}", *cells)
-    for name in ("new", "beyond_control"):
-        yield (f"{name.replace('_', ' ')}", *(str(report["changes"][name]) for report in both))
+                    yield (f"{name}, {kind}, {stage_name(stage)}", *cells)
+        utilities = [audit.utility if audit else None for audit in audits]
+        if any(utilities):
+            perplexities = [number(u.perplexity) if u else "-" for u in utilities]
+            yield (f"perplexity, {stage_name(stage)}", *perplexities)
+            accuracies = [number(u.accuracy) if u else "-" for u in utilities]
+            yield (f"accuracy, {stage_name(stage)}", *accuracies)
+    yield ("new", *(str(report.changes.new) for report in both))
+    yield ("beyond control", *(str(report.changes.beyond_control) for report in both))
     yield ("seconds of all stages", *(f"{_seconds(report):.0f}" for report in both))
 
 
-def _broken(report: Mapping[str, Any]) -> str:
-    broken = [check["name"] for check in report["gate"]["checks"] if not check["holds"]]
-    return ", ".join(broken) or "none"
+def _broken(report: Report) -> str:
+    return ", ".join(check.name for check in report.gate.checks if not check.holds) or "none"
 
 
-def _seconds(report: Mapping[str, Any]) -> float:
-    return sum(float(stage["seconds"]) for stage in stages(report).values())
+def _seconds(report: Report) -> float:
+    return sum(stage.seconds for stage in stages(report).values())
 
 
 def _occurrences(first: Path, second: Path) -> Section:
-    """From the one's sanitized checkpoint to the other's, if both audited the same occurrences."""
+    """Return the change from one sanitized checkpoint to the other, if both audited the same."""
     same = _corpus(first) is not None and _corpus(first) == _corpus(second)
     change = _change(first, second) if same else None
     if change is None:
         return Section("occurrences", "From A to B, occurrence by occurrence")
-    counts = change.to_json()
+    counts = change.counts()
     return Section(
         "occurrences",
         "From A to B, occurrence by occurrence",
         ("Of the sanitized checkpoints; p is that of the paired test.",),
         ("only A gives", "both give", "only B gives", "p"),
-        (
-            (
-                *(str(counts[name]) for name in ("cured", "kept", "new")),
-                p_value(counts["p_value"]),
-            ),
-        ),
+        ((*map(str, (counts.cured, counts.kept, counts.new)), p_value(counts.p_value)),),
     )
 
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sani.reporting.format import KIND_NAMES, Cells, Section, sampled
+from sani.auditing.record import AuditRecord
+from sani.corpus.documents import Kind
+from sani.intervals import Estimate, Rate
+from sani.recipe import EraseSettings, FractionSelector, RepairSettings
+from sani.reporting.format import KIND_NAMES, Cells, Section, decimals, sampled, share
+from sani.reporting.schema import (
+    Escalation,
+    Measured,
+    Report,
+    RungFigures,
+    RungRates,
+    RungSettings,
+    TriedRung,
+)
+from sani.reporting.stage_files import EscalationFile, RungFile
 from sani.runfolder import RunFolder
 
 STOPPED = {
@@ -13,153 +26,172 @@ STOPPED = {
     "budget": "The budget was spent before the gate held.",
     "ladder": "Every rung was tried, and the gate holds for none.",
 }
-FIGURES = ("greedy", "discoverable", "auc")
 
 
-def escalation(folder: RunFolder) -> dict[str, Any] | None:
-    """The rungs of a run as `sani.reporting.schema.Escalation`; None if it did not escalate."""
-    found = folder.load("escalation")
-    if found is None:
+def escalation(folder: RunFolder) -> Escalation | None:
+    """Read the rungs of a run; None if it did not escalate."""
+    result = folder.load_as("escalation", EscalationFile)
+    if result is None:
         return None
-    rungs = [folder.load(f"rung-{number + 1}") for number in range(found["tried"])]
-    return {
-        **{name: value for name, value in found.items() if name != "tried"},
-        "rungs": [_rung(rung) for rung in rungs],
-    }
+    names = [f"rung-{number + 1}" for number in range(result.tried)]
+    return Escalation(
+        rule=result.rule,
+        best=result.best,
+        stopped=result.stopped,
+        not_tried=result.not_tried,
+        seconds=result.seconds,
+        tokens=result.tokens,
+        rungs=[_rung(folder.load_finished(name, RungFile)) for name in names],
+    )
 
 
-def _rung(found: Mapping[str, Any]) -> dict[str, Any]:
-    audit, repair = found["audit"], found["repair"]
-    copied = ("name", "holds", "failed", "checks", "seconds", "tokens")
-    return {
-        **{name: found[name] for name in copied},
-        "settings": {name: found["settings"][name] for name in ("erase", "repair")},
-        "attacked": found["attack"] is not None,
-        "steps": repair["steps"] if repair else None,
-        "by_epoch": repair["by_epoch"] if repair else [],
-        **figures_of(audit),
-    }
+def _rung(rung: RungFile) -> TriedRung:
+    measured = measured_by(rung.audit)
+    return TriedRung(
+        name=rung.name,
+        settings=RungSettings(erase=rung.settings.erase, repair=rung.settings.repair),
+        figures=measured.figures,
+        jointly=measured.jointly,
+        perplexity=measured.perplexity,
+        checks=rung.checks,
+        holds=rung.holds,
+        failed=rung.failed,
+        attacked=rung.attack is not None,
+        steps=rung.repair.steps if rung.repair else None,
+        by_epoch=rung.repair.by_epoch if rung.repair else [],
+        seconds=rung.seconds,
+        tokens=rung.tokens,
+    )
 
 
-def figures_of(audit: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What decides, out of an audit: figures by kind, of a masked model jointly too; perplexity."""
-    jointly = audit["jointly"] if audit else None
-    return {
-        "figures": _by_kind(audit["figures"] if audit else {}, FIGURES),
-        "jointly": None if jointly is None else _by_kind(jointly, FIGURES[:2]),
-        "perplexity": audit["utility"]["perplexity"] if audit and audit["utility"] else None,
-    }
+def measured_by(audit: AuditRecord | None) -> Measured:
+    """Return what decides, out of an audit: figures by kind, and perplexity."""
+    if audit is None:
+        return Measured(figures={}, jointly=None, perplexity=None)
+    jointly = audit.jointly
+    return Measured(
+        figures={
+            kind: RungFigures(greedy=f.greedy, discoverable=f.discoverable, auc=f.auc)
+            for kind in KIND_NAMES
+            if (f := audit.figures.get(kind))
+        },
+        jointly=None
+        if jointly is None
+        else {
+            kind: RungRates(greedy=f.greedy, discoverable=f.discoverable)
+            for kind in KIND_NAMES
+            if (f := jointly.get(kind))
+        },
+        perplexity=audit.utility.perplexity if audit.utility else None,
+    )
 
 
-def _by_kind(figures: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {
-        kind: {name: figures[kind][name] for name in names}
-        for kind in KIND_NAMES
-        if kind in figures
-    }
-
-
-def tried(report: Mapping[str, Any]) -> Section:
-    """Rung by rung, from the cheapest; a section without rows if the run did not escalate."""
-    found = report["escalation"]
+def tried(report: Report) -> Section:
+    """Return the section rung by rung, without rows if the run did not escalate."""
+    escalation = report.escalation
     title = "What was tried"
-    if found is None:
+    if escalation is None:
         return Section("tried", title)
-    kinds: Sequence[str] = report["gate_settings"]["kinds"]
+    kinds = report.gate_settings.kinds
     of = f" ({' / '.join(kinds)})" if len(kinds) > 1 else ""
     return Section(
         "tried",
         title,
-        tuple(_sentences(found)),
+        tuple(_sentences(escalation)),
         (
-            "rung", "erase", "repair", f"greedy{of}", f"{sampled(report)}{of}",
+            "rung", "erase", "repair", f"greedy{of}", f"{sampled(report.audit_settings)}{of}",
             f"AUC{of}", "perplexity", "seconds", "tokens", "limits not met",
         ),
         tuple(
-            _row(rung, number, kinds, kept=number == found["best"])
-            for number, rung in enumerate(found["rungs"], start=1)
+            _row(rung, number, kinds, best=number == escalation.best)
+            for number, rung in enumerate(escalation.rungs, start=1)
         ),
     )  # fmt: skip
 
 
-def _sentences(found: Mapping[str, Any]) -> Iterator[str]:
-    best = found["rungs"][found["best"] - 1]
+def _sentences(escalation: Escalation) -> Iterator[str]:
+    best = escalation.rungs[escalation.best - 1]
     yield (
-        f"{STOPPED[found['stopped']]} {len(found['rungs'])} rungs took {found['seconds']:.0f} s "
-        f"and {found['tokens']} tokens of training. Each began with the unsanitized "
-        "checkpoint."
+        f"{STOPPED[escalation.stopped]} {len(escalation.rungs)} rungs took "
+        f"{escalation.seconds:.0f} s and {escalation.tokens} tokens of training. Each began with "
+        "the unsanitized checkpoint."
     )
-    yield f"Kept: rung {found['best']}, {best['name']}. The rule: {found['rule']}"
-    if (best["settings"]["erase"] or {}).get("interpolate_to_base") == 1:
+    yield f"Kept: rung {escalation.best}, {best.name}. The rule: {escalation.rule}"
+    if best.settings.erase and best.settings.erase.interpolate_to_base == 1:
         yield (
-            "In the rung that was kept all weights were the base's before the repair: nothing of "
-            "the unsanitized checkpoint is left in it."
+            "In the rung that was kept, every weight was set to the base's before the repair: "
+            "nothing of the unsanitized checkpoint is left in it."
         )
-    if found["not_tried"]:
-        yield f"Not tried: {'; '.join(found['not_tried'])}."
+    if escalation.not_tried:
+        yield f"Not tried: {'; '.join(escalation.not_tried)}."
 
 
-def _row(rung: Mapping[str, Any], number: int, kinds: Sequence[str], *, kept: bool) -> Cells:
-    broken = ", ".join(check["name"] for check in rung["checks"] if not check["holds"])
+def _row(rung: TriedRung, number: int, kinds: Sequence[Kind], *, best: bool) -> Cells:
+    broken = ", ".join(check.name for check in rung.checks if not check.holds)
     return (
-        f"{number}. {rung['name']}{' (kept)' if kept else ''}",
-        erase_in_words(rung["settings"]),
-        repair_in_words(rung["settings"]["repair"], rung["by_epoch"]),
+        f"{number}. {rung.name}{' (kept)' if best else ''}",
+        erase_in_words(rung.settings.erase),
+        repair_in_words(rung.settings.repair, rung.by_epoch),
         *cells(rung, kinds),
-        f"{rung['seconds']:.1f}",
-        str(rung["tokens"]),
-        f"failed: {rung['failed']}" if rung["failed"] else broken or "none: the gate holds",
+        decimals(rung.seconds, 1),
+        str(rung.tokens),
+        f"failed: {rung.failed}" if rung.failed else broken or "none: the gate holds",
     )
 
 
-def cells(found: Mapping[str, Any], kinds: Sequence[str]) -> Cells:
-    """Greedy, (n, p), AUC (of each kind) and perplexity, as `figures_of` gives them."""
-
-    def of_each(form: str, name: str, digits: str) -> str:
-        figures = [found[form].get(kind) for kind in kinds]
-        return " / ".join(_value(of and of[name]["value"], digits) for of in figures)
-
-    rates = [of_each("figures", name, "{:.1%}") for name in ("greedy", "discoverable")]
-    if found.get("jointly"):
-        rates[0] += f"; jointly {of_each('jointly', 'greedy', '{:.1%}')}"
-        rates[1] += f"; jointly {of_each('jointly', 'discoverable', '{:.1%}')}"
-    auc = of_each("figures", "auc", "{:.3f}")
-    return (*rates, auc, _value(found["perplexity"], "{:.2f}"))
-
-
-def _value(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def cells(measured: Measured, kinds: Sequence[Kind]) -> Cells:
+    """Return greedy, (n, p), AUC (of each kind) and perplexity."""
+    figures = [measured.figures.get(kind) for kind in kinds]
+    rates = [
+        _joined(share(_value(f and f.greedy)) for f in figures),
+        _joined(share(_value(f and f.discoverable)) for f in figures),
+    ]
+    if measured.jointly:
+        jointly = [measured.jointly.get(kind) for kind in kinds]
+        rates[0] += f"; jointly {_joined(share(_value(f and f.greedy)) for f in jointly)}"
+        rates[1] += f"; jointly {_joined(share(_value(f and f.discoverable)) for f in jointly)}"
+    auc = _joined(decimals(_value(f and f.auc)) for f in figures)
+    return (*rates, auc, decimals(measured.perplexity, 2))
 
 
-def erase_in_words(rung: Mapping[str, Any]) -> str:
-    """What is erased, in a few words."""
-    settings = rung["erase"]
+def _joined(values: Iterable[str]) -> str:
+    return " / ".join(values)
+
+
+def _value(figure: Rate | Estimate | None) -> float | None:
+    return None if figure is None else figure.value
+
+
+def erase_in_words(settings: EraseSettings | None) -> str:
+    """Return what is erased, in a few words."""
     if settings is None:
         return "nothing erased"
-    share_back = settings["interpolate_to_base"]
-    way = f"all weights {share_back:.0%} of the way to the base's" if share_back else ""
-    if not settings["layers"] and not settings["last_layers"]:
-        return way
-    selector = settings["selector"]
-    share = f" {selector['fraction']:g}" if "fraction" in selector else ""
-    layers = f"last {settings['last_layers']}"
-    if settings["layers"]:
-        layers = f"layers {', '.join(map(str, settings['layers']))}"
-    elif settings["last_layers"] == "all":
+    part_way = settings.interpolate_to_base
+    moved = f"all weights {part_way:.0%} of the way to the base's" if part_way else ""
+    if not settings.layers and not settings.last_layers:
+        return moved
+    selector = settings.selector
+    fraction = f" {selector.fraction:g}" if isinstance(selector, FractionSelector) else ""
+    layers = f"last {settings.last_layers}"
+    if settings.layers:
+        layers = f"layers {', '.join(map(str, settings.layers))}"
+    elif settings.last_layers == "all":
         layers = "every layer"
-    erased = f"{selector['kind']}{share} of {layers}, {settings['reset']}"
-    return f"{way}; {erased}" if way else erased
+    erased = f"{selector.kind}{fraction} of {layers}, {settings.reset}"
+    return f"{moved}; {erased}" if moved else erased
 
 
-def repair_in_words(settings: Mapping[str, Any], by_epoch: Sequence[Any] = ()) -> str:
-    """How a rung is repaired, in a few words."""
-    objective = settings["identifier_loss"]
-    words = [objective["kind"] + (f" to {objective['to']}" if "to" in objective else "")]
-    if "weight" in objective:
-        words.append(f"weight {objective['weight']:g}")
-    stopped = by_epoch and by_epoch[-1]["holds"] and len(by_epoch) < settings["epochs"]
+def repair_in_words(settings: RepairSettings, by_epoch: Sequence[Mapping[str, float]] = ()) -> str:
+    """Return how a rung is repaired, in a few words."""
+    objective = settings.identifier_loss
+    target = getattr(objective, "to", None)
+    weight = getattr(objective, "weight", None)
+    words = [objective.kind + (f" to {target}" if target is not None else "")]
+    if weight is not None:
+        words.append(f"weight {weight:g}")
+    stopped = by_epoch and by_epoch[-1]["holds"] and len(by_epoch) < settings.epochs
     of = f"{len(by_epoch)} of " if stopped else ""
-    words.append(f"{of}{settings['epochs']} epochs at {settings['learning_rate']:g}")
-    if settings["last_layers"]:
-        words.append(f"only the last {settings['last_layers']} trained")
+    words.append(f"{of}{settings.epochs} epochs at {settings.learning_rate:g}")
+    if settings.last_layers:
+        words.append(f"only the last {settings.last_layers} trained")
     return ", ".join(words)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
+
+from sani.corpus.documents import KINDS, Kind
+
+if TYPE_CHECKING:  # the command line formats numbers before anything loads torch
+    from sani.auditing.audit import Figures
+    from sani.auditing.record import AuditRecord
+    from sani.intervals import Estimate, Rate
+    from sani.recipe import AuditSettings
 
 STAGE_NAMES = {
     "base": "base (control)",
@@ -12,10 +20,11 @@ STAGE_NAMES = {
     "erased": "after erase",
     "after": "after (sanitized)",
 }
-KIND_NAMES = ("direct", "indirect")
-MOST_CHARTED = 40  # labels
+KIND_NAMES: tuple[Kind, ...] = KINDS
+MAX_CHARTED = 40  # labels
 
 Cells = tuple[str, ...]
+_Name = TypeVar("_Name", bound=str)
 
 
 @dataclass(frozen=True)
@@ -38,60 +47,68 @@ class Section:
 
 
 def stage_name(stage: str) -> str:
-    """A checkpoint of the run in words."""
+    """Return a checkpoint of the run in words."""
     return STAGE_NAMES.get(stage, stage.replace("round-", "round "))
 
 
-def rate(rate: Mapping[str, Any] | None) -> str:
-    """A rate with its numerator, denominator and interval; a dash where nothing was tried."""
-    if not rate or rate["value"] is None:
+def rate(rate: Rate | None) -> str:
+    """Return a rate with its numerator, denominator and interval; a dash without trials."""
+    if rate is None or rate.value is None or rate.low is None or rate.high is None:
         return "-"
-    return (
-        f"{rate['value']:.1%} ({rate['hits']}/{rate['trials']}; "
-        f"{100 * rate['low']:.1f} to {rate['high']:.1%})"
-    )
+    return f"{rate.value:.1%} ({rate.hits}/{rate.trials}; {100 * rate.low:.1f} to {rate.high:.1%})"
 
 
-def estimate(estimate: Mapping[str, Any] | None) -> str:
-    """A mean with its interval; a dash where there is none."""
-    if not estimate or estimate["value"] is None:
+def estimate(estimate: Estimate | None) -> str:
+    """Return a mean with its interval; a dash where there is none."""
+    if estimate is None or estimate.value is None:
         return "-"
-    if estimate["low"] is None:
-        return f"{estimate['value']:.3f} (one subject, no interval)"
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f} (one subject, no interval)"
+    return f"{estimate.value:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"
 
 
 def number(value: float | None) -> str:
-    """Four digits, or that it is not known."""
+    """Return four digits, or that it is not known."""
     return "unknown" if value is None else f"{value:.4g}"
 
 
-def by_kind(audits: Mapping[str, Any], scope: str = "") -> Iterator[tuple[Cells, Any]]:
-    """(kind and checkpoint, figures) for every kind and stage that has the scope."""
-    for kind in KIND_NAMES:
-        for stage, audit in audits.items():
-            for form, suffix in (("figures", ""), ("jointly", ", masked jointly")):
-                figures = (audit[form] or {}).get(kind + scope)
-                if figures is not None:
-                    yield (kind + scope.replace(":", ", "), stage_name(stage) + suffix), figures
+def decimals(value: float | None, places: int = 3) -> str:
+    """Return so many decimals, or a dash."""
+    return "-" if value is None else f"{value:.{places}f}"
 
 
-def sampled(report: Mapping[str, Any]) -> str:
-    """The (n, p) of the audit."""
-    settings = report["audit_settings"]
-    return f"({settings['queries']}, {settings['probability']})"
+def share(value: float | None) -> str:
+    """Return a fraction in per cent, or a dash."""
+    return "-" if value is None else f"{value:.1%}"
 
 
 def p_value(value: float | None) -> str:
-    """A p of a test; none where nothing changed, and never quite zero."""
+    """Return the p of a test; "no change" where nothing changed, and never quite zero."""
     return "no change" if value is None else "< 1e-300" if value < 1e-300 else f"{value:.2g}"
 
 
-def worst_labels(report: Mapping[str, Any]) -> list[str]:
-    """All labels, those of which the sanitized checkpoint gives the largest share first."""
-    figures = report["audits"]["after"]["figures"]
-    left = {
-        label: figures[f"label:{label}"]["discoverable"]["value"] or 0.0
-        for label in report["scan"]["labels"]
+def by_kind(
+    audits: Mapping[_Name, AuditRecord], scope: str = ""
+) -> Iterator[tuple[Cells, Figures]]:
+    """Yield (kind and checkpoint, figures) for every kind and stage that has the scope."""
+    for kind in KIND_NAMES:
+        for stage, audit in audits.items():
+            for figures, suffix in ((audit.figures, ""), (audit.jointly, ", masked jointly")):
+                if figures and (kind + scope) in figures:
+                    names = (kind + scope.replace(":", ", "), stage_name(stage) + suffix)
+                    yield names, figures[kind + scope]
+
+
+def sampled(settings: AuditSettings) -> str:
+    """Return the (n, p) of the audit."""
+    return f"({settings.queries}, {settings.probability})"
+
+
+def worst_labels(audit: AuditRecord) -> list[str]:
+    """Return all labels, those of which the checkpoint gives the largest share first."""
+    remaining = {
+        scope.removeprefix("label:"): figures.discoverable.value or 0.0
+        for scope, figures in audit.figures.items()
+        if scope.startswith("label:")
     }
-    return sorted(left, key=lambda label: (-left[label], label))
+    return sorted(remaining, key=lambda label: (-remaining[label], label))

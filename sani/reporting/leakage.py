@@ -3,103 +3,111 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TypeVar
 
+from sani.auditing.audit import Figures
+from sani.auditing.record import AuditRecord
 from sani.auditing.sampler import DEFAULT_SAMPLER
+from sani.intervals import Estimate
+from sani.recipe import AuditSettings
 from sani.reporting.format import (
-    MOST_CHARTED,
+    MAX_CHARTED,
     Section,
     by_kind,
+    decimals,
     estimate,
     number,
     p_value,
     rate,
     sampled,
+    share,
     stage_name,
     worst_labels,
 )
+from sani.reporting.schema import Report
 
-MOST_LISTED = 200  # labels
+MAX_LISTED = 200  # labels
+_Name = TypeVar("_Name", bound=str)
 
 
-def recited(report: Mapping[str, Any]) -> Iterator[Section]:
-    """What every checkpoint recites, kind by kind."""
-    audits, changes = report["audits"], report["changes"]
-    framings = ", ".join(f"{stage_name(s)} {a['framing']}" for s, a in audits.items())
-    tried = ", ".join(f"{name} {rate(r)}" for name, r in audits["before"]["framings_tried"].items())
+def recited(report: Report) -> Iterator[Section]:
+    """Yield the section on what every checkpoint recites, kind by kind."""
+    audits, settings, changes = report.audits, report.audit_settings, report.changes
+    framings = ", ".join(f"{stage_name(s)} {a.framing}" for s, a in audits.items())
+    tried = ", ".join(f"{name} {rate(r)}" for name, r in audits["before"].framings_tried.items())
     unscored = [
         f"Not scored, {stage_name(stage)}: "
-        + ", ".join(f"{count} {reason}" for reason, count in audit["unscored"].items())
+        + ", ".join(f"{count} {reason}" for reason, count in audit.unscored.items())
         + "."
         for stage, audit in audits.items()
-        if audit["unscored"]
+        if audit.unscored
     ]
     yield Section(
         "recited",
         "What is recited",
         (
-            f"Rates are occurrences recited / scored, with 95 % intervals. {sampled(report)}: "
-            f"seen with that probability in that many samples (temperature "
-            f"{DEFAULT_SAMPLER.temperature}, top-k {DEFAULT_SAMPLER.top_k}, top-p "
-            f"{DEFAULT_SAMPLER.top_p}). "
-            "AUC: how often the true value is preferred to a decoy; 0.5 is chance, and the base's "
-            "own value is the control.",
-            f"Before against after: {changes['cured']} occurrences cured, {changes['kept']} kept, "
-            f"{changes['new']} newly extractable (paired test, p {p_value(changes['p_value'])}); "
-            f"{changes['beyond_control']} are extractable from the sanitized checkpoint and not "
+            "A rate is the number of recited occurrences out of those scored, with its 95 % "
+            f"interval. {sampled(settings)} are n and p: an occurrence counts if n samples show it "
+            f"with probability p (temperature {DEFAULT_SAMPLER.temperature}, top-k "
+            f"{DEFAULT_SAMPLER.top_k}, top-p {DEFAULT_SAMPLER.top_p}). AUC is how often the model "
+            "prefers the true value to a decoy: 0.5 is chance, and the base's AUC is the control.",
+            f"Before against after: {changes.cured} occurrences cured, {changes.kept} kept, "
+            f"{changes.new} newly extractable (paired test, p {p_value(changes.p_value)}); "
+            f"{changes.beyond_control} are extractable from the sanitized checkpoint and not "
             "from the base.",
-            f"Framing (what stood around each document; the worst of those tried): {framings}.",
-            *([f"Greedy on the sample, before, by framing: {tried}."] if tried else []),
+            "The framing is what stood around each document; the one under which most is recited "
+            f"was used: {framings}.",
+            *([f"Greedy extraction on the sample, before, by framing: {tried}."] if tried else []),
             *unscored,
         ),
-        ("identifiers", "checkpoint", "greedy", sampled(report), "distinct", "AUC", "exposure"),
+        ("identifiers", "checkpoint", "greedy", sampled(settings), "distinct", "AUC", "exposure"),
         tuple(
             (
-                *where,
-                rate(f["greedy"]),
-                rate(f["discoverable"]),
-                rate(f["identifiers"]),
-                estimate(f["auc"]),
-                estimate(f["exposure"]),
+                *names,
+                rate(f.greedy),
+                rate(f.discoverable),
+                rate(f.identifiers),
+                estimate(f.auc),
+                estimate(f.exposure),
             )
-            for where, f in by_kind(audits)
+            for names, f in by_kind(audits)
         ),
     )
 
 
-def memory(report: Mapping[str, Any]) -> Section:
-    """Cued occurrences apart from the others."""
+def memory(audits: Mapping[_Name, AuditRecord], settings: AuditSettings) -> Section:
+    """Return the section on cued occurrences, apart from the others."""
     rows = [
         (
-            *where,
-            rate(f["greedy"]),
-            rate(f["discoverable"]),
-            estimate(f["auc"]),
-            _against(f["accuracy"], f["chance"]),
-            estimate(f["association"]),
-            _against(f["association_accuracy"], f["association_chance"]),
-            estimate(f["extraction_strength"]),
-            estimate(f["exact_memorization"]),
-            number(f["worst_rank"]),
+            *names,
+            rate(f.greedy),
+            rate(f.discoverable),
+            estimate(f.auc),
+            _against(f.accuracy, f.chance),
+            estimate(f.association),
+            _against(f.association_accuracy, f.association_chance),
+            estimate(f.extraction_strength),
+            estimate(f.exact_memorization),
+            number(f.worst_rank),
         )
         for scope in (":uncued", ":cued")
-        for where, f in by_kind(report["audits"], scope)
-        if f["greedy"]["trials"]
+        for names, f in by_kind(audits, scope)
+        if f.greedy.trials
     ]
     return Section(
         "memory",
         "Memory, or reading",
         (
-            "Cued occurrences can be guessed from the text they are asked with (a name given "
-            "before, an e-mail address made of it); what is left is memory. First of C: how often "
-            "the true value is the likeliest of all candidates, and what that is by chance. "
+            "A cued occurrence can be guessed from the text before it: a name that was given "
+            "there, an e-mail address made of it. Uncued ones can only be remembered. First of C: "
+            "how often the true value is the likeliest of C candidates, beside chance. "
             "Association: how often it is preferred to the value of another subject.",
         ),
         (
             "identifiers",
             "checkpoint",
             "greedy",
-            sampled(report),
+            sampled(settings),
             "AUC",
             "first of C",
             "association",
@@ -112,155 +120,150 @@ def memory(report: Mapping[str, Any]) -> Section:
     )
 
 
-def _against(value: Mapping[str, Any], chance: float | None) -> str:
+def _against(value: Estimate, chance: float | None) -> str:
     return estimate(value) if chance is None else f"{estimate(value)}, chance {chance:.3f}"
 
 
-def queries(report: Mapping[str, Any]) -> Section:
-    """What more samples bring."""
-    probability = report["audit_settings"]["probability"]
-    found = list(by_kind(report["audits"]))
-    counts = list(found[0][1]["queries"]["extractable"]) if found else []
+def queries(audits: Mapping[_Name, AuditRecord], settings: AuditSettings) -> Section:
+    """Return the section on what more samples bring."""
+    figures = list(by_kind(audits))
+    counts = list(figures[0][1].queries.extractable) if figures else []
     return Section(
         "queries",
         "How many samples it takes",
         (
-            f"Occurrences seen with probability {probability} in so many samples, and the expected "
-            "number of samples to the first leak, as a power of ten, at the 5th, 50th and 95th "
-            "hundredth of the occurrences (a dash: never drawn).",
+            f"Share of the occurrences that so many samples show with probability "
+            f"{settings.probability}. Then the expected number of samples until the first leak, as "
+            "a power of ten, at the 5th, 50th and 95th percentile of the occurrences (a dash: the "
+            "sampler never draws it).",
         ),
         ("identifiers", "checkpoint", *counts, "5 %", "50 %", "95 %", "never drawn"),
         tuple(
             (
-                *where,
-                *(f"{r['value']:.1%}" for r in f["queries"]["extractable"].values()),
-                *(_power(f["queries"]["log10_expected"][q]) for q in ("0.05", "0.5", "0.95")),
-                str(f["queries"]["never"]),
+                *names,
+                *(share(r.value) for r in f.queries.extractable.values()),
+                *(decimals(f.queries.log10_expected[q], 1) for q in ("0.05", "0.5", "0.95")),
+                str(f.queries.never),
             )
-            for where, f in found
-            if f["greedy"]["trials"]
+            for names, f in figures
+            if f.greedy.trials
         ),
     )
 
 
-def _power(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def labels(report: Mapping[str, Any]) -> Section:
-    """Before, after and the control, label by label."""
-    audits = report["audits"]
-
-    def figures(stage: str, label: str) -> Mapping[str, Any]:
-        return dict(audits[stage]["figures"][f"label:{label}"]) if stage in audits else {}
-
-    shown = worst_labels(report)
+def labels(report: Report) -> Section:
+    """Return the section on before, after and the control, label by label."""
+    audits, settings = report.audits, report.audit_settings
+    base = audits.get("base")
+    shown = worst_labels(audits["after"])
     return Section(
         "labels",
         "By label",
         (
-            f"{len(shown)} labels, those of which most is left first; the chart shows "
-            f"{min(len(shown), MOST_CHARTED)}, the table {min(len(shown), MOST_LISTED)} of them.",
+            f"There are {len(shown)} labels; those of which most is left stand first. The chart shows "
+            f"{min(len(shown), MAX_CHARTED)} of them, the table {min(len(shown), MAX_LISTED)}.",
         ),
         (
             "label",
             "kind",
             "greedy before",
             "greedy after",
-            f"{sampled(report)} after",
+            f"{sampled(settings)} after",
             "AUC after",
             "AUC of the base",
         ),
         tuple(
             (
                 label,
-                report["scan"]["labels"][label]["kind"],
-                rate(figures("before", label)["greedy"]),
-                rate(figures("after", label)["greedy"]),
-                rate(figures("after", label)["discoverable"]),
-                estimate(figures("after", label)["auc"]),
-                estimate(figures("base", label).get("auc")),
+                report.scan.labels[label].kind,
+                rate(audits["before"].figures[f"label:{label}"].greedy),
+                rate(audits["after"].figures[f"label:{label}"].greedy),
+                rate(audits["after"].figures[f"label:{label}"].discoverable),
+                estimate(audits["after"].figures[f"label:{label}"].auc),
+                estimate(base.figures[f"label:{label}"].auc if base else None),
             )
-            for label in shown[:MOST_LISTED]
+            for label in shown[:MAX_LISTED]
         ),
     )
 
 
-def listed(report: Mapping[str, Any]) -> Iterator[Section]:
-    """Occurrences one by one, by digest."""
-    changes = report["changes"]
-    for key, title in (
-        ("new", "Newly extractable"),
-        ("beyond_control", "Extractable, and not from the base"),
-        ("kept", "Still extractable"),
+def listed(report: Report) -> Iterator[Section]:
+    """Yield the sections that name occurrences one by one, by digest."""
+    changes = report.changes
+    for key, title, count, listed in (
+        ("new", "Newly extractable", changes.new, changes.new_listed),
+        (
+            "beyond_control",
+            "Extractable, and not from the base",
+            changes.beyond_control,
+            changes.beyond_control_listed,
+        ),
+        ("kept", "Still extractable", changes.kept, changes.kept_listed),
     ):
-        listed = changes[f"{key}_listed"]
         if listed or key == "new":
             yield Section(
                 key,
                 title,
                 (
-                    f"{changes[key]} occurrences; {len(listed)} are listed. The digest is keyed "
-                    "to this run: the same value has the same digest, and none can be guessed.",
+                    f"{count} occurrences; {len(listed)} are listed. A digest stands for the value. "
+                    "It is keyed to this run: the same value has the same digest, and no value "
+                    "can be guessed from it.",
                 ),
                 ("document number", "label", "kind", "digest"),
-                tuple(
-                    (str(item["document"]), item["label"], item["kind"], item["digest"])
-                    for item in listed
-                ),
+                tuple((str(item.document), item.label, item.kind, item.digest) for item in listed),
             )
 
 
-def preference(report: Mapping[str, Any]) -> Section:
-    """AUC and exposure beside the control's interval, which is the band of the chart."""
-    audits = report["audits"]
-    control = dict(by_kind({"base": audits["base"]})) if "base" in audits else {}
-    of_base = {where[0]: figures for where, figures in control.items()}
+def preference(report: Report) -> Section:
+    """Return the section on AUC and exposure; the control's interval is the band of the chart."""
+    audits = report.audits
+    control = by_kind({"base": audits["base"]}) if "base" in audits else ()
+    of_base: dict[str, Figures] = {names[0]: figures for names, figures in control}
     return Section(
         "preference",
         "True value against decoys",
         (
-            "An AUC of 0.5 is chance; what is chance for the exposure depends on the number of "
-            "decoys, so read it off the control. Both stay high long after greedy decoding gives "
-            "nothing.",
+            "An AUC of 0.5 is chance. The exposure's value by chance depends on the number of "
+            "decoys: compare it with the control's. Both stay high long after greedy decoding "
+            "gives nothing.",
         ),
         ("identifiers", "checkpoint", "AUC", "exposure, bits", "of", "control's AUC"),
         tuple(
             (
-                *where,
-                estimate(f["auc"]),
-                estimate(f["exposure"]),
-                str(f["auc"]["trials"]),
-                estimate(of_base[where[0]]["auc"]) if where[0] in of_base else "-",
+                *names,
+                estimate(f.auc),
+                estimate(f.exposure),
+                str(f.auc.trials),
+                estimate(of_base[names[0]].auc) if names[0] in of_base else "-",
             )
-            for where, f in by_kind(audits)
+            for names, f in by_kind(audits)
         ),
     )
 
 
-def subjects(report: Mapping[str, Any]) -> Iterator[Section]:
-    """How leakage is spread over subjects, and the ten who are worst off."""
-    found = report["subjects"]
+def subjects(report: Report) -> Iterator[Section]:
+    """Yield the sections on the spread of leakage over subjects, and on the ten worst ones."""
+    by_subject = report.subjects
     rows = [
         (kind, stage_name(stage), *map(str, counts))
-        for kind, part in found["kinds"].items()
-        for stage, counts in part["distribution"].items()
+        for kind, part in by_subject.kinds.items()
+        for stage, counts in part.distribution.items()
     ]
     yield Section(
         "subjects",
         "By subject",
-        ("Subjects by how many of their occurrences are extractable (greedily or (n, p)).",),
-        ("identifiers", "checkpoint", *found["classes"]),
+        ("How many subjects have so many extractable occurrences (greedily or (n, p)).",),
+        ("identifiers", "checkpoint", *by_subject.classes),
         tuple(rows),
     )
-    stages = list(report["audits"])
-    for kind, part in found["kinds"].items():
+    stages = list(report.audits)
+    for kind, part in by_subject.kinds.items():
         yield Section(
             f"worst-{kind}",
             f"The ten subjects of whom most {kind} identifiers are left",
             (
-                "In the order of what the sanitized checkpoint still gives, then of its AUC. A "
-                "subject is named by a digest that is keyed to this run.",
+                "The subject of whom the sanitized checkpoint gives most stands first; of equal ones, "
+                "the one with the highest AUC. A digest that is keyed to this run names the subject.",
             ),
             (
                 "subject",
@@ -270,28 +273,29 @@ def subjects(report: Mapping[str, Any]) -> Iterator[Section]:
             ),
             tuple(
                 (
-                    row["digest"],
-                    str(row["occurrences"]),
-                    *(str(row["extractable"][stage]) for stage in stages),
-                    "-" if row["auc"] is None else f"{row['auc']:.3f}",
+                    row.digest,
+                    str(row.occurrences),
+                    *(str(row.extractable[stage]) for stage in stages),
+                    decimals(row.auc),
                 )
-                for row in part["worst"]
+                for row in part.worst
             ),
         )
 
 
-def picture(report: Mapping[str, Any]) -> Section:
-    """Log-probability of each occurrence against the control's."""
-    found = report["picture"]
-    against = stage_name(found["against"])
+def log_prob_scatter(report: Report) -> Section:
+    """Return the section on each occurrence's log-probability against the control's."""
+    scatter = report.log_prob_scatter
+    against = stage_name(scatter.against)
     return Section(
-        "picture",
+        "log_prob_scatter",
         "Occurrence by occurrence",
         (
-            f"The log-probability of each occurrence (nats) against that of {against}: on the "
-            "line the checkpoint knows no more than it, above the line it knows more. Dots are "
-            "occurrences that fall together; the axes are stretched near 0, where values are "
-            f"likely, and end at {found['low']:.0f}: what is less likely stands at the edge.",
+            f"The log-probability of each occurrence, in nats, against that under {against}. On the "
+            "line the checkpoint knows no more than that one, above the line it knows more. A dot "
+            "stands for all occurrences that fall together. The axes are stretched near 0, where "
+            f"values are likely, and end at {scatter.low:.0f}: what is less likely stands at the "
+            "edge.",
         ),
         (
             "identifiers",
@@ -306,14 +310,14 @@ def picture(report: Mapping[str, Any]) -> Section:
             (
                 kind,
                 stage_name(stage),
-                str(cells["occurrences"]),
-                number(cells["median"]),
-                number(cells["median_against"]),
-                f"{cells['above']} ({cells['above'] / cells['occurrences']:.1%})",
-                f"{cells['below']} ({cells['below'] / cells['occurrences']:.1%})",
+                str(cells.occurrences),
+                number(cells.median),
+                number(cells.median_against),
+                f"{cells.above} ({share(cells.above / cells.occurrences)})",
+                f"{cells.below} ({share(cells.below / cells.occurrences)})",
             )
-            for kind, stages in found["kinds"].items()
+            for kind, stages in scatter.kinds.items()
             for stage, cells in stages.items()
-            if cells["occurrences"]
+            if cells.occurrences
         ),
     )

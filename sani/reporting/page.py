@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sani.reporting import attempts, evidence, process
+from sani.reporting import evidence, process
 from sani.reporting.charts import draw
 from sani.reporting.contents import chapters
 from sani.reporting.escalation import tried
+from sani.reporting.onion import onion
 from sani.reporting.rounds import rounds
+from sani.reporting.schema import Report
 
 
-def render(report: Mapping[str, Any], template: str) -> str:
-    """A report as text, by one of the templates; HTML escapes whatever it is given."""
+def render(report: Report, template: str) -> str:
+    """Return a report as text, by one of the templates; HTML escapes whatever it is given."""
     environment = Environment(
         loader=PackageLoader("sani.reporting"),
         autoescape=lambda name: name is not None and ".html" in name,
@@ -27,13 +27,13 @@ def render(report: Mapping[str, Any], template: str) -> str:
     environment.filters["cell"] = _cell
     return environment.get_template(template).render(
         report=report,
-        verdict=evidence.VERDICTS[report["gate"]["holds"]],
+        verdict=evidence.VERDICTS[report.gate.holds],
         summary=evidence.summary(report),
         untested=evidence.untested(report),
         limits=process.limits(report),
         tried=tried(report),
         rounds=rounds(report),
-        onion=attempts.onion(report),
+        onion=onion(report.onion),
         scan=process.scan(report),
         versions=process.versions(report),
         chapters=chapters(report) if template == "report.html.jinja" else {},
@@ -42,6 +42,6 @@ def render(report: Mapping[str, Any], template: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """A label inside a Markdown table: nothing in it ends the cell or starts a tag."""
+    """Escape a label for a Markdown table: nothing in it ends the cell or starts a tag."""
     escaped = html.escape(text, quote=False)
     return escaped.replace("|", "&#124;").replace("\n", " ").replace("\r", " ")

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
-from sani.reporting.format import Cells, Section, number, rate, stage_name
+from sani.reporting.format import Cells, Section, decimals, number, rate, share, stage_name
+from sani.reporting.schema import Erase, Repair, Report, SelectorResult, TokenRows
+from sani.scanning.record import ScanQuality
 
-LOOK = ("epoch", "holds")
+NO_FIGURE = ("epoch", "holds")  # keys of a look that are no figure of the gate
 
 
-def utility(report: Mapping[str, Any]) -> Section:
-    """What each checkpoint is good for."""
+class PlanSummary(Protocol):
+    """The parts of an erase plan that a sentence is about; of a plan and of a report's plan."""
+
+    @property
+    def reset(self) -> str:
+        """The new value of the neurons."""
+
+    @property
+    def interpolate_to_base(self) -> float:
+        """How far every weight first goes to the base's."""
+
+
+def utility(report: Report) -> Section:
+    """Return the section on the skill of each checkpoint."""
     rows = [
         (
             stage_name(stage),
-            f"{audit['utility']['perplexity']:.3f}",
-            f"{audit['utility']['accuracy']:.3f}",
-            str(audit["utility"]["tokens"]),
+            decimals(audit.utility.perplexity),
+            decimals(audit.utility.accuracy),
+            str(audit.utility.tokens),
         )
-        for stage, audit in report["audits"].items()
-        if audit["utility"]
+        for stage, audit in report.audits.items()
+        if audit.utility
     ]
     return Section(
         "utility",
@@ -31,88 +45,82 @@ def utility(report: Mapping[str, Any]) -> Section:
     )
 
 
-def scan(report: Mapping[str, Any]) -> Section:
-    """What the corpus marks, and what is known of what it does not."""
-    found, quality = report["scan"], report["scan"]["quality"]
-    sources = ", ".join(f"{source} {count}" for source, count in found["sources"].items())
+def scan(report: Report) -> Section:
+    """Return the section on what the corpus marks, and on what it may have missed."""
+    scan, quality = report.scan, report.scan.quality
+    sources = ", ".join(f"{source} {count}" for source, count in scan.sources.items())
     return Section(
         "scan",
         "What was looked for",
         (
-            f"{found['documents']} documents of {found['subjects']} subjects, "
-            f"{found['occurrences']} occurrences of identifiers; "
-            f"{found['documents_without_spans']} documents mark none, and at {found['unmarked']} "
-            "places a marked direct identifier of the same subject stands unmarked. "
-            f"Found by: {sources}.",
+            f"There are {scan.documents} documents of {scan.subjects} subjects, with "
+            f"{scan.occurrences} occurrences of identifiers. {scan.documents_without_spans} "
+            f"documents mark none. At {scan.unmarked} places a marked direct identifier of the same "
+            f"subject stands unmarked. Found by: {sources}.",
             _scan_quality(quality),
         ),
         ("label", "gold", "recall", "precision", "covered", "missed") if quality else (),
         tuple(
             (
                 label,
-                str(scores["strict"]["gold"]),
-                _share(scores["strict"]["recall"]),
-                _share(scores["strict"]["precision"]),
-                _share(scores["covered"]["recall"]),
-                str(quality["missed"].get(label, 0)),
+                str(scores.strict.gold),
+                share(scores.strict.recall),
+                share(scores.strict.precision),
+                share(scores.covered.recall),
+                str(quality.missed.get(label, 0)),
             )
-            for label, scores in quality["labels"].items()
+            for label, scores in quality.labels.items()
         )
         if quality
         else (),
     )
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _scan_quality(quality: Mapping[str, Any] | None) -> str:
+def _scan_quality(quality: ScanQuality | None) -> str:
     if quality is None:
         return (
-            "Estimated recall of the scan: unknown (no gold sample was given). What it missed was "
-            "trained on as ordinary text."
+            "Estimated recall of the scan: unknown (no gold sample was given). Identifiers that it "
+            "missed were trained on as ordinary text."
         )
     return (
-        f"Estimated recall of the scan: {rate(quality['recall'])} of the direct identifiers in "
-        f"{quality['documents']} gold documents were found whole, "
-        f"{quality['missed_per_document']:.2f} missed a document; "
-        f"{quality['recall_char_direct']:.1%} of their characters."
+        f"Estimated recall of the scan: {rate(quality.recall)} of the direct identifiers in "
+        f"{quality.documents} gold documents were found whole, "
+        f"{decimals(quality.missed_per_document, 2)} were missed per document, and "
+        f"{share(quality.recall_char_direct)} of their characters were found."
     )
 
 
-def changes(report: Mapping[str, Any]) -> Iterator[Section]:
-    """What was erased and how the repair went."""
-    erase, repair = report["erase"], report["repair"]
+def changes(erase: Erase | None, repair: Repair | None) -> Iterator[Section]:
+    """Yield the sections on what was erased and on how the repair went."""
     if erase:
-        plan = erase["plan"]
+        plan = erase.plan
         yield Section(
             "erase",
             "What was erased",
             (
-                f"{erase['changed_parameters']} parameters ({100 * erase['fraction']:.1f} %) "
-                f"reset, selector {plan['selector']['kind']}, reset {plan['reset']}, seed "
-                f"{plan['seed']}. erase.json names every neuron.",
-                *((interpolate_to_base(plan),) if plan["interpolate_to_base"] else ()),
-                *token_rows(plan),
-                *((retrains(plan),) if erase["retrains"] else ()),
+                f"{erase.changed_parameters} parameters ({100 * erase.fraction:.1f} %) were reset: "
+                f"selector {plan.selector.kind}, reset {plan.reset}, seed {plan.seed}. erase.json "
+                "names every neuron.",
+                *((interpolate_to_base(plan),) if plan.interpolate_to_base else ()),
+                *token_rows(plan, plan.token_rows),
+                *((retrains(plan),) if erase.retrains else ()),
             ),
             ("layer", "part", "neurons or heads reset", "of", "share"),
             tuple(
                 (
-                    str(entry["layer"]),
-                    entry["part"],
-                    str(entry["neurons"]),
-                    str(entry["of"]),
-                    f"{entry['neurons'] / entry['of']:.1%}",
+                    str(entry.layer),
+                    entry.part,
+                    str(entry.neurons),
+                    str(entry.total),
+                    share(entry.neurons / entry.total),
                 )
-                for entry in plan["entries"]
+                for entry in plan.entries
             ),
         )
-        if plan["found"]:
-            yield _privacy_neurons(plan["found"])
+        if plan.selector_result:
+            yield _privacy_neurons(plan.selector_result)
     if repair:
-        curve = repair["curve"]
+        curve = repair.curve
         terms = [name for name in dict.fromkeys(n for e in curve for n in e) if name != "step"]
         shown = curve[:: max(1, -(-len(curve) // 12))]
         if curve and curve[-1] is not shown[-1]:
@@ -121,10 +129,10 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
             "repair",
             "How the repair went",
             (
-                f"{repair['steps']} steps over {repair['tokens']} tokens in "
-                f"{repair['seconds']:.0f} s; {100 * repair['trained_fraction']:.1f} % of the "
+                f"{repair.steps} steps over {repair.tokens} tokens in "
+                f"{repair.seconds:.0f} s; {100 * repair.trained_fraction:.1f} % of the "
                 "parameters were trained. Loss in nats; repair.json has every step.",
-                *(f"Note: {note}." for note in repair["notes"]),
+                *(f"Note: {note}." for note in repair.notes),
             ),
             ("step", *terms),
             tuple(
@@ -138,17 +146,17 @@ def changes(report: Mapping[str, Any]) -> Iterator[Section]:
         yield from _by_epoch(repair)
 
 
-def _by_epoch(repair: Mapping[str, Any]) -> Iterator[Section]:
-    """The gate's figures between epochs, where the repair was to stop early."""
-    looks = repair["by_epoch"]
-    names = [name for name in dict.fromkeys(n for e in looks for n in e) if name not in LOOK]
+def _by_epoch(repair: Repair) -> Iterator[Section]:
+    """Yield the section on the gate's figures after each epoch of a repair with early stop."""
+    looks = repair.by_epoch
+    names = [name for name in dict.fromkeys(n for e in looks for n in e) if name not in NO_FIGURE]
     if looks:
         yield Section(
             "repair-epochs",
             "The gate after each epoch",
             (
-                "The repair was to end once the limits hold, those on attacks left out; "
-                + ("they held." if looks[-1]["holds"] else "they never held."),
+                "The repair ends as soon as the limits hold; limits on attacks do not count. "
+                + ("They held." if looks[-1]["holds"] else "They never held."),
             ),
             ("epoch", *names, "all limits"),
             tuple(
@@ -162,9 +170,9 @@ def _by_epoch(repair: Mapping[str, Any]) -> Iterator[Section]:
         )
 
 
-def retrains(plan: Mapping[str, Any]) -> str:
-    """What is to be said where all neurons, or all weights, are the base's again."""
-    if plan["interpolate_to_base"] == 1:
+def retrains(plan: PlanSummary) -> str:
+    """Return the sentence on a plan by which all neurons, or all weights, are the base's again."""
+    if plan.interpolate_to_base == 1:
         return "Every weight is the base's again, so what follows is retraining from the base."
     return (
         "Every neuron of every layer is the base's again, so what follows is retraining from the "
@@ -173,107 +181,123 @@ def retrains(plan: Mapping[str, Any]) -> str:
     )
 
 
-def interpolate_to_base(plan: Mapping[str, Any]) -> str:
-    """What is to be said of weights that went to the base's."""
+def interpolate_to_base(plan: PlanSummary) -> str:
+    """Return the sentence on weights that went part of the way to the base's."""
     return (
-        f"First every weight went {plan['interpolate_to_base']:.0%} of the way to the base's, embeddings "
-        "and norms included."
+        f"First every weight went {plan.interpolate_to_base:.0%} of the way to the base's, "
+        "embeddings and norms included."
     )
 
 
-def token_rows(plan: Mapping[str, Any]) -> Iterator[str]:
-    """What is to be said of the token rows of an erase, if any were reset."""
-    if rows := plan["token_rows"]:
-        tied = "one tied tensor" if rows["tied"] else "not tied"
+def token_rows(plan: PlanSummary, rows: TokenRows | None) -> Iterator[str]:
+    """Yield the sentences on the token rows of an erase, if any were reset."""
+    if rows:
+        tied = "one tied tensor" if rows.tied else "not tied"
         yield (
-            f"Rows of {rows['rows']} of {rows['of']} tokens that only identifiers have were reset "
-            f"in embedding and head ({tied})."
+            f"In embedding and head ({tied}), the rows of {rows.rows} of {rows.total} tokens were "
+            "reset: tokens that stand in identifiers only."
         )
-        if plan["reset"] != "rewind":
+        if plan.reset != "rewind":
             yield (
                 "Whoever has the weights can tell these rows from the others, and so which tokens "
-                "only identifiers have; reset rewind leaves them like the base's other rows."
+                "stand in identifiers only. The reset rewind leaves them like the base's other "
+                "rows."
             )
 
 
-def _privacy_neurons(found: Mapping[str, Any]) -> Section:
-    rises = ", ".join(f"{label} {rise:.2f}" for label, rise in found["labels"].items())
+def _privacy_neurons(result: SelectorResult) -> Section:
+    rises = ", ".join(f"{label} {rise:.2f}" for label, rise in result.labels.items())
     return Section(
         "privacy-neurons",
         "Where the privacy neurons lie",
         (
-            "Learned masks closed these neurons and heads, in the layers that erase was asked to "
-            "choose from. Closing all of them raises the loss of each label by, in nats per token: "
-            f"{rises}. A neuron is specific to a label if more than half of its rises is that "
-            "label's.",
+            "Learned masks closed these neurons and heads, in the layers that erase may choose "
+            "from. Closing all of them raises the loss of each label, in nats per token, by: "
+            f"{rises}. A neuron is specific to a label if more than half of the rise that it "
+            "causes is in that label's loss.",
         ),
         ("layer", "part", "closed", "of", "specific to a label"),
         tuple(
             (
-                str(row["layer"]),
-                row["part"],
-                str(row["closed"]),
-                str(row["of"]),
-                ", ".join(f"{label} {count}" for label, count in row["specific"].items()) or "none",
+                str(row.layer),
+                row.part,
+                str(row.closed),
+                str(row.total),
+                ", ".join(f"{label} {count}" for label, count in row.specific.items()) or "none",
             )
-            for row in found["layers"]
+            for row in result.layers
         ),
     )
 
 
-def stages(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What took time, by name: audits, and what was done between them."""
-    found = {f"audit, {stage_name(stage)}": a for stage, a in report["audits"].items()}
-    escalation, names = report["escalation"], ["erase", "repair", "attacks"]
+class TimedStage(Protocol):
+    """A stage that took time."""
+
+    @property
+    def seconds(self) -> float:
+        """Wall time."""
+
+
+def stages(report: Report) -> dict[str, TimedStage]:
+    """Return what took time, by name: audits, and what was done between them."""
+    timed: dict[str, TimedStage] = {
+        f"audit, {stage_name(stage)}": audit for stage, audit in report.audits.items()
+    }
+    escalation, rounds = report.escalation, report.rounds
+    attacked_before = False
     if escalation:
-        found[f"escalation, {len(escalation['rungs'])} rungs"] = escalation
-        kept = escalation["rungs"][escalation["best"] - 1]
-        names = [] if kept["attacked"] else ["attacks"]
-    if report["rounds"]:
-        found[f"{len(report['rounds']['made'])} rounds"], names = report["rounds"], ["attacks"]
-    return {**found, **{name: report[name] for name in names if report[name]}}
+        timed[f"escalation, {len(escalation.rungs)} rungs"] = escalation
+        attacked_before = escalation.rungs[escalation.best - 1].attacked
+    if rounds:
+        timed[f"{len(rounds.rounds)} rounds"] = rounds
+    if not escalation and not rounds:
+        timed |= {"erase": report.erase} if report.erase else {}
+        timed |= {"repair": report.repair} if report.repair else {}
+    if report.attacks and not attacked_before:  # else the rung's own time includes it
+        timed["attacks"] = report.attacks
+    return timed
 
 
-def cost(report: Mapping[str, Any]) -> Section:
+def cost(report: Report) -> Section:
     """Return the section on seconds and tokens of each stage; file access is not counted."""
-    taken = stages(report)
+    timed = stages(report)
     rows: list[Cells] = [
-        (name, f"{stage['seconds']:.1f}", str(stage.get("tokens") or "-"))
-        for name, stage in taken.items()
+        (name, decimals(stage.seconds, 1), str(getattr(stage, "tokens", 0) or "-"))
+        for name, stage in timed.items()
     ]
-    seconds = sum(stage["seconds"] for stage in taken.values())
-    rows.append(("all stages", f"{seconds:.1f}", "-"))
+    seconds = sum(stage.seconds for stage in timed.values())
+    rows.append(("all stages", decimals(seconds, 1), "-"))
     return Section(
         "cost",
         "What it cost",
-        ("Wall time of each stage and tokens of the corpus it read, over all epochs.",),
+        ("Wall time of each stage, and tokens of the corpus that it read, over all epochs.",),
         ("stage", "seconds", "tokens"),
         tuple(rows),
     )
 
 
-def provenance(report: Mapping[str, Any]) -> Section:
-    """What to compare another run with."""
-    found = report["provenance"]
+def provenance(report: Report) -> Section:
+    """Return the section with what another run is compared with."""
+    origin = report.provenance
     weights = {
-        f"weights, {stage_name(stage)} (SHA-256)": audit["weights_digest"]
-        for stage, audit in report["audits"].items()
+        f"weights, {stage_name(stage)} (SHA-256)": audit.weights_digest
+        for stage, audit in report.audits.items()
     }
     rows = {
-        "recipe (digest keyed to this run)": found["recipe_digest"],
-        "corpus (digest keyed to this run)": found["corpus_digest"],
+        "recipe (digest keyed to this run)": origin.recipe_digest,
+        "corpus (digest keyed to this run)": origin.corpus_digest,
         **weights,
-        "seed": str(found["seed"]),
-        "python": found["python"],
-        **found["versions"],
-        **dict(leaves(report["recipe"], "recipe")),
+        "seed": str(origin.seed),
+        "python": origin.python,
+        **origin.versions,
+        **dict(leaves(report.recipe, "recipe")),
     }
     return Section(
         "provenance",
         "Where it came from",
         (
-            "Same recipe, data, seed and machine: same weights. Paths are left out here; "
-            "recipe.resolved.yaml in the run folder has them.",
+            "The same recipe, data, seed and machine give the same weights. Paths are left out "
+            "here; recipe.resolved.yaml in the run folder has them.",
         ),
         ("what", "value"),
         tuple(rows.items()),
@@ -281,7 +305,7 @@ def provenance(report: Mapping[str, Any]) -> Section:
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """(dotted path, value in words) of every setting."""
+    """Yield (dotted path, value in words) of every setting."""
     if isinstance(value, Mapping) and value:
         for name, inner in value.items():
             yield from leaves(inner, f"{path}.{name}")
@@ -294,8 +318,8 @@ def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, "none" if value is None else str(value)
 
 
-def limits(report: Mapping[str, Any]) -> Section:
-    """The gate, limit by limit."""
+def limits(report: Report) -> Section:
+    """Return the section on the gate, limit by limit."""
     return Section(
         "limits",
         "Limits of the gate",
@@ -303,19 +327,19 @@ def limits(report: Mapping[str, Any]) -> Section:
         ("limit", "measured", "allowed", "holds", "reason"),
         tuple(
             (
-                check["name"],
-                number(check["measured"]),
-                ("at least " if check["at_least"] else "at most ") + number(check["limit"]),
-                "yes" if check["holds"] else "NO",
-                check["reason"],
+                check.name,
+                number(check.measured),
+                ("at least " if check.at_least else "at most ") + number(check.limit),
+                "yes" if check.holds else "NO",
+                check.reason,
             )
-            for check in report["gate"]["checks"]
+            for check in report.gate.checks
         ),
     )
 
 
-def versions(report: Mapping[str, Any]) -> str:
-    """Versions and seed in one line."""
-    provenance = report["provenance"]
-    found = [f"{name} {number}" for name, number in provenance["versions"].items()]
-    return f"Versions: {', '.join(found)}; seed {provenance['seed']}."
+def versions(report: Report) -> str:
+    """Return versions and seed in one line."""
+    origin = report.provenance
+    names = [f"{name} {number}" for name, number in origin.versions.items()]
+    return f"Versions: {', '.join(names)}; seed {origin.seed}."

@@ -1,79 +1,85 @@
-"""Rounds of erase and repair: what each one looked at, did and left."""
+"""Rounds of erase and repair: what each one targeted, did and left."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from sani.auditing.occurrences import Occurrences
-from sani.reporting.escalation import cells, figures_of
-from sani.reporting.format import Section, sampled
+from sani.reporting.escalation import cells, measured_by
+from sani.reporting.format import Section, decimals, sampled
+from sani.reporting.schema import Report, Round, Rounds
+from sani.reporting.stage_files import RoundFile, RoundsFile
 from sani.runfolder import RunFolder
 
 
-def rounds_made(folder: RunFolder) -> dict[str, Any] | None:
-    """The rounds of a run as `sani.reporting.schema.Rounds`; None if it had but one."""
-    done = folder.load("rounds")
-    if done is None:
+def rounds_made(folder: RunFolder) -> Rounds | None:
+    """Read the rounds of a run; None if it had but one."""
+    result = folder.load_as("rounds", RoundsFile)
+    if result is None:
         return None
-    made = [_round(folder.load(f"round-{number + 1}")) for number in range(done["done"])]
-    return {
-        "asked": done["asked"],
-        "made": made,
-        "seconds": sum(each["seconds"] for each in made),
-        "tokens": sum(each["tokens"] for each in made),
-    }
+    names = [f"round-{number + 1}" for number in range(result.done)]
+    rounds = [_round(folder.load_finished(name, RoundFile)) for name in names]
+    return Rounds(
+        max_rounds=result.max_rounds,
+        rounds=rounds,
+        seconds=sum(each.seconds for each in rounds),
+        tokens=sum(each.tokens for each in rounds),
+    )
 
 
-def _round(found: Mapping[str, Any]) -> dict[str, Any]:
-    erase, repair = found["erase"], found["repair"]
-    entries = erase["plan"]["entries"] if erase else []
-    return {
-        **{name: found[name] for name in ("looked_at", "left", "seconds")},
-        **figures_of(found["audit"]),
-        "neurons": sum(len(entry["neurons"]) for entry in entries),
-        "tokens": repair["tokens"] if repair else 0,
-    }
+def _round(result: RoundFile) -> Round:
+    entries = result.erase.plan.entries if result.erase else []
+    measured = measured_by(result.audit)
+    return Round(
+        targeted=result.targeted,
+        neurons=sum(len(entry.neurons) for entry in entries),
+        figures=measured.figures,
+        jointly=measured.jointly,
+        perplexity=measured.perplexity,
+        remaining=result.remaining,
+        tokens=result.repair.tokens if result.repair else 0,
+        seconds=result.seconds,
+    )
 
 
 def rounds_between(folder: RunFolder) -> dict[str, Occurrences]:
-    """The verdicts after every round but the last, which are those of the whole run."""
-    done = folder.load("rounds")
-    names = [f"round-{number}" for number in range(1, done["done"])] if done else []
-    found = {name: folder.load_arrays(name, Occurrences) for name in names}
-    return {name: verdicts for name, verdicts in found.items() if verdicts is not None}
+    """Load the verdicts after every round but the last, which are those of the whole run."""
+    result = folder.load_as("rounds", RoundsFile)
+    names = [f"round-{number}" for number in range(1, result.done)] if result else []
+    verdicts = {name: folder.load_arrays(name, Occurrences) for name in names}
+    return {name: each for name, each in verdicts.items() if each is not None}
 
 
-def rounds(report: Mapping[str, Any]) -> Section:
-    """Round by round; a section without rows if the run had but one."""
-    found, title = report["rounds"], "Rounds"
-    if found is None:
+def rounds(report: Report) -> Section:
+    """Return the section round by round, without rows if the run had but one."""
+    result, title = report.rounds, "Rounds"
+    if result is None:
         return Section("rounds", title)
-    kinds: Sequence[str] = report["gate_settings"]["kinds"]
+    kinds = report.gate_settings.kinds
     of = f" ({' / '.join(kinds)})" if len(kinds) > 1 else ""
-    left = found["made"][-1]["left"]
+    remaining = result.rounds[-1].remaining
     return Section(
         "rounds",
         title,
         (
-            "Erase and repair again, on what surfaced: what is extractable and the base does not "
-            f"give. {len(found['made'])} of at most {found['asked']} rounds took "
-            f"{found['seconds']:.0f} s and {found['tokens']} tokens of training; "
-            + (f"{left} occurrences are left." if left else "nothing extractable is left."),
+            "A round erases and repairs again. Its selector looks at the occurrences that are "
+            "still extractable and that the base does not give. "
+            f"{len(result.rounds)} of at most {result.max_rounds} rounds took "
+            f"{result.seconds:.0f} s and {result.tokens} tokens of training. "
+            + (f"{remaining} occurrences remain." if remaining else "Nothing extractable remains."),
         ),
         (
-            "round", "surfaced before it", "neurons reset", f"greedy{of}",
-            f"{sampled(report)}{of}", f"AUC{of}", "perplexity", "left", "seconds",
+            "round", "targeted", "neurons reset", f"greedy{of}",
+            f"{sampled(report.audit_settings)}{of}", f"AUC{of}", "perplexity", "remaining",
+            "seconds",
         ),
         tuple(
             (
                 str(number),
-                "-" if number == 1 else str(each["looked_at"]),
-                str(each["neurons"]),
+                "-" if number == 1 else str(each.targeted),
+                str(each.neurons),
                 *cells(each, kinds),
-                str(each["left"]),
-                f"{each['seconds']:.1f}",
+                str(each.remaining),
+                decimals(each.seconds, 1),
             )
-            for number, each in enumerate(found["made"], start=1)
+            for number, each in enumerate(result.rounds, start=1)
         ),
     )  # fmt: skip

@@ -13,27 +13,25 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sani.atomic import write_text
-from sani.auditing.audit import Figures, Utility
-from sani.auditing.generation import Beyond, Recited
-from sani.auditing.membership import Membership
+from sani.attacking.result import AttackResult
+from sani.auditing.compare import ChangeCounts, OnionStep
+from sani.auditing.record import CheckpointAudit
 from sani.corpus.documents import Kind
 from sani.errors import RunError
 from sani.gate import Check
 from sani.intervals import Estimate, Rate
-from sani.recipe import AuditSettings, GateSettings
-from sani.scanning.inventory import LabelCount
+from sani.recipe import AuditSettings, EraseSettings, GateSettings, RepairSettings, Selector
+from sani.scanning.record import ScanRecord
 
 SCHEMA_VERSION = 6
-PLACE = Path(__file__).with_name("report.schema.json")
+SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 Stage = Literal["base", "before", "erased", "after"]
-Step = Annotated[str, Field(pattern=r"^(before|erased|round-\d+|after)$")]
-Counts = dict[str, int]
 
 
 class Part(BaseModel):
     """Base of all parts: unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, validate_by_name=True)
 
 
 class Gate(Part):
@@ -41,106 +39,6 @@ class Gate(Part):
 
     holds: bool
     checks: list[Check]
-
-
-class Tally(Part):
-    """Entities or characters compared with gold ones."""
-
-    gold: int
-    predicted: int
-    gold_matched: int
-    predicted_matched: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
-
-
-class Covered(Part):
-    """Share of a label's gold characters that any found span covers."""
-
-    recall: float | None
-
-
-class LabelScores(Part):
-    """One label of the scan's evaluation."""
-
-    strict: Tally
-    overlapping: Tally
-    characters: Tally
-    covered: Covered
-
-
-class Quality(Part):
-    """How good the scan is, estimated on gold documents."""
-
-    documents: int
-    recall: Rate
-    recall_char_direct: float | None
-    precision_char: float | None
-    recall_char: float | None
-    missed_per_document: float | None
-    missed: Counts
-    labels: dict[str, LabelScores]
-
-
-class Scan(Part):
-    """What the corpus marks."""
-
-    documents: int
-    subjects: int
-    occurrences: int
-    documents_without_spans: int
-    unmarked: int
-    sources: Counts
-    labels: dict[str, LabelCount]
-    quality: Quality | None
-    digest: str
-
-
-class Generation(Part):
-    """What sampling brought up."""
-
-    framing: str
-    searched: int
-    too_short: Counts
-    new_tokens: int
-    seconds: float
-    recited: dict[str, Recited]
-    beyond: Beyond | None = None
-
-
-class Audit(Part):
-    """What one checkpoint recites; `sani.auditing.audit.AuditResult` says what each field means."""
-
-    framing: str
-    framings_tried: dict[str, Rate]
-    figures: dict[str, Figures]
-    jointly: dict[str, Figures] | None
-    unscored: Counts
-    without_decoys: int
-    utility: Utility | None
-    membership: Membership | None
-    tokens: int
-    seconds: float
-    generation: Generation | None
-    weights_digest: str
-
-
-class Change(Part):
-    """What became of occurrences between two checkpoints, with the paired test's p."""
-
-    cured: int
-    kept: int
-    new: int
-    p_value: float | None
-
-
-class OnionStep(Change):
-    """One stage; `sani.auditing.compare.onion`."""
-
-    source: Step = Field(alias="from")
-    to: Step
-    first_seen: int
 
 
 class RippleCount(Part):
@@ -154,16 +52,16 @@ class RippleCount(Part):
 class Ripple(Part):
     """What a stage made newly extractable, by label."""
 
-    source: Step = Field(alias="from")
-    to: Step
+    source: str = Field(alias="from", pattern=r"^(before|erased|round-\d+|after)$")
+    to: Annotated[str, Field(pattern=r"^(before|erased|round-\d+|after)$")]
     labels: dict[str, RippleCount]
 
 
 class Pretraining(Part):
-    """Audits of documents that only the base may have seen."""
+    """Audits of documents that only the base may have seen, and what changed since the base."""
 
-    audits: dict[Stage, Audit]
-    changes: dict[Stage, Change]
+    audits: dict[Stage, CheckpointAudit]
+    changes: dict[Stage, ChangeCounts]
 
 
 class Named(Part):
@@ -175,9 +73,13 @@ class Named(Part):
     digest: str
 
 
-class Changes(Change):
+class Changes(Part):
     """Before against after, occurrence by occurrence."""
 
+    cured: int
+    kept: int
+    new: int
+    p_value: float | None
     beyond_control: int
     beyond_control_listed: list[Named]
     kept_listed: list[Named]
@@ -218,7 +120,7 @@ class Cells(Part):
     cells: list[tuple[int, int, int]]
 
 
-class Picture(Part):
+class LogProbScatter(Part):
     """`sani.reporting.by_subject.against_control`."""
 
     against: Stage
@@ -233,20 +135,46 @@ class Entry(Part):
     layer: int
     part: str
     neurons: int
-    of: int
+    total: int
     map: list[float]
+
+
+class ClosedNeurons(Part):
+    """Neurons or heads of one part of one layer that the selector ``hard_concrete`` closed."""
+
+    layer: int
+    part: str
+    closed: int
+    total: int
+    specific: dict[str, int]
+
+
+class SelectorResult(Part):
+    """What the selector says beyond its scores; ``labels``: rise of each one's loss, nats."""
+
+    layers: list[ClosedNeurons]
+    labels: dict[str, float]
+
+
+class TokenRows(Part):
+    """Rows of embedding and head that were reset."""
+
+    rows: int
+    total: int
+    tensors: list[str]
+    tied: bool
 
 
 class Plan(Part):
     """The rule of the erase and what it chose."""
 
-    selector: dict[str, Any]
+    selector: Selector
     reset: str
     seed: int
     interpolate_to_base: float
     entries: list[Entry]
-    token_rows: dict[str, Any] | None
-    found: dict[str, Any] | None
+    token_rows: TokenRows | None
+    selector_result: SelectorResult | None
 
 
 class Erase(Part):
@@ -284,14 +212,26 @@ class RungFigures(RungRates):
     auc: Estimate
 
 
-class TriedRung(Part):
-    """One attempt of an escalation; ``by_epoch`` as in the repair."""
+class Measured(Part):
+    """What decides, of one audit; ``jointly`` of a masked language model only."""
 
-    name: str
-    settings: dict[str, Any]
     figures: dict[Kind, RungFigures]
     jointly: dict[Kind, RungRates] | None = None
     perplexity: float | None
+
+
+class RungSettings(Part):
+    """The settings of one attempt."""
+
+    erase: EraseSettings | None
+    repair: RepairSettings
+
+
+class TriedRung(Measured):
+    """One attempt of an escalation; ``by_epoch`` as in the repair."""
+
+    name: str
+    settings: RungSettings
     checks: list[Check]
     holds: bool
     failed: str | None
@@ -314,24 +254,25 @@ class Escalation(Part):
     rungs: list[TriedRung]
 
 
-class Round(Part):
-    """One round: what its selector looked at, what it did, and what it left."""
+class Round(Measured):
+    """One round.
 
-    looked_at: int
+    ``targeted`` occurrences were marked for its selector, ``remaining`` ones are extractable after
+    it and not from the base.
+    """
+
+    targeted: int
     neurons: int
-    figures: dict[Kind, RungFigures]
-    jointly: dict[Kind, RungRates] | None = None
-    perplexity: float | None
-    left: int
+    remaining: int
     tokens: int
     seconds: float
 
 
 class Rounds(Part):
-    """Rounds of erase and repair; ``left`` of the last is what is still beyond the base."""
+    """Rounds of erase and repair."""
 
-    asked: int
-    made: list[Round]
+    max_rounds: int
+    rounds: list[Round]
     seconds: float
     tokens: int
 
@@ -357,19 +298,19 @@ class Provenance(Part):
 
 
 class Report(Part):
-    """``report.json``."""
+    """``report.json``. ``recipe`` is shown key by key, without the paths in it."""
 
     schema_version: Literal[6]
     gate: Gate
-    scan: Scan
-    audits: dict[Stage, Audit]
+    scan: ScanRecord
+    audits: dict[Stage, CheckpointAudit]
     onion: list[OnionStep]
     pretraining: Pretraining
     changes: Changes
     ripples: list[Ripple]
-    attacks: dict[str, Any] | None
+    attacks: AttackResult | None
     subjects: Subjects
-    picture: Picture
+    log_prob_scatter: LogProbScatter
     escalation: Escalation | None
     rounds: Rounds | None
     erase: Erase | None
@@ -383,43 +324,45 @@ class Report(Part):
     not_tested: list[str]
     provenance: Provenance
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data, as ``report.json`` holds it."""
+        return self.model_dump(mode="json", by_alias=True)
+
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of ``report.json``."""
+    """Return the JSON Schema (draft 2020-12) of ``report.json``."""
     schema = Report.model_json_schema(by_alias=True, mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def read_report(folder: Path) -> dict[str, Any]:
-    """The report of a finished run.
+def read_report(folder: Path) -> Report:
+    """Read the report of a finished run.
 
     Raises:
         RunError: If there is none, or it is not of this version's shape.
     """
-    place = folder / "report.json"
+    path = folder / "report.json"
     try:
-        text = place.read_text(encoding="utf-8")
-        data: dict[str, Any] = json.loads(text)
-        version = data.get("schema_version")
+        text = path.read_text(encoding="utf-8")
+        version = json.loads(text).get("schema_version")
     except FileNotFoundError:
         raise RunError(f"{folder} holds no report.json; finish the run with --resume") from None
     except (OSError, ValueError, AttributeError):
-        raise RunError(f"{place} cannot be read as JSON; make it again with --resume") from None
+        raise RunError(f"{path} cannot be read as JSON; make it again with --resume") from None
     if version != SCHEMA_VERSION:
         raise RunError(
-            f"{place} has schema_version {version!r:.20}, this sani reads {SCHEMA_VERSION}; make "
+            f"{path} has schema_version {version!r:.20}, this sani reads {SCHEMA_VERSION}; make "
             "it again with sani run --resume"
         )
     try:
-        Report.model_validate_json(text)
+        return Report.model_validate_json(text)
     except ValidationError as error:
-        where = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
+        field = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
         raise RunError(
-            f"{place}: {error.error_count()} fields do not fit the schema, the first is {where}; "
+            f"{path}: {error.error_count()} fields do not fit the schema, the first is {field}; "
             "make it again with sani run --resume"
         ) from None
-    return data
 
 
 if __name__ == "__main__":
-    write_text(PLACE, json.dumps(json_schema(), indent=1) + "\n")
+    write_text(SCHEMA_FILE, json.dumps(json_schema(), indent=1) + "\n")

@@ -333,7 +333,7 @@ def test_guidance_gets_more_than_the_model_that_ascent_unlearned_and_than_the_ol
     assert greedy(found, "guidance", "weight 2", "unsanitized") == greedy(
         found, "unattacked", "as it is", "unsanitized"
     )
-    sentences = attack_sections(found.to_json())[0].sentences
+    sentences = attack_sections(found)[0].sentences
     assert any("must never be released" in sentence for sentence in sentences)
 
 
@@ -832,7 +832,7 @@ def test_no_identifier_stands_in_what_attacks_give_back(
 ) -> None:
     found, folder = quick
     text = json.dumps(found.to_json()) + "".join(file.read_text() for file in folder.iterdir())
-    text += repr(attack_sections(found.to_json()))
+    text += repr(attack_sections(found))
     values = {d.value(s) for d in clinic.private for s in d.spans if s.kind == "direct"}
     assert not [value for value in values if len(value) > 4 and value in text]
 
@@ -946,15 +946,19 @@ def test_an_attack_counts_as_tested_only_where_it_ran_on_the_sanitized_model(
     quick: tuple[AttackResult, Path],
 ) -> None:
     found = quick[0].to_json()
-    assert whether_tested(found, "prompting") == "tested, see Attacks"
-    assert whether_tested(found, "guidance") == "not tested"  # there is no unsanitized checkpoint
-    assert _not_attacked(found) == ["attacks that were not run: guidance"]
+
+    def typed() -> AttackResult:
+        return AttackResult.from_json(found)
+
+    assert whether_tested(typed(), "prompting") == "tested, see Attacks"
+    assert whether_tested(typed(), "guidance") == "not tested"  # there is no unsanitized checkpoint
+    assert _not_attacked(typed()) == ["attacks that were not run: guidance"]
     rows = found["attacks"]["prompting"]
     next(iter(rows.values()))["models"]["sanitized"]["not_run"] = "it was not"
-    assert whether_tested(found, "prompting") == "tested in part, see Attacks"
+    assert whether_tested(typed(), "prompting") == "tested in part, see Attacks"
     found["attacks"].pop("prompting")
     found["not_run"] = ["prompting"]
-    assert _not_attacked(found) == ["attacks that were not run: prompting, guidance"]
+    assert _not_attacked(typed()) == ["attacks that were not run: prompting, guidance"]
     assert whether_tested(None, "prompting") == "not tested"
     assert "Not tested" in attack_sections(None)[0].sentences[0]
 
@@ -1052,7 +1056,7 @@ def test_a_run_attacks_judges_and_reports(
     result = run(load_recipe(recipe), tmp_path / "run")
     found = json.loads((tmp_path / "run" / "attack.json").read_text())
     assert set(found["attacks"]) == {"unattacked", *ATTACKS}
-    checks = {check["name"]: check for check in result.report["gate"]["checks"]}
+    checks = {check.name: check for check in result.report.gate.checks}
     judged = {name for name in checks if name.startswith("attack.")}
     assert len(judged) == 2 * len(ATTACKS)  # all but guidance, and unattacked
     for name in judged:
@@ -1063,7 +1067,7 @@ def test_a_run_attacks_judges_and_reports(
             for row in variants
             if row["models"]["sanitized"][figure]
         )
-        assert checks[name]["holds"] == (worst <= 0.002), name
+        assert checks[name].holds == (worst <= 0.002), name
     read_report(tmp_path / "run")  # it fits the schema
     shown = (tmp_path / "run" / "report.html").read_text()
     assert ">Attacks<" in shown
@@ -1088,7 +1092,7 @@ def test_a_ripple_is_told_by_label_and_by_its_distance_to_what_was_removed() -> 
     corpus = Corpus([Document("1", "1", text, spans), Document("2", "2", text, spans)])
     before, after = verdicts("g--" + "---"), verdicts("-gg" + "--s")
     found = ripples({"before": before, "after": after}, corpus, rounds=("before", "x", "after"))
-    assert found == [
+    assert [step.model_dump(by_alias=True) for step in found] == [
         {
             "from": "before",
             "to": "after",

@@ -5,7 +5,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from sani.auditing.compare import beyond_control, compare, onion, paired_test
+from sani.auditing.compare import ChangeCounts, beyond_control, compare, onion, paired_test
 from sani.auditing.occurrences import Occurrences
 
 
@@ -39,7 +39,7 @@ def test_every_occurrence_is_cured_kept_new_or_never_extractable() -> None:
     assert change.cured.tolist() == [True, False, False, True, False, False]
     assert change.kept.tolist() == [False, True, False, False, False, False]
     assert change.new.tolist() == [False, False, True, False, True, False]
-    assert change.to_json() == {"cured": 2, "kept": 1, "new": 2, "p_value": 1.0}
+    assert change.counts() == ChangeCounts(cured=2, kept=1, new=2, p_value=1.0)
     assert beyond_control(verdicts("gs-"), verdicts("-s-")).tolist() == [True, False, False]
 
 
@@ -60,9 +60,11 @@ def test_without_a_change_there_is_no_p_value() -> None:
 
 
 def test_the_onion_tells_what_surfaces_for_the_first_time() -> None:
-    rounds = onion([verdicts("gg--"), verdicts("--g-"), verdicts("g--s")])
-    assert [(r["cured"], r["kept"], r["new"], r["first_seen"]) for r in rounds] == [
+    audits = {"before": verdicts("gg--"), "erased": verdicts("--g-"), "after": verdicts("g--s")}
+    steps = onion(["before", "erased", "round-1", "after"], audits)  # there is no round
+    assert [(step.source, step.to) for step in steps] == [("before", "erased"), ("erased", "after")]
+    assert [(s.cured, s.kept, s.new, s.first_seen) for s in steps] == [
         (2, 0, 1, 1),
         (1, 0, 2, 1),  # the first came back, the last had never come up
     ]
-    assert onion([verdicts("gg")]) == []
+    assert onion(["before"], {"before": verdicts("gg")}) == []

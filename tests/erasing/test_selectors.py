@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
@@ -44,6 +45,8 @@ from sani.recipe import (
 )
 from sani.reporting.process import changes
 from sani.reporting.report import _erased
+from sani.reporting.schema import Erase
+from sani.reporting.stage_files import EraseFile
 from tests.support.clinic import Clinic
 from tests.support.neurons import random_model
 
@@ -580,7 +583,7 @@ def test_exactly_the_rows_of_identifier_only_tokens_change(tied: bool, reset: st
     assert set(result.changed_tensors) - set(plain.changed_tensors) == set(ends)
     assert result.changed_parameters - plain.changed_parameters == len(ends) * 5 * HIDDEN
     assert result.plan.to_json()["token_rows"] == {
-        "rows": 5, "of": len(WORDS), "tensors": ends, "tied": tied
+        "rows": 5, "total": len(WORDS), "tensors": ends, "tied": tied
     }  # fmt: skip
     assert (sick.model.lm_head.weight is sick.model.model.embed_tokens.weight) == tied
 
@@ -590,7 +593,7 @@ def test_the_plan_counts_identifier_tokens_and_does_not_name_them() -> None:
     plan = plan_neurons(sick, ROWS, corpus=corpus_of())
     assert plan.token_rows.tokens == tuple(sorted(ONLY))
     shown = plan.to_json()
-    assert set(json.loads(json.dumps(shown))["token_rows"]) == {"rows", "of", "tensors", "tied"}
+    assert set(json.loads(json.dumps(shown))["token_rows"]) == {"rows", "total", "tensors", "tied"}
     other = dataclasses.replace(plan.token_rows, tokens=(5, 6, 7, 8, 9))
     assert dataclasses.replace(plan, token_rows=other).to_json() == shown
     assert repr(plan.token_rows.tokens) not in repr(plan)
@@ -653,31 +656,38 @@ def test_a_plan_with_token_rows_and_labels_shows_no_identifier(
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "one tied tensor" in said
-    assert "can tell these rows from the others, and so which tokens only identifiers" in said
+    assert "can tell these rows from the others, and so which tokens stand in" in said
     before, after = load_checkpoint(leaky_folder), load_checkpoint(tmp_path / "out")
     name = "model.embed_tokens.weight"
     changed = (weights(before)[name] != weights(after)[name]).any(1)
     assert int(changed.sum()) == plan["token_rows"]["rows"]
 
 
+def report_erase(data: dict[str, Any]) -> Erase | None:
+    """Return what a report says of an erase whose result file holds this."""
+    return _erased(TypeAdapter(EraseFile).validate_json(json.dumps(data)))
+
+
 def test_the_report_tells_where_the_privacy_neurons_lie() -> None:
     found = {
         "layers": [
-            {"layer": 4, "part": "mlp", "closed": 3, "of": 24, "specific": {"NAME": 2}},
-            {"layer": 5, "part": "attention", "closed": 0, "of": 4, "specific": {}},
+            {"layer": 4, "part": "mlp", "closed": 3, "total": 24, "specific": {"NAME": 2}},
+            {"layer": 5, "part": "attention", "closed": 0, "total": 4, "specific": {}},
         ],
         "labels": {"NAME": 1.25, "AGE": 0.5},
         "neurons": [{"neuron": 7}],
     }  # fmt: skip
     erased = {
-        "plan": {"selector": {"kind": "hard_concrete"}, "reset": "zero", "seed": 0, "entries": []},
+        "plan": {"selector": {"kind": "hard_concrete", "fraction": 0.5}, "reset": "zero", "seed": 0, "entries": []},
         "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
     }  # fmt: skip
 
     def shown(erased: Any) -> dict[str, Any]:
-        return {s.key: s for s in changes({"erase": _erased(erased), "repair": None})}
+        return {s.key: s for s in changes(report_erase(erased), None)}
 
-    section = shown({**erased, "plan": {**erased["plan"], "found": found}})["privacy-neurons"]
+    section = shown({**erased, "plan": {**erased["plan"], "selector_result": found}})[
+        "privacy-neurons"
+    ]
     assert section.rows == (("4", "mlp", "3", "24", "NAME 2"), ("5", "attention", "0", "4", "none"))
     assert "NAME 1.25, AGE 0.50" in section.sentences[0]
     assert "privacy-neurons" not in shown(erased)
@@ -689,23 +699,22 @@ def test_the_report_says_that_rewinding_everything_is_retraining() -> None:
         "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
     }  # fmt: skip
     for retrains in (True, False):
-        found = _erased({**erased, "retrains": retrains})
-        (section,) = changes({"erase": found, "repair": None})
+        (section,) = changes(report_erase({**erased, "retrains": retrains}), None)
         said = [s for s in section.sentences if "what follows is retraining from the base" in s]
         assert len(said) == retrains
 
 
 @pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
 def test_the_report_says_that_reset_token_rows_can_be_seen(reset: str) -> None:
-    rows = {"rows": 3, "of": 16, "tensors": ["lm_head.weight"], "tied": False}
+    rows = {"rows": 3, "total": 16, "tensors": ["lm_head.weight"], "tied": False}
     plan = {"selector": {"kind": "all"}, "reset": reset, "seed": 0, "entries": []}
     erased = {
         "plan": {**plan, "token_rows": rows},
         "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
     }  # fmt: skip
-    (section,) = changes({"erase": _erased(erased), "repair": None})
+    (section,) = changes(report_erase(erased), None)
     said = [s for s in section.sentences if "can tell these rows from the others" in s]
-    assert "Rows of 3 of 16 tokens" in " ".join(section.sentences)
+    assert "the rows of 3 of 16 tokens were reset" in " ".join(section.sentences)
     assert len(said) == (reset != "rewind")
 
 

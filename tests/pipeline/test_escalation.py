@@ -17,13 +17,14 @@ from sani.corpus.tables import write_jsonl
 from sani.demo.demo import new_model
 from sani.erasing.reinit import fresh_model
 from sani.errors import RecipeError, RepairError, RunError, UnsavedError
+from sani.intervals import Estimate, rate
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.pipeline.escalation import best_of, climb
 from sani.recipe import QUICK, EscalationSettings, RepairSettings, dump_recipe, load_recipe
 from sani.repairing.repair import repair
 from sani.repairing.training_job import EpochAudit
 from sani.reporting.escalation import cells
-from sani.reporting.schema import json_schema, read_report
+from sani.reporting.schema import Measured, RungFigures, json_schema, read_report
 from sani.runfolder import open_run
 from tests.support.clinic import Clinic
 from tests.support.recipes import recipe_text, write_recipe
@@ -113,7 +114,7 @@ def test_a_run_folder_has_one_result_a_rung_and_the_weights_of_one(climbed: Path
 def test_the_report_says_what_was_tried_and_what_it_cost(
     climbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = read_report(climbed)["escalation"]  # fits the schema, too
+    found = read_report(climbed).to_json()["escalation"]  # fits the schema, too
     assert "TriedRung" in json_schema()["$defs"]
     assert [rung["holds"] for rung in found["rungs"]] == [False, False, True]
     assert main(["report", str(climbed)]) == 0
@@ -692,7 +693,7 @@ def test_what_was_tried_on_a_masked_model_is_shown_one_by_one_and_jointly(
                "gate={auc_excess: null, perplexity_ratio: 9.0}"]  # fmt: skip
     run(load_recipe(tmp_path / "recipe.yaml", overrides=options), tmp_path / "run")
     audit = load(tmp_path / "run", "rung-1.json")["audit"]
-    (rung,) = read_report(tmp_path / "run")["escalation"]["rungs"]
+    (rung,) = read_report(tmp_path / "run").to_json()["escalation"]["rungs"]
     for form in ("figures", "jointly"):
         for name in ("greedy", "discoverable"):
             assert rung[form]["direct"][name] == audit[form]["direct"][name]
@@ -705,14 +706,16 @@ def test_what_was_tried_on_a_masked_model_is_shown_one_by_one_and_jointly(
 
 
 def test_rates_of_both_ways_of_asking_stand_in_one_cell() -> None:
-    def of(greedy: float, discoverable: float) -> dict[str, Any]:
-        return {"greedy": {"value": greedy}, "discoverable": {"value": discoverable},
-                "auc": {"value": None}}  # fmt: skip
+    def of(greedy: int, discoverable: int) -> RungFigures:
+        unknown = Estimate(0, None, None, None)
+        return RungFigures(
+            greedy=rate(greedy, 10), discoverable=rate(discoverable, 10), auc=unknown
+        )
 
-    found = {"figures": {"direct": of(0.1, 0.2), "indirect": of(0.3, 0.4)}, "perplexity": 2.0}
+    found = Measured(figures={"direct": of(1, 2), "indirect": of(3, 4)}, perplexity=2.0)
     alone = ("10.0% / 30.0%", "20.0% / 40.0%", "- / -", "2.00")
     assert cells(found, ["direct", "indirect"]) == alone
-    found["jointly"] = {"direct": of(0.5, 0.6), "indirect": of(0.7, 0.8)}
+    found.jointly = {"direct": of(5, 6), "indirect": of(7, 8)}
     assert cells(found, ["direct", "indirect"])[:2] == (
         "10.0% / 30.0%; jointly 50.0% / 70.0%",
         "20.0% / 40.0%; jointly 60.0% / 80.0%",

@@ -82,10 +82,10 @@ def test_a_round_begins_where_the_last_one_ended_and_looks_at_what_it_left(
         repair(leaky, clinic.private, settings.repair, framing="bos", seed=seed)
         found = load(repeated, f"round-{number}.json")
         assert found["weights_digest"] == leaky.weights_digest()
-        assert found["looked_at"] == looked_at.num_spans
+        assert found["targeted"] == looked_at.num_spans
         counts.append(len(places))
         places = left(leaky, base, clinic.private, recipe)
-        assert found["left"] == len(places)
+        assert found["remaining"] == len(places)
         looked_at = only(clinic.private, places)
     assert counts[0] > counts[1] > counts[2] > len(places)  # and so each had something to do
     digest = load_checkpoint(repeated / "sanitized").weights_digest()
@@ -113,7 +113,7 @@ def test_it_ends_as_soon_as_nothing_surfaces(recipe: Path, tmp_path: Path) -> No
     ]  # fmt: skip
     run(load_recipe(recipe, overrides=options), tmp_path / "run")
     done = load(tmp_path / "run", "rounds.json")["done"]
-    rounds = [load(tmp_path / "run", f"round-{n}.json")["left"] for n in range(1, done + 1)]
+    rounds = [load(tmp_path / "run", f"round-{n}.json")["remaining"] for n in range(1, done + 1)]
     assert done < 50
     assert rounds[-1] == 0
     assert all(rounds[:-1])
@@ -131,10 +131,10 @@ def test_a_run_folder_has_one_result_a_round_and_the_weights_of_the_last(repeate
 def test_the_report_shows_what_each_round_left_and_brought_up(
     repeated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = read_report(repeated)  # fits the schema, too
+    found = read_report(repeated).to_json()  # fits the schema, too
     assert [step["to"] for step in found["onion"]] == ["round-1", "round-2", "after"]
     assert [step["from"] for step in found["ripples"]] == ["before", "round-1", "round-2"]
-    rounds = found["rounds"]["made"]
+    rounds = found["rounds"]["rounds"]
     assert found["rounds"]["tokens"] == sum(each["tokens"] for each in rounds) > 0
     assert all(each["neurons"] for each in rounds)
     page = (repeated / "report.html").read_text()
@@ -143,7 +143,7 @@ def test_the_report_shows_what_each_round_left_and_brought_up(
     sentence = f"3 of at most 3 rounds took {found['rounds']['seconds']:.0f} s"
     for form in (page, (repeated / "report.md").read_text(), printed):
         assert sentence in form
-        assert f"{rounds[-1]['left']} occurrences are left." in form
+        assert f"{rounds[-1]['remaining']} occurrences remain." in form
     assert "round 2 to after (sanitized)" in page
 
 

@@ -26,6 +26,7 @@ from sani.demo.demo import write_jsonl
 from sani.models.checkpoint import load_checkpoint
 from sani.recipe import load_recipe
 from sani.reporting import report as report_module
+from sani.reporting.schema import read_report
 from tests.support.clinic import Clinic
 from tests.support.recipes import write_recipe
 
@@ -220,7 +221,7 @@ def test_the_canary_test_fails_when_the_report_really_leaks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same report, written by code that names a document by its id, is found out."""
-    report = load(finished[0], "report.json")
+    report = read_report(finished[0])
     secrets = unknown_to_the_tokenizer(clinic, base_folder)
     report_module.write_report(tmp_path, report)
     assert leaks([tmp_path], [], secrets) == []

@@ -5,7 +5,7 @@ import json
 import shutil
 import stat
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from sani.reporting.card import model_card, read_source_card
 from sani.reporting.page import render
 from sani.reporting.process import cost
 from sani.reporting.report import build_report, junit, write_report
-from sani.reporting.schema import PLACE, SCHEMA_VERSION, json_schema, read_report
+from sani.reporting.schema import SCHEMA_FILE, SCHEMA_VERSION, SourceCard, json_schema, read_report
 from sani.runfolder import RunFolder
 from tests.support.clinic import Clinic
 from tests.support.reports import (
@@ -35,6 +35,7 @@ from tests.support.reports import (
     corpus_of,
     entry,
     finished_run,
+    report_of,
     verdicts_of,
 )
 
@@ -44,7 +45,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Corpus, d
     """A finished run with hostile labels. Do not write."""
     corpus = corpus_of(40, 6)
     folder, _, report = finished_run(tmp_path_factory.mktemp("report") / "run", corpus)
-    return folder, corpus, report
+    return folder, corpus, report.to_json()
 
 
 Done = tuple[RunFolder, Corpus, dict[str, Any]]
@@ -112,8 +113,8 @@ def test_a_hostile_label_stays_text_in_every_format(done: Done) -> None:
     assert sum(HOSTILE in text for text in page.texts) >= 3  # tables and charts
     assert page.all("script") == []
     for name in ("report.md.jinja", "card.md.jinja"):
-        assert "<script" not in render(report, name)
-    ElementTree.fromstring(junit(report))
+        assert "<script" not in render(report_of(report), name)
+    ElementTree.fromstring(junit(report_of(report)))
 
 
 def test_ids_are_unique_and_every_reference_has_its_target(done: Done) -> None:
@@ -165,7 +166,7 @@ def test_the_first_screen_says_what_decides_before_anything_else(done: Done) -> 
 def test_it_never_calls_anything_anonymous_or_compliant(done: Done) -> None:
     folder, _, report = done
     for text in (*((folder.path / f"report.{kind}").read_text() for kind in ("html", "md")),
-                 model_card(report)):  # fmt: skip
+                 model_card(report_of(report))):  # fmt: skip
         for word in ("anonymous", "anonymised", "anonymized", "compliant", "compliance"):
             assert word not in text.casefold()
     assert "evidence for" in (folder.path / "report.html").read_text()
@@ -173,7 +174,7 @@ def test_it_never_calls_anything_anonymous_or_compliant(done: Done) -> None:
 
 def test_the_same_report_gives_the_same_bytes(done: Done, tmp_path: Path) -> None:
     folder, _, report = done
-    write_report(tmp_path, json.loads(json.dumps(report)))
+    write_report(tmp_path, report_of(report))
     for name in ("report.html", "report.md", "report.json", "junit.xml"):
         assert (tmp_path / name).read_bytes() == (folder.path / name).read_bytes()
 
@@ -182,7 +183,7 @@ def test_the_same_report_gives_the_same_bytes(done: Done, tmp_path: Path) -> Non
 
 
 def test_the_schema_is_the_shipped_one_and_the_report_fits_it(done: Done) -> None:
-    shipped = json.loads(PLACE.read_text())
+    shipped = json.loads(SCHEMA_FILE.read_text())
     assert shipped == json_schema(), "run python -m sani.reporting.schema"
     validator = jsonschema.Draft202012Validator(shipped)
     validator.check_schema(shipped)
@@ -241,7 +242,9 @@ def test_subjects_are_counted_as_one_by_one() -> None:
         "after": verdicts_of(corpus, memory=0.2, seed=2),
     }
     verdicts["after"].reason[::5] = "lost"
-    found = by_subject(verdicts, corpus, lambda text: hashlib.sha256(text.encode()).hexdigest())
+    digest = hashlib.sha256
+    subjects = by_subject(verdicts, corpus, lambda text: digest(text.encode()).hexdigest())
+    found = subjects.model_dump(mode="json")
     limits = {"none": 0, "1": 1, "2": 2, "3 to 5": 5, "6 to 10": 10, "more": 10**9}
     for kind in ("direct", "indirect"):
         for stage, verdict in verdicts.items():
@@ -263,11 +266,12 @@ def test_subjects_are_counted_as_one_by_one() -> None:
                 assert "subject-" not in json.dumps(found)
 
 
-def test_the_picture_has_every_occurrence_once_and_knows_above_from_below() -> None:
+def test_the_scatter_has_every_occurrence_once_and_knows_above_from_below() -> None:
     corpus = corpus_of(30, 7)
     base = verdicts_of(corpus, memory=0.0, seed=1)
     louder = replace(base, log_probability=np.minimum(base.log_probability + 6.0, 0.0))
-    found = against_control({"base": base, "before": louder, "after": base}, corpus)
+    scatter = against_control({"base": base, "before": louder, "after": base}, corpus)
+    found = scatter.model_dump(mode="json")
     assert found["against"] == "base"
     total = 0
     for stages in found["kinds"].values():
@@ -288,10 +292,10 @@ def test_the_picture_has_every_occurrence_once_and_knows_above_from_below() -> N
     assert total == corpus.num_spans
 
 
-def test_without_a_base_the_picture_is_against_the_unsanitized_checkpoint() -> None:
+def test_without_a_base_the_scatter_is_against_the_unsanitized_checkpoint() -> None:
     corpus = corpus_of(4, 3)
     verdicts = {stage: verdicts_of(corpus, memory=0.5, seed=3) for stage in ("before", "after")}
-    found = against_control(verdicts, corpus)
+    found = against_control(verdicts, corpus).model_dump(mode="json")
     assert found["against"] == "before"
     assert set(found["kinds"]["direct"]) == {"after"}
 
@@ -299,7 +303,7 @@ def test_without_a_base_the_picture_is_against_the_unsanitized_checkpoint() -> N
 def test_the_erase_map_and_the_curve_are_the_means_of_what_they_stand_for(done: Done) -> None:
     report = done[2]
     first = report["erase"]["plan"]["entries"][0]
-    assert (first["neurons"], first["of"]) == (100, 256)
+    assert (first["neurons"], first["total"]) == (100, 256)
     assert first["map"] == [1.0] * 25 + [0.0] * 39  # 64 stretches of 4 neurons
     assert report["erase"]["plan"]["entries"][2]["map"] == [1.0, 0.0, 0.0, 1.0]
     curve = report["repair"]["curve"]
@@ -317,7 +321,7 @@ def test_what_a_repair_noted_stands_in_the_page(done: Done) -> None:
 
 
 def test_the_cost_of_all_stages_is_the_sum_of_their_seconds(done: Done) -> None:
-    assert float(cost(done[2]).rows[-1][1]) == 4 * 2.0 + 0.5 + 1.0
+    assert float(cost(report_of(done[2])).rows[-1][1]) == 4 * 2.0 + 0.5 + 1.0
 
 
 # The model card.
@@ -332,7 +336,7 @@ def card_folder(folder: Path, front: str) -> Path:
 def test_the_card_is_read_by_the_hubs_own_classes_and_has_the_audits_figures(done: Done) -> None:
     report = json.loads(json.dumps(done[2]))
     report["source_card"] |= {"license": "apache-2.0", "base_model": "org/public"}
-    card = ModelCard(model_card(report))
+    card = ModelCard(model_card(report_of(report)))
     assert card.data.base_model == "org/public"
     assert card.data.license == "apache-2.0"
     assert card.data.eval_results is not None
@@ -350,13 +354,13 @@ def test_the_card_is_read_by_the_hubs_own_classes_and_has_the_audits_figures(don
 
 def test_the_card_says_what_was_erased(done: Done) -> None:
     report = json.loads(json.dumps(done[2]))
-    assert "parameters changed (neurons reset: all, reinit)" in model_card(report)
+    assert "parameters changed (neurons reset: all, reinit)" in model_card(report_of(report))
     report["erase"]["plan"] |= {"interpolate_to_base": 0.5}
     both = "(all weights set 50 % of the way to the base's; neurons reset: all, reinit)"
-    assert both in model_card(report)
+    assert both in model_card(report_of(report))
     report["erase"]["plan"]["entries"] = []
     assert "parameters changed (all weights set 50 % of the way to the base's)." in model_card(
-        report
+        report_of(report)
     )
 
 
@@ -365,15 +369,15 @@ def test_licence_and_base_are_carried_over_from_the_cards_at_hand(tmp_path: Path
     base = card_folder(
         tmp_path / "base", "license: other\nlicense_name: ours\nlicense_link: LICENSE"
     )
-    assert read_source_card(model, base) == {
-        "base_model": "org/public", "license": "other", "license_name": "ours",
-        "license_link": "LICENSE", "language": ["es"],
-    }  # fmt: skip
+    assert read_source_card(model, base) == SourceCard(
+        base_model="org/public", license="other", license_name="ours", license_link="LICENSE",
+        language=["es"],
+    )  # fmt: skip
     broken = card_folder(tmp_path / "broken", "license: [x\n: :")
-    found = read_source_card(broken, tmp_path / "nowhere")
-    assert found["license"] is None
-    assert found["base_model"] == "nowhere"
-    assert read_source_card(broken, None)["base_model"] is None
+    card = read_source_card(broken, tmp_path / "nowhere")
+    assert card.license is None
+    assert card.base_model == "nowhere"
+    assert read_source_card(broken, None).base_model is None
 
 
 # sani report.
@@ -519,22 +523,23 @@ def test_the_report_of_a_whole_run_with_everything_asked_for_fits_the_schema(
     report = run(recipe, tmp_path / "run").report
     validator = jsonschema.Draft202012Validator(json_schema())
     validator.validate(json.loads((tmp_path / "run" / "report.json").read_text()))
-    assert report["scan"]["quality"]
-    assert report["audits"]["after"]["membership"]
-    assert report["audits"]["after"]["generation"]["beyond"]
-    assert report["pretraining"]["changes"]["after"]
-    erased = report["audits"]["erased"]  # nothing is decided of it, and the figures that decide
-    assert erased["membership"] is None
-    assert erased["generation"] is None
-    assert erased["figures"]["direct"]["association"]["trials"] == 0
-    assert erased["figures"]["direct"]["auc"]["trials"] > 0
+    assert report.scan.quality
+    after, erased = report.audits["after"], report.audits["erased"]
+    assert after.membership
+    assert after.generation
+    assert after.generation.beyond
+    assert report.pretraining.changes["after"]
+    assert erased.membership is None  # nothing is decided of it, and the figures that decide
+    assert erased.generation is None
+    assert erased.figures["direct"].association.trials == 0
+    assert erased.figures["direct"].auc.trials > 0
     assert main(["report", str(tmp_path / "run"), str(tmp_path / "run"), "--compare"]) == 0
     text = (tmp_path / "run" / "report.html").read_text()
     titles = ("Membership", "Recited when left to write", "What the base may have seen")
     for title in titles:
         assert f"{title}: table" in text
     assert "Estimated recall of the scan: unknown" not in text
-    assert read_report(tmp_path / "run") == json.loads(json.dumps(report))
+    assert read_report(tmp_path / "run") == report
 
 
 @pytest.mark.long
@@ -559,6 +564,6 @@ def test_a_hundred_thousand_occurrences_fit_a_page(tmp_path: Path) -> None:
     print(f"built in {built - started:.1f} s, written in {wrote - built:.1f} s, {size} bytes")
     assert size < 2_000_000
     assert len((folder.path / "report.md").read_text()) < 10_000
-    for part in again["subjects"]["kinds"].values():
-        assert sum(part["distribution"]["after"]) == 5_000
-    assert asdict(checks[0]) == again["gate"]["checks"][0]
+    for part in again.subjects.kinds.values():
+        assert sum(part.distribution["after"]) == 5_000
+    assert checks[0] == again.gate.checks[0]

@@ -15,6 +15,7 @@ from sani.corpus.tables import write_jsonl
 from sani.gate import Check, judge
 from sani.recipe import Recipe, dump_recipe
 from sani.reporting.report import build_report, write_report
+from sani.reporting.schema import Report
 from sani.runfolder import RunFolder, open_run
 from sani.scanning.inventory import take_inventory
 
@@ -24,7 +25,7 @@ LABELS = (HOSTILE, "MRN", "$x$ | \"'&amp;\n")
 
 def entry(layer: int, part: str, neurons: Sequence[int], of: int) -> dict[str, Any]:
     """Return the reset neurons of a part of a layer, as erase.json has them."""
-    return {"layer": layer, "part": part, "neurons": list(neurons), "of": of, "scores": None}
+    return {"layer": layer, "part": part, "neurons": list(neurons), "total": of, "scores": None}
 
 
 ENTRIES = [
@@ -78,6 +79,11 @@ def verdicts_of(corpus: Corpus, *, memory: float, seed: int) -> Occurrences:
     )
 
 
+def report_of(data: dict[str, Any]) -> Report:
+    """Return the report that is given as plain data, as a test changed it."""
+    return Report.model_validate_json(json.dumps(data))
+
+
 def checks_of(folder: RunFolder, recipe: Recipe) -> list[Check]:
     """Judge a finished run again, as the pipeline does."""
     return judge(
@@ -90,7 +96,7 @@ def checks_of(folder: RunFolder, recipe: Recipe) -> list[Check]:
 
 def finished_run(
     out: Path, corpus: Corpus, *, entries: Sequence[dict[str, Any]] = ENTRIES
-) -> tuple[RunFolder, Recipe, dict[str, Any]]:
+) -> tuple[RunFolder, Recipe, Report]:
     """Make a run folder as the pipeline leaves it, without models; return it and its report."""
     models = {"path": str(out.parent / "model"), "base": str(out.parent / "public-base")}
     write_jsonl(corpus, out.parent / "notes.jsonl")
