@@ -136,7 +136,7 @@ SELECTORS: dict = {
 }
 
 
-def chosen_by(selector: Any, planted: Any, corpus: Corpus, *, reset: str = "zero") -> Any:
+def chosen_by(selector: Any, planted: Any, corpus: Corpus, *, reset: Any = "zero") -> Any:
     """An erase of as many neurons as are planted, over all layers: (model, plan, how many hit)."""
     checkpoint, neurons = planted
     sick = copy.deepcopy(checkpoint)

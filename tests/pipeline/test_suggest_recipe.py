@@ -68,7 +68,7 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
     assert re.search(r"about (a minute|\d+ minutes)\. Next: ", said)
     assert said.endswith(f"Next: sani run {out} --check\n")
     header = [line for line in out.read_text().splitlines() if line.startswith("#")]
-    records = [json.loads(line) for line in (job / "records.jsonl").open()]
+    records = [json.loads(line) for line in (job / "records.jsonl").read_text().splitlines()]
     kinds = [span["kind"] for record in records for span in record["spans"]]
     assert header[0] == "# Sanitize a llama model of 4 layers; made by sani init."
     assert "400 tokens in the vocabulary, 128 in its context" in header[1]

@@ -14,6 +14,7 @@ from sani.corpus.documents import KINDS, Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
 from sani.gate import Check, judge
 from sani.recipe import Recipe, dump_recipe
+from sani.recipe.settings import Part
 from sani.reporting.report import build_report, write_report
 from sani.runfolder import RunFolder, open_run
 from sani.scanning.inventory import take_inventory
@@ -22,7 +23,7 @@ HOSTILE = "<script>alert(1)</script>"
 LABELS = (HOSTILE, "MRN", "$x$ | \"'&amp;\n")
 
 
-def entry(layer: int, part: str, neurons: Sequence[int], of: int) -> dict[str, Any]:
+def entry(layer: int, part: Part, neurons: Sequence[int], of: int) -> dict[str, Any]:
     """Return the reset neurons of a part of a layer, as erase.json has them."""
     return {"layer": layer, "part": part, "neurons": list(neurons), "of": of, "scores": None}
 

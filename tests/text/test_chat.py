@@ -189,7 +189,7 @@ def test_conversations_are_read_and_written_back(tmp_path: Path) -> None:
         Document("t", "t", "a name b", (Span(7, 8, "NAME"),)),
     ]  # fmt: skip
     write_jsonl(documents, tmp_path / "one.jsonl")
-    rows = [json.loads(line) for line in (tmp_path / "one.jsonl").open()]
+    rows = [json.loads(line) for line in (tmp_path / "one.jsonl").read_text().splitlines()]
     assert rows[0]["messages"][2] == {
         "role": "assistant",
         "content": "name c",
