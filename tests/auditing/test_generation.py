@@ -42,6 +42,7 @@ from sani.recipe import (
 from sani.text.tokens import Framing, encode, framing_named
 from tests.support.architectures import CAUSAL, tiny_config
 from tests.support.clinic import Clinic
+from tests.support.optional import present
 
 SAMPLERS = [
     Sampler(),
@@ -686,7 +687,7 @@ def test_settings_that_ask_for_no_sample_are_an_error() -> None:
     with pytest.raises(RecipeError, match="no sample would be drawn"):
         settings_from(AuditSettings, {"generation": nothing})
     some = settings_from(AuditSettings, {"generation": {**nothing, "file": "prompts.txt"}})
-    assert some.generation.file == Path("prompts.txt")
+    assert present(some.generation).file == Path("prompts.txt")
     assert settings_from(AuditSettings, {}).generation is None
 
 

@@ -47,6 +47,7 @@ from sani.reporting.process import changes
 from sani.reporting.report import _erased
 from tests.support.clinic import Clinic
 from tests.support.neurons import random_model
+from tests.support.optional import present
 
 WORDS = ["<s>", "</s>", "[MASK]", "name", "age", *"abcde", "anna", "bert", "carl", "dora", "77"]
 HIDDEN, MLP, HEADS, LAYERS = 16, 24, 4, 2
@@ -591,12 +592,12 @@ def test_exactly_the_rows_of_identifier_only_tokens_change(tied: bool, reset: An
 def test_the_plan_counts_identifier_tokens_and_does_not_name_them() -> None:
     sick = checkpoint("llama")
     plan = plan_neurons(sick, ROWS, corpus=corpus_of())
-    assert plan.token_rows.tokens == tuple(sorted(ONLY))
+    assert present(plan.token_rows).tokens == tuple(sorted(ONLY))
     shown = plan.to_json()
     assert set(json.loads(json.dumps(shown))["token_rows"]) == {"rows", "of", "tensors", "tied"}
     other = dataclasses.replace(plan.token_rows, tokens=(5, 6, 7, 8, 9))
     assert dataclasses.replace(plan, token_rows=other).to_json() == shown
-    assert repr(plan.token_rows.tokens) not in repr(plan)
+    assert repr(present(plan.token_rows).tokens) not in repr(plan)
 
 
 def test_special_tokens_and_single_characters_keep_their_rows() -> None:
@@ -604,7 +605,7 @@ def test_special_tokens_and_single_characters_keep_their_rows() -> None:
     sick = checkpoint("llama")
     whole = Corpus([Document("1", "1", text, (Span(0, len(text), "NAME"),))])
     rows = plan_neurons(sick, ROWS, corpus=whole).token_rows
-    assert rows.tokens == (WORDS.index("anna"),)
+    assert present(rows).tokens == (WORDS.index("anna"),)
 
 
 def test_token_rows_need_a_corpus_that_marks_something() -> None:

@@ -60,6 +60,7 @@ from tests.support.erasing import (
 from tests.support.folders import small_files
 from tests.support.neurons import mixed, random_model
 from tests.support.neurons import plan as plan_of
+from tests.support.optional import present
 from tests.support.words import corpus_of, weights
 
 HALF: dict[str, Any] = {"fraction": 0.5, "per": "model"}
@@ -520,7 +521,7 @@ def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family: str, kind: s
     mine, theirs = weights(sick), weights(base)
     for entry in found.entries:
         assert entry.neurons == tuple(range(entry.of))
-        for neuron, score in zip(entry.neurons, entry.scores, strict=True):
+        for neuron, score in zip(entry.neurons, present(entry.scores), strict=True):
             masks = expected_masks(sick, [(1, entry.part, [neuron])])
             squares = 0.0
             for name, mask in masks.items():
@@ -619,7 +620,7 @@ def test_a_recipe_with_drift_and_without_a_base_is_refused(tmp_path: Path) -> No
         load_recipe(recipe)
     assert str(caught.value) == f"{recipe}: erase.selector: drift needs model.base"
     settings = load_recipe(recipe, overrides=["model.base=b"]).erase
-    assert settings.selector == DriftSelector(kind="drift", fraction=0.5)
+    assert present(settings).selector == DriftSelector(kind="drift", fraction=0.5)
 
 
 # ---- fresh weights ---------------------------------------------------------------------------

@@ -554,7 +554,9 @@ def in_encoder(model: Any, layer: int) -> Any:
     return two and layer < len(model.get_submodule(OUTPUTS[model.config.model_type][0][0]))
 
 
-def slow_sites(model: Any, *, encoder: bool = True) -> dict[str, Any]:
+def slow_sites(
+    model: Any, *, encoder: bool = True
+) -> dict[Site, list[tuple[str, int, int, int]]]:
     """For each layer and part, the modules that take in its neurons' activations; see `blocks_of`.
 
     Args:
@@ -809,17 +811,17 @@ def test_fisher_diagonals_are_those_of_the_models_own_loss(name: str) -> None:
     dampen = dampening(checkpoint(model), every, texts=Texts(checkpoint(model), noted(model)))
     for (layer, part), size in sizes.items():
         for neuron in range(size):
-            sums = [0.0, 0.0]
+            totals = [torch.zeros(()), torch.zeros(())]
             for piece in layout.slices(part, layer=layer, neurons=[neuron]):
                 theirs, text = (
                     piece.of(of[piece.name]).index_select(piece.dim, piece.index) for of in found
                 )
-                sums = [sums[0] + theirs.sum(), sums[1] + text.sum()]
+                totals = [totals[0] + theirs.sum(), totals[1] + text.sum()]
                 own = torch.ones_like(theirs)
                 factor = torch.where(theirs > 1.2 * text, text / theirs, own).clamp(max=1)
                 torch.testing.assert_close(dampen(piece, own), factor, rtol=1e-6, atol=0)
             for sort in (0, 1):
-                torch.testing.assert_close(means[sort][layer, part][neuron], sums[sort])
+                torch.testing.assert_close(means[sort][layer, part][neuron], totals[sort])
 
 
 def test_the_mean_reset_of_an_encoder_and_its_decoder_holds_activations_at_their_means() -> None:
