@@ -143,7 +143,7 @@ def test_a_few_occurrences_say_too_little_to_hold() -> None:
 
 
 def test_an_auc_of_a_few_occurrences_says_too_little_too() -> None:
-    rates = {"greedy": None, "discoverable": None}
+    rates: dict[str, Any] = {"greedy": None, "discoverable": None}
     for trials, broken in ((19, {"auc.direct"}), (20, set())):
         after, control = audit_of((0, trials)), audit_of((0, trials))
         assert failed(after, control=control, **rates) == broken

@@ -1147,7 +1147,8 @@ def test_the_tokens_of_a_span_cover_it_and_no_other_token_touches_it(name: str, 
     corpus = Corpus([Document("0", "s", text, (Span(start, end, "X"),))])
     (item,) = encode(corpus, TOKENIZERS[name])
     (first_token, last_token) = item.spans[0]
-    inside, outside = set(), set()
+    inside = set()
+    outside = set()
     for token, place in enumerate(zip(item.starts, item.ends, strict=True)):
         chosen = first_token <= token < last_token
         (inside if chosen else outside).update(range(*place))

@@ -226,7 +226,7 @@ def test_every_family_samples_the_same_in_padded_batches_as_one_at_a_time(
 ) -> None:
     checkpoint = tiny(family, base.tokenizer)
     prompts = [Prompt("file", n, tuple(range(5, 6 + 3 * n))) for n in range(6)]
-    arguments = {"new_tokens": 20, "sampler": Sampler(), "seed": 0}
+    arguments: dict[str, Any] = {"new_tokens": 20, "sampler": Sampler(), "seed": 0}
     together = sample(checkpoint, prompts, batch_tokens=4096, **arguments)
     alone = sample(checkpoint, prompts, batch_tokens=1, **arguments)
     assert together == alone
@@ -285,7 +285,12 @@ def test_other_random_numbers_in_the_program_change_nothing_and_are_not_changed(
     leaky: Checkpoint, clinic: Clinic
 ) -> None:
     prompts = make_prompts(leaky, clinic.private, few(empty=3), bos(leaky))
-    arguments = {"new_tokens": 10, "sampler": Sampler(), "batch_tokens": 512, "seed": 0}
+    arguments: dict[str, Any] = {
+        "new_tokens": 10,
+        "sampler": Sampler(),
+        "batch_tokens": 512,
+        "seed": 0,
+    }
     torch.manual_seed(1)
     state = torch.get_rng_state()
     one = sample(leaky, prompts, **arguments)
@@ -298,7 +303,12 @@ def test_the_models_own_generation_config_does_not_interfere_and_is_left_as_it_w
     leaky: Checkpoint, clinic: Clinic
 ) -> None:
     prompts = make_prompts(leaky, clinic.private, few(openings=4), bos(leaky))
-    arguments = {"new_tokens": 16, "sampler": Sampler(), "batch_tokens": 512, "seed": 0}
+    arguments: dict[str, Any] = {
+        "new_tokens": 16,
+        "sampler": Sampler(),
+        "batch_tokens": 512,
+        "seed": 0,
+    }
     plain = sample(leaky, prompts, **arguments)
     own = GenerationConfig(
         repetition_penalty=3.0, suppress_tokens=list(range(40, 400)), min_new_tokens=3,
@@ -311,7 +321,12 @@ def test_the_models_own_generation_config_does_not_interfere_and_is_left_as_it_w
 
 def test_a_sample_ends_at_the_end_token(leaky: Checkpoint, clinic: Clinic) -> None:
     prompts = make_prompts(leaky, clinic.private, few(empty=20), bos(leaky))
-    arguments = {"new_tokens": 40, "sampler": Sampler(), "batch_tokens": 8192, "seed": 0}
+    arguments: dict[str, Any] = {
+        "new_tokens": 40,
+        "sampler": Sampler(),
+        "batch_tokens": 8192,
+        "seed": 0,
+    }
     whole = sample(leaky, prompts, **arguments)
     common = max(set(itertools.chain(*whole)), key=list(itertools.chain(*whole)).count)
     leaky.tokenizer.eos_token = leaky.tokenizer.convert_ids_to_tokens(common)

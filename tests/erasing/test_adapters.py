@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Span
-from sani.demo.demo import write_jsonl
+from sani.corpus.tables import write_jsonl
 from sani.erasing.erase import apply_
 from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.token_rows import TokenRows

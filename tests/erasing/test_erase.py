@@ -649,7 +649,11 @@ def test_all_the_way_is_the_base_itself_and_neurons_are_reset_on_top(
 
 def test_neurons_are_reset_after_the_way(leaky_folder: Path, base: Checkpoint) -> None:
     one, two = load_checkpoint(leaky_folder), load_checkpoint(leaky_folder)
-    last = {"last_layers": 1, "selector": AllSelector(kind="all"), "reset": "reinit"}
+    last: dict[str, Any] = {
+        "last_layers": 1,
+        "selector": AllSelector(kind="all"),
+        "reset": "reinit",
+    }
     erase(one, EraseSettings(interpolate_to_base=0.25, **last), base=base, seed=3)
     erase(two, EraseSettings(interpolate_to_base=0.25), base=base)
     assert one.weights_digest() != two.weights_digest()

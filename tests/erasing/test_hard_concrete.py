@@ -113,7 +113,7 @@ def masked(planted: Any, few: Corpus) -> Any:
 
 def losses(checkpoint: Checkpoint, corpus: Corpus, label: Any = None) -> dict[str, Any]:
     """Mean loss on identifier tokens and on ordinary ones."""
-    found = {"identifier": [], "ordinary": []}
+    found: dict[Any, Any] = {"identifier": [], "ordinary": []}
     with torch.no_grad():
         for batch in Texts(checkpoint, corpus).batches(label):
             hidden = families.hidden_states(checkpoint.model, input_ids=batch.ids)
@@ -126,7 +126,7 @@ def losses(checkpoint: Checkpoint, corpus: Corpus, label: Any = None) -> dict[st
     return {sort: float(torch.cat(values).mean()) for sort, values in found.items()}
 
 
-SELECTORS: dict = {
+SELECTORS: dict[str, Any] = {
     RandomSelector: {},
     ActivationRatioSelector: {},
     GradientRatioSelector: {},

@@ -673,7 +673,7 @@ def test_the_report_tells_where_the_privacy_neurons_lie() -> None:
         "labels": {"NAME": 1.25, "AGE": 0.5},
         "neurons": [{"neuron": 7}],
     }  # fmt: skip
-    erased = {
+    erased: dict[str, Any] = {
         "plan": {"selector": {"kind": "hard_concrete"}, "reset": "zero", "seed": 0, "entries": []},
         "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
     }  # fmt: skip
@@ -688,7 +688,7 @@ def test_the_report_tells_where_the_privacy_neurons_lie() -> None:
 
 
 def test_the_report_says_that_rewinding_everything_is_retraining() -> None:
-    erased = {
+    erased: dict[str, Any] = {
         "plan": {"selector": {"kind": "all"}, "reset": "rewind", "seed": 0, "entries": []},
         "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
     }  # fmt: skip
@@ -703,7 +703,7 @@ def test_the_report_says_that_rewinding_everything_is_retraining() -> None:
 def test_the_report_says_that_reset_token_rows_can_be_seen(reset: Any) -> None:
     rows = {"rows": 3, "of": 16, "tensors": ["lm_head.weight"], "tied": False}
     plan = {"selector": {"kind": "all"}, "reset": reset, "seed": 0, "entries": []}
-    erased = {
+    erased: dict[str, Any] = {
         "plan": {**plan, "token_rows": rows},
         "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
     }  # fmt: skip

@@ -64,7 +64,7 @@ from tests.support.optional import present
 from tests.support.words import corpus_of, weights
 
 HALF: dict[str, Any] = {"fraction": 0.5, "per": "model"}
-SELECTORS = {
+SELECTORS: dict[str, Any] = {
     "random": RandomSelector(kind="random", **HALF),
     "magnitude": MagnitudeSelector(kind="magnitude", **HALF),
     "drift": DriftSelector(kind="drift", fraction=0.25),

@@ -138,7 +138,8 @@ def test_the_terms_are_those_of_the_slow_version(name: str, at: Any, tmp_path: P
     encoded, padded = encode(corpus, sick.tokenizer), 0
     for number in range(len(examples)):
         (example,) = examples.read(number, epoch=0)
-        batch, slow = example.batch, {}
+        batch = example.batch
+        slow: dict[Any, Any] = {}
         padded += not present(batch.source_seen).all()
         for row in range(len(batch.ids)):
             (item,) = [
@@ -175,7 +176,8 @@ def test_the_terms_are_those_of_the_slow_version(name: str, at: Any, tmp_path: P
                     sigmoid = 1 / (1 + math.exp(NPO_BETA * ratio))
                     slow.setdefault(kind, []).append(-2 / NPO_BETA * math.log(sigmoid))
         expected = {term: math.fsum(values) / len(values) for term, values in slow.items()}
-        counts, terms = objective.counts(batch), Counter()
+        counts = objective.counts(batch)
+        terms = Counter()
         for part in example.halves():
             own = {term: counts[term] for term in objective.counts(part.batch)}
             if own:

@@ -554,9 +554,7 @@ def in_encoder(model: Any, layer: int) -> Any:
     return two and layer < len(model.get_submodule(OUTPUTS[model.config.model_type][0][0]))
 
 
-def slow_sites(
-    model: Any, *, encoder: bool = True
-) -> dict[Site, list[tuple[str, int, int, int]]]:
+def slow_sites(model: Any, *, encoder: bool = True) -> dict[Site, list[tuple[str, int, int, int]]]:
     """For each layer and part, the modules that take in its neurons' activations; see `blocks_of`.
 
     Args:

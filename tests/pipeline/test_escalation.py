@@ -384,7 +384,13 @@ def test_either_budget_is_spent_by_all_rungs_together(
     """Two rungs took 4.5 seconds and 35 tokens each and leak; is there a third?"""
     ladder = [{"name": name} for name in "abc"]
     settings = EscalationSettings.model_validate({"ladder": tuple(ladder), **limits})
-    done = {"seconds": 4.5, "tokens": 35, "erase": None, "repair": {}, "attack": None}
+    done: dict[Any, Any] = {
+        "seconds": 4.5,
+        "tokens": 35,
+        "erase": None,
+        "repair": {},
+        "attack": None,
+    }
     with open_run(tmp_path / "run", recipe="x", inputs={}, resume=False) as folder:
         for number in (1, 2):
             folder.save(f"rung-{number}", {**rung(greedy=0.9), **done})

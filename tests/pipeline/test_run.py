@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sani import run
 from sani.cli.main import main
 from sani.corpus.documents import Corpus
-from sani.demo.demo import write_jsonl
+from sani.corpus.tables import write_jsonl
 from sani.models.checkpoint import load_checkpoint
 from sani.recipe import load_recipe
 from sani.reporting import report as report_module

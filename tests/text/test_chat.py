@@ -68,7 +68,8 @@ def tokenizer_with(chat_template: Any) -> Any:
 
 def conversation(*said: Any, spans: Any = (), number: int = 0) -> Document:
     """A document of (role, content) pairs; spans are (turn, start, end)."""
-    text, turns = "", []
+    text = ""
+    turns: list[Any] = []
     for role, content in said:
         text += BETWEEN_TURNS if turns else ""
         turns.append(Turn(role, len(text), len(text) + len(content)))

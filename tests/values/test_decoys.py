@@ -305,7 +305,8 @@ def completed(is_valid: Callable[[str], bool], start: str, ends: Iterable[str]) 
 
 def numbers_with_checksum(kind: str, count: int) -> list[str]:
     """Valid numbers, by trying every check character."""
-    chance, found = random.Random(kind), []
+    chance = random.Random(kind)
+    found: list[Any] = []
     tens, hundreds = [str(n) for n in range(10)], [f"{n:02}" for n in range(100)]
     while len(found) < count:
         eight = f"{chance.randrange(10**8):08}"
@@ -472,7 +473,7 @@ def test_emails_phones_and_addresses_of_the_web_keep_what_all_have() -> None:
         for _ in range(80)
     ]
     maker = DecoyMaker([corpus_of(rows)], seed=0)
-    found = defaultdict(list)
+    found: Any = defaultdict(list)
     for label, value in itertools.chain(*rows):
         some = maker.decoys(label, value, count=4)
         assert len(some) == 4
