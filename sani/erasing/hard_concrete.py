@@ -155,7 +155,7 @@ def report(
                 }
             )
         layers.append(
-            {"layer": site[0], "part": site[1], "closed": len(closed), "of": len(values),
+            {"layer": site[0], "part": site[1], "closed": len(closed), "total": len(values),
              "specific": specific}
         )  # fmt: skip
     totals = {

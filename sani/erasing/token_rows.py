@@ -16,20 +16,20 @@ class TokenRows:
 
     Attributes:
         tokens: Ids, ascending. They are pieces of identifiers: never to be shown.
-        of: Size of the vocabulary.
+        total: Size of the vocabulary.
         tensors: Names of the parameters whose rows they are.
         tied: Embedding and head are one tensor.
     """
 
     tokens: tuple[int, ...] = field(repr=False)
-    of: int
+    total: int
     tensors: tuple[str, ...]
     tied: bool
 
     def to_json(self) -> dict[str, Any]:
         """As plain data: how many rows of what, and not which."""
         return {
-            "rows": len(self.tokens), "of": self.of, "tensors": list(self.tensors),
+            "rows": len(self.tokens), "total": self.total, "tensors": list(self.tensors),
             "tied": self.tied,
         }  # fmt: skip
 

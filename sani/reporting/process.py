@@ -186,7 +186,7 @@ def token_rows(plan: Mapping[str, Any]) -> Iterator[str]:
     if rows := plan["token_rows"]:
         tied = "one tied tensor" if rows["tied"] else "not tied"
         yield (
-            f"Rows of {rows['rows']} of {rows['of']} tokens that only identifiers have were reset "
+            f"Rows of {rows['rows']} of {rows['total']} tokens that only identifiers have were reset "
             f"in embedding and head ({tied})."
         )
         if plan["reset"] != "rewind":
@@ -213,7 +213,7 @@ def _privacy_neurons(found: Mapping[str, Any]) -> Section:
                 str(row["layer"]),
                 row["part"],
                 str(row["closed"]),
-                str(row["of"]),
+                str(row["total"]),
                 ", ".join(f"{label} {count}" for label, count in row["specific"].items()) or "none",
             )
             for row in found["layers"]

@@ -157,12 +157,12 @@ def _erased(erase: dict[str, Any] | None) -> dict[str, Any] | None:
             "layer": entry["layer"],
             "part": entry["part"],
             "neurons": len(entry["neurons"]),
-            "of": entry["of"],
-            "map": _map(entry["neurons"], entry["of"]),
+            "of": entry["total"],
+            "map": _map(entry["neurons"], entry["total"]),
         }
         for entry in plan["entries"]
     ]
-    found = plan.get("found")
+    found = plan.get("selector_result")
     if found is not None:
         found = {name: value for name, value in found.items() if name != "neurons"}
     return {

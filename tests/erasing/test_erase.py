@@ -234,7 +234,9 @@ def test_all_chooses_every_neuron_of_the_chosen_layers_only(sick: Checkpoint) ->
         (2, "mlp", tuple(range(MLP))),
     ]
     found = plan_erase(sick, EraseSettings(last_layers=1))
-    assert [(entry.layer, entry.part, len(entry.neurons), entry.of) for entry in found.entries] == [
+    assert [
+        (entry.layer, entry.part, len(entry.neurons), entry.total) for entry in found.entries
+    ] == [
         (2, "mlp", MLP, MLP),
         (2, "attention", HEADS, HEADS),
     ]
@@ -251,9 +253,9 @@ def test_random_keeps_to_its_fraction_and_seed() -> None:
 
     for fraction in (0.1, 0.25, 0.5, 0.7, 1.0):  # 0.7 of 24 or 4 rounds up
         for entry in chosen(fraction, 1).entries:
-            assert len(entry.neurons) == round(fraction * entry.of)
+            assert len(entry.neurons) == round(fraction * entry.total)
             assert list(entry.neurons) == sorted(set(entry.neurons))
-            assert set(entry.neurons) <= set(range(entry.of))
+            assert set(entry.neurons) <= set(range(entry.total))
     assert chosen(0.5, 1) == chosen(0.5, 1)
     assert chosen(0.5, 1).entries != chosen(0.5, 2).entries
     mlps = [entry.neurons for entry in chosen(0.5, 1).entries if entry.part == "mlp"]
@@ -586,7 +588,7 @@ def test_a_share_of_the_model_is_that_of_the_slow_ranking(sick: Checkpoint) -> N
     )  # fmt: skip
     chance = torch.Generator().manual_seed(11)
     scores = [
-        (torch.rand(entry.of, generator=chance).tolist(), entry) for entry in everything.entries
+        (torch.rand(entry.total, generator=chance).tolist(), entry) for entry in everything.entries
     ]
     for part, size in (("mlp", MLP), ("attention", HEADS)):
         ranked = sorted(

@@ -207,15 +207,17 @@ def test_hard_concrete_finds_the_planted_neurons_and_closing_them_cures(
     assert before["identifier"] < 1.0
     assert after["identifier"] > 4.0
     assert after["ordinary"] < before["ordinary"] + 0.3
-    layers = {row["layer"]: row for row in plan.found["layers"]}
+    layers = {row["layer"]: row for row in plan.selector_result["layers"]}
     assert set(layers) == {0, 1, 2}
-    assert all(row["of"] == 170 for row in layers.values())
+    assert all(row["total"] == 170 for row in layers.values())
     assert layers[1]["closed"] < min(layers[NAMES]["closed"], layers[OTHERS]["closed"])
 
 
 def test_hard_concrete_says_which_label_a_planted_neuron_serves(planted: Any, masked: Any) -> None:
     _, plan, _ = masked
-    owners = {(row["layer"], row["neuron"]): row["label"] for row in plan.found["neurons"]}
+    owners = {
+        (row["layer"], row["neuron"]): row["label"] for row in plan.selector_result["neurons"]
+    }
     of = {
         layer: [owners[layer, n] for n in planted[1][layer] if (layer, n) in owners]
         for layer in (NAMES, OTHERS)
@@ -223,12 +225,12 @@ def test_hard_concrete_says_which_label_a_planted_neuron_serves(planted: Any, ma
     assert min(map(len, of.values())) >= 6
     assert of[NAMES].count(LABEL) > 0.8 * len(of[NAMES])
     assert of[OTHERS].count(LABEL) < 0.2 * len(of[OTHERS])
-    specific = {row["layer"]: row["specific"] for row in plan.found["layers"]}
+    specific = {row["layer"]: row["specific"] for row in plan.selector_result["layers"]}
     for layer, counts in specific.items():
         for label in {*counts, LABEL}:
             shares = [
                 row["share"]
-                for row in plan.found["neurons"]
+                for row in plan.selector_result["neurons"]
                 if (row["layer"], row["label"]) == (layer, label)
             ]
             assert counts.get(label, 0) == sum(share > 0.5 for share in shares)
@@ -301,7 +303,7 @@ def test_the_shares_of_a_label_sum_to_the_rise_of_its_loss(
     assert max(found["labels"].values()) > 0.5
     for row in found["layers"]:
         site = row["layer"], row["part"]
-        assert (row["closed"], row["of"]) == (int((masks[site] < 0.5).sum()), sizes[site])
+        assert (row["closed"], row["total"]) == (int((masks[site] < 0.5).sum()), sizes[site])
     assert sum(row["closed"] for row in found["layers"]) == len(found["neurons"]) > 5
 
 

@@ -584,7 +584,7 @@ def test_exactly_the_rows_of_identifier_only_tokens_change(tied: bool, reset: An
     assert set(result.changed_tensors) - set(plain.changed_tensors) == set(ends)
     assert result.changed_parameters - plain.changed_parameters == len(ends) * 5 * HIDDEN
     assert result.plan.to_json()["token_rows"] == {
-        "rows": 5, "of": len(WORDS), "tensors": ends, "tied": tied
+        "rows": 5, "total": len(WORDS), "tensors": ends, "tied": tied
     }  # fmt: skip
     assert (sick.model.lm_head.weight is sick.model.model.embed_tokens.weight) == tied
 
@@ -594,7 +594,7 @@ def test_the_plan_counts_identifier_tokens_and_does_not_name_them() -> None:
     plan = plan_neurons(sick, ROWS, corpus=corpus_of())
     assert present(plan.token_rows).tokens == tuple(sorted(ONLY))
     shown = plan.to_json()
-    assert set(json.loads(json.dumps(shown))["token_rows"]) == {"rows", "of", "tensors", "tied"}
+    assert set(json.loads(json.dumps(shown))["token_rows"]) == {"rows", "total", "tensors", "tied"}
     other = dataclasses.replace(plan.token_rows, tokens=(5, 6, 7, 8, 9))
     assert dataclasses.replace(plan, token_rows=other).to_json() == shown
     assert repr(present(plan.token_rows).tokens) not in repr(plan)
@@ -667,8 +667,8 @@ def test_a_plan_with_token_rows_and_labels_shows_no_identifier(
 def test_the_report_tells_where_the_privacy_neurons_lie() -> None:
     found = {
         "layers": [
-            {"layer": 4, "part": "mlp", "closed": 3, "of": 24, "specific": {"NAME": 2}},
-            {"layer": 5, "part": "attention", "closed": 0, "of": 4, "specific": {}},
+            {"layer": 4, "part": "mlp", "closed": 3, "total": 24, "specific": {"NAME": 2}},
+            {"layer": 5, "part": "attention", "closed": 0, "total": 4, "specific": {}},
         ],
         "labels": {"NAME": 1.25, "AGE": 0.5},
         "neurons": [{"neuron": 7}],
@@ -681,7 +681,7 @@ def test_the_report_tells_where_the_privacy_neurons_lie() -> None:
     def shown(erased: Any) -> dict[str, Any]:
         return {s.key: s for s in changes({"erase": _erased(erased), "repair": None})}
 
-    section = shown({**erased, "plan": {**erased["plan"], "found": found}})["privacy-neurons"]
+    section = shown({**erased, "plan": {**erased["plan"], "selector_result": found}})["privacy-neurons"]
     assert section.rows == (("4", "mlp", "3", "24", "NAME 2"), ("5", "attention", "0", "4", "none"))
     assert "NAME 1.25, AGE 0.50" in section.sentences[0]
     assert "privacy-neurons" not in shown(erased)
@@ -701,7 +701,7 @@ def test_the_report_says_that_rewinding_everything_is_retraining() -> None:
 
 @pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
 def test_the_report_says_that_reset_token_rows_can_be_seen(reset: Any) -> None:
-    rows = {"rows": 3, "of": 16, "tensors": ["lm_head.weight"], "tied": False}
+    rows = {"rows": 3, "total": 16, "tensors": ["lm_head.weight"], "tied": False}
     plan = {"selector": {"kind": "all"}, "reset": reset, "seed": 0, "entries": []}
     erased: dict[str, Any] = {
         "plan": {**plan, "token_rows": rows},

@@ -520,7 +520,7 @@ def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family: str, kind: s
     found = plan_erase(sick, EraseSettings(layers=(1,), selector=selector), base=base)
     mine, theirs = weights(sick), weights(base)
     for entry in found.entries:
-        assert entry.neurons == tuple(range(entry.of))
+        assert entry.neurons == tuple(range(entry.total))
         for neuron, score in zip(entry.neurons, present(entry.scores), strict=True):
             masks = expected_masks(sick, [(1, entry.part, [neuron])])
             squares = 0.0
@@ -697,7 +697,7 @@ def test_a_plan_that_was_kept_is_carried_out_exactly(
 
 def test_a_plan_with_token_rows_is_not_read_as_one_without(llama: Path, tmp_path: Path) -> None:
     data = plan_folder(llama, EraseSettings(layers=(0,))).to_json()
-    data["token_rows"] = {"rows": 3, "of": 16, "tensors": ["lm_head.weight"], "tied": False}
+    data["token_rows"] = {"rows": 3, "total": 16, "tensors": ["lm_head.weight"], "tied": False}
     (tmp_path / "plan.json").write_text(json.dumps(data))
     with pytest.raises(SelectionError) as caught:
         read_plan(tmp_path / "plan.json")
@@ -887,7 +887,7 @@ def test_a_plan_for_another_architecture_is_refused(
         (lambda p: p.update(surprise=1), "surprise is missing, unknown or not of its type; give"),
         (lambda p: p.update({"Anna Kowalczyk": 1}), "plan.json: a key is missing, unknown or not"),
         (lambda p: p.pop("seed"), "seed is missing, unknown or not of its type"),
-        (lambda p: p["entries"][0].update(of=100), "layer 0, mlp, has 100 neurons; it has 24"),
+        (lambda p: p["entries"][0].update(total=100), "layer 0, mlp, has 100 neurons; it has 24"),
         (lambda p: p.update(architecture=None), "does not say what model it is for"),
         (lambda p: p.update(entries=[]), "names no neuron, so nothing would be erased"),
         (

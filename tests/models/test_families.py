@@ -411,7 +411,7 @@ def test_rows_of_identifier_only_tokens_change_in_embedding_and_head(name: str, 
     tensors = {id(tensor) for end in ends.values() for tensor in end.parameters(recurse=False)}
     assert len(rows.tensors) == len(tensors)
     assert rows.tied == (ends["embed"].weight is ends["head"].weight)
-    assert rows.of == len(ends["embed"].weight)
+    assert rows.total == len(ends["embed"].weight)
     for key, tensor in model.named_parameters():
         if id(tensor) in tensors:
             changed = (tensor != before[key]).reshape(len(tensor), -1).any(1).nonzero()
@@ -868,7 +868,7 @@ def test_experts_and_cross_attention_are_chosen_by_what_they_do(name: str, kind:
     last = len(layers_of(sick.model)) - 1
     for entry in result.plan.entries:
         blocks = blocks_of(sick.model, last, entry.part)
-        assert (entry.layer, entry.of) == (last, sum(neurons for _, _, neurons, _ in blocks))
+        assert (entry.layer, entry.total) == (last, sum(neurons for _, _, neurons, _ in blocks))
         for _, first, neurons, _ in blocks:
             assert entry.scores is not None
             assert len(set(entry.scores[first : first + neurons])) > 1
@@ -899,7 +899,7 @@ def test_an_encoder_turned_decoder_is_refused() -> None:
 def test_two_texts_are_erased_in_the_decoder_first() -> None:
     sick = checkpoint(random_model("t5", dtype=torch.float32))
     chosen = erase(sick, EraseSettings(last_layers=1)).plan
-    assert [(entry.layer, entry.part, entry.of) for entry in chosen.entries] == [
+    assert [(entry.layer, entry.part, entry.total) for entry in chosen.entries] == [
         (3, "mlp", 20),  # the decoder's last
         (3, "attention", 8),  # self- and cross-attention
     ]
@@ -945,7 +945,7 @@ def test_a_masked_model_is_erased_by_what_its_neurons_do() -> None:
     ]
     assert chosen[0] == chosen[1]
     assert [len(entry.neurons) for entry in chosen[0].entries] == [
-        entry.of // 2 for entry in chosen[0].entries
+        entry.total // 2 for entry in chosen[0].entries
     ]
     assert all(score > 0 for entry in chosen[0].entries for score in entry.scores)
 

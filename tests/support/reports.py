@@ -25,7 +25,7 @@ LABELS = (HOSTILE, "MRN", "$x$ | \"'&amp;\n")
 
 def entry(layer: int, part: Part, neurons: Sequence[int], of: int) -> dict[str, Any]:
     """Return the reset neurons of a part of a layer, as erase.json has them."""
-    return {"layer": layer, "part": part, "neurons": list(neurons), "of": of, "scores": None}
+    return {"layer": layer, "part": part, "neurons": list(neurons), "total": of, "scores": None}
 
 
 ENTRIES = [
