@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sani.auditing.occurrences import document_windows
+from sani.auditing.rows import document_windows
 from sani.corpus.documents import Corpus
 from sani.models.checkpoint import Checkpoint
 from sani.text.tokens import encode, framing_named

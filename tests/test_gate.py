@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from sani.auditing.audit import Figures, Queries, Utility
+from sani.auditing.figures import Figures, Queries
 from sani.auditing.record import AuditRecord
+from sani.auditing.utility import Utility
 from sani.gate import judge
 from sani.intervals import Estimate, rate
 from sani.recipe import GateSettings

@@ -16,7 +16,8 @@ from functools import cached_property
 import numpy as np
 
 from sani.attacking.result import LeakPoint, RelearnPoint, SamplingCheck
-from sani.auditing.occurrences import Occurrences, score_occurrences
+from sani.auditing.occurrences import Occurrences
+from sani.auditing.scoring import score_occurrences
 from sani.auditing.teacher_forcing import DEFAULT_READER, LogitReader
 from sani.corpus.documents import Corpus, Document, Place, only
 from sani.intervals import Estimate

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sani.atomic import write_text
-from sani.auditing.audit import Figures, Utility
+from sani.auditing.figures import Figures
 from sani.auditing.generation import Beyond, Recited
 from sani.auditing.membership import Membership
+from sani.auditing.utility import Utility
 from sani.corpus.documents import Kind
 from sani.errors import RunError
 from sani.gate import Check

@@ -35,9 +35,11 @@ from sani.auditing.metrics import (
     log10_queries,
     preference,
 )
-from sani.auditing.occurrences import Occurrences, score_occurrences
+from sani.auditing.occurrences import Occurrences
+from sani.auditing.rows import Row
 from sani.auditing.sampler import Sampler
-from sani.auditing.teacher_forcing import Row, ScoreRequest, sampled_log_probability, score
+from sani.auditing.scoring import score_occurrences
+from sani.auditing.teacher_forcing import ScoreRequest, sampled_log_probability, score
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.reinit import fresh_model
 from sani.errors import AuditError, CheckpointError, UnsupportedModelError

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from sani.auditing.audit import audit
-from sani.auditing.occurrences import score_occurrences
+from sani.auditing.scoring import score_occurrences
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.erase import erase
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

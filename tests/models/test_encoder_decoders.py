@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sani.auditing.audit import audit
-from sani.auditing.occurrences import document_windows, score_occurrences, text_row
+from sani.auditing.rows import document_windows, text_row
+from sani.auditing.scoring import score_occurrences
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.readers import read_corpus

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sani import run
 from sani.auditing.audit import audit
-from sani.auditing.occurrences import score_occurrences
+from sani.auditing.scoring import score_occurrences
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
 from sani.demo.demo import _word_pieces, new_model, train_on_text

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from sani.auditing.audit import AuditResult, Utility, _counts, _figures
+from sani.auditing.audit import AuditResult
+from sani.auditing.figures import figures_by_scope
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.record import CheckpointAudit
+from sani.auditing.utility import Utility
 from sani.corpus.documents import KINDS, Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
 from sani.gate import Check, judge
@@ -115,9 +117,9 @@ def finished_run(
             result = AuditResult(
                 framing="bos",
                 framings_tried={},
-                figures=_figures(corpus, verdicts, recipe.audit, seed=0),
+                figures=figures_by_scope(corpus, verdicts, recipe.audit, seed=0),
                 jointly=None,
-                unscored=_counts(verdicts),
+                unscored=verdicts.count_unscored(),
                 without_decoys=0,
                 utility=Utility(tokens=900, perplexity=3.0 + number, accuracy=0.4),
                 membership=None,
