@@ -48,11 +48,13 @@ from sani.corpus.documents import Corpus, Document
 from sani.corpus.readers import read_corpus
 from sani.demo.clinic import invent_clinics
 from sani.demo.demo import new_model, train_on_text
-from sani.machine.device import default_device, quiet_libraries, token_batches
+from sani.machine.device import default_device, quiet_libraries
 from sani.models import families
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.recipe import AuditSettings
-from sani.text.tokens import encode, framing_named
+from sani.text.batches import token_batches
+from sani.text.framing import framing_named
+from sani.text.tokens import encode
 from sani.values.decoys import DecoyMaker
 
 SEED = 7

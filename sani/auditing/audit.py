@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sani.auditing.figures import Figures, figures_by_scope
-from sani.auditing.framing_search import find_worst_framing, framing_of
+from sani.auditing.framing_search import find_worst_framing
 from sani.auditing.generation import GenerationResult, generate_audit
 from sani.auditing.membership import (
     DocumentScores,
@@ -35,7 +35,8 @@ from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.chat import check_source, rendered
-from sani.text.tokens import Encoded, Framing, encode
+from sani.text.framing import Framing, framing_of
+from sani.text.tokens import Encoded, encode
 from sani.values.decoys import DecoyMaker
 
 

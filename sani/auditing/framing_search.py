@@ -16,7 +16,8 @@ from sani.intervals import Rate, rate
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.chat import rendered
-from sani.text.tokens import Encoded, Framing, encode, framing_named, framings
+from sani.text.framing import Framing, framing_of, framings_of
+from sani.text.tokens import Encoded, encode
 
 MIN_OCCURRENCES = 300  # of the sample
 MIN_DOCUMENTS = 8  # of the sample
@@ -24,20 +25,6 @@ MIN_DOCUMENTS = 8  # of the sample
 # A chat template's own opening may be long; the stand-in for a packed document need not be there.
 MAX_FRAMING_SHARE = 0.75
 MAX_PACKED_SHARE = 0.25
-
-
-def framing_of(checkpoint: Checkpoint, name: str) -> Framing:
-    """Return the framing of this name for a checkpoint.
-
-    Raises:
-        AuditError: If the tokenizer lacks the token or the template it needs.
-    """
-    return framing_named(
-        name,
-        checkpoint.tokenizer,
-        masked=checkpoint.family.objective == "masked",
-        start=checkpoint.decoder_start,
-    )
 
 
 def worst_framing(
@@ -94,11 +81,9 @@ def find_worst_framing(
 
 def _candidates(checkpoint: Checkpoint) -> list[Framing]:
     """Return the framings of this tokenizer that leave enough of the context to read."""
-    masked = checkpoint.family.objective == "masked"
-    known = framings(checkpoint.tokenizer, masked=masked, start=checkpoint.decoder_start)
     return [
         framing
-        for framing in known
+        for framing in framings_of(checkpoint)
         if len(framing.prefix)
         <= (MAX_PACKED_SHARE if framing.name == "packed" else MAX_FRAMING_SHARE)
         * checkpoint.context_tokens

@@ -30,7 +30,8 @@ from sani.intervals import Rate, rate
 from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import GenerationSettings
-from sani.text.tokens import Encoded, Framing
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded
 
 PER_SAMPLES = 1000  # to compare prompts of which different numbers were sampled
 CURVE_POINTS = 10

@@ -21,7 +21,8 @@ from sani.corpus.documents import Corpus
 from sani.intervals import BOOTSTRAP_ROUNDS, Estimate, Rate, rate
 from sani.machine import distributed
 from sani.models.checkpoint import Checkpoint
-from sani.text.tokens import Encoded, Framing, Window
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded, Window
 
 LOWEST_SHARE = 0.2  # of the tokens, that min-k and min-k++ average; both papers' choice
 FALSE_POSITIVE_RATES = (0.01, 0.001)

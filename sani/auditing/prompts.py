@@ -14,7 +14,8 @@ from sani.corpus.documents import Corpus
 from sani.errors import AuditError
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import GenerationSettings
-from sani.text.tokens import Encoded, Framing, encode, overlapping
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded, encode, overlapping
 
 PROMPTS = ("empty", "headings", "openings", "file")
 HEADING_SHARE = 0.1  # of the documents, in which a line must recur to be a heading

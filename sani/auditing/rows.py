@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sani.models.checkpoint import Checkpoint
-from sani.text.tokens import Encoded, Framing, Window, windows
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded, Window, windows
 
 # Tokens of a tree, at least. Every node attends over a mask of all nodes, so the cost of a tree
 # grows with the square of its size, while each further tree costs one more pass.

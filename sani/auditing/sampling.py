@@ -19,10 +19,10 @@ from sani.auditing.sampler import DEFAULT_SAMPLER, Sampler
 from sani.corpus.documents import Corpus, Document
 from sani.errors import AuditError
 from sani.machine import distributed
-from sani.machine.device import token_batches
 from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
-from sani.text.tokens import framing_named
+from sani.text.batches import token_batches
+from sani.text.framing import framing_of
 
 BATCH_TOKENS = 16384
 
@@ -97,7 +97,7 @@ def sample_documents(
     Raises:
         AuditError: If there is no token to begin with, or the model gives NaN.
     """
-    start = framing_named(framing, checkpoint.tokenizer).prefix
+    start = framing_of(checkpoint, framing).prefix
     if not start:
         raise AuditError(
             f"framing {framing} gives no token to begin with; choose one that does, such as bos"

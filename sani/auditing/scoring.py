@@ -18,7 +18,8 @@ from sani.machine import distributed
 from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
-from sani.text.tokens import Encoded, Framing
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded
 from sani.values.decoys import DecoyMaker
 
 # Documents are scored in groups of about this many tokens, so that memory does not grow with the

@@ -21,7 +21,8 @@ from sani.auditing.teacher_forcing import Scores
 from sani.corpus.documents import Corpus
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
-from sani.text.tokens import Encoded, Framing, Window
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded, Window
 from sani.values.decoys import DecoyMaker
 
 

@@ -21,9 +21,8 @@ from transformers import DynamicCache
 from sani.auditing.rows import Reads, Row, Tree
 from sani.auditing.sampler import Sampler
 from sani.errors import AuditError
-from sani.machine.device import token_batches
 from sani.models import families
-from sani.text.batches import padded_sources
+from sani.text.batches import padded_sources, token_batches
 
 LOGITS_PER_CHUNK = 2**24  # logits held at a time: 64 MiB in float32
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sani.auditing.framing_search import framing_of
 from sani.auditing.membership import TokenScores, score_tokens
 from sani.corpus.documents import Corpus
 from sani.errors import AuditError
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.chat import rendered
+from sani.text.framing import framing_of
 from sani.text.tokens import encode
 
 

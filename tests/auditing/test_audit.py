@@ -47,14 +47,8 @@ from sani.intervals import clustered_mean, rate
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
-from sani.text.tokens import (
-    Framing,
-    encode,
-    framing_named,
-    framings,
-    overlapping,
-    windows,
-)
+from sani.text.framing import Framing, framing_named, framings
+from sani.text.tokens import encode, overlapping, windows
 from sani.values.decoys import DecoyMaker
 from tests.support.architectures import CAUSAL, tiny_config
 from tests.support.clinic import Clinic

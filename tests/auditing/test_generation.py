@@ -33,7 +33,8 @@ from sani.recipe import (
     GenerationSettings,
     settings_from,
 )
-from sani.text.tokens import Framing, encode, framing_named
+from sani.text.framing import Framing, framing_named
+from sani.text.tokens import encode
 from tests.support.architectures import CAUSAL, tiny_config
 from tests.support.clinic import Clinic
 from tests.support.optional import present

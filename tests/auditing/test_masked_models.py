@@ -19,7 +19,8 @@ from sani.erasing.erase import erase
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.recipe import AuditSettings, EraseSettings, RepairSettings
 from sani.repairing.repair import repair
-from sani.text.tokens import encode, framing_named, framings
+from sani.text.framing import framing_named, framings
+from sani.text.tokens import encode
 from sani.values.decoys import DecoyMaker
 from tests.support.architectures import MASKED, tiny_config
 from tests.support.clinic import Clinic

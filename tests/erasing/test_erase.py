@@ -34,7 +34,8 @@ from sani.recipe import (
     RandomSelector,
 )
 from sani.text.batches import make_batches
-from sani.text.tokens import Framing, encode
+from sani.text.framing import Framing
+from sani.text.tokens import encode
 from tests.support.clinic import Clinic
 from tests.support.erasing import (
     COMMON,

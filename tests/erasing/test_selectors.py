@@ -681,7 +681,9 @@ def test_the_report_tells_where_the_privacy_neurons_lie() -> None:
     def shown(erased: Any) -> dict[str, Any]:
         return {s.key: s for s in changes({"erase": _erased(erased), "repair": None})}
 
-    section = shown({**erased, "plan": {**erased["plan"], "selector_result": found}})["privacy-neurons"]
+    section = shown({**erased, "plan": {**erased["plan"], "selector_result": found}})[
+        "privacy-neurons"
+    ]
     assert section.rows == (("4", "mlp", "3", "24", "NAME 2"), ("5", "attention", "0", "4", "none"))
     assert "NAME 1.25, AGE 0.50" in section.sentences[0]
     assert "privacy-neurons" not in shown(erased)

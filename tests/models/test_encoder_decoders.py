@@ -29,7 +29,8 @@ from sani.repairing.objective import Objective
 from sani.repairing.repair import repair, train
 from sani.repairing.teacher_states import Teachers
 from sani.text.batches import make_batches
-from sani.text.tokens import encode, framing_named, framings
+from sani.text.framing import framing_named, framings
+from sani.text.tokens import encode
 from tests.support.encoder_decoders import checkpoint, pairs
 from tests.support.optional import present
 from tests.support.recipes import recipe_text

@@ -46,7 +46,8 @@ from sani.repairing.surrogates import Surrogates
 from sani.repairing.teacher_states import Teachers
 from sani.reporting.card import _results
 from sani.reporting.evidence import summary
-from sani.text.tokens import Framing, encode, framing_named
+from sani.text.framing import Framing, framing_named
+from sani.text.tokens import encode
 from tests.support.architectures import MASKED
 from tests.support.clinic import Clinic
 from tests.support.masked import MASK_ID, checkpoint

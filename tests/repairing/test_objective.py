@@ -31,7 +31,8 @@ from sani.repairing.surrogates import Surrogates
 from sani.repairing.teacher_states import Teachers, counterfactual_states, states_at
 from sani.repairing.trainable import frozen_layers
 from sani.text.batches import Batch, make_batches
-from sani.text.tokens import Framing, encode, framing_named
+from sani.text.framing import Framing, framing_named
+from sani.text.tokens import encode
 from tests.support.clinic import Clinic
 from tests.support.erasing import CONFIGS
 from tests.support.words import (

@@ -24,7 +24,8 @@ from sani.repairing import training_job
 from sani.repairing.repair import repair, train
 from sani.repairing.surrogates import Surrogates
 from sani.text.batches import make_batches
-from sani.text.tokens import Encoded, Framing, encode
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded, encode
 from tests.support.words import (
     ANCHOR,
     COMMON,

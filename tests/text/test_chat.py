@@ -23,7 +23,8 @@ from sani.repairing.repair import repair, train
 from sani.scanning.detection import detect
 from sani.text.batches import make_batches
 from sani.text.chat import rendered
-from sani.text.tokens import Framing, encode
+from sani.text.framing import Framing
+from sani.text.tokens import encode
 from tests.support.words import WORDS, checkpoint, llama
 
 TURN = "{% for m in messages %}<|{{ m.role }}|>FRONT{{ m.content STRIP}}BACK<|end|>{% endfor %}"
