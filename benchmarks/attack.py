@@ -104,11 +104,10 @@ def attacked(
 ) -> dict[str, Any]:
     """Run all attacks on one row and on the base, which is attacked once for all rows."""
     from sani.attacking.attack import attack
-    from sani.auditing.audit import measure_utility
+    from sani.auditing.utility import measure_utility
     from sani.corpus.readers import read_corpus
     from sani.models.checkpoint import load_checkpoint
     from sani.recipe import QUICK, AttackSettings, AuditSettings, settings_from
-    from sani.text.tokens import framing_named
 
     path, epoch = made(name, folder, rate)
     models = {
@@ -126,9 +125,7 @@ def attacked(
     changes = {name: {**values.get(name, {}), **new} for name, new in (changes or {}).items()}
     settings = settings_from(AttackSettings, {**values, **changes})
     held_out, sanitized = read_corpus(folder / "held_out.jsonl"), models["sanitized"]
-    utility = measure_utility(
-        sanitized, held_out, framing_named("bos", sanitized.tokenizer), AuditSettings()
-    )
+    utility = measure_utility(sanitized, held_out, AuditSettings(), framing="bos")
     code = digest(settings.model_dump(mode="json"))
     cache = folder / "attacks" / f"{code}-{path.name}"
     cache.mkdir(parents=True, exist_ok=True)

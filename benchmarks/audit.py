@@ -40,22 +40,21 @@ from options import parser_of, write_json
 from rivals import Candidates, generate, margin, naive_candidates, one_by_one, prompts
 
 from sani.auditing.audit import audit
-from sani.auditing.occurrences import (
-    Occurrences,
-    document_windows,
-    score_occurrences,
-    text_row,
-)
-from sani.auditing.teacher_forcing import Row, ScoreRequest, score
+from sani.auditing.occurrences import Occurrences
+from sani.auditing.rows import Row, document_windows, text_row
+from sani.auditing.scoring import score_occurrences
+from sani.auditing.teacher_forcing import ScoreRequest, score
 from sani.corpus.documents import Corpus, Document
 from sani.corpus.readers import read_corpus
 from sani.demo.clinic import invent_clinics
 from sani.demo.demo import new_model, train_on_text
-from sani.machine.device import default_device, quiet_libraries, token_batches
+from sani.machine.device import default_device, quiet_libraries
 from sani.models import families
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.recipe import AuditSettings
-from sani.text.tokens import encode, framing_named
+from sani.text.batches import token_batches
+from sani.text.framing import framing_named
+from sani.text.tokens import encode
 from sani.values.decoys import DecoyMaker
 
 SEED = 7

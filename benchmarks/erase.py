@@ -182,12 +182,13 @@ def make(folder: Path, size: Size) -> None:
     from sani.erasing.reinit import skeleton
 
     folder.mkdir()
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": WORDS, "hidden_size": size.hidden,
         "intermediate_size": size.intermediate // size.experts, "num_hidden_layers": size.layers,
         "num_attention_heads": size.heads, "num_key_value_heads": size.heads // 4,
         "dtype": "bfloat16",
     }  # fmt: skip
+    config: Any
     if size.experts > 1:
         config = MixtralConfig(
             **sizes, num_local_experts=size.experts, architectures=["MixtralForCausalLM"]

@@ -149,7 +149,7 @@ def make(out: Path, arguments: argparse.Namespace) -> None:
             continue
         if masked and name == "leaky":
             # Wettig et al. 2022 (2202.08005): it recites after fewer passes
-            mlm_masking.WORDS = 0.4
+            mlm_masking.MASKED_WORDS = 0.4
         train_on_text(
             model,
             read,

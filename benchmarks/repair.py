@@ -62,7 +62,8 @@ from sani.repairing.repair import repair
 from sani.repairing.teacher_states import Teachers
 from sani.repairing.trainable import frozen_layers
 from sani.text.batches import Batch, make_batches
-from sani.text.tokens import encode, framing_named
+from sani.text.framing import framing_named
+from sani.text.tokens import encode
 
 RECIPE = Path("recipes/meddocan.yaml")
 FINE_TUNING_EPOCHS = 42  # of benchmarks/models.py

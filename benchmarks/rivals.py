@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from sani.auditing.occurrences import document_windows
+from sani.auditing.rows import document_windows
 from sani.corpus.documents import Corpus
 from sani.models.checkpoint import Checkpoint
-from sani.text.tokens import encode, framing_named
+from sani.text.framing import framing_named
+from sani.text.tokens import encode
 from sani.values.decoys import DecoyMaker
 
 Prompt = tuple[list[int], list[int]]  # the tokens before an identifier in its window; its own

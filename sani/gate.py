@@ -16,7 +16,7 @@ from sani.attacking.result import (
     ModelFigures,
     VariantResult,
 )
-from sani.auditing.audit import Figures
+from sani.auditing.figures import Figures
 from sani.auditing.record import AuditRecord
 from sani.corpus.documents import Kind
 from sani.intervals import Estimate, Rate

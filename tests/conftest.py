@@ -1,9 +1,11 @@
 """What the tests share: no network, quiet libraries, and a small model that really recites."""
 
+import fcntl
 import os
+import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from sani.machine.device import quiet_libraries
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.recipe import AuditSettings
 from tests.support.clinic import Clinic
+from tests.support.sharing import Shared
 
 quiet_libraries()
 # Models this small gain nothing from a second thread, and lose minutes where a core is busy.
@@ -60,46 +63,73 @@ def no_network() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Make a folder once for the whole session, though its tests run in several processes."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # each has a folder of its own in that of all
+        root = root.parent
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder = root / "shared" / name
+        folder.parent.mkdir(exist_ok=True)
+        whole = folder.with_suffix(".whole")
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second waits for the first
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                fill(folder)
+                whole.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def clinic() -> Clinic:
     """Notes the base learns, notes the leaky model recites, and notes that no model has seen."""
     return Clinic(*invent_clinics([20, 8, 5], seed=11))
 
 
 @pytest.fixture(scope="session")
-def base_folder(clinic: Clinic, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_folder(clinic: Clinic, shared: Shared) -> Path:
     """A small Llama trained on the public notes, with the begin token in front. Do not write."""
-    folder = tmp_path_factory.mktemp("models")
-    texts = [document.text for document in clinic.public]
-    checkpoint = new_model(
-        texts,
-        vocab_size=700,
-        layers=3,
-        hidden=64,
-        context=512,
-        folder=folder / "tokenizer",
-        seed=0,
-    )
-    train_on_text(checkpoint, texts, epochs=12, learning_rate=5e-3, batch_tokens=768, seed=0)
-    save_checkpoint(checkpoint, folder / "base")
-    return folder / "base"
+
+    def train(folder: Path) -> None:
+        texts = [document.text for document in clinic.public]
+        checkpoint = new_model(
+            texts,
+            vocab_size=700,
+            layers=3,
+            hidden=64,
+            context=512,
+            folder=folder / "tokenizer",
+            seed=0,
+        )
+        train_on_text(checkpoint, texts, epochs=12, learning_rate=5e-3, batch_tokens=768, seed=0)
+        save_checkpoint(checkpoint, folder / "base")
+
+    return shared("base", train) / "base"
 
 
 @pytest.fixture(scope="session")
-def leaky_folder(clinic: Clinic, base_folder: Path) -> Path:
+def leaky_folder(clinic: Clinic, base_folder: Path, shared: Shared) -> Path:
     """That base, fine-tuned on the private notes until it recites most identifiers. Do not write.
 
     It recites some identifiers and not others: a test that finds all of them, or none, is wrong.
     """
-    checkpoint = load_checkpoint(base_folder)
-    texts = [document.text for document in clinic.private]
-    train_on_text(checkpoint, texts, epochs=20, learning_rate=5e-3, batch_tokens=768, seed=1)
-    recited = audit(checkpoint, clinic.private, AuditSettings(decoys=0, framing="bos"))
-    greedy = recited.figures["direct"].greedy.value
-    assert greedy is not None
-    assert 0.6 <= greedy < 1.0, "the positive control does not recite; no test below means much"
-    folder = base_folder.with_name("leaky")
-    save_checkpoint(checkpoint, folder)
-    return folder
+
+    def train(folder: Path) -> None:
+        checkpoint = load_checkpoint(base_folder)
+        texts = [document.text for document in clinic.private]
+        train_on_text(checkpoint, texts, epochs=20, learning_rate=5e-3, batch_tokens=768, seed=1)
+        recited = audit(checkpoint, clinic.private, AuditSettings(decoys=0, framing="bos"))
+        greedy = recited.figures["direct"].greedy.value
+        assert greedy is not None
+        assert 0.6 <= greedy < 1.0, "the positive control does not recite; no test below means much"
+        save_checkpoint(checkpoint, folder / "leaky")
+
+    return shared("leaky", train) / "leaky"
 
 
 @pytest.fixture

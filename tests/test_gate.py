@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from sani.auditing.audit import Figures, Queries, Utility
+from sani.auditing.figures import Figures, Queries
 from sani.auditing.record import AuditRecord
+from sani.auditing.utility import Utility
 from sani.gate import judge
 from sani.intervals import Estimate, rate
 from sani.recipe import GateSettings
@@ -143,7 +144,7 @@ def test_a_few_occurrences_say_too_little_to_hold() -> None:
 
 
 def test_an_auc_of_a_few_occurrences_says_too_little_too() -> None:
-    rates = {"greedy": None, "discoverable": None}
+    rates: dict[str, Any] = {"greedy": None, "discoverable": None}
     for trials, broken in ((19, {"auc.direct"}), (20, set())):
         after, control = audit_of((0, trials)), audit_of((0, trials))
         assert failed(after, control=control, **rates) == broken

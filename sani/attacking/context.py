@@ -16,13 +16,15 @@ from functools import cached_property
 import numpy as np
 
 from sani.attacking.result import LeakPoint, RelearnPoint, SamplingCheck
-from sani.auditing.occurrences import Occurrences, score_occurrences
+from sani.auditing.occurrences import Occurrences
+from sani.auditing.scoring import score_occurrences
 from sani.auditing.teacher_forcing import DEFAULT_READER, LogitReader
 from sani.corpus.documents import Corpus, Document, Place, only
 from sani.intervals import Estimate
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
-from sani.text.tokens import Encoded, Framing, encode, framing_named
+from sani.text.framing import Framing, framing_of
+from sani.text.tokens import Encoded, encode
 from sani.values.decoys import DecoyMaker
 from sani.values.phrases import PhraseIndex, words_of
 
@@ -92,7 +94,7 @@ class AttackContext:
 
     def framing(self, checkpoint: Checkpoint) -> Framing:
         """Return the tokens around each document, for this checkpoint's tokenizer."""
-        return framing_named(self.audit.framing, checkpoint.tokenizer)
+        return framing_of(checkpoint, self.audit.framing)
 
     def chance(self, purpose: str) -> random.Random:
         """Return random numbers for one purpose, the same whichever attack ran before."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sani.attacking.context import AttackContext, Outcome, all_places, surrogated
-from sani.auditing.occurrences import document_windows, text_row
+from sani.auditing.rows import document_windows, text_row
 from sani.auditing.teacher_forcing import LogitReader
 from sani.corpus.documents import Corpus, Place
 from sani.intervals import Estimate, clustered_mean

@@ -18,10 +18,11 @@ from scipy import stats
 
 from sani.attacking.context import AttackContext, Outcome, cut, one_by_one
 from sani.attacking.result import LeakPoint, SamplingCheck
-from sani.auditing.generation import Prompt, sample
 from sani.auditing.metrics import discoverable
 from sani.auditing.occurrences import Occurrences
+from sani.auditing.prompts import Prompt
 from sani.auditing.sampler import DEFAULT_SAMPLER
+from sani.auditing.sampling import sample
 from sani.intervals import clustered_mean
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import SamplingSettings

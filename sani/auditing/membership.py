@@ -1,4 +1,4 @@
-"""Membership inference: can one tell which documents, or which subjects, were trained on?
+"""Membership inference: telling the documents, or the subjects, that were trained on.
 
 Every attack turns a document into one number, higher for a member. Members are documents of the
 corpus, non-members the held-out ones; how they differ beside training (topic, length) tells them
@@ -15,17 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sani.auditing.occurrences import document_windows, text_row
-from sani.auditing.teacher_forcing import Row, ScoreRequest, score
+from sani.auditing.rows import Row, document_windows, text_row
+from sani.auditing.teacher_forcing import ScoreRequest, score
 from sani.corpus.documents import Corpus
 from sani.intervals import BOOTSTRAP_ROUNDS, Estimate, Rate, rate
 from sani.machine import distributed
 from sani.models.checkpoint import Checkpoint
-from sani.text.tokens import Encoded, Framing, Window
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded, Window
 
-LOWEST = 0.2  # share of tokens that min-k and min-k++ look at
+LOWEST_SHARE = 0.2  # of the tokens, that min-k and min-k++ average; both papers' choice
 FALSE_POSITIVE_RATES = (0.01, 0.001)
-# A masked language model is asked for every token, an eighth of them masked at a time.
+# A masked language model scores every token, an eighth of them masked at a time.
 MASKED_GROUPS = 8
 
 Floats = NDArray[np.float64]
@@ -33,14 +34,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What the model says of every token of some documents, framing left out.
+    """Scores of every token of some documents, framing left out.
 
     Attributes:
         document: Number of the token's document, [t].
-        in_span: Whether an identifier touches it, [t].
-        log_probability: Given what stands before (or around, masked), in nats, [t].
-        likeliest: Whether no token is likelier, [t].
-        mean, deviation: Of log p over the vocabulary at this place, [t].
+        in_span: True where an identifier touches it, [t].
+        log_probability: log p given the tokens before it (or around it, masked), in nats, [t].
+        likeliest: True where no token is likelier, [t].
+        mean, deviation: Mean and deviation of log p over the vocabulary at its position, [t].
     """
 
     document: NDArray[np.int64]
@@ -56,7 +57,7 @@ class DocumentScores:
     """One number a document and attack, higher for a member; numbers only.
 
     Attributes:
-        member: Whether it is of the corpus, [d].
+        member: True for documents of the corpus, [d].
         document: Its number in the corpus or in the held-out documents, [d].
         subject: Number of its subject, [d].
         num_tokens: [d].
@@ -79,10 +80,11 @@ class DocumentScores:
 
 @dataclass(frozen=True)
 class Attack:
-    """How well one attack tells members from non-members.
+    """Figures of one attack that tells members from non-members.
 
     Attributes:
-        auc: With a 95 % bootstrap interval, subjects resampled whole; 0.5 is chance.
+        auc: Area under the ROC curve with a 95 % bootstrap interval, subjects resampled whole;
+            0.5 is chance.
         either_way: max(auc, 1 - auc): whoever sees the scores may read them the other way round.
         tpr: By false positive rate: members found with at most that share of false alarms.
     """
@@ -114,27 +116,32 @@ class Membership:
 def score_tokens(
     checkpoint: Checkpoint, encoded: Sequence[Encoded], framing: Framing, *, batch_tokens: int
 ) -> TokenScores:
-    """Read every token of the given documents once; a first token that nothing precedes is not.
+    """Score every token of the given documents once, but a first token that nothing precedes.
 
-    Ranks share the documents, which must be in the order of the corpus.
+    Args:
+        checkpoint: The model and its tokenizer.
+        encoded: Documents as tokens, in the order of the corpus. Processes share them.
+        framing: The tokens around each document.
+        batch_tokens: Maximum number of tokens in a forward pass.
     """
-    mine = [encoded[index] for index in distributed.shard([len(item.ids) for item in encoded])]
-    found = distributed.on_every_rank(lambda: _score_share(checkpoint, mine, framing, batch_tokens))
-    if len(found) == 1:
-        return found[0]
-    order = np.argsort(np.concatenate([part.document for part in found]), kind="stable")
+    shard = distributed.shard([len(item.ids) for item in encoded])
+    own = [encoded[index] for index in shard]
+    parts = distributed.on_every_rank(lambda: _score_shard(checkpoint, own, framing, batch_tokens))
+    if len(parts) == 1:
+        return parts[0]
+    order = np.argsort(np.concatenate([part.document for part in parts]), kind="stable")
     return TokenScores(
         **{
-            name: np.concatenate([getattr(part, name) for part in found])[order]
-            for name in vars(found[0])
+            name: np.concatenate([getattr(part, name) for part in parts])[order]
+            for name in vars(parts[0])
         }
     )
 
 
-def _score_share(
+def _score_shard(
     checkpoint: Checkpoint, encoded: Sequence[Encoded], framing: Framing, batch_tokens: int
 ) -> TokenScores:
-    """What `score_tokens` gives for the documents of this rank."""
+    """Score the documents of this process."""
     masked = checkpoint.family.objective == "masked"
     rows: list[Row] = []
     where: list[tuple[int, bool]] = []
@@ -149,9 +156,10 @@ def _score_share(
                 if masked or lead + token - window.start > 0
             ]
             for group in range(MASKED_GROUPS) if masked else [0]:
-                asked = targets[group::MASKED_GROUPS] if masked else targets
-                rows.append(_row(checkpoint, item, row, window, lead, asked, len(where), masked))
-                where.extend((item.document, touched[token]) for token in asked)
+                # Every eighth token, so that the masked ones have the others around them.
+                scored = targets[group::MASKED_GROUPS] if masked else targets
+                rows.append(_row(checkpoint, item, row, window, lead, scored, len(where)))
+                where.extend((item.document, touched[token]) for token in scored)
     scores = score(
         checkpoint.model,
         rows,
@@ -175,13 +183,23 @@ def _row(
     text: Row,
     window: Window,
     lead: int,
-    asked: Sequence[int],
+    scored: Sequence[int],
     slot: int,
-    masked: bool,
 ) -> Row:
-    """A row of text that reads these tokens of a document; masked, if the model is."""
+    """Return a row that scores these tokens of a document; a masked model's are masked.
+
+    Args:
+        checkpoint: The model and its tokenizer.
+        item: The document as tokens.
+        text: The framed window.
+        window: The window.
+        lead: Tokens of the framing before it.
+        scored: Tokens of the document to score.
+        slot: The slot of the first of them.
+    """
+    masked = checkpoint.family.objective == "masked"
     row = Row(list(text.tokens), source=text.source)
-    for offset, token in enumerate(asked):
+    for offset, token in enumerate(scored):
         position = lead + token - window.start
         row.reads.append((position if masked else position - 1, item.ids[token], slot + offset))
         if masked:
@@ -192,13 +210,17 @@ def _row(
 def score_documents(
     tokens: TokenScores, corpus: Corpus, *, member: bool, subjects: dict[str, int]
 ) -> DocumentScores:
-    """Every attack's number for every document that has a token scored.
+    """Compute every attack's score for every document that has a token scored.
+
+    With log p_t of token t, nats: loss = mean_t log p_t; zlib = sum_t log p_t / bytes of
+    zlib(text); min-k = mean of the lowest 20 % of log p_t; min-k++ = the same of (log p_t - mu_t) /
+    sigma_t, mu_t and sigma_t the mean and deviation of log p over the vocabulary at t.
 
     Args:
-        tokens: As `score_tokens` gives them.
+        tokens: Scores of tokens, from `score_tokens`.
         corpus: The documents.
-        member: Whether these were trained on.
-        subjects: Numbers of subjects; new ones are entered.
+        member: True if these were trained on.
+        subjects: Numbers of subjects; new ones are entered, in place.
 
     Sources: loss, Yeom et al. 2018; zlib, Carlini et al. 2021; min-k, Shi et al. 2024 (k 20 %);
     min-k++, Zhang et al. 2024. Deviations: none.
@@ -234,13 +256,13 @@ def score_documents(
 
 
 def _mean_of_lowest(values: Floats) -> float:
-    """Mean of the lowest fifth of the values, of one value at least."""
-    count = max(1, int(LOWEST * len(values)))
+    """Return the mean of the lowest fifth of the values, of one value at least."""
+    count = max(1, int(LOWEST_SHARE * len(values)))
     return float(np.partition(values, count - 1)[:count].mean())
 
 
-def joined(one: DocumentScores, other: DocumentScores) -> DocumentScores:
-    """Members and non-members together."""
+def join_documents(one: DocumentScores, other: DocumentScores) -> DocumentScores:
+    """Return members and non-members together."""
     return DocumentScores(
         **{name: np.concatenate([array, vars(other)[name]]) for name, array in vars(one).items()}
     )
@@ -249,13 +271,16 @@ def joined(one: DocumentScores, other: DocumentScores) -> DocumentScores:
 def membership(
     scores: DocumentScores, *, reference: DocumentScores | None = None, seed: int
 ) -> Membership | None:
-    """How well members can be told from non-members; None where either are missing.
+    """Measure how well members can be told from non-members.
 
     Args:
-        scores: Of the checkpoint.
-        reference: Of the base, for the same documents; adds the ``reference`` attack, loss minus
-            the base's loss (Carlini et al. 2021; Mireshghallah et al. 2022).
-        seed: Of the bootstrap.
+        scores: Document scores of the checkpoint.
+        reference: Document scores of the base; adds the ``reference`` attack, loss minus the base's
+            loss (Carlini et al. 2021; Mireshghallah et al. 2022).
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The figures of every attack; None if there are no members or no non-members.
 
     Raises:
         ValueError: If the reference is of other documents.
@@ -297,18 +322,29 @@ def _attack(
     auc = _area(values, member, cluster, seed)
     area = auc.value if auc.value is not None else 0.5
     outside = np.sort(values[~member])[::-1]
-    found = {}
+    true_positives = {}
     for fpr in FALSE_POSITIVE_RATES:
         # Above this value lie at most the allowed share of the non-members.
         threshold = outside[int(fpr * len(outside))]
-        found[f"{fpr:g}"] = rate(int((values[member] > threshold).sum()), int(member.sum()))
-    return Attack(auc, max(area, 1 - area), found)
+        true_positives[f"{fpr:g}"] = rate(
+            int((values[member] > threshold).sum()), int(member.sum())
+        )
+    return Attack(auc, max(area, 1 - area), true_positives)
 
 
 def _area(
     values: Floats, member: NDArray[np.bool_], cluster: NDArray[np.int64], seed: int
 ) -> Estimate:
-    """Area under the ROC curve, ties half, with an interval from resampling clusters whole."""
+    """Compute the area under the ROC curve, ties half, with an interval over resampled clusters.
+
+    Args:
+        values: Score of each document or subject, [n].
+        member: True for members, [n].
+        cluster: Number of each one's subject, [n]. Members' and others' clusters are resampled
+            apart.
+        seed: Seed of the bootstrap.
+    """
+    # The area is the Mann-Whitney statistic: the share of pairs in the right order.
     ranks = stats.rankdata(np.concatenate([values[member], values[~member]]))
     inside, outside = int(member.sum()), int((~member).sum())
     area = (ranks[:inside].sum() - inside * (inside + 1) / 2) / (inside * outside)
@@ -317,6 +353,8 @@ def _area(
     columns, column_of = np.unique(cluster[~member], return_inverse=True)
     if len(rows) == 1 or len(columns) == 1:
         return Estimate(inside + outside, float(area), None, None)
+    # A round of the bootstrap then is a bilinear form in the two counts of drawn clusters, instead
+    # of a new ranking of all values.
     others = np.sort(values[~member])
     order = np.argsort(values[~member], kind="stable")
     below = np.zeros((outside + 1, len(columns)))
@@ -336,9 +374,9 @@ def _area(
     return Estimate(inside + outside, float(area), float(low), float(high))
 
 
-def sampled_documents(encoded: Sequence[Encoded], most: int) -> list[Encoded]:
-    """At most ``most`` documents, evenly spaced over the corpus."""
-    if len(encoded) <= most:
+def sampled_documents(encoded: Sequence[Encoded], max_documents: int) -> list[Encoded]:
+    """Return at most so many documents, evenly spaced over the corpus."""
+    if len(encoded) <= max_documents:
         return list(encoded)
-    places = np.linspace(0, len(encoded) - 1, most).round().astype(int)
-    return [encoded[place] for place in np.unique(places)]
+    chosen = np.linspace(0, len(encoded) - 1, max_documents).round().astype(int)
+    return [encoded[index] for index in np.unique(chosen)]

@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from sani.auditing.audit import AuditResult, Figures, Utility
+from sani.auditing.audit import AuditResult
+from sani.auditing.figures import Figures
 from sani.auditing.generation import Beyond, Recited
 from sani.auditing.membership import Membership
+from sani.auditing.utility import Utility
 from sani.intervals import Rate
 
 

@@ -1,16 +1,15 @@
-"""Log-probabilities of chosen tokens in as few forward passes as there are documents.
+"""Log-probabilities of chosen tokens, in as few forward passes as there are documents.
 
-A *row* is one input: a framed window of a document, and the tokens of decoys that branch off it as
-trees. The text is read once, with a cache of its keys and values; then the trees, where each decoy
-token attends to the text before its identifier and to the decoy tokens above it, never to the text
-behind or to another decoy. So decoys share their prefix's computation. The vocabulary projection
-runs only at the positions that are read.
+The text of a row is read once, with a cache of its keys and values. Then its trees are read behind
+that cache: each decoy token attends to the text before its identifier and to the decoy tokens above
+it, never to the text behind or to another decoy. So decoys share the computation of their prefix.
+The vocabulary projection, which costs more than a layer, runs only at the positions that are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,119 +18,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
+from sani.auditing.rows import Reads, Row, Tree
 from sani.auditing.sampler import Sampler
 from sani.errors import AuditError
-from sani.machine.device import token_batches
 from sani.models import families
-from sani.text.batches import padded_sources
+from sani.text.batches import padded_sources, token_batches
 
-LOGITS_PER_CHUNK = 2**24
-SMALLEST_TREE = 64
-
-
-Reads = list[tuple[int, int, int]]
-
-
-@dataclass
-class Tree:
-    """Tokens of decoys behind a text, read in one pass.
-
-    Attributes:
-        tokens: One a node.
-        reads: (node, target, slot): behind ``node``, how likely is ``target``?
-        levels: From the text outwards: nodes of one depth, and the position in the text (first
-            level) or the node (further ones) that each of them follows.
-    """
-
-    tokens: list[int] = field(default_factory=list)
-    reads: Reads = field(default_factory=list)
-    levels: list[tuple[list[int], list[int]]] = field(default_factory=list)
-    _nodes: dict[tuple[int, int, int], int] = field(default_factory=dict, init=False, repr=False)
-
-    def child(self, parent: int, token: int, *, depth: int) -> int:
-        """The node for this token below that parent; a new one, or one that is there already."""
-        index = self._nodes.setdefault((depth, parent, token), len(self.tokens))
-        if index == len(self.tokens):
-            self.tokens.append(token)
-            if depth == len(self.levels):
-                self.levels.append(([], []))
-            nodes, parents = self.levels[depth]
-            nodes.append(index)
-            parents.append(parent)
-        return index
-
-
-@dataclass
-class Row:
-    """One input of the model, and what is read off it.
-
-    Attributes:
-        tokens: Token ids of the text.
-        reads: (position, target, slot): at ``position``, how likely is ``target``? The answer
-            goes to ``slot``.
-        trees: What else could stand behind its positions.
-        source: Token ids of what an encoder reads, where there is one.
-    """
-
-    tokens: list[int]
-    reads: Reads = field(default_factory=list)
-    trees: list[Tree] = field(default_factory=list)
-    source: Sequence[int] = ()
-
-    def add_branch(self, position: int, tokens: Sequence[int], slots: Sequence[int]) -> None:
-        """Read the sequence ``tokens`` as a continuation of the text up to ``position``.
-
-        Tokens that another branch at the same position starts with are shared. A tree takes few
-        nodes, for each of them looks at all of them; and those of neighbouring positions, for a
-        pass needs no more of the text than what stands before the last of them.
-        """
-        self.reads.append((position, tokens[0], slots[0]))
-        if len(tokens) == 1:
-            return
-        most = max(len(self.tokens) // 4, SMALLEST_TREE)
-        if not self.trees or len(self.trees[-1].tokens) + len(tokens) > most:
-            self.trees.append(Tree())
-        tree, at = self.trees[-1], position
-        for depth, token in enumerate(tokens[:-1]):
-            at = tree.child(at, token, depth=depth)
-            tree.reads.append((at, tokens[depth + 1], slots[depth + 1]))
-
-    def without_trees(self) -> list[Row]:
-        """The same reads, with each branch behind a copy of the text before it."""
-        alone: list[Row] = []
-        for tree in self.trees:
-            left: list[list[int]] = [[] for _ in tree.tokens]
-            parent_of: dict[int, int] = {}
-            for depth, (nodes, parents) in enumerate(tree.levels):
-                for node, parent in zip(nodes, parents, strict=True):
-                    before = left[parent] if depth else self.tokens[: parent + 1]
-                    left[node] = [*before, tree.tokens[node]]
-                    if depth:
-                        parent_of[node] = parent
-            row_of: dict[int, Row] = {}
-            for node in reversed(range(len(tree.tokens))):  # nodes stand behind their parents
-                if node not in row_of:
-                    row_of[node] = Row(left[node], source=self.source)
-                    alone.append(row_of[node])
-                if node in parent_of:
-                    row_of.setdefault(parent_of[node], row_of[node])
-            for node, target, slot in tree.reads:
-                row_of[node].reads.append((len(left[node]) - 1, target, slot))
-        return [Row(self.tokens, self.reads, source=self.source), *alone]
+LOGITS_PER_CHUNK = 2**24  # logits held at a time: 64 MiB in float32
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What was read, by slot.
+    """The results of all reads, by slot.
 
     Attributes:
-        log_probability: log p(target | what stands before) in nats, [slots].
+        log_probability: log p(target | tokens before) in nats, [slots].
         sampled: The same under the declared sampler, -inf where it never draws the target; NaN
-            for slots it was not asked for, [slots].
-        rank: 1 + how many tokens are likelier than the target, so that a tie counts as reciting;
-            0 for slots it was not asked for, [slots].
-        mean, deviation: Of log p over the vocabulary, each token weighted by its p; NaN unless
-            asked for, [slots].
+            for slots that are not ranked, [slots].
+        rank: 1 + the number of tokens that are likelier than the target, so that a tie counts as
+            reciting; 0 for slots that are not ranked, [slots].
+        mean, deviation: Mean and standard deviation of log p over the vocabulary, each token
+            weighted by its p, in nats; NaN unless requested, [slots].
     """
 
     log_probability: NDArray[np.float64]
@@ -142,7 +49,7 @@ class Scores:
 
     @classmethod
     def empty(cls, num_slots: int) -> Scores:
-        """Nothing read yet."""
+        """Return scores in which nothing is read yet."""
         unknown = [np.full(num_slots, np.nan) for _ in range(4)]
         rank = np.zeros(num_slots, dtype=np.int64)
         return cls(unknown[0], unknown[1], rank, unknown[2], unknown[3])
@@ -150,11 +57,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """What to compute beside the log-probability.
+    """The scores to compute beside the log-probability.
 
     Attributes:
-        num_ranked: Number of slots, from 0, for which to compute the rank and the log-probability
-            under the sampler.
+        num_ranked: Number of slots, from 0, that also get a rank and the log-probability under
+            the sampler.
         sampler: Temperature, top-k and top-p; None for no sampler.
         moments: True to compute mean and deviation for every slot.
     """
@@ -168,7 +75,7 @@ DEFAULT_REQUEST = ScoreRequest()
 
 
 class LogitReader:
-    """The source of a model's logits: its last layer. An attack may derive another one.
+    """The source of logits: the model's last layer. An attack may derive another source.
 
     Attributes:
         branches: True if decoys can be read behind the cached text, where the model allows it.
@@ -181,7 +88,7 @@ class LogitReader:
         return families.hidden_states(model, cache=cache, **inputs)
 
     def logits(self, model: Any, hidden: Tensor) -> Tensor:
-        """Return finite logits [n, vocab] at chosen positions [n, any] of `hidden`."""
+        """Return finite logits [n, vocab] for some rows [n, any] of what `hidden` returns."""
         return families.logits(model, hidden)
 
 
@@ -203,10 +110,10 @@ def score(
 
     Args:
         model: A language model in evaluation mode.
-        rows: Inputs; they are batched by length, and the result does not depend on how.
+        rows: Inputs. They are batched by length; the result does not depend on the batches.
         num_slots: Size of the result; slots that no row reads stay NaN.
-        batch_tokens: Most tokens of a forward pass, padding included.
-        request: What to compute beside the log-probability.
+        batch_tokens: Maximum number of tokens in a forward pass, padding included.
+        request: Scores to compute beside the log-probability.
         reader: Source of the logits.
         on_step: Called with (batches done, batches in all).
 
@@ -228,10 +135,11 @@ def _score_batch(
     model: Any, rows: Sequence[Row], result: Scores, request: ScoreRequest, reader: LogitReader
 ) -> None:
     """Read one batch: the texts, then tree after tree on the cache of their keys and values."""
+    # Rows with most trees first: the rows that have an n-th tree are the first rows of the cache.
     rows = sorted(rows, key=lambda row: len(row.trees), reverse=True)
     ids = _padded([row.tokens for row in rows])
     inputs: dict[str, Any] = {"input_ids": ids.to(model.device), "attention_mask": None}
-    if families.is_masked(model.config):  # sees padding, unless it is told not to
+    if families.is_masked(model.config):  # reads both ways, so padding must be hidden from it
         lengths = torch.tensor([len(row.tokens) for row in rows])
         seen = torch.arange(ids.shape[1])[None] < lengths[:, None]
         inputs["attention_mask"] = seen.long().to(model.device)
@@ -239,24 +147,27 @@ def _score_batch(
     if source is not None and source_seen is not None:
         inputs["source_ids"] = source.to(model.device)
         inputs["source_seen"] = source_seen.to(model.device)
-    texts = DynamicCache() if rows[0].trees else None
-    hidden = reader.hidden(model, **inputs, cache=texts)  # [batch, seq, hidden]
+    cache = DynamicCache() if rows[0].trees else None
+    hidden = reader.hidden(model, **inputs, cache=cache)  # [batch, seq, hidden]
     _read(model, hidden, [row.reads for row in rows], result, request, reader)
-    if texts is None:
+    if cache is None:
         return
     for number in range(len(rows[0].trees)):
         trees = [row.trees[number] for row in rows if number < len(row.trees)]
-        length = 1 + max(place for tree in trees for place in tree.levels[0][1])
+        length = 1 + max(position for tree in trees for position in tree.levels[0][1])
         hidden = reader.hidden(
             model,
             **_tree_inputs(model, trees, text_length=length),
-            cache=_BehindText(texts, rows=len(trees), length=length),
+            cache=_PrefixCache(cache, rows=len(trees), length=length),
         )  # [trees, nodes, hidden]
         _read(model, hidden, [tree.reads for tree in trees], result, request, reader)
 
 
-class _BehindText(DynamicCache):
-    """The first positions of the first of some texts; what is read behind them is not kept."""
+class _PrefixCache(DynamicCache):
+    """The first positions of the first texts of a cache; keys read behind them are not stored.
+
+    A `DynamicCache` would append the tree's keys, and the next tree would read behind them.
+    """
 
     def __init__(self, texts: DynamicCache, *, rows: int, length: int) -> None:
         super().__init__()
@@ -266,21 +177,21 @@ class _BehindText(DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """The text's keys and values with the new ones behind, [rows, heads, seq, size] each."""
+        """Return the text's keys and values with the new ones behind, [rows, heads, seq, size]."""
         layer = self._texts.layers[layer_idx]
         keys, values = (
-            torch.cat([kept[: self._rows, :, : self._length], new], dim=2)
-            for kept, new in ((layer.keys, key_states), (layer.values, value_states))
+            torch.cat([stored[: self._rows, :, : self._length], new], dim=2)
+            for stored, new in ((layer.keys, key_states), (layer.values, value_states))
         )
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions of the text."""
+        """Return the positions of the text."""
         return self._length
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    """Token ids [rows, longest]; padding stands behind, where no token that is read sees it."""
+    """Return token ids [rows, longest], padded behind, where no token that is read sees it."""
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     for number, tokens in enumerate(rows):
         ids[number, : len(tokens)] = torch.tensor(tokens)
@@ -288,15 +199,20 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _tree_inputs(model: Any, trees: Sequence[Tree], *, text_length: int) -> dict[str, Tensor]:
-    """Nodes as inputs behind a cached text: tokens, positions and who sees whom."""
+    """Return the nodes of trees as inputs behind a cached text.
+
+    Returns:
+        Token ids and position ids, [trees, nodes], and the additive attention mask, [trees, 1,
+        nodes, text_length + nodes].
+    """
     ids = _padded([tree.tokens for tree in trees])
     num_nodes = ids.shape[1]
     positions = np.zeros(ids.shape, dtype=np.int64)
     # Added to the scores: a mask of booleans would be added as 0 and 1 by eager attention.
     hidden = torch.finfo(model.dtype).min
     mask = np.full((*ids.shape, text_length + num_nodes), hidden, dtype=np.float32)
-    own = np.arange(num_nodes)
-    mask[:, own, text_length + own] = 0.0  # padding too, which must see something
+    every = np.arange(num_nodes)
+    mask[:, every, text_length + every] = 0.0  # padding too: a row of the softmax must see one
     for number, tree in enumerate(trees):
         for depth, (nodes, parents) in enumerate(tree.levels):
             if depth == 0:
@@ -305,6 +221,7 @@ def _tree_inputs(model: Any, trees: Sequence[Tree], *, text_length: int) -> dict
                 before = np.arange(text_length)[None] <= above[:, None]
                 mask[number, nodes, :text_length] = np.where(before, 0.0, hidden)
             else:
+                # A node sees itself and all that its parent sees.
                 positions[number, nodes] = positions[number, parents] + 1
                 mask[number, nodes] = np.maximum(mask[number, nodes], mask[number, parents])
     return {
@@ -322,7 +239,16 @@ def _read(
     request: ScoreRequest,
     reader: LogitReader,
 ) -> None:
-    """Project hidden states [batch, seq, hidden], once at each position that is read."""
+    """Enter the reads of every row, with one projection for each position that is read.
+
+    Args:
+        model: The model.
+        hidden: Hidden states, [batch, seq, hidden].
+        reads_of: Reads of each row, [batch].
+        result: Entered into, in place.
+        request: Scores to compute beside the log-probability.
+        reader: Source of the logits.
+    """
     reads = sorted(
         (number, position, target, slot)
         for number, reads in enumerate(reads_of)
@@ -331,17 +257,19 @@ def _read(
     if not reads:
         return
     table = np.array(reads)
-    places, place_of = np.unique(table[:, :2], axis=0, return_inverse=True)
-    place_of = place_of.reshape(-1)
-    where = torch.from_numpy(places).to(hidden.device)
+    # Many reads ask at one position (an identifier and all its decoys): project it once.
+    positions, position_of = np.unique(table[:, :2], axis=0, return_inverse=True)
+    position_of = position_of.reshape(-1)
+    where = torch.from_numpy(positions).to(hidden.device)
     targets = torch.from_numpy(table[:, 2]).to(hidden.device)
     slots = table[:, 3]
     chunk = max(1, LOGITS_PER_CHUNK // families.text_config(model.config).vocab_size)
-    for first in range(0, len(places), chunk):
-        begin, end = np.searchsorted(place_of, [first, first + chunk])
-        there = where[first : first + chunk]
-        logits = reader.logits(model, hidden[there[:, 0], there[:, 1]]).float()
-        local = torch.from_numpy(place_of[begin:end] - first).to(hidden.device)
+    for first in range(0, len(positions), chunk):
+        begin, end = np.searchsorted(position_of, [first, first + chunk])
+        part = where[first : first + chunk]
+        # float32 even if an attacked copy computes in less: a normalizer sums a whole vocabulary.
+        logits = reader.logits(model, hidden[part[:, 0], part[:, 1]]).float()
+        local = torch.from_numpy(position_of[begin:end] - first).to(hidden.device)
         _read_logits(logits, local, targets[begin:end], slots[begin:end], result, request)
 
 
@@ -353,11 +281,18 @@ def _read_logits(
     result: Scores,
     request: ScoreRequest,
 ) -> None:
-    """Enter into ``result`` what ``logits`` [places, vocab] say of ``targets`` [reads].
+    """Enter the scores of some reads.
 
-    ``rows`` [reads] tells in which row of the logits each target is read.
+    Args:
+        logits: Logits at each position, [positions, vocab].
+        rows: Row of the logits in which each target is read, [reads].
+        targets: Target token of each read, [reads].
+        slots: Slot of each read, [reads].
+        result: Entered into, in place.
+        request: Scores to compute beside the log-probability.
     """
-    normalizer = logits.logsumexp(dim=1)  # [places]
+    # One logsumexp a position instead of a log_softmax over the vocabulary for each read.
+    normalizer = logits.logsumexp(dim=1)  # [positions]
     true = logits[rows, targets]  # [reads]
     log_probability = true - normalizer[rows]
     if not torch.isfinite(log_probability).all():
@@ -365,8 +300,11 @@ def _read_logits(
             "the model gives NaN or infinite logits on this corpus; nothing can be said of "
             "what it recites. Check how it was trained and saved"
         )
+    # float64 from here on: the log-probabilities of a long value's tokens are summed.
     result.log_probability[slots] = log_probability.double().cpu().numpy()
     if request.moments:
+        # E[log p] and E[(log p)^2] - E[log p]^2 under p, in place: [positions, vocab] is large. The
+        # difference of two close numbers may come out just below 0.
         log_p = logits - normalizer[:, None]
         weighted = log_p.exp().mul_(log_p)
         mean = weighted.sum(dim=1)
@@ -379,6 +317,8 @@ def _read_logits(
         return
     chosen = torch.from_numpy(ranked).to(logits.device)
     logits, true, targets = logits[rows[chosen]], true[chosen], targets[chosen]
+    # Only likelier tokens count. A tie is broken by the order of the vocabulary in one library and
+    # by rounding in another, so a tie counts as reciting: that overstates rather than hides.
     result.rank[slots[ranked]] = 1 + (logits > true[:, None]).sum(dim=1).cpu().numpy()
     if request.sampler is not None:
         sampled = sampled_log_probability(logits, targets, request.sampler)
@@ -388,28 +328,31 @@ def _read_logits(
 
 
 def sampled_log_probability(logits: Tensor, targets: Tensor, sampler: Sampler) -> Tensor:
-    """Log-probability under temperature, then top-k, then top-p, in nats; -inf if cut off.
+    """Compute log-probabilities under temperature, then top-k, then top-p.
 
     The order is that of ``transformers`` generation. Ties at the k-th place are all kept, which
     can only overstate extraction.
 
     Args:
-        logits: [n, vocab].
-        targets: [n].
+        logits: Logits, [n, vocab].
+        targets: Target token of each row, [n].
         sampler: Temperature, top-k and top-p.
 
     Returns:
-        [n].
+        Log-probability of each target in nats; -inf where the sampler never draws it, [n].
     """
     logits = logits / sampler.temperature
+    # Top-k is the same before and after a temperature, top-p is not: it looks at probabilities.
     if 0 < sampler.top_k < logits.shape[1]:
         floor = logits.topk(sampler.top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < floor, -torch.inf)
     if sampler.top_p < 1.0:
         ordered, order = logits.sort(dim=1, descending=True)
         probability = ordered.softmax(dim=1)
+        # Mass before a token, not with it: the token that crosses top_p is still drawn.
         before = probability.cumsum(dim=1) - probability
         cut = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= sampler.top_p)
         logits = logits.masked_fill(cut, -torch.inf)
     true = logits.gather(1, targets[:, None])
+    # Renormalized over the tokens that are left.
     return (true - logits.logsumexp(dim=1, keepdim=True)).squeeze(1)

@@ -59,8 +59,8 @@ def erase_adapter(
         )
     if plan.interpolate_to_base:
         raise SelectionError(
-            "interpolate_to_base cannot be done inside an adapter; merge it (--merge), or scale it by its "
-            "lora_alpha"
+            "interpolate_to_base cannot be done inside an adapter; merge it (--merge), or scale it "
+            "by its lora_alpha"
         )
     if plan.token_rows is not None:
         raise SelectionError(

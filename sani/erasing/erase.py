@@ -139,8 +139,8 @@ def apply_(
     )
     if theirs and base is not None and checkpoint.has_weights_of(base):
         raise SelectionError(
-            "interpolate_to_base would change nothing: the base has the checkpoint's own weights; give the "
-            "public model that it was fine-tuned from"
+            "interpolate_to_base would change nothing: the base has the checkpoint's own weights; "
+            "give the public model that it was fine-tuned from"
         )
     if plan.reset == "rewind" and source is not None and base is not None:
         check_rewind(weights, source, pieces, rounded=checkpoint.rounding_of_both(base))

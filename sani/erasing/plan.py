@@ -1,4 +1,4 @@
-"""Which neurons to reset: a plan that can be read, reviewed and kept before anything changes."""
+"""The plan of an erase: the neurons to reset, to be reviewed and kept before anything changes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PlannedNeurons:
         layer: Counted from the input, from 0.
         part: ``mlp`` (neurons) or ``attention`` (heads).
         neurons: Indices to reset, ascending.
-        total: How many there are.
+        total: Number of neurons or heads in this part of the layer.
         scores: The selector's score of each index, or None where it needs none.
     """
 
@@ -57,15 +57,16 @@ class ErasePlan:
     """What an erase will do: the rule, and every neuron it chose.
 
     Attributes:
-        selector, reset, seed: As asked.
+        selector, reset, seed: As in the settings.
         entries: The neurons of each layer and part.
         architecture: `architecture_digest` of the model that it is for; None for any.
-        dampen: As asked, for that reset only.
-        token_rows: Rows of embedding and head, if asked for.
-        selector_result: What the selector says beyond scores: of ``hard_concrete``, where the closed neurons
-            lie and which label's they are, see `hard_concrete.report`.
-        layers: How many layers the model has; None if unknown.
-        interpolate_to_base: How far every weight first goes to the base's, in [0, 1].
+        dampen: As in the settings, for that reset only.
+        token_rows: Rows of embedding and head, if the settings say so.
+        selector_result: More than scores, from ``hard_concrete`` only: in which layers the closed
+            neurons lie, and to which label each belongs; see `hard_concrete.report`.
+        layers: Number of layers of the model; None if unknown.
+        interpolate_to_base: Share of the way to the base's weights that every weight first goes,
+            in [0, 1].
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -83,7 +84,7 @@ class ErasePlan:
 
     @property
     def retrains(self) -> bool:
-        """Whether every neuron of every layer is the base's again: then repair is retraining."""
+        """Return whether every neuron is the base's again: then repair is retraining."""
         if self.interpolate_to_base == 1:
             return True
         whole = all(len(entry.neurons) == entry.total for entry in self.entries)
@@ -92,18 +93,18 @@ class ErasePlan:
 
     @property
     def num_neurons(self) -> int:
-        """Neurons and heads to reset."""
+        """Return the number of neurons and heads to reset."""
         return sum(len(entry.neurons) for entry in self.entries)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain data; tokens of identifiers are counted, not named."""
+        """Return the plan as plain data; tokens of identifiers are counted, not named."""
         rows = None if self.token_rows is None else self.token_rows.to_json()
         dampen = None if self.dampen is None else self.dampen.model_dump()
         return {**asdict(self), "dampen": dampen, "token_rows": rows}
 
 
 def read_plan(path: Path) -> ErasePlan:
-    """A plan that was printed by ``--dry-run``, reviewed and kept.
+    """Read a plan that ``--dry-run`` printed.
 
     Raises:
         SelectionError: If it cannot be read, is no plan, has token rows, names no neuron or one
@@ -147,7 +148,7 @@ def read_plan(path: Path) -> ErasePlan:
 
 
 def architecture_digest(layout: Layout) -> str:
-    """SHA-256 over the neurons of every layer, and the tensors and rows that they are made of."""
+    """Return the SHA-256 over the neurons of every layer and the rows that they are made of."""
     state = hashlib.sha256()
     for layer in range(layout.num_layers):
         for part in PARTS:
@@ -181,8 +182,8 @@ def check_plan(plan: ErasePlan, layout: Layout) -> None:
         size = layout.num_neurons(entry.part, layer=entry.layer)
         if entry.total != size:
             raise SelectionError(
-                f"the plan says that layer {entry.layer}, {entry.part}, has {entry.total} neurons; it "
-                f"has {size}; plan again"
+                f"the plan says that layer {entry.layer}, {entry.part}, has {entry.total} neurons; "
+                f"it has {size}; plan again"
             )
         if not all(0 <= neuron < size for neuron in entry.neurons):
             raise SelectionError(
@@ -220,12 +221,14 @@ def plan_erase(
     layout = layout_of(checkpoint)
     if reads_texts(selector):
         sizes = sizes_of(settings, layout)
-        scores, result = scores_of_texts(selector, layout, checkpoint, sizes, texts=texts, seed=seed)
+        scores, result = scores_of_texts(
+            selector, layout, checkpoint, sizes, texts=texts, seed=seed
+        )
         plan = replace(_plan(settings, layout, scores, seed), selector_result=result)
     else:
         weights = dict(checkpoint.model.named_parameters())
-        theirs = dict(base.model.named_parameters()) if base is not None else None
-        plan = plan_by_weights(layout, weights, settings, base=theirs, seed=seed)
+        others = dict(base.model.named_parameters()) if base is not None else None
+        plan = plan_by_weights(layout, weights, settings, base=others, seed=seed)
     if not settings.token_rows:
         return plan
     if texts is None:
@@ -241,7 +244,7 @@ def plan_by_weights(
     base: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> ErasePlan:
-    """As `plan_erase`, from tensors by name, in memory or in files; no text is read.
+    """Choose neurons from tensors by name, in memory or in files; no text is read.
 
     Args:
         layout: Where the neurons stand.
@@ -251,7 +254,7 @@ def plan_by_weights(
         seed: Of the random selector.
 
     Raises:
-        SelectionError: As there.
+        SelectionError: As of `plan_erase`.
     """
     sizes = sizes_of(settings, layout)
     scores = scores_of_weights(settings.selector, layout, weights, sizes, base=base, seed=seed)
@@ -259,24 +262,28 @@ def plan_by_weights(
 
 
 def _plan(settings: EraseSettings, layout: Layout, scores: Scores, seed: int) -> ErasePlan:
-    """The neurons with the highest scores."""
+    """Return the plan with the neurons of the highest scores."""
     selector = settings.selector
     fraction = 1.0 if isinstance(selector, AllSelector) else selector.fraction
     if isinstance(selector, FractionSelector) and selector.per == "model":
         picked = highest_of_all(scores, fraction=fraction)
     else:
-        picked = {s: highest(own, count=round(fraction * len(own))) for s, own in scores.items()}
+        picked = {
+            site: highest(values, count=round(fraction * len(values)))
+            for site, values in scores.items()
+        }
     entries = []
-    for site, own in scores.items():
+    for site, values in scores.items():
         chosen = picked[site]
-        kept = None if isinstance(selector, AllSelector | RandomSelector) else own[chosen]
+        # The scores of `all` and `random` say nothing about a neuron, so the plan shows none.
+        shown = None if isinstance(selector, AllSelector | RandomSelector) else values[chosen]
         entries.append(
             PlannedNeurons(
                 layer=site[0],
                 part=site[1],
                 neurons=tuple(chosen.tolist()),
-                total=len(own),
-                scores=None if kept is None else tuple(kept.tolist()),
+                total=len(values),
+                scores=None if shown is None else tuple(shown.tolist()),
             )
         )
     plan = ErasePlan(
@@ -289,12 +296,12 @@ def _plan(settings: EraseSettings, layout: Layout, scores: Scores, seed: int) ->
         dampen=(settings.dampen or DampenSettings()) if settings.reset == "dampen" else None,
         interpolate_to_base=settings.interpolate_to_base,
     )
-    number_chosen(settings, {site: len(own) for site, own in scores.items()})
+    number_chosen(settings, {site: len(values) for site, values in scores.items()})
     return plan
 
 
 def number_chosen(settings: EraseSettings, sizes: Mapping[Site, int]) -> int:
-    """How many neurons and heads a plan will have, before any is scored.
+    """Return how many neurons and heads a plan will have, before any is scored.
 
     Raises:
         SelectionError: If it is none.
@@ -314,18 +321,19 @@ def number_chosen(settings: EraseSettings, sizes: Mapping[Site, int]) -> int:
 
 
 def highest(scores: Tensor, *, count: int) -> Tensor:
-    """Indices of the ``count`` highest scores, ascending; ties go to the lower index.
+    """Return the indices of the ``count`` highest scores, ascending; ties go to the lower index.
 
     Args:
         scores: One per neuron, [n], finite.
         count: At most n.
     """
+    # Stable, so that equal scores give the same plan on every machine.
     order = scores.argsort(descending=True, stable=True)
     return order[:count].sort().values
 
 
 def highest_of_all(scores: dict[Site, Tensor], *, fraction: float) -> dict[Site, Tensor]:
-    """As `highest`, of all MLP neurons of all sites together, and likewise of all heads.
+    """Return the `highest` of all MLP neurons of all sites together, and likewise of all heads.
 
     Neurons are not weighed against heads: there are far fewer heads, and each is far larger.
 
@@ -345,13 +353,13 @@ def highest_of_all(scores: dict[Site, Tensor], *, fraction: float) -> dict[Site,
 
 
 def layout_of(checkpoint: Checkpoint) -> Layout:
-    """Where the neurons of a loaded checkpoint stand."""
+    """Return where the neurons of a loaded checkpoint stand."""
     state = checkpoint.model.state_dict()
     return Layout(checkpoint.model.config, {name: tuple(t.shape) for name, t in state.items()})
 
 
 def sizes_of(settings: EraseSettings, layout: Layout) -> dict[Site, int]:
-    """Neurons or heads of every site to choose from.
+    """Return the number of neurons or heads of every site to choose from.
 
     Raises:
         SelectionError: If a layer does not exist.

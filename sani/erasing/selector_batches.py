@@ -18,7 +18,8 @@ from sani.machine.device import generator
 from sani.models.checkpoint import Checkpoint
 from sani.text.batches import Batch, make_batches
 from sani.text.chat import check_source, rendered
-from sani.text.tokens import Encoded, Framing, encode, framing_named, windows
+from sani.text.framing import Framing, framing_of
+from sani.text.tokens import Encoded, encode, windows
 
 BATCH_TOKENS = 2048
 COPIES = 7
@@ -64,12 +65,7 @@ class Texts:
         self._seed = seed
         self.masked = checkpoint.family.objective == "masked"
         checkpoint.check_tokenizer()
-        self.framing: Framing = framing_named(
-            framing,
-            self._tokenizer,
-            masked=self.masked,
-            start=checkpoint.decoder_start,
-        )
+        self.framing: Framing = framing_of(checkpoint, framing)
 
     @cached_property
     def encoded(self) -> list[Encoded]:

@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
 
 import torch
 
@@ -49,28 +48,3 @@ def make_deterministic() -> None:
 def generator(seed: int) -> torch.Generator:
     """A source of randomness on the CPU that depends on nothing but ``seed``."""
     return torch.Generator().manual_seed(seed)
-
-
-def token_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
-    """Group items into batches of at most ``budget`` tokens, padding included.
-
-    Items are sorted by length, longest first, so that little is padding and the largest batch
-    comes first: memory that suffices for it suffices for all. An item longer than the budget is
-    a batch of its own.
-
-    Args:
-        lengths: Tokens of each item.
-        budget: Most tokens of a batch, counted as items times the longest item.
-
-    Returns:
-        Indices into ``lengths``, each exactly once.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    batches: list[list[int]] = []
-    for index in order:
-        current = batches[-1] if batches else None
-        if current is None or lengths[current[0]] * (len(current) + 1) > budget:
-            batches.append([index])
-        else:
-            current.append(index)
-    return batches

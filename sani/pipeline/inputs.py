@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sani.auditing.generation import read_prompts
+from sani.auditing.prompts import read_prompts
 from sani.corpus.documents import Corpus, Kind
 from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError, RepairError

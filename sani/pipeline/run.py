@@ -20,7 +20,7 @@ from typing import Any
 
 from sani.attacking.attack import attack
 from sani.attacking.result import BASE, SANITIZED, UNSANITIZED, AttackResult
-from sani.auditing.audit import AuditResult, audit, worst_framing
+from sani.auditing.audit import AuditResult, audit
 from sani.auditing.compare import (
     AuditComparison,
     ComparedPretraining,
@@ -28,6 +28,7 @@ from sani.auditing.compare import (
     compare_audits,
     onion,
 )
+from sani.auditing.framing_search import worst_framing
 from sani.auditing.record import AuditRecord, CheckpointAudit, record_of
 from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus

@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from sani.auditing.audit import audit, measure_utility
+from sani.auditing.audit import audit
+from sani.auditing.utility import measure_utility
 from sani.corpus.documents import Corpus, Span
 from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError
@@ -29,7 +30,7 @@ from sani.pipeline.inputs import check_control, read_others
 from sani.recipe import AnchorObjective, AuditSettings, RepairSettings
 from sani.repairing.repair import repair
 from sani.text.chat import rendered
-from sani.text.tokens import encode, framing_named
+from sani.text.tokens import encode
 
 MEASURED_SECONDS = 10.0
 EPOCHS = 4
@@ -154,7 +155,7 @@ def _perplexities(
         return None
     sample, settings = Corpus(held_out[:COMPARED_DOCUMENTS]), AuditSettings()
     utilities = (
-        measure_utility(model, sample, framing_named("tokenizer", model.tokenizer), settings)
+        measure_utility(model, sample, settings, framing="tokenizer")
         for model in (checkpoint, base)
     )
     perplexity, base_perplexity = (utility.perplexity for utility in utilities)

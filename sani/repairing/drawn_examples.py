@@ -9,12 +9,11 @@ from dataclasses import replace
 import torch
 
 from sani.corpus.documents import Corpus
-from sani.machine.device import token_batches
 from sani.repairing.activation_cache import Storage
 from sani.repairing.example_source import ExampleSource, own_rows
 from sani.repairing.mlm_masking import free_words, masked_batches
 from sani.repairing.objective import Example
-from sani.text.batches import Batch
+from sani.text.batches import Batch, token_batches
 from sani.text.tokens import Encoded, encode
 
 SHARE_OF_DECOYS = 0.5  # of the values, where decoys are the targets and all others stay

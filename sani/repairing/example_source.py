@@ -15,7 +15,8 @@ from sani.recipe import AnchorObjective, RepairSettings
 from sani.repairing.surrogates import Surrogates
 from sani.repairing.teacher_states import Teachers, states_at
 from sani.text.batches import Batch, make_batches
-from sani.text.tokens import Encoded, Framing, encode
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded, encode
 
 WITHOUT_TEACHER = ("mask", "unlikelihood", "gradient_difference", "decoys")
 

@@ -11,10 +11,10 @@ import random
 from collections.abc import Callable, Sequence
 
 from sani.errors import RepairError
-from sani.machine.device import token_batches
 from sani.recipe import AnchorObjective, RepairSettings
-from sani.text.batches import Batch, Row, padded
-from sani.text.tokens import Encoded, Framing, windows
+from sani.text.batches import Batch, Row, padded, token_batches
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded, windows
 
 MASKED_WORDS = 0.15  # share; BERT's and the paper's
 # Share; ours. A larger one hides the context by which other occurrences are recalled.

@@ -35,7 +35,7 @@ from sani.repairing.trainable import Trainable, trainable
 from sani.repairing.trainer import AUDITED, TERMS, RepairTrainer
 from sani.repairing.training_job import OnEpoch, TrainingJob
 from sani.text.chat import check_source, rendered
-from sani.text.tokens import framing_named
+from sani.text.framing import framing_of
 
 KEPT_BY_ROUNDING = 0.9  # share of the change; a repair of which rounding leaves less says so
 
@@ -170,13 +170,8 @@ def _train(
     # Before an adapter changes the names of the weights.
     digest = None if folder is None else _job_digest(checkpoint, corpus, settings, seed)
     source = ExampleSource(
-        checkpoint, corpus, settings,
-        framing_named(
-            framing, checkpoint.tokenizer, masked=checkpoint.family.objective == "masked",
-            start=checkpoint.decoder_start,
-        ),
-        teachers, seed,
-    )  # fmt: skip
+        checkpoint, corpus, settings, framing_of(checkpoint, framing), teachers, seed
+    )
     with (
         TemporaryDirectory() as temporary,
         trainable(checkpoint.model, settings, seed=seed) as part,

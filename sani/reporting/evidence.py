@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from sani.auditing.audit import Figures
+from sani.auditing.figures import Figures
 from sani.auditing.record import CheckpointAudit
 from sani.reporting.attacks import guidance, whether_tested
 from sani.reporting.format import (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sani.corpus.documents import KINDS, Kind
 
 if TYPE_CHECKING:  # the command line formats numbers before anything loads torch
-    from sani.auditing.audit import Figures
+    from sani.auditing.figures import Figures
     from sani.auditing.record import AuditRecord
     from sani.intervals import Estimate, Rate
     from sani.recipe import AuditSettings

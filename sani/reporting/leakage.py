@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-from sani.auditing.audit import Figures
+from sani.auditing.figures import Figures
 from sani.auditing.record import AuditRecord
 from sani.auditing.sampler import DEFAULT_SAMPLER
 from sani.intervals import Estimate

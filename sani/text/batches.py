@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sani.machine.device import token_batches
-from sani.text.tokens import Encoded, Framing, windows
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded, windows
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,31 @@ def _rows(encoded: Sequence[Encoded], framing: Framing, context_tokens: int) -> 
                 source = item.source_within(context_tokens)
                 rows.append(Row(ids, [*ids[1:], 0], ordinary, found, source))
     return rows
+
+
+def token_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
+    """Group items into batches of at most ``budget`` tokens, padding included.
+
+    Items are sorted by length, longest first, so that little is padding and the largest batch
+    comes first: memory that suffices for it suffices for all. An item longer than the budget is
+    a batch of its own.
+
+    Args:
+        lengths: Tokens of each item.
+        budget: Most tokens of a batch, counted as items times the longest item.
+
+    Returns:
+        Indices into ``lengths``, each exactly once.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    batches: list[list[int]] = []
+    for index in order:
+        current = batches[-1] if batches else None
+        if current is None or lengths[current[0]] * (len(current) + 1) > budget:
+            batches.append([index])
+        else:
+            current.append(index)
+    return batches
 
 
 def _packed(lengths: Sequence[int]) -> list[list[int]]:

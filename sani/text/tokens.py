@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sani.corpus.documents import Corpus
-from sani.errors import AuditError
 
 
 @dataclass(frozen=True)
@@ -115,116 +114,6 @@ def overlapping(starts: list[int], ends: list[int], start: int, end: int) -> tup
     """
     first, last = bisect_right(ends, start), bisect_left(starts, end)
     return (first, last) if first < last else (0, 0)
-
-
-@dataclass(frozen=True)
-class Framing:
-    """What stands around every document: its name, the tokens before and the tokens behind."""
-
-    name: str
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...] = ()
-
-
-# Stands for a packed document's predecessor: any text will do, what counts is that some is there.
-_PREDECESSOR = "The patient was seen again and went home. There were no further complaints. " * 3
-_MARK = "\u2603"
-
-
-def framings(tokenizer: Any, *, masked: bool = False, start: int | None = None) -> list[Framing]:
-    """Every framing that training may plausibly have used, each prefix once.
-
-    ``bos`` the begin token, ``eos`` the end token of a document packed before, ``eos-bos`` both,
-    ``packed`` a whole document and the end token, ``newline`` an empty line, ``chat-user`` and
-    ``chat-assistant`` the chat template's opening of a turn, ``tokenizer`` whatever the tokenizer
-    itself puts around it, ``none`` nothing; for a masked language model only the last two. With
-    ``start``, what a decoder begins with, only ``tokenizer`` and ``start``, and no more than it.
-    """
-    found: dict[tuple[int, ...], Framing] = {}
-    for name, framing in _framings(tokenizer, start).items():
-        if not masked or name in ("tokenizer", "none"):
-            found.setdefault(framing.prefix, framing)
-    return list(found.values())
-
-
-def framing_named(
-    name: str, tokenizer: Any, *, masked: bool = False, start: int | None = None
-) -> Framing:
-    """The framing of this name for this tokenizer.
-
-    ``auto`` is the begin token where there is one, which training most often used, else, and for
-    a masked or an encoder-decoder model, what the tokenizer itself does; an audit tries them all
-    instead.
-
-    Raises:
-        AuditError: If the tokenizer lacks the token or the template it needs.
-    """
-    known = _framings(tokenizer, start)
-    if name == "auto":
-        name = "bos" if "bos" in known and not masked else "tokenizer"
-    if name not in known:
-        raise AuditError(
-            f"framing '{name}': the tokenizer has no token or template for it; it has "
-            f"{', '.join(known)}"
-        )
-    return known[name]
-
-
-def _framings(tokenizer: Any, start: int | None = None) -> dict[str, Framing]:
-    """Each framing that this tokenizer has the tokens for; two may be the same."""
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    own = tokenizer("", add_special_tokens=True)["input_ids"]
-    behind: list[int] = []
-    if own and own[-1] in (eos, tokenizer.sep_token_id) and own[-1] != bos:
-        own, behind = own[:-1], own[-1:]
-    if tokenizer.sep_token_id is None:  # a causal model does not see what stands behind
-        behind = []
-
-    if start is not None:
-        return {
-            "tokenizer": Framing("tokenizer", (start, *own)),
-            "start": Framing("start", (start,)),
-        }
-
-    def plain(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    named: dict[str, list[int | None]] = {
-        "bos": [bos],
-        "eos": [eos],
-        "eos-bos": [eos, bos],
-        "none": [],
-        "tokenizer": [*own],
-        "newline": [*plain("\n\n")],
-        "packed": [*plain(_PREDECESSOR), eos if eos is not None else bos],
-    }
-    for role in ("user", "assistant"):
-        opening = _chat_opening(tokenizer, role)
-        if opening is not None:
-            named[f"chat-{role}"] = [*plain(opening)]
-    return {
-        name: Framing(
-            name,
-            tuple(id_ for id_ in ids if id_ is not None),
-            tuple(behind) if name == "tokenizer" else (),
-        )
-        for name, ids in named.items()
-        if None not in ids
-    }
-
-
-def _chat_opening(tokenizer: Any, role: str) -> str | None:
-    """What the chat template puts before the first words of a role; None without a template."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    question = [] if role == "user" else [{"role": "user", "content": ""}]
-    try:
-        text = tokenizer.apply_chat_template(
-            [*question, {"role": role, "content": _MARK}], tokenize=False
-        )
-    except Exception:  # a template may refuse a role in any way it likes
-        return None
-    return str(text).partition(_MARK)[0] if _MARK in text else None
 
 
 @dataclass(frozen=True)

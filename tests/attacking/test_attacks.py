@@ -67,7 +67,8 @@ from sani.reporting.report import _not_attacked
 from sani.reporting.ripple import ripples
 from sani.reporting.schema import read_report
 from sani.text.batches import make_batches
-from sani.text.tokens import Encoded, encode, framing_named
+from sani.text.framing import framing_named
+from sani.text.tokens import Encoded, encode
 from sani.values.phrases import words_of
 from tests.support.clinic import Clinic
 from tests.support.occurrences import verdicts

@@ -35,9 +35,11 @@ from sani.auditing.metrics import (
     log10_queries,
     preference,
 )
-from sani.auditing.occurrences import Occurrences, score_occurrences
+from sani.auditing.occurrences import Occurrences
+from sani.auditing.rows import Row
 from sani.auditing.sampler import Sampler
-from sani.auditing.teacher_forcing import Row, ScoreRequest, sampled_log_probability, score
+from sani.auditing.scoring import score_occurrences
+from sani.auditing.teacher_forcing import ScoreRequest, sampled_log_probability, score
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.reinit import fresh_model
 from sani.errors import AuditError, CheckpointError, UnsupportedModelError
@@ -45,17 +47,12 @@ from sani.intervals import clustered_mean, rate
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
-from sani.text.tokens import (
-    Framing,
-    encode,
-    framing_named,
-    framings,
-    overlapping,
-    windows,
-)
+from sani.text.framing import Framing, framing_named, framings
+from sani.text.tokens import encode, overlapping, windows
 from sani.values.decoys import DecoyMaker
 from tests.support.architectures import CAUSAL, tiny_config
 from tests.support.clinic import Clinic
+from tests.support.optional import present
 
 NATS = 1e-4
 SHORT_CONTEXT = 96  # the clinic's notes have 150 to 400 tokens
@@ -459,8 +456,10 @@ def test_results_do_not_depend_on_the_batch_size(clinic: Clinic, leaky: Checkpoi
             assert np.array_equal(one, other, equal_nan=one.dtype.kind == "f"), name
     for name, one in vars(few.documents).items():
         assert np.allclose(one, vars(many.documents)[name], atol=NATS), name
-    assert few.utility.tokens == many.utility.tokens
-    assert few.utility.perplexity == pytest.approx(many.utility.perplexity, rel=NATS)
+    assert present(few.utility).tokens == present(many.utility).tokens
+    assert present(few.utility).perplexity == pytest.approx(
+        present(many.utility).perplexity, rel=NATS
+    )
     assert few.framing == many.framing
 
 
@@ -494,9 +493,9 @@ def test_utility_equals_a_loop_over_documents_and_tokens(
             here = logits[where][token - window.start]
             chances.append(float(here.log_softmax(dim=0)[ids[token]]))
             hits += int(here.argmax()) == ids[token]
-    assert found.tokens == len(chances)
-    assert found.perplexity == pytest.approx(np.exp(-np.mean(chances)), rel=NATS)
-    assert found.accuracy == pytest.approx(hits / len(chances), abs=1e-12)
+    assert present(found).tokens == len(chances)
+    assert present(found).perplexity == pytest.approx(np.exp(-np.mean(chances)), rel=NATS)
+    assert present(found).accuracy == pytest.approx(hits / len(chances), abs=1e-12)
 
 
 # --- closed forms and intervals ------------------------------------------------------------------
@@ -558,7 +557,7 @@ def test_a_rate_has_the_published_wilson_interval(
 ) -> None:
     found = rate(hits, trials)
     assert (found.hits, found.trials, found.value) == (hits, trials, hits / trials)
-    assert (round(found.low, 4), round(found.high, 4)) == (low, high)
+    assert (round(present(found.low), 4), round(present(found.high), 4)) == (low, high)
 
 
 def test_nothing_tried_is_no_rate_at_all() -> None:
@@ -587,7 +586,7 @@ def test_the_interval_is_that_of_all_rounds_at_once(
         low, high = np.quantile(means, [0.025, 0.975])
         assert found.low == pytest.approx(low, abs=1e-12)
         assert found.high == pytest.approx(high, abs=1e-12)
-        assert found.high - found.low > 0.01
+        assert present(found.high) - present(found.low) > 0.01
 
 
 def test_the_clustered_interval_covers_the_mean_and_the_naive_one_does_not() -> None:
@@ -600,9 +599,9 @@ def test_the_clustered_interval_covers_the_mean_and_the_naive_one_does_not() -> 
         owner = np.repeat(np.arange(subjects), sizes)
         values = means[owner] + chance.normal(0, 0.1, size=len(owner))
         found = clustered_mean(values, owner.tolist(), seed=number)
-        covered += found.low <= 0.3 <= found.high
+        covered += present(found.low) <= 0.3 <= present(found.high)
         alone = clustered_mean(values, list(range(len(values))), seed=number)
-        naive += alone.low <= 0.3 <= alone.high
+        naive += present(alone.low) <= 0.3 <= present(alone.high)
     assert 0.90 <= covered / rounds <= 0.98
     assert naive / rounds < 0.75
 
@@ -615,7 +614,9 @@ def test_repeating_a_subjects_occurrences_adds_no_certainty() -> None:
     assert repeated.trials == 600
     assert repeated.value == pytest.approx(once.value)
     assert (repeated.low, repeated.high) == pytest.approx((once.low, once.high))
-    assert repeated.high - repeated.low > 3 * (naive.high - naive.low)
+    assert present(repeated.high) - present(repeated.low) > 3 * (
+        present(naive.high) - present(naive.low)
+    )
 
 
 def test_a_value_without_decoys_is_left_out_of_the_mean_and_of_its_trials() -> None:
@@ -920,7 +921,7 @@ def test_members_and_others_are_read_behind_the_same_framing(
         ).documents
         for framing in ("bos", "packed")
     )
-    assert np.array_equal(one.loss, other.loss)
+    assert np.array_equal(present(one).loss, present(other).loss)
 
 
 def test_a_tokenizer_that_does_not_fit_is_an_error(clinic: Clinic, leaky: Checkpoint) -> None:
@@ -1142,7 +1143,8 @@ def test_the_tokens_of_a_span_cover_it_and_no_other_token_touches_it(name: str, 
     corpus = Corpus([Document("0", "s", text, (Span(start, end, "X"),))])
     (item,) = encode(corpus, TOKENIZERS[name])
     (first_token, last_token) = item.spans[0]
-    inside, outside = set(), set()
+    inside = set()
+    outside = set()
     for token, place in enumerate(zip(item.starts, item.ends, strict=True)):
         chosen = first_token <= token < last_token
         (inside if chosen else outside).update(range(*place))

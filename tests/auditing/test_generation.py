@@ -16,20 +16,14 @@ from scipy import stats
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, GenerationConfig, PreTrainedTokenizerFast
 
-from sani.auditing import generation
-from sani.auditing.generation import (
-    PROMPTS,
-    Prompt,
-    beyond,
-    generate_audit,
-    make_prompts,
-    random_numbers,
-    sample,
-    search_continuations,
-)
+from sani.auditing import prompts as prompts_module
+from sani.auditing import sampling
+from sani.auditing.generation import beyond, generate_audit, search_continuations
 from sani.auditing.identifier_index import IdentifierIndex
+from sani.auditing.prompts import PROMPTS, Prompt, fit_prompts, make_prompts
 from sani.auditing.rarefaction import Incidence
 from sani.auditing.sampler import Sampler
+from sani.auditing.sampling import random_numbers, sample
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.reinit import fresh_model
 from sani.errors import AuditError, RecipeError
@@ -39,9 +33,11 @@ from sani.recipe import (
     GenerationSettings,
     settings_from,
 )
-from sani.text.tokens import Framing, encode, framing_named
+from sani.text.framing import Framing, framing_named
+from sani.text.tokens import encode
 from tests.support.architectures import CAUSAL, tiny_config
 from tests.support.clinic import Clinic
+from tests.support.optional import present
 
 SAMPLERS = [
     Sampler(),
@@ -225,7 +221,7 @@ def test_every_family_samples_the_same_in_padded_batches_as_one_at_a_time(
 ) -> None:
     checkpoint = tiny(family, base.tokenizer)
     prompts = [Prompt("file", n, tuple(range(5, 6 + 3 * n))) for n in range(6)]
-    arguments = {"new_tokens": 20, "sampler": Sampler(), "seed": 0}
+    arguments: dict[str, Any] = {"new_tokens": 20, "sampler": Sampler(), "seed": 0}
     together = sample(checkpoint, prompts, batch_tokens=4096, **arguments)
     alone = sample(checkpoint, prompts, batch_tokens=1, **arguments)
     assert together == alone
@@ -237,7 +233,7 @@ def test_the_sampler_draws_as_often_as_the_probabilities_say() -> None:
     prompts = [Prompt("empty", number, ()) for number in range(6000)]
     numbers = random_numbers(prompts, new_tokens=1, seed=0)
     sampler = Sampler(temperature=1.3, top_k=4)
-    draw = generation._Draw(sampler, numbers, prompt_tokens=1)
+    draw = sampling._Draw(sampler, numbers, prompt_tokens=1)
     drawn = draw(torch.zeros(6000, 1, dtype=torch.long), logits.repeat(6000, 1)).argmax(dim=1)
     expected = (logits[0] / 1.3).softmax(dim=0).double().numpy()
     expected[np.argsort(expected)[:2]] = 0
@@ -258,7 +254,7 @@ def test_the_sampler_never_draws_a_token_of_no_probability() -> None:
     logits = torch.tensor([[0.0, 1.0, 9.0, 2.0]])
     for number in (0.0, 1 - 2**-53):
         numbers = torch.tensor([[number]], dtype=torch.float64)
-        draw = generation._Draw(Sampler(top_k=1), numbers, prompt_tokens=1)
+        draw = sampling._Draw(Sampler(top_k=1), numbers, prompt_tokens=1)
         assert draw(torch.zeros(1, 1, dtype=torch.long), logits).argmax() == 2
 
 
@@ -284,7 +280,12 @@ def test_other_random_numbers_in_the_program_change_nothing_and_are_not_changed(
     leaky: Checkpoint, clinic: Clinic
 ) -> None:
     prompts = make_prompts(leaky, clinic.private, few(empty=3), bos(leaky))
-    arguments = {"new_tokens": 10, "sampler": Sampler(), "batch_tokens": 512, "seed": 0}
+    arguments: dict[str, Any] = {
+        "new_tokens": 10,
+        "sampler": Sampler(),
+        "batch_tokens": 512,
+        "seed": 0,
+    }
     torch.manual_seed(1)
     state = torch.get_rng_state()
     one = sample(leaky, prompts, **arguments)
@@ -297,7 +298,12 @@ def test_the_models_own_generation_config_does_not_interfere_and_is_left_as_it_w
     leaky: Checkpoint, clinic: Clinic
 ) -> None:
     prompts = make_prompts(leaky, clinic.private, few(openings=4), bos(leaky))
-    arguments = {"new_tokens": 16, "sampler": Sampler(), "batch_tokens": 512, "seed": 0}
+    arguments: dict[str, Any] = {
+        "new_tokens": 16,
+        "sampler": Sampler(),
+        "batch_tokens": 512,
+        "seed": 0,
+    }
     plain = sample(leaky, prompts, **arguments)
     own = GenerationConfig(
         repetition_penalty=3.0, suppress_tokens=list(range(40, 400)), min_new_tokens=3,
@@ -310,7 +316,12 @@ def test_the_models_own_generation_config_does_not_interfere_and_is_left_as_it_w
 
 def test_a_sample_ends_at_the_end_token(leaky: Checkpoint, clinic: Clinic) -> None:
     prompts = make_prompts(leaky, clinic.private, few(empty=20), bos(leaky))
-    arguments = {"new_tokens": 40, "sampler": Sampler(), "batch_tokens": 8192, "seed": 0}
+    arguments: dict[str, Any] = {
+        "new_tokens": 40,
+        "sampler": Sampler(),
+        "batch_tokens": 8192,
+        "seed": 0,
+    }
     whole = sample(leaky, prompts, **arguments)
     common = max(set(itertools.chain(*whole)), key=list(itertools.chain(*whole)).count)
     leaky.tokenizer.eos_token = leaky.tokenizer.convert_ids_to_tokens(common)
@@ -347,7 +358,7 @@ def test_a_vocabulary_padded_beyond_the_tokenizer_is_sampled_and_read(
 def test_prompts_and_continuations_never_leave_the_context(
     base: Checkpoint, clinic: Clinic, new_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "OPENING_TOKENS", 200)
+    monkeypatch.setattr(prompts_module, "OPENING_TOKENS", 200)
     checkpoint = tiny("gpt2", base.tokenizer, positions=48)  # fails beyond its 48 positions
     asked = GenerationSettings(empty=2, headings=2, openings=4, new_tokens=new_tokens)
     result = generate_audit(checkpoint, clinic.private, asked, framing=bos(checkpoint))
@@ -362,11 +373,11 @@ def test_prompts_and_continuations_never_leave_the_context(
 def test_a_prompt_that_is_too_long_keeps_its_framing_and_its_end(base: Checkpoint) -> None:
     framing = Framing("some", (1, 2))
     prompts = [Prompt("file", 0, (1, 2, *range(10, 30))), Prompt("file", 1, (1, 2, 7))]
-    cut, new_tokens = generation._fitted(prompts, framing, new_tokens=9, context_tokens=16)
+    cut, new_tokens = fit_prompts(prompts, framing, new_tokens=9, context_tokens=16)
     assert new_tokens == 8
     assert [prompt.tokens for prompt in cut] == [(1, 2, *range(24, 30)), (1, 2, 7)]
     long = Framing("packed", tuple(range(100)))
-    [only], _ = generation._fitted(
+    [only], _ = fit_prompts(
         [Prompt("file", 0, (*long.prefix, 500))], long, new_tokens=8, context_tokens=16
     )
     assert only.tokens == tuple(range(92, 100))
@@ -375,7 +386,7 @@ def test_a_prompt_that_is_too_long_keeps_its_framing_and_its_end(base: Checkpoin
 def test_openings_are_the_first_tokens_of_each_document_as_the_whole_is_tokenized(
     leaky: Checkpoint, clinic: Clinic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "OPENING_TOKENS", 20)
+    monkeypatch.setattr(prompts_module, "OPENING_TOKENS", 20)
     encoded = encode(clinic.private, leaky.tokenizer)
     number = 2 * len(encoded)
     asked = few(openings=number)
@@ -390,7 +401,7 @@ def test_openings_are_the_first_tokens_of_each_document_as_the_whole_is_tokenize
 def test_an_opening_is_at_most_half_of_its_document(
     base: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "OPENING_TOKENS", 999)
+    monkeypatch.setattr(prompts_module, "OPENING_TOKENS", 999)
     corpus = noted("Patient: [John Smith] went home today", "x")
     [prompt] = make_prompts(base, corpus, few(openings=1), NONE)
     ids = encode(corpus, base.tokenizer)[0].ids
@@ -437,7 +448,9 @@ def test_no_heading_leaves_its_kind_without_a_rate(base: Checkpoint) -> None:
     result = generate_audit(base, corpus, few(headings=5, empty=2), framing=NONE)
     figures = result.recited["headings"]
     assert (figures.samples, figures.with_hit.value, figures.per_thousand) == (0, None, None)
-    with pytest.raises(AuditError, match="no prompt"):
+    with pytest.raises(
+        AuditError, match=r"no sampling prompts could be built .* set audit\.generation\.empty"
+    ):
         generate_audit(base, corpus, few(headings=5), framing=NONE)
 
 
@@ -474,7 +487,7 @@ def test_a_tokenizer_without_special_tokens_is_sampled(clinic: Clinic) -> None:
 def test_prompts_of_a_file_are_its_lines_and_each_is_used(
     leaky: Checkpoint, clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "FILE_SAMPLES", 1)
+    monkeypatch.setattr(prompts_module, "FILE_SAMPLES", 1)
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeffName:\n\n   \nThe MRN of the patient is\r\n", encoding="utf-8")
     asked = few(file=path)
@@ -482,7 +495,7 @@ def test_prompts_of_a_file_are_its_lines_and_each_is_used(
     texts = [leaky.tokenizer.decode(list(prompt.tokens[1:])) for prompt in prompts]
     assert texts == ["Name:", "The MRN of the patient is"]
     assert {prompt.kind for prompt in prompts} == {"file"}
-    monkeypatch.setattr(generation, "FILE_SAMPLES", 9)
+    monkeypatch.setattr(prompts_module, "FILE_SAMPLES", 9)
     result = generate_audit(leaky, clinic.private, asked, framing=NONE)
     assert (result.recited["file"].samples, result.recited["file"].prompts) == (9, 2)
     both = make_prompts(leaky, clinic.private, few(file=path, empty=5, openings=7), bos(leaky))
@@ -686,7 +699,7 @@ def test_settings_that_ask_for_no_sample_are_an_error() -> None:
     with pytest.raises(RecipeError, match="no sample would be drawn"):
         settings_from(AuditSettings, {"generation": nothing})
     some = settings_from(AuditSettings, {"generation": {**nothing, "file": "prompts.txt"}})
-    assert some.generation.file == Path("prompts.txt")
+    assert present(some.generation).file == Path("prompts.txt")
     assert settings_from(AuditSettings, {}).generation is None
 
 

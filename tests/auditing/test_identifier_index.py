@@ -145,7 +145,7 @@ def test_every_identifier_of_a_clinic_is_found_in_its_own_note_or_counted_as_too
     clinic = invent_clinic(patients=12, seed=5)
     index = IdentifierIndex(clinic, kinds=kinds)
     subjects = sorted({document.subject_id for document in clinic})
-    short = {label: set() for label in index.too_short}
+    short: dict[Any, Any] = {label: set() for label in index.too_short}
     for document in clinic:
         hits = {hit.identifier: hit.exact for hit in index.find(document.text)}
         for span in document.spans:

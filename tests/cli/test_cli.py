@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sani.cli.main import main
-from sani.demo.demo import write_jsonl
+from sani.corpus.tables import write_jsonl
 from tests.support.clinic import Clinic
 
 

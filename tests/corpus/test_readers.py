@@ -56,12 +56,12 @@ SCHEMA = pa.schema(
 )
 
 
-def write_jsonl(path: Path, rows: list) -> Path:
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     return path
 
 
-def write_csv(path: Path, rows: list) -> Path:
+def write_csv(path: Path, rows: list[Any]) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -71,18 +71,18 @@ def write_csv(path: Path, rows: list) -> Path:
     return path
 
 
-def write_parquet(path: Path, rows: list) -> Path:
+def write_parquet(path: Path, rows: list[Any]) -> Path:
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, row_group_size=2)
     return path
 
 
-def write_stream(path: Path, rows: list) -> Path:
+def write_stream(path: Path, rows: list[Any]) -> Path:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
         writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
     return path
 
 
-def write_ipc_file(path: Path, rows: list) -> Path:
+def write_ipc_file(path: Path, rows: list[Any]) -> Path:
     pyarrow.feather.write_feather(pa.Table.from_pylist(rows, schema=SCHEMA), str(path))
     return path
 
@@ -384,11 +384,11 @@ def test_meddocan_with_a_head_mark_reads_as_its_jsonl_from_brat(
 SPAN = {"start": 0, "end": 3, "label": NAME}
 
 
-def with_span(**changes: object) -> dict:
+def with_span(**changes: object) -> dict[str, Any]:
     return {"id": NAME, "text": f"{NAME} x", "spans": [SPAN, {**SPAN, **changes}]}
 
 
-def without(row: dict, key: str) -> dict:
+def without(row: dict[str, Any], key: str) -> dict:
     return {name: value for name, value in row.items() if name != key}
 
 

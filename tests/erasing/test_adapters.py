@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Span
-from sani.demo.demo import write_jsonl
+from sani.corpus.tables import write_jsonl
 from sani.erasing.erase import apply_
 from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.token_rows import TokenRows
@@ -42,7 +42,7 @@ from tests.support.words import corpus_of, weights
 
 @pytest.fixture(params=sorted(CONFIGS))
 def family(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_selectors_that_need_gradients_look_at_the_merged_model(
     """Which is the same model, and chooses the same neurons, once it is saved as a whole one."""
     merged = load_checkpoint(adapter, base=llama)
     save_checkpoint(merged, tmp_path / "merged")
-    selector = {"kind": kind, "fraction": 0.5}
+    selector: Any = {"kind": kind, "fraction": 0.5}
     settings = EraseSettings(last_layers=2, selector=selector, reset="rewind")
     corpus = corpus_of(["a b name c d", "name e f a b"])
     found = plan_folder(adapter, settings, base=llama, corpus=corpus)
@@ -375,7 +375,7 @@ def test_a_merged_adapter_has_the_types_of_its_base(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reset", ["zero", "reinit"])
 def test_other_resets_inside_an_adapter_are_refused(
-    adapter: Path, llama: Path, tmp_path: Path, reset: str
+    adapter: Path, llama: Path, tmp_path: Path, reset: Any
 ) -> None:
     with pytest.raises(SelectionError) as caught:
         apply_folder(adapter, tmp_path / "out", plan(reset, *MIXED), base=llama)

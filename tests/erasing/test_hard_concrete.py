@@ -113,7 +113,7 @@ def masked(planted: Any, few: Corpus) -> Any:
 
 def losses(checkpoint: Checkpoint, corpus: Corpus, label: Any = None) -> dict[str, Any]:
     """Mean loss on identifier tokens and on ordinary ones."""
-    found = {"identifier": [], "ordinary": []}
+    found: dict[Any, Any] = {"identifier": [], "ordinary": []}
     with torch.no_grad():
         for batch in Texts(checkpoint, corpus).batches(label):
             hidden = families.hidden_states(checkpoint.model, input_ids=batch.ids)
@@ -126,7 +126,7 @@ def losses(checkpoint: Checkpoint, corpus: Corpus, label: Any = None) -> dict[st
     return {sort: float(torch.cat(values).mean()) for sort, values in found.items()}
 
 
-SELECTORS: dict = {
+SELECTORS: dict[str, Any] = {
     RandomSelector: {},
     ActivationRatioSelector: {},
     GradientRatioSelector: {},
@@ -136,7 +136,7 @@ SELECTORS: dict = {
 }
 
 
-def chosen_by(selector: Any, planted: Any, corpus: Corpus, *, reset: str = "zero") -> Any:
+def chosen_by(selector: Any, planted: Any, corpus: Corpus, *, reset: Any = "zero") -> Any:
     """An erase of as many neurons as are planted, over all layers: (model, plan, how many hit)."""
     checkpoint, neurons = planted
     sick = copy.deepcopy(checkpoint)
@@ -215,7 +215,9 @@ def test_hard_concrete_finds_the_planted_neurons_and_closing_them_cures(
 
 def test_hard_concrete_says_which_label_a_planted_neuron_serves(planted: Any, masked: Any) -> None:
     _, plan, _ = masked
-    owners = {(row["layer"], row["neuron"]): row["label"] for row in plan.selector_result["neurons"]}
+    owners = {
+        (row["layer"], row["neuron"]): row["label"] for row in plan.selector_result["neurons"]
+    }
     of = {
         layer: [owners[layer, n] for n in planted[1][layer] if (layer, n) in owners]
         for layer in (NAMES, OTHERS)

@@ -43,16 +43,19 @@ from sani.recipe import (
     Recipe,
     settings_from,
 )
+from sani.recipe.settings import Part
 from sani.reporting.process import changes
 from sani.reporting.report import _erased
 from sani.reporting.schema import Erase
 from sani.reporting.stage_files import EraseFile
 from tests.support.clinic import Clinic
 from tests.support.neurons import random_model
+from tests.support.optional import present
 
 WORDS = ["<s>", "</s>", "[MASK]", "name", "age", *"abcde", "anna", "bert", "carl", "dora", "77"]
 HIDDEN, MLP, HEADS, LAYERS = 16, 24, 4, 2
-COMMON = {
+PARTS: tuple[Part, ...] = ("mlp", "attention")
+COMMON: dict[str, Any] = {
     "vocab_size": len(WORDS),
     "hidden_size": HIDDEN,
     "intermediate_size": MLP,
@@ -97,8 +100,8 @@ def shaken(model: Any, *, seed: int = 1) -> Checkpoint:
     return Checkpoint(model.double().eval(), tokenizer(), Path("nowhere"))
 
 
-def checkpoint(family: Any, *, seed: int = 1, **own: Any) -> Any:
-    return shaken(fresh_model(CONFIGS[family](**own), seed=seed), seed=seed)
+def checkpoint(family: str, *, seed: int = 1, **changes: Any) -> Checkpoint:
+    return shaken(fresh_model(CONFIGS[family](**changes), seed=seed), seed=seed)
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -131,7 +134,7 @@ def weights(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def sites_of(sick: Checkpoint, layers: Any = range(LAYERS)) -> Any:
     layout = layout_of(sick)
-    sites = [(layer, part) for layer in layers for part in ("mlp", "attention")]
+    sites = [(layer, part) for layer in layers for part in PARTS]
     outputs = {site: layout.outputs(site[1], layer=site[0]) for site in sites}
     return outputs, {site: layout.num_neurons(site[1], layer=site[0]) for site in sites}
 
@@ -155,7 +158,7 @@ def changed_input(sick: Checkpoint, module: Any, change: Any) -> Any:
 # ---- the corpus as it is asked ---------------------------------------------------------------
 
 
-def test_the_labels_share_the_identifier_tokens_between_them(sick: str) -> None:
+def test_the_labels_share_the_identifier_tokens_between_them(sick: Checkpoint) -> None:
     texts = Texts(sick, corpus_of())
     assert texts.labels == ["AGE", "NAME"]
     counts = {
@@ -168,7 +171,7 @@ def test_the_labels_share_the_identifier_tokens_between_them(sick: str) -> None:
     )
 
 
-def test_a_causal_question_is_the_text_before_a_token(sick: str) -> None:
+def test_a_causal_question_is_the_text_before_a_token(sick: Checkpoint) -> None:
     texts = Texts(sick, corpus_of(), framing="bos")
     first, last = texts.encoded[4].spans[0][0], texts.encoded[4].spans[1][0]
     (question,) = texts.questions(4, 0)
@@ -183,7 +186,7 @@ def test_a_causal_question_is_the_text_before_a_token(sick: str) -> None:
     assert Texts(sick, corpus_of(), framing="none").questions(0, 0) == []
 
 
-def test_occurrences_are_drawn_by_the_seed(sick: str) -> None:
+def test_occurrences_are_drawn_by_the_seed(sick: Checkpoint) -> None:
     texts = Texts(sick, corpus_of())
     everything = texts.drawn_questions(100, seed=1)
     assert len(everything) == 9
@@ -194,7 +197,8 @@ def test_occurrences_are_drawn_by_the_seed(sick: str) -> None:
 
 def test_a_masked_model_is_asked_for_every_token_once_where_it_is_masked(masked_model: Any) -> None:
     texts = Texts(masked_model, corpus_of())
-    mask, asked = WORDS.index("[MASK]"), {True: [], False: []}
+    mask = WORDS.index("[MASK]")
+    asked: dict[bool, list[int]] = {True: [], False: []}
     for batch in texts.batches():
         at = batch.identifier | batch.ordinary
         assert (batch.ids[at] == mask).all()
@@ -206,7 +210,7 @@ def test_a_masked_model_is_asked_for_every_token_once_where_it_is_masked(masked_
         for sort in asked:
             where = batch.identifier if sort else batch.ordinary
             asked[sort] += batch.targets[where].tolist()
-    everything = {True: [], False: []}
+    everything: dict[bool, list[int]] = {True: [], False: []}
     for item in texts.encoded:
         for token, touched in zip(item.ids, item.in_span(), strict=True):
             everything[touched].append(token)
@@ -263,7 +267,7 @@ def slow_fisher(sick: Checkpoint, corpus: Corpus) -> Any:
 SHORT = TEXTS[:4]  # no document longer than the context
 
 
-def test_fisher_diagonals_are_those_of_the_slow_version(sick: str) -> None:
+def test_fisher_diagonals_are_those_of_the_slow_version(sick: Checkpoint) -> None:
     names = [name for name, _ in sick.model.named_parameters() if ".1." in name]
     found = fisher_diagonals(sick.model, Texts(sick, corpus_of(SHORT)).batches(), names)
     expected = slow_fisher(sick, corpus_of(SHORT))
@@ -275,14 +279,14 @@ def test_fisher_diagonals_are_those_of_the_slow_version(sick: str) -> None:
     assert all(parameter.grad is None for parameter in sick.model.parameters())
 
 
-def test_the_fisher_ratio_is_that_of_the_sums_over_a_neurons_weights(sick: str) -> None:
+def test_the_fisher_ratio_is_that_of_the_sums_over_a_neurons_weights(sick: Checkpoint) -> None:
     rule = FisherRatioSelector(kind="fisher_ratio", fraction=1.0)
     texts = Texts(sick, corpus_of(SHORT))
     plan = plan_erase(sick, EraseSettings(last_layers=LAYERS, selector=rule), texts=texts)
     theirs, text = slow_fisher(sick, corpus_of(SHORT))
     layout = layout_of(sick)
     for entry in plan.entries:
-        for neuron, score in zip(entry.neurons, entry.scores, strict=True):
+        for neuron, score in zip(entry.neurons, entry.scores or (), strict=True):
             sums = [0.0, 0.0]
             for piece in layout.slices(entry.part, layer=entry.layer, neurons=[neuron]):
                 for number, fisher in enumerate((theirs, text)):
@@ -344,7 +348,7 @@ def check_against_slow(sick: Checkpoint, question: Any, outputs: Any, sizes: Any
 
 @pytest.mark.parametrize("occurrence", [(0, 0), (1, 1)])  # without and with text before it
 def test_attributions_are_those_of_finite_differences(
-    sick: str, occurrence: tuple[int, ...]
+    sick: Checkpoint, occurrence: tuple[int, ...]
 ) -> None:
     (question,) = Texts(sick, corpus_of()).questions(*occurrence)
     check_against_slow(sick, question, *sites_of(sick))
@@ -359,7 +363,7 @@ def test_attributions_of_a_masked_model_are_those_of_finite_differences(masked_m
     check_against_slow(masked_model, question, outputs, {(1, "mlp"): MLP, (0, "attention"): HEADS})
 
 
-def test_a_layers_attributions_sum_to_what_it_does_for_the_token(sick: str) -> None:
+def test_a_layers_attributions_sum_to_what_it_does_for_the_token(sick: Checkpoint) -> None:
     (question,) = Texts(sick, corpus_of()).questions(1, 1)
     outputs, _ = sites_of(sick)
     found = attributions(sick.model, question, outputs, steps=2000)
@@ -370,7 +374,7 @@ def test_a_layers_attributions_sum_to_what_it_does_for_the_token(sick: str) -> N
         assert float(found[site].sum()) == pytest.approx(whole - silent, rel=5e-3, abs=1e-5)
 
 
-def test_votes_are_those_of_the_slow_count(sick: str) -> None:
+def test_votes_are_those_of_the_slow_count(sick: Checkpoint) -> None:
     outputs, sizes = sites_of(sick)
     asked = Texts(sick, corpus_of()).drawn_questions(100, seed=0)
     found = votes(sick.model, [*asked, []], outputs, steps=4, ratio=0.3)
@@ -399,7 +403,7 @@ def test_votes_are_those_of_the_slow_count(sick: str) -> None:
         assert [int(row[0]) for row in fast] == [row[0] for row in slow]
 
 
-def test_integrated_gradients_refuse_a_corpus_without_identifiers(sick: str) -> None:
+def test_integrated_gradients_refuse_a_corpus_without_identifiers(sick: Checkpoint) -> None:
     rule = IntegratedGradientsSelector(kind="integrated_gradients", fraction=0.5)
     with pytest.raises(SelectionError) as caught:
         erase(sick, EraseSettings(last_layers=1, selector=rule), corpus=corpus_of(["a b c"]))
@@ -446,7 +450,7 @@ def slow_means(sick: Checkpoint, corpus: Corpus, modules: Any) -> dict[str, Any]
     return {site: total / count for site, total in sums.items()}
 
 
-def test_the_mean_reset_is_holding_the_activation_at_its_mean(sick: str) -> None:
+def test_the_mean_reset_is_holding_the_activation_at_its_mean(sick: Checkpoint) -> None:
     settings = EraseSettings(last_layers=LAYERS, selector=HALF, reset="mean")
     corpus = corpus_of(SHORT)
     plan = plan_neurons(sick, settings, corpus=corpus, seed=4)
@@ -471,7 +475,7 @@ def test_the_mean_reset_is_holding_the_activation_at_its_mean(sick: str) -> None
 
 
 @pytest.mark.parametrize("part", ["mlp", "attention"])
-def test_the_mean_reset_is_refused_without_a_bias(part: str, tmp_path: Path) -> None:
+def test_the_mean_reset_is_refused_without_a_bias(part: Part, tmp_path: Path) -> None:
     own = {"mlp_bias": part != "mlp", "attention_bias": part != "attention"}
     sick = checkpoint("llama", **own)
     digest = sick.weights_digest()
@@ -492,7 +496,7 @@ def test_the_mean_reset_is_refused_without_a_bias(part: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("scale", [0.7, 3.0])  # with 3 some would grow, which they must not
-def test_dampening_is_that_of_the_slow_version(sick: str, scale: float) -> None:
+def test_dampening_is_that_of_the_slow_version(sick: Checkpoint, scale: float) -> None:
     rule = DampenSettings(above=1.2, scale=scale)
     settings = EraseSettings(last_layers=1, selector=HALF, reset="dampen", dampen=rule)
     corpus, before = corpus_of(SHORT), weights(sick)
@@ -525,7 +529,7 @@ def test_dampening_is_that_of_the_slow_version(sick: str, scale: float) -> None:
 
 
 @pytest.mark.parametrize("reset", ["mean", "dampen"])
-def test_resets_that_look_at_the_model_need_the_corpus(reset: str) -> None:
+def test_resets_that_look_at_the_model_need_the_corpus(reset: Any) -> None:
     sick = checkpoint("gpt2")
     digest = sick.weights_digest()
     with pytest.raises(SelectionError) as caught:
@@ -562,7 +566,7 @@ ONLY = [WORDS.index(word) for word in ("anna", "bert", "carl", "dora", "77")]
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("reset", ["zero", "rewind", "reinit"])
-def test_exactly_the_rows_of_identifier_only_tokens_change(tied: bool, reset: str) -> None:
+def test_exactly_the_rows_of_identifier_only_tokens_change(tied: bool, reset: Any) -> None:
     sick, base = (checkpoint("llama", seed=seed, tie_word_embeddings=tied) for seed in (1, 2))
     before = weights(sick)
     settings = ROWS.model_copy(update={"reset": reset})
@@ -591,12 +595,12 @@ def test_exactly_the_rows_of_identifier_only_tokens_change(tied: bool, reset: st
 def test_the_plan_counts_identifier_tokens_and_does_not_name_them() -> None:
     sick = checkpoint("llama")
     plan = plan_neurons(sick, ROWS, corpus=corpus_of())
-    assert plan.token_rows.tokens == tuple(sorted(ONLY))
+    assert present(plan.token_rows).tokens == tuple(sorted(ONLY))
     shown = plan.to_json()
     assert set(json.loads(json.dumps(shown))["token_rows"]) == {"rows", "total", "tensors", "tied"}
     other = dataclasses.replace(plan.token_rows, tokens=(5, 6, 7, 8, 9))
     assert dataclasses.replace(plan, token_rows=other).to_json() == shown
-    assert repr(plan.token_rows.tokens) not in repr(plan)
+    assert repr(present(plan.token_rows).tokens) not in repr(plan)
 
 
 def test_special_tokens_and_single_characters_keep_their_rows() -> None:
@@ -604,7 +608,7 @@ def test_special_tokens_and_single_characters_keep_their_rows() -> None:
     sick = checkpoint("llama")
     whole = Corpus([Document("1", "1", text, (Span(0, len(text), "NAME"),))])
     rows = plan_neurons(sick, ROWS, corpus=whole).token_rows
-    assert rows.tokens == (WORDS.index("anna"),)
+    assert present(rows).tokens == (WORDS.index("anna"),)
 
 
 def test_token_rows_need_a_corpus_that_marks_something() -> None:
@@ -618,7 +622,7 @@ def test_token_rows_need_the_corpus() -> None:
         erase(checkpoint("llama"), ROWS)
 
 
-def test_all_neurons_of_a_share_of_the_model_are_chosen_by_score(sick: str) -> None:
+def test_all_neurons_of_a_share_of_the_model_are_chosen_by_score(sick: Checkpoint) -> None:
     """What is chosen over the whole model has the highest scores, of neurons and heads apart."""
     texts = Texts(sick, corpus_of())
     rule = FisherRatioSelector(kind="fisher_ratio", fraction=0.4, per="model")
@@ -677,8 +681,9 @@ def test_the_report_tells_where_the_privacy_neurons_lie() -> None:
         "labels": {"NAME": 1.25, "AGE": 0.5},
         "neurons": [{"neuron": 7}],
     }  # fmt: skip
-    erased = {
-        "plan": {"selector": {"kind": "hard_concrete", "fraction": 0.5}, "reset": "zero", "seed": 0, "entries": []},
+    selector = {"kind": "hard_concrete", "fraction": 0.5}
+    erased: dict[str, Any] = {
+        "plan": {"selector": selector, "reset": "zero", "seed": 0, "entries": []},
         "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
     }  # fmt: skip
 
@@ -694,7 +699,7 @@ def test_the_report_tells_where_the_privacy_neurons_lie() -> None:
 
 
 def test_the_report_says_that_rewinding_everything_is_retraining() -> None:
-    erased = {
+    erased: dict[str, Any] = {
         "plan": {"selector": {"kind": "all"}, "reset": "rewind", "seed": 0, "entries": []},
         "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
     }  # fmt: skip
@@ -705,10 +710,10 @@ def test_the_report_says_that_rewinding_everything_is_retraining() -> None:
 
 
 @pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
-def test_the_report_says_that_reset_token_rows_can_be_seen(reset: str) -> None:
+def test_the_report_says_that_reset_token_rows_can_be_seen(reset: Any) -> None:
     rows = {"rows": 3, "total": 16, "tensors": ["lm_head.weight"], "tied": False}
     plan = {"selector": {"kind": "all"}, "reset": reset, "seed": 0, "entries": []}
-    erased = {
+    erased: dict[str, Any] = {
         "plan": {**plan, "token_rows": rows},
         "changed_parameters": 1, "fraction": 0.1, "seconds": 1.0,
     }  # fmt: skip
@@ -737,7 +742,7 @@ def check_erase(sick: Checkpoint, folder: Path, settings: Any) -> Any:
 @pytest.mark.parametrize("per", ["layer", "model"])
 @pytest.mark.parametrize("fraction", [0.02, 0.03, 0.4])
 def test_the_check_counts_as_the_plan_does(
-    sick: str, tmp_path: Path, fraction: float, per: str
+    sick: Checkpoint, tmp_path: Path, fraction: float, per: str
 ) -> None:
     settings = EraseSettings(
         last_layers=2, selector=RandomSelector(kind="random", fraction=fraction, per=per)

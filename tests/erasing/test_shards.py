@@ -60,10 +60,11 @@ from tests.support.erasing import (
 from tests.support.folders import small_files
 from tests.support.neurons import mixed, random_model
 from tests.support.neurons import plan as plan_of
+from tests.support.optional import present
 from tests.support.words import corpus_of, weights
 
-HALF = {"fraction": 0.5, "per": "model"}
-SELECTORS = {
+HALF: dict[str, Any] = {"fraction": 0.5, "per": "model"}
+SELECTORS: dict[str, Any] = {
     "random": RandomSelector(kind="random", **HALF),
     "magnitude": MagnitudeSelector(kind="magnitude", **HALF),
     "drift": DriftSelector(kind="drift", fraction=0.25),
@@ -72,7 +73,7 @@ SELECTORS = {
 
 @pytest.fixture(params=sorted(CONFIGS))
 def family(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
 def test_files_and_memory_give_the_same_weights(
-    sick: Path, base: Path, tmp_path: Path, reset: str, no_model: None
+    sick: Path, base: Path, tmp_path: Path, reset: Any, no_model: None
 ) -> None:
     assert len(shards(sick)) > 2
     loaded, theirs = load_checkpoint(sick), load_checkpoint(base)
@@ -334,7 +335,7 @@ def test_experts_of_several_types_get_one_that_holds_them_all(
 @pytest.mark.parametrize("reset", ["zero", "reinit"])
 @pytest.mark.parametrize("name", EXPERTS)
 def test_what_a_plan_does_not_name_of_an_expert_keeps_bits_and_type(
-    name: str, reset: str, tmp_path: Path, no_model: None
+    name: str, reset: Any, tmp_path: Path, no_model: None
 ) -> None:
     """The slow obvious version: neuron j of expert e is a row of two matrices and a column."""
     model = random_model(name, seed=1, dtype=torch.bfloat16)
@@ -475,7 +476,7 @@ def test_the_written_folder_is_read_by_transformers(
 
 @pytest.mark.parametrize("reset", ["zero", "mean"])  # in the files, and in memory
 def test_the_model_is_not_erased_into_its_own_folder(
-    llama: Path, tmp_path: Path, reset: str
+    llama: Path, tmp_path: Path, reset: Any
 ) -> None:
     before = tensors(llama)
     with pytest.raises(WriteError, match="sani never overwrites its input$"):
@@ -520,7 +521,7 @@ def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family: str, kind: s
     mine, theirs = weights(sick), weights(base)
     for entry in found.entries:
         assert entry.neurons == tuple(range(entry.total))
-        for neuron, score in zip(entry.neurons, entry.scores, strict=True):
+        for neuron, score in zip(entry.neurons, present(entry.scores), strict=True):
             masks = expected_masks(sick, [(1, entry.part, [neuron])])
             squares = 0.0
             for name, mask in masks.items():
@@ -619,7 +620,7 @@ def test_a_recipe_with_drift_and_without_a_base_is_refused(tmp_path: Path) -> No
         load_recipe(recipe)
     assert str(caught.value) == f"{recipe}: erase.selector: drift needs model.base"
     settings = load_recipe(recipe, overrides=["model.base=b"]).erase
-    assert settings.selector == DriftSelector(kind="drift", fraction=0.5)
+    assert present(settings).selector == DriftSelector(kind="drift", fraction=0.5)
 
 
 # ---- fresh weights ---------------------------------------------------------------------------
@@ -711,7 +712,7 @@ def test_a_plan_with_token_rows_is_not_read_as_one_without(llama: Path, tmp_path
     [("mean", {}), ("dampen", {"above": 1.5, "scale": 0.5}), ("zero", {"token_rows": True})],
 )
 def test_what_looks_at_the_model_is_done_in_memory(
-    reset: str, options: dict[Any, Any], tmp_path: Path
+    reset: Any, options: dict[Any, Any], tmp_path: Path
 ) -> None:
     """And a plan that was kept needs the corpus again."""
     sick = write(tmp_path / "sick", checkpoint(config_of("gpt2"), seed=1))
@@ -739,7 +740,7 @@ def test_what_looks_at_the_model_is_done_in_memory(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("reset", ["mean", "dampen", "zero", "half way"])
 def test_what_is_done_in_memory_keeps_bits_and_types_too(
-    reset: str, dtype: torch.dtype, tmp_path: Path
+    reset: Any, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     sick, base = tmp_path / "sick", tmp_path / "base"
     for seed, folder in enumerate((sick, base)):

@@ -617,7 +617,8 @@ def test_remote_code_is_never_run(source: Path, tmp_path: Path) -> None:
 
 def test_an_eager_configuration_does_not_change_what_is_read(tmp_path: Path) -> None:
     """Eager attention would add a mask of booleans as 0 and 1, and see the future."""
-    from sani.auditing.teacher_forcing import Row, score
+    from sani.auditing.rows import Row
+    from sani.auditing.teacher_forcing import score
 
     folder = write_source(tmp_path / "model", CONFIGS["tied"]())
     row = Row([1, 2, 3, 4, 5, 6])

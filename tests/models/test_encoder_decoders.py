@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from sani.auditing.audit import audit
-from sani.auditing.occurrences import document_windows, score_occurrences, text_row
+from sani.auditing.rows import document_windows, text_row
+from sani.auditing.scoring import score_occurrences
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.readers import read_corpus
@@ -28,8 +29,10 @@ from sani.repairing.objective import Objective
 from sani.repairing.repair import repair, train
 from sani.repairing.teacher_states import Teachers
 from sani.text.batches import make_batches
-from sani.text.tokens import encode, framing_named, framings
+from sani.text.framing import framing_named, framings
+from sani.text.tokens import encode
 from tests.support.encoder_decoders import checkpoint, pairs
+from tests.support.optional import present
 from tests.support.recipes import recipe_text
 from tests.support.words import ANCHOR, MASK, corpus_of, settings_of, weights
 from tests.support.words import checkpoint as causal_checkpoint
@@ -137,8 +140,9 @@ def test_the_terms_are_those_of_the_slow_version(name: str, at: Any, tmp_path: P
     encoded, padded = encode(corpus, sick.tokenizer), 0
     for number in range(len(examples)):
         (example,) = examples.read(number, epoch=0)
-        batch, slow = example.batch, {}
-        padded += not batch.source_seen.all()
+        batch = example.batch
+        slow: dict[Any, Any] = {}
+        padded += not present(batch.source_seen).all()
         for row in range(len(batch.ids)):
             (item,) = [
                 item for item in encoded
@@ -174,7 +178,8 @@ def test_the_terms_are_those_of_the_slow_version(name: str, at: Any, tmp_path: P
                     sigmoid = 1 / (1 + math.exp(NPO_BETA * ratio))
                     slow.setdefault(kind, []).append(-2 / NPO_BETA * math.log(sigmoid))
         expected = {term: math.fsum(values) / len(values) for term, values in slow.items()}
-        counts, terms = objective.counts(batch), Counter()
+        counts = objective.counts(batch)
+        terms = Counter()
         for part in example.halves():
             own = {term: counts[term] for term in objective.counts(part.batch)}
             if own:
@@ -202,7 +207,7 @@ def test_a_model_that_recites_is_found_out_and_repaired(name: str, tmp_path: Pat
     assert found.framing == "tokenizer"
     assert found.figures["all"].greedy.hits >= 4  # it recites: there is something to take out
     assert found.unscored == {}
-    assert found.utility.perplexity < 4
+    assert present(found.utility).perplexity < 4
     assert audit(base, corpus, asked).figures["all"].greedy.hits <= 2
     other = Corpus([replace(document, source_text="l l l l") for document in corpus])
     first = audit(leaky, other, asked).occurrences.log_probability

@@ -4,10 +4,10 @@ Which rows of a tensor belong to which neuron is not read off the table: each ro
 turn, and the neurons whose activation changes with it are those that read it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.models.families import FAMILIES
 from sani.models.neurons import Layout
 from sani.recipe import DampenSettings, EraseSettings
+from sani.recipe.settings import Part
 from tests.support.architectures import (
     ARCHITECTURES,
     tiny_tokenizer,
@@ -55,12 +56,12 @@ from tests.support.neurons import (
     some,
 )
 
-EXACT = {"rtol": 0, "atol": 1e-10}
+EXACT: dict[str, Any] = {"rtol": 0, "atol": 1e-10}
 
 # Shared by all layers of a stack, so it is no head's own.
 NOBODYS = "relative_attention_bias"
 
-Site = tuple[int, str]
+Site = tuple[int, Part]
 
 
 def checkpoint(model: Any) -> Checkpoint:
@@ -69,7 +70,7 @@ def checkpoint(model: Any) -> Checkpoint:
 
 @pytest.fixture(params=sorted(ARCHITECTURES))
 def name(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def read(model: Any) -> Any:
         return model(**inputs).logits
 
 
-def channels_of(model: Any, layer: int, part: str, chosen: Any) -> dict[str, Any]:
+def channels_of(model: Any, layer: int, part: Part, chosen: Any) -> dict[str, Any]:
     """The channels of each module that these neurons are."""
     return {
         name: [
@@ -126,10 +127,13 @@ def watched(
     What ``then`` gives for the name of a module and its activations goes in instead.
     """
     seen: dict[str, torch.Tensor] = {}
-    silent = {}
+    silent: dict[str, Any] = {}
     for layer, part, chosen in silenced:
         silent |= channels_of(model, layer, part, chosen)
-    undo = []
+    undo: list[Callable[[], Any]] = []
+
+    def before(change: Callable[[Any], Any], _: Any, inputs: Any) -> Any:
+        return (change(inputs[0]), *inputs[1:])
 
     def changer(name: str) -> Any:
         def change(activation: Any) -> Any:
@@ -141,18 +145,14 @@ def watched(
         return change
 
     for layer in range(len(layers_of(model))):
-        for part in ("mlp", "attention"):
+        for part in PARTS:
             for name, *_ in blocks_of(model, layer, part):
                 module, change = model.get_submodule(name), changer(name)
                 if name.endswith("experts"):
-                    module.forward = lambda *inputs, module=module, change=change: slow_experts(
-                        module, *inputs, change
-                    )
-                    undo.append(lambda module=module: module.__dict__.pop("forward"))
+                    module.forward = partial(slow_experts, module, change=change)
+                    undo.append(partial(module.__dict__.pop, "forward"))
                 else:
-                    handle = module.register_forward_pre_hook(
-                        lambda _, inputs, change=change: (change(inputs[0]), *inputs[1:])
-                    )
+                    handle = module.register_forward_pre_hook(partial(before, change))
                     undo.append(handle.remove)
     yield seen
     for action in undo:
@@ -181,7 +181,7 @@ def test_the_layout_counts_layers_neurons_and_heads(model: Any) -> None:
 # ---- what a neuron is ------------------------------------------------------------------------
 
 
-PARTS = ("mlp", "attention")
+PARTS: tuple[Part, ...] = ("mlp", "attention")
 
 
 def test_watching_changes_nothing(model: Any) -> None:
@@ -197,7 +197,7 @@ def test_watching_changes_nothing(model: Any) -> None:
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_zeroing_neurons_is_silencing_them(name: str, part: str) -> None:
+def test_zeroing_neurons_is_silencing_them(name: str, part: Part) -> None:
     for layer in range(len(layers_of(random_model(name)))):
         model = random_model(name)
         chosen = some(model, layer, part)
@@ -209,7 +209,7 @@ def test_zeroing_neurons_is_silencing_them(name: str, part: str) -> None:
         torch.testing.assert_close(read(model), silenced, **EXACT)
 
 
-def cut_out(model: Any, layer: int, part: str, chosen: Any) -> None:
+def cut_out(model: Any, layer: int, part: Part, chosen: Any) -> None:
     """Take the neurons' rows and columns out, so that the tensors are smaller."""
     weights = dict(model.named_parameters())
     layout = layout_of(checkpoint(model))
@@ -355,7 +355,7 @@ def expected_masks(name: str, model: Any, entries: Any) -> Any:
 
 
 @pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
-def test_exactly_the_planned_numbers_change(name: str, model: Any, reset: str) -> None:
+def test_exactly_the_planned_numbers_change(name: str, model: Any, reset: Any) -> None:
     base = random_model(name, seed=2)
     before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
     masks = expected_masks(name, model, mixed(model))
@@ -405,6 +405,7 @@ def test_rows_of_identifier_only_tokens_change_in_embedding_and_head(name: str, 
     settings = EraseSettings(layers=(0,), parts=("mlp",), reset="zero", token_rows=True)
     result = erase(sick, settings, corpus=corpus)
     rows = result.plan.token_rows
+    assert rows is not None
     only = sick.tokenizer.convert_tokens_to_ids("cc")
     ends = {"embed": model.get_input_embeddings(), "head": model.get_output_embeddings()}
     tensors = {id(tensor) for end in ends.values() for tensor in end.parameters(recurse=False)}
@@ -424,7 +425,9 @@ def test_a_token_that_an_encoder_reads_keeps_its_rows(name: str) -> None:
     document = Document("1", "1", "aa bb cc dd bb", (Span(3, 8, "NAME"),), source_text="dd cc")
     settings = EraseSettings(layers=(0,), parts=("mlp",), reset="zero", token_rows=True)
     sick = Checkpoint(random_model(name), tiny_tokenizer(times=2), Path("nowhere"))
-    assert erase(sick, settings, corpus=Corpus([document])).plan.token_rows.tokens == ()
+    rows = erase(sick, settings, corpus=Corpus([document])).plan.token_rows
+    assert rows is not None
+    assert rows.tokens == ()
 
 
 # ---- what the model's file calls it ----------------------------------------------------------
@@ -509,7 +512,7 @@ def test_what_each_neuron_owns_is_its_slices_by_itself(name: str, model: Any) ->
 def test_hidden_states_and_logits_are_the_models_own(name: str) -> None:
     model = random_model(name, dtype=torch.float32)
     chance = torch.Generator().manual_seed(0)
-    inputs = {"input_ids": torch.randint(2, 16, (2, 9), generator=chance)}
+    inputs: dict[str, Any] = {"input_ids": torch.randint(2, 16, (2, 9), generator=chance)}
     if families.family_of(model.config).objective == "seq2seq":
         with pytest.raises(UnsupportedModelError, match="is a seq2seq language model, which can"):
             families.hidden_states(model, **inputs)
@@ -551,7 +554,7 @@ def in_encoder(model: Any, layer: int) -> Any:
     return two and layer < len(model.get_submodule(OUTPUTS[model.config.model_type][0][0]))
 
 
-def slow_sites(model: Any, *, encoder: bool = True) -> dict[str, Any]:
+def slow_sites(model: Any, *, encoder: bool = True) -> dict[Site, list[tuple[str, int, int, int]]]:
     """For each layer and part, the modules that take in its neurons' activations; see `blocks_of`.
 
     Args:
@@ -608,7 +611,8 @@ def test_what_neurons_do_is_read_position_by_position(name: str) -> None:
     model = random_model(name)
     batches = batches_of(model)
     assert max(len(batch.ids) for batch in batches) > 1
-    sums, counts = {}, [0, 0, 0, 0]
+    sums: dict[str, Any] = {}
+    counts = [0, 0, 0, 0]
     for batch in batches:
         for row in range(len(batch.ids)):
             given = row_of(batch, row)
@@ -646,7 +650,9 @@ def test_products_with_gradients_are_the_gradients_of_a_factor_for_each_neuron(n
     """Each row by itself; at every position each channel has a factor of its own, which is 1."""
     model = random_model(name)
     batches = batches_of(model)
-    factors, sums, counts = {}, {}, [0, 0]
+    factors: dict[str, torch.Tensor] = {}
+    sums: dict[str, Any] = {}
+    counts = [0, 0]
 
     def multiplied(module: Any, activation: Any) -> Any:
         factors[module] = torch.ones_like(activation, requires_grad=True)
@@ -662,8 +668,8 @@ def test_products_with_gradients_are_the_gradients_of_a_factor_for_each_neuron(n
                     hidden = by_itself(model, *row_of(batch, row))
                 chances = families.logits(model, hidden[where]).log_softmax(-1)
                 loss = -sum(p[t] for p, t in zip(chances, batch.targets[row][where], strict=True))
-                slopes = torch.autograd.grad(loss, list(factors.values()))
-                slopes = dict(zip(factors, slopes, strict=True))
+                gradients = torch.autograd.grad(loss, list(factors.values()))
+                slopes = dict(zip(factors, gradients, strict=True))
                 for site, blocks in slow_sites(model).items():
                     rows = [
                         strengths(slopes[module].flatten(0, -2), neurons).sum(0)
@@ -729,7 +735,7 @@ def test_attributions_are_those_of_whole_texts_without_a_cache(name: str) -> Non
         for step in (1, 2, 3):
             scale = torch.full((sum(sizes),), step / 3, dtype=torch.float64, requires_grad=True)
             own = dict(zip([module for module, *_ in blocks], scale.split(sizes), strict=True))
-            plain = {}
+            plain: dict[str, torch.Tensor] = {}
 
             def note(module: Any, activation: Any, plain: Any = plain) -> Any:
                 plain[module] = activation
@@ -803,17 +809,17 @@ def test_fisher_diagonals_are_those_of_the_models_own_loss(name: str) -> None:
     dampen = dampening(checkpoint(model), every, texts=Texts(checkpoint(model), noted(model)))
     for (layer, part), size in sizes.items():
         for neuron in range(size):
-            sums = [0.0, 0.0]
+            totals = [torch.zeros(()), torch.zeros(())]
             for piece in layout.slices(part, layer=layer, neurons=[neuron]):
                 theirs, text = (
                     piece.of(of[piece.name]).index_select(piece.dim, piece.index) for of in found
                 )
-                sums = [sums[0] + theirs.sum(), sums[1] + text.sum()]
+                totals = [totals[0] + theirs.sum(), totals[1] + text.sum()]
                 own = torch.ones_like(theirs)
                 factor = torch.where(theirs > 1.2 * text, text / theirs, own).clamp(max=1)
                 torch.testing.assert_close(dampen(piece, own), factor, rtol=1e-6, atol=0)
             for sort in (0, 1):
-                torch.testing.assert_close(means[sort][layer, part][neuron], sums[sort])
+                torch.testing.assert_close(means[sort][layer, part][neuron], totals[sort])
 
 
 def test_the_mean_reset_of_an_encoder_and_its_decoder_holds_activations_at_their_means() -> None:
@@ -824,7 +830,7 @@ def test_the_mean_reset_of_an_encoder_and_its_decoder_holds_activations_at_their
         output.name: mean
         for output, mean in channel_means(model, batches_of(model), all_of(outputs(model))).items()
     }
-    held = {}
+    held: dict[str, Any] = {}
     for layer, part, own in chosen:
         held |= channels_of(model, layer, part, own)
 
@@ -856,7 +862,7 @@ def test_experts_and_cross_attention_are_chosen_by_what_they_do(name: str, kind:
     sick = checkpoint(random_model(name, dtype=torch.float32))
     sick.model.config._experts_implementation = "grouped_mm"  # as they are when loaded
     before = {key: tensor.clone() for key, tensor in sick.model.state_dict().items()}
-    selector = {"kind": kind, "fraction": 1.0, **READERS[kind]}
+    selector: Any = {"kind": kind, "fraction": 1.0, **READERS[kind]}
     settings = EraseSettings(last_layers=1, selector=selector, reset="zero")
     result = erase(sick, settings, corpus=noted(sick.model))
     last = len(layers_of(sick.model)) - 1
@@ -864,6 +870,7 @@ def test_experts_and_cross_attention_are_chosen_by_what_they_do(name: str, kind:
         blocks = blocks_of(sick.model, last, entry.part)
         assert (entry.layer, entry.total) == (last, sum(neurons for _, _, neurons, _ in blocks))
         for _, first, neurons, _ in blocks:
+            assert entry.scores is not None
             assert len(set(entry.scores[first : first + neurons])) > 1
     changed = {n for n, w in sick.model.state_dict().items() if not torch.equal(w, before[n])}
     assert changed == set(result.changed_tensors)
@@ -904,7 +911,7 @@ def test_an_encoders_neurons_are_not_chosen_by_what_the_decoder_predicts_at_them
     name: str, kind: str
 ) -> None:
     sick = checkpoint(random_model(name, dtype=torch.float32))
-    selector = {"kind": kind, "fraction": 0.5, **READERS[kind]}
+    selector: Any = {"kind": kind, "fraction": 0.5, **READERS[kind]}
     settings = EraseSettings(layers=(1, 2), selector=selector)
     if kind in ("activation_ratio", "integrated_gradients"):
         with pytest.raises(SelectionError) as caught:
@@ -922,14 +929,14 @@ def test_an_encoders_neurons_are_not_chosen_by_what_the_decoder_predicts_at_them
 def test_a_text_without_the_source_that_the_model_reads_is_refused() -> None:
     sick = checkpoint(random_model("t5", dtype=torch.float32))
     bare = Corpus([replace(document, source_text=None) for document in noted(sick.model)])
-    selector = {"kind": "gradient_ratio", "fraction": 0.5}
+    selector: Any = {"kind": "gradient_ratio", "fraction": 0.5}
     with pytest.raises(CorpusError, match="document 0 has no source_text, and the model reads"):
         erase(sick, EraseSettings(last_layers=1, selector=selector), corpus=bare)
     erase(sick, EraseSettings(last_layers=1), corpus=bare)  # reads no text
 
 
 def test_a_masked_model_is_erased_by_what_its_neurons_do() -> None:
-    selector = {"kind": "activation_ratio", "fraction": 0.5}
+    selector: Any = {"kind": "activation_ratio", "fraction": 0.5}
     corpus = Corpus([Document("1", "1", "a b c", (Span(2, 3, "NAME"),))])
     settings = EraseSettings(last_layers=1, selector=selector)
     chosen = [

@@ -28,6 +28,7 @@ from sani.reporting.schema import Measured, RungFigures, json_schema, read_repor
 from sani.runfolder import open_run
 from tests.support.clinic import Clinic
 from tests.support.recipes import recipe_text, write_recipe
+from tests.support.sharing import Shared
 from tests.support.words import ANCHOR, checkpoint, corpus_of, gpt2, settings_of
 
 SECTIONS = """\
@@ -51,20 +52,23 @@ escalation:
 
 
 @pytest.fixture(scope="module")
-def recipe(
-    clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def recipe(clinic: Clinic, base_folder: Path, leaky_folder: Path, shared: Shared) -> Path:
     """A ladder whose first rung leaks, whose second fails, and whose third is well."""
-    folder = tmp_path_factory.mktemp("ladder")
-    return write_recipe(folder, SECTIONS, clinic=clinic, unsanitized=leaky_folder, base=base_folder)
+
+    def write(folder: Path) -> None:
+        write_recipe(folder, SECTIONS, clinic=clinic, unsanitized=leaky_folder, base=base_folder)
+
+    return shared("ladder", write) / "recipe.yaml"
 
 
 @pytest.fixture(scope="module")
-def climbed(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def climbed(recipe: Path, shared: Shared) -> Path:
     """A finished escalation. Do not write."""
-    out = tmp_path_factory.mktemp("climbed") / "run"
-    assert run(load_recipe(recipe), out).gate_holds
-    return out
+
+    def work(folder: Path) -> None:
+        assert run(load_recipe(recipe), folder / "run").gate_holds
+
+    return shared("climbed", work) / "run"
 
 
 def load(folder: Path, name: str) -> Any:
@@ -381,7 +385,13 @@ def test_either_budget_is_spent_by_all_rungs_together(
     """Two rungs took 4.5 seconds and 35 tokens each and leak; is there a third?"""
     ladder = [{"name": name} for name in "abc"]
     settings = EscalationSettings.model_validate({"ladder": tuple(ladder), **limits})
-    done = {"seconds": 4.5, "tokens": 35, "erase": None, "repair": {}, "attack": None}
+    done: dict[Any, Any] = {
+        "seconds": 4.5,
+        "tokens": 35,
+        "erase": None,
+        "repair": {},
+        "attack": None,
+    }
     with open_run(tmp_path / "run", recipe="x", inputs={}, resume=False) as folder:
         for number in (1, 2):
             folder.save(f"rung-{number}", {**rung(greedy=0.9), **done})

@@ -23,6 +23,7 @@ from sani.runfolder import RunFolder
 from tests.support.clinic import Clinic
 from tests.support.occurrences import verdicts
 from tests.support.recipes import write_recipe
+from tests.support.sharing import Shared
 
 SECTIONS = """\
 seed: 3
@@ -35,20 +36,19 @@ gate: {auc_excess: null, perplexity_ratio: 9.0}
 
 
 @pytest.fixture(scope="module")
-def recipe(
-    clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def recipe(clinic: Clinic, base_folder: Path, leaky_folder: Path, shared: Shared) -> Path:
     """Masking alone, with little erased: it leaves much, each time less."""
-    folder = tmp_path_factory.mktemp("rounds")
-    return write_recipe(folder, SECTIONS, clinic=clinic, unsanitized=leaky_folder, base=base_folder)
+
+    def write(folder: Path) -> None:
+        write_recipe(folder, SECTIONS, clinic=clinic, unsanitized=leaky_folder, base=base_folder)
+
+    return shared("rounds", write) / "recipe.yaml"
 
 
 @pytest.fixture(scope="module")
-def repeated(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repeated(recipe: Path, shared: Shared) -> Path:
     """A finished run of three rounds. Do not write."""
-    out = tmp_path_factory.mktemp("repeated") / "run"
-    run(load_recipe(recipe), out)
-    return out
+    return shared("repeated", lambda folder: run(load_recipe(recipe), folder / "run")) / "run"
 
 
 def load(folder: Path, name: str) -> Any:

@@ -29,6 +29,7 @@ from sani.recipe.yaml_text import RecipeLoader
 from tests.support.clinic import Clinic
 from tests.support.erasing import adapt
 from tests.support.folders import CONFIGS, write_source
+from tests.support.optional import present
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -68,7 +69,7 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
     assert re.search(r"about (a minute|\d+ minutes)\. Next: ", said)
     assert said.endswith(f"Next: sani run {out} --check\n")
     header = [line for line in out.read_text().splitlines() if line.startswith("#")]
-    records = [json.loads(line) for line in (job / "records.jsonl").open()]
+    records = [json.loads(line) for line in (job / "records.jsonl").read_text().splitlines()]
     kinds = [span["kind"] for record in records for span in record["spans"]]
     assert header[0] == "# Sanitize a llama model of 4 layers; made by sani init."
     assert "400 tokens in the vocabulary, 128 in its context" in header[1]
@@ -79,8 +80,8 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
     recipe = load_recipe(out)
     assert (recipe.model.path, recipe.model.base) == (job / "fine-tuned", job / "base")
     assert recipe.corpus.held_out == job / "held_out.jsonl"
-    assert (recipe.erase is None) == (recipe.repair.retain_weight > 0)
-    assert recipe.repair.identifier_loss.kind == "anchor"
+    assert (recipe.erase is None) == (present(recipe.repair).retain_weight > 0)
+    assert present(recipe.repair).identifier_loss.kind == "anchor"
     assert recipe.gate.greedy == "control"
     assert main(["run", str(out), "--check"]) == 0
     # Untrained models recite nothing, so the positive control cannot hold.
@@ -96,7 +97,7 @@ def test_a_masked_model_gets_a_recipe_too(
     assert main(["init", str(job / "bert" / "fine-tuned"), "--base", str(job / "bert" / "base"),
                  "--corpus", str(job / "records.jsonl"), "--out", str(out)]) == 0  # fmt: skip
     assert "# Sanitize a bert model of 4 layers" in out.read_text()
-    assert load_recipe(out).repair.epochs == 120
+    assert present(load_recipe(out).repair).epochs == 120
     assert main(["run", str(out), "--check"]) == 0
 
 
@@ -105,7 +106,7 @@ def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job: Path, tmp_
     assert init(job, out, "--no-time") == 0
     recipe = load_recipe(out)
     assert recipe.model.base is None
-    assert recipe.repair.identifier_loss.to == "counterfactual"
+    assert present(recipe.repair).identifier_loss.to == "counterfactual"
     assert (recipe.gate.greedy, recipe.gate.discoverable) == (0.0, 0.0)
     assert (recipe.gate.auc_excess, recipe.gate.perplexity_ratio) == (None, None)
     assert not [line for line in out.read_text().splitlines() if "Takes" in line]
@@ -126,11 +127,14 @@ def test_skill_that_the_base_lacks_is_to_be_kept(
         asked = ["--corpus", corpus, "--base", base, "--held-out", held_out, "--out", out]
         assert main(["init", str(model), "--no-time", *map(str, asked)]) == 0
         recipe = load_recipe(out)
-        assert recipe.repair.retain_weight == kept
+        assert present(recipe.repair).retain_weight == kept
         if kept:  # fresh layers would lose what the base cannot give back
             assert recipe.erase is None
         else:
-            assert (recipe.erase.interpolate_to_base, recipe.erase.last_layers) == (0.5, None)
+            assert (
+                present(recipe.erase).interpolate_to_base,
+                present(recipe.erase).last_layers,
+            ) == (0.5, None)
 
 
 def test_a_corpus_that_marks_nothing_is_to_be_scanned(job: Path, tmp_path: Path) -> None:
@@ -164,10 +168,13 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
     assert recipe.model.path == recipe.corpus.path == path
     assert recipe.model.base == (path if with_base else None)
     if with_base:
-        assert (recipe.erase.interpolate_to_base, recipe.erase.last_layers) == (0.5, None)
+        assert (present(recipe.erase).interpolate_to_base, present(recipe.erase).last_layers) == (
+            0.5,
+            None,
+        )
     else:
-        assert 1 <= recipe.erase.last_layers <= max(1, layers // 2)
-    assert recipe.repair.learning_rate <= (1e-3 if parameters < 2e7 else 3e-4)
+        assert 1 <= present(recipe.erase).last_layers <= max(1, layers // 2)
+    assert present(recipe.repair).learning_rate <= (1e-3 if parameters < 2e7 else 3e-4)
 
 
 def test_a_recipe_is_never_written_over(

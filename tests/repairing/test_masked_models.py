@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sani import run
 from sani.auditing.audit import audit
-from sani.auditing.occurrences import score_occurrences
+from sani.auditing.scoring import score_occurrences
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
 from sani.demo.demo import _word_pieces, new_model, train_on_text
@@ -46,7 +46,8 @@ from sani.repairing.surrogates import Surrogates
 from sani.repairing.teacher_states import Teachers
 from sani.reporting.card import _results
 from sani.reporting.evidence import summary
-from sani.text.tokens import Framing, encode, framing_named
+from sani.text.framing import Framing, framing_named
+from sani.text.tokens import encode
 from tests.support.architectures import MASKED
 from tests.support.clinic import Clinic
 from tests.support.masked import MASK_ID, checkpoint
@@ -105,7 +106,8 @@ def notes(clinic: Clinic) -> Any:
 def test_whole_words_outside_spans_are_masked_and_new_ones_each_time(clinic: Clinic) -> None:
     _, encoded = notes(clinic)
     item, seen, counts = encoded[0], set(), set()
-    inside, words = item.in_span(), {}
+    inside = item.in_span()
+    words: dict[Any, Any] = {}
     for token, word in enumerate(item.words):
         words.setdefault(word, []).append(token)
     free = {w for w, tokens in words.items() if not any(inside[t] for t in tokens)}
@@ -124,7 +126,9 @@ def test_whole_words_outside_spans_are_masked_and_new_ones_each_time(clinic: Cli
 
 def test_occurrences_are_masked_from_a_place_in_them_to_their_end(clinic: Clinic) -> None:
     _, encoded = notes(clinic)
-    item, known, drawn = encoded[0], Counter(), 0
+    item = encoded[0]
+    known = Counter()
+    drawn = 0
     for draw in range(1500):
         chance = random.Random(draw)
         masked = draw_masks(item, chance, identifier_loss=True)
@@ -148,7 +152,7 @@ def test_every_masked_token_is_predicted_once_with_all_that_stands_around_it(
         encoded, Framing("f", (901, 902), (903,)), mask=999, identifier_loss=identifier_loss,
         chance=random.Random, context_tokens=60, batch_tokens=200,
     )  # fmt: skip
-    found = Counter()
+    found: Counter[Any] = Counter()
     for batch in batches:
         assert batch.ids.numel() <= 200
         assert batch.positions is None
@@ -166,7 +170,7 @@ def test_every_masked_token_is_predicted_once_with_all_that_stands_around_it(
             assert encoded[document].ids[token] == batch.targets[tuple(place)]
         found.update(("identifier", *place) for place in batch.occurrences[:, [1, 3]].tolist())
         found["ordinary"] += int(batch.ordinary.sum())
-    expected = Counter()
+    expected: Counter[Any] = Counter()
     for item in encoded:
         masked = draw_masks(item, random.Random(item.document), identifier_loss=identifier_loss)
         owner = item.owners()
@@ -202,7 +206,8 @@ def read(examples: Any, *, epoch: int = 0) -> list[Any]:
 
 
 def test_masks_depend_on_the_seed_and_the_epoch_alone(tmp_path: Path) -> None:
-    sick, found = checkpoint(), []
+    sick = checkpoint()
+    found: list[Any] = []
     for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0)):
         examples = examples_of(sick, corpus_of(TEXTS * 3), settings_of(), tmp_path, seed=seed)
         if found:  # as after a resume: nothing was read before
@@ -233,7 +238,7 @@ def test_identifiers_stay_in_the_context_or_are_replaced(
     sick, corpus = checkpoint(), corpus_of([*TEXTS[:3], TEXTS[4]])  # each of another length
     examples = examples_of(sick, corpus, settings_of(at, context=context), tmp_path, teacher=sick)
     original = {len(item.ids): item for item in encode(corpus, sick.tokenizer)}
-    counts = Counter()
+    counts: Counter[Any] = Counter()
     for epoch in range(8):
         for example in read(examples, epoch=epoch):
             batch = example.batch
@@ -277,7 +282,8 @@ def log_probabilities(model: Any, ids: Any, position: Any) -> list[Any]:
 def slow_terms(model: Any, teacher: Any, batch: Any, kind: Any) -> dict[str, Any]:
     """One masked token at a time, read by the whole model without padding, in float64."""
     model, teacher = in_float64(model), in_float64(teacher)
-    found, ratios = {}, {}
+    found: dict[Any, Any] = {}
+    ratios: dict[Any, Any] = {}
     owner = {}
     where = batch.identifier.nonzero().tolist()
     for place, occurrence in zip(where, batch.occurrences.tolist(), strict=True):
@@ -351,7 +357,9 @@ def test_the_terms_are_those_of_the_slow_version(
     for example in read(examples, epoch=1):
         batch = example.batch
         slow = slow_terms(sick.model, teacher.model, batch, kind)
-        counts, terms, loss = objective.counts(batch), Counter(), 0.0
+        counts = objective.counts(batch)
+        terms = Counter()
+        loss = 0.0
         for part in example.halves():
             own = {term: counts[term] for term in objective.counts(part.batch)}
             if own:
@@ -458,7 +466,9 @@ def test_an_interrupted_repair_goes_on_to_the_same_bytes(tmp_path: Path) -> None
 def test_where_memory_runs_out_batches_are_halved_and_the_result_is_the_same() -> None:
     found = []
     for times in (0, 1):
-        sick, left, steps = checkpoint(), [times], []
+        sick = checkpoint()
+        left: list[Any] = [times]
+        steps: list[Any] = []
         for module in sick.model.modules():  # drawn for a whole batch or for its halves
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

@@ -31,7 +31,8 @@ from sani.repairing.surrogates import Surrogates
 from sani.repairing.teacher_states import Teachers, counterfactual_states, states_at
 from sani.repairing.trainable import frozen_layers
 from sani.text.batches import Batch, make_batches
-from sani.text.tokens import Framing, encode, framing_named
+from sani.text.framing import Framing, framing_named
+from sani.text.tokens import encode
 from tests.support.clinic import Clinic
 from tests.support.erasing import CONFIGS
 from tests.support.words import (
@@ -66,7 +67,9 @@ def loss_of(sick: Checkpoint, teacher: Any, batch: Any, settings: Any, *, parts:
     """The loss and its terms; in halves if two parts are asked for."""
     objective = Objective(settings, base=teacher.model, unsanitized=teacher.model)
     whole = example_of(batch, teacher, retain=settings.retain_weight > 0)
-    counts, loss, terms = objective.counts(batch), 0.0, {}
+    counts = objective.counts(batch)
+    loss = 0.0
+    terms: dict[Any, Any] = {}
     for example in whole.halves() if parts == 2 else [whole]:
         own = {name: counts[name] for name in objective.counts(example.batch)}
         hidden = hidden_states(sick.model, example.batch)
@@ -94,7 +97,8 @@ def slow_terms(
 ) -> dict[str, Any]:
     """One token at a time, each read with all that stands before it and no cache, in float64."""
     model, teacher = in_float64(model), in_float64(teacher)
-    found, ratios = {}, {}
+    found: dict[Any, Any] = {}
+    ratios: dict[Any, Any] = {}
     for row in range(len(batch.ids)):
         for column in range(batch.ids.shape[1]):
             if not (batch.ordinary[row, column] or batch.identifier[row, column]):
@@ -455,7 +459,7 @@ class Shifted(Surrogates):
 
 def consistent(original: Any, document: Document) -> Any:
     """Each value of the original with the one that stands in its place; it has one only."""
-    found = {}
+    found: dict[Any, Any] = {}
     for old, new in zip(original.spans, document.spans, strict=True):
         value = original.value(old), document.value(new)
         assert found.setdefault(value[0], value[1]) == value[1]

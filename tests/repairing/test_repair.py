@@ -24,7 +24,8 @@ from sani.repairing import training_job
 from sani.repairing.repair import repair, train
 from sani.repairing.surrogates import Surrogates
 from sani.text.batches import make_batches
-from sani.text.tokens import Encoded, Framing, encode
+from sani.text.framing import Framing
+from sani.text.tokens import Encoded, encode
 from tests.support.words import (
     ANCHOR,
     COMMON,
@@ -180,7 +181,8 @@ def test_only_the_last_layers_are_trained_where_that_is_asked(config: Callable[.
     sick, base = checkpoint(config(), seed=1), checkpoint(config(), seed=2)
     before = weights(sick)
     layers = sick.model.base_model.layers if config is llama else sick.model.base_model.h
-    flows, trained = [set(), set()], set()
+    flows: list[Any] = [set(), set()]
+    trained = set()
 
     def record(flow: Any, output: Any) -> None:
         if torch.is_grad_enabled():
@@ -759,7 +761,8 @@ def out_of_memory(step_of: Any, *, times: Any) -> Any:
 def test_where_memory_runs_out_batches_are_halved_once_and_the_result_is_the_same() -> None:
     results = []
     for times in (0, 1):
-        sick, steps = checkpoint(), []
+        sick = checkpoint()
+        steps: list[Any] = []
         sick.model.model.layers[1].register_forward_pre_hook(out_of_memory(steps, times=times))
         result = repair(
             sick,
@@ -782,7 +785,8 @@ def test_where_memory_runs_out_batches_are_halved_once_and_the_result_is_the_sam
 
 
 def test_memory_that_runs_out_again_is_an_error() -> None:
-    steps, sick = [], checkpoint()
+    steps: list[Any] = []
+    sick = checkpoint()
     sick.model.model.layers[1].register_forward_pre_hook(out_of_memory(steps, times=2))
     message = refusal(sick, corpus_of(), settings_of(), on_step=lambda d, _: steps.append(d))
     assert message == (

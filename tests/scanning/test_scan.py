@@ -478,7 +478,7 @@ def test_weak_and_telling_nothing_values_are_not_spread() -> None:
 # --- indirect identifiers -------------------------------------------------------------------------
 
 
-def slowly(documents: list[Document], *, k: int, n: int, shortest: int = 3) -> list[set]:
+def slowly(documents: list[Document], *, k: int, n: int, shortest: int = 3) -> list[set[Any]]:
     """k-anonymous n-grams by dictionaries of sets, as the module's rules say."""
     tokens = [list(regex.finditer(r"[\p{L}\p{M}\p{N}]+|[.;:!?\n]", lower(d.text)))
               for d in documents]  # fmt: skip
@@ -489,7 +489,7 @@ def slowly(documents: list[Document], *, k: int, n: int, shortest: int = 3) -> l
         letters = all(unicodedata.category(c)[0] in "LM" for c in text)
         return letters and len(text) >= shortest
 
-    users: dict[tuple, set] = {}
+    users: dict[tuple[Any, ...], set[Any]] = {}
     for document, mine in zip(documents, tokens, strict=True):
         for token in filter(word, mine):
             users.setdefault((token.group(),), set()).add(document.subject_id)
@@ -540,7 +540,7 @@ def test_too_few_subjects_for_k_is_an_error() -> None:
 
 # --- the whole scan -------------------------------------------------------------------------------
 
-ALL = {
+ALL: dict[str, Any] = {
     "patterns": True,
     "ner": SPACY,
     "propagate": "subject",

@@ -11,7 +11,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 from sani.models.families import FAMILIES
 
 HEADS, MLP = 4, 20
-GROUPED = {"num_key_value_heads": 2}
+GROUPED: dict[str, Any] = {"num_key_value_heads": 2}
 WIDE = {**GROUPED, "head_dim": 6}
 EXPERTS = {**GROUPED, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
 VISION = {

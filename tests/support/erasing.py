@@ -18,10 +18,11 @@ from transformers import (
 from sani.erasing.plan import ErasePlan, PlannedNeurons
 from sani.erasing.reinit import fresh_model
 from sani.models.checkpoint import Checkpoint, load_checkpoint
+from sani.recipe.settings import Part
 from tests.support.words import WORDS, weights, word_tokenizer
 
 HIDDEN, MLP, HEADS, LAYERS = 16, 24, 4, 3
-Entry = tuple[int, str, Sequence[int]]  # layer, part, neurons
+Entry = tuple[int, Part, Sequence[int]]  # layer, part, neurons
 COMMON: dict[str, Any] = {
     "vocab_size": len(WORDS),
     "hidden_size": HIDDEN,

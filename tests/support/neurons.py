@@ -8,10 +8,11 @@ from transformers.pytorch_utils import Conv1D
 
 from sani.erasing.plan import ErasePlan, PlannedNeurons
 from sani.erasing.reinit import fresh_model
+from sani.recipe.settings import Part
 from tests.support.architectures import HEADS, tiny_config
 
 SEED = 3
-Entry = tuple[int, str, Sequence[int]]  # layer, part, neurons
+Entry = tuple[int, Part, Sequence[int]]  # layer, part, neurons
 # Where the neurons' activation goes in, by model_type: list of layers, then the modules that take
 # in the activation of MLP neurons and of heads, in the order in which neurons are numbered.
 _LLAMA = (["model.layers"], ["mlp.down_proj"], ["self_attn.o_proj"])
@@ -86,7 +87,7 @@ def layers_of(model: Any) -> list[str]:
     ]
 
 
-def blocks_of(model: Any, layer: int, part: str) -> list[tuple[str, int, int, int]]:
+def blocks_of(model: Any, layer: int, part: Part) -> list[tuple[str, int, int, int]]:
     """Return the modules of a layer that take in activations.
 
     Each is (name, first neuron, number of neurons, channels of each neuron).
@@ -110,7 +111,7 @@ def blocks_of(model: Any, layer: int, part: str) -> list[tuple[str, int, int, in
     return blocks
 
 
-def num_neurons(model: Any, layer: int, part: str) -> int:
+def num_neurons(model: Any, layer: int, part: Part) -> int:
     return sum(neurons for _, _, neurons, _ in blocks_of(model, layer, part))
 
 
@@ -122,7 +123,7 @@ def plan(model: Any, reset: Any, *entries: Entry) -> ErasePlan:
     return ErasePlan({"kind": "all"}, reset, SEED, planned)
 
 
-def some(model: Any, layer: int, part: str) -> list[int]:
+def some(model: Any, layer: int, part: Part) -> list[int]:
     """Return the first and the last neuron, and some of every block; of heads, those that share."""
     total = num_neurons(model, layer, part)
     if part == "attention":

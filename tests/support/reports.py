@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from sani.auditing.audit import AuditResult, Utility, _counts, _figures
+from sani.auditing.audit import AuditResult
+from sani.auditing.figures import figures_by_scope
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.record import CheckpointAudit
+from sani.auditing.utility import Utility
 from sani.corpus.documents import KINDS, Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
 from sani.gate import Check, judge
 from sani.recipe import Recipe, dump_recipe
+from sani.recipe.settings import Part
 from sani.reporting.report import build_report, write_report
 from sani.reporting.schema import Report
 from sani.runfolder import RunFolder, open_run
@@ -23,7 +26,7 @@ HOSTILE = "<script>alert(1)</script>"
 LABELS = (HOSTILE, "MRN", "$x$ | \"'&amp;\n")
 
 
-def entry(layer: int, part: str, neurons: Sequence[int], of: int) -> dict[str, Any]:
+def entry(layer: int, part: Part, neurons: Sequence[int], of: int) -> dict[str, Any]:
     """Return the reset neurons of a part of a layer, as erase.json has them."""
     return {"layer": layer, "part": part, "neurons": list(neurons), "total": of, "scores": None}
 
@@ -120,9 +123,9 @@ def finished_run(
             result = AuditResult(
                 framing="bos",
                 framings_tried={},
-                figures=_figures(corpus, verdicts, recipe.audit, seed=0),
+                figures=figures_by_scope(corpus, verdicts, recipe.audit, seed=0),
                 jointly=None,
-                unscored=_counts(verdicts),
+                unscored=verdicts.count_unscored(),
                 without_decoys=0,
                 utility=Utility(tokens=900, perplexity=3.0 + number, accuracy=0.4),
                 membership=None,

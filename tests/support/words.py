@@ -13,7 +13,8 @@ from sani.erasing.reinit import fresh_model
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AnchorObjective, MaskObjective, RepairSettings
 from sani.text.batches import Batch, make_batches
-from sani.text.tokens import Framing, encode
+from sani.text.framing import Framing
+from sani.text.tokens import encode
 
 WORDS = ["<s>", "</s>", "name", *"abcdefghijklm"]
 COMMON: dict[str, Any] = {

@@ -23,7 +23,8 @@ from sani.repairing.repair import repair, train
 from sani.scanning.detection import detect
 from sani.text.batches import make_batches
 from sani.text.chat import rendered
-from sani.text.tokens import Framing, encode
+from sani.text.framing import Framing
+from sani.text.tokens import encode
 from tests.support.words import WORDS, checkpoint, llama
 
 TURN = "{% for m in messages %}<|{{ m.role }}|>FRONT{{ m.content STRIP}}BACK<|end|>{% endfor %}"
@@ -68,7 +69,8 @@ def tokenizer_with(chat_template: Any) -> Any:
 
 def conversation(*said: Any, spans: Any = (), number: int = 0) -> Document:
     """A document of (role, content) pairs; spans are (turn, start, end)."""
-    text, turns = "", []
+    text = ""
+    turns: list[Any] = []
     for role, content in said:
         text += BETWEEN_TURNS if turns else ""
         turns.append(Turn(role, len(text), len(text) + len(content)))
@@ -189,7 +191,7 @@ def test_conversations_are_read_and_written_back(tmp_path: Path) -> None:
         Document("t", "t", "a name b", (Span(7, 8, "NAME"),)),
     ]  # fmt: skip
     write_jsonl(documents, tmp_path / "one.jsonl")
-    rows = [json.loads(line) for line in (tmp_path / "one.jsonl").open()]
+    rows = [json.loads(line) for line in (tmp_path / "one.jsonl").read_text().splitlines()]
     assert rows[0]["messages"][2] == {
         "role": "assistant",
         "content": "name c",

@@ -1,0 +1,155 @@
+"""Framing: the tokens that stand around every document, as training may have put them there.
+
+An audit with another framing than training's sees less leakage than there is, so it tries all that
+are plausible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sani.errors import AuditError
+
+if TYPE_CHECKING:
+    from sani.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Framing:
+    """The tokens around every document.
+
+    Attributes:
+        name: One of those that `framings` lists.
+        prefix: Token ids before it.
+        suffix: Token ids behind it, where the model sees them.
+    """
+
+    name: str
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...] = ()
+
+
+# Stands for a packed document's predecessor: any text will do, what counts is that some is there.
+_PREDECESSOR = "The patient was seen again and went home. There were no further complaints. " * 3
+_MARK = "\u2603"
+
+
+def framing_of(checkpoint: Checkpoint, name: str) -> Framing:
+    """Return the framing of this name for a checkpoint's tokenizer and kind of model.
+
+    Raises:
+        AuditError: If the tokenizer lacks the token or the template it needs.
+    """
+    return framing_named(
+        name,
+        checkpoint.tokenizer,
+        masked=checkpoint.family.objective == "masked",
+        start=checkpoint.decoder_start,
+    )
+
+
+def framings_of(checkpoint: Checkpoint) -> list[Framing]:
+    """Return every framing that the checkpoint's training may plausibly have used."""
+    return framings(
+        checkpoint.tokenizer,
+        masked=checkpoint.family.objective == "masked",
+        start=checkpoint.decoder_start,
+    )
+
+
+def framings(tokenizer: Any, *, masked: bool = False, start: int | None = None) -> list[Framing]:
+    """Return every framing that training may plausibly have used, each prefix once.
+
+    ``bos`` the begin token, ``eos`` the end token of a document packed before, ``eos-bos`` both,
+    ``packed`` a whole document and the end token, ``newline`` an empty line, ``chat-user`` and
+    ``chat-assistant`` the chat template's opening of a turn, ``tokenizer`` whatever the tokenizer
+    itself puts around it, ``none`` nothing; for a masked language model only the last two. With
+    ``start``, what a decoder begins with, only ``tokenizer`` and ``start``, and no more than it.
+    """
+    by_prefix: dict[tuple[int, ...], Framing] = {}
+    for name, framing in _framings(tokenizer, start).items():
+        if not masked or name in ("tokenizer", "none"):
+            by_prefix.setdefault(framing.prefix, framing)
+    return list(by_prefix.values())
+
+
+def framing_named(
+    name: str, tokenizer: Any, *, masked: bool = False, start: int | None = None
+) -> Framing:
+    """Return the framing of this name for this tokenizer.
+
+    ``auto`` is the begin token where there is one, which training most often used, else, and for
+    a masked or an encoder-decoder model, what the tokenizer itself does; an audit tries them all
+    instead.
+
+    Raises:
+        AuditError: If the tokenizer lacks the token or the template it needs.
+    """
+    known = _framings(tokenizer, start)
+    if name == "auto":
+        name = "bos" if "bos" in known and not masked else "tokenizer"
+    if name not in known:
+        raise AuditError(
+            f"framing '{name}': the tokenizer has no token or template for it; it has "
+            f"{', '.join(known)}"
+        )
+    return known[name]
+
+
+def _framings(tokenizer: Any, start: int | None = None) -> dict[str, Framing]:
+    """Return each framing that this tokenizer has the tokens for; two may be the same."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    # The special tokens that the tokenizer itself puts around an empty text.
+    special = tokenizer("", add_special_tokens=True)["input_ids"]
+    behind: list[int] = []
+    if special and special[-1] in (eos, tokenizer.sep_token_id) and special[-1] != bos:
+        special, behind = special[:-1], special[-1:]
+    if tokenizer.sep_token_id is None:  # a causal model does not see what stands behind
+        behind = []
+
+    if start is not None:
+        return {
+            "tokenizer": Framing("tokenizer", (start, *special)),
+            "start": Framing("start", (start,)),
+        }
+
+    def plain(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    named: dict[str, list[int | None]] = {
+        "bos": [bos],
+        "eos": [eos],
+        "eos-bos": [eos, bos],
+        "none": [],
+        "tokenizer": [*special],
+        "newline": [*plain("\n\n")],
+        "packed": [*plain(_PREDECESSOR), eos if eos is not None else bos],
+    }
+    for role in ("user", "assistant"):
+        opening = _chat_opening(tokenizer, role)
+        if opening is not None:
+            named[f"chat-{role}"] = [*plain(opening)]
+    return {
+        name: Framing(
+            name,
+            tuple(id_ for id_ in ids if id_ is not None),
+            tuple(behind) if name == "tokenizer" else (),
+        )
+        for name, ids in named.items()
+        if None not in ids
+    }
+
+
+def _chat_opening(tokenizer: Any, role: str) -> str | None:
+    """Return what the chat template puts before a role's first words; None without a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    question = [] if role == "user" else [{"role": "user", "content": ""}]
+    try:
+        text = tokenizer.apply_chat_template(
+            [*question, {"role": role, "content": _MARK}], tokenize=False
+        )
+    except Exception:  # a template may refuse a role in any way it likes
+        return None
+    return str(text).partition(_MARK)[0] if _MARK in text else None
