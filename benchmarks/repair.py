@@ -46,7 +46,7 @@ from sani.erasing.erase import erase
 from sani.machine.device import make_deterministic, quiet_libraries
 from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.models.neurons import Layout
-from sani.pipeline.run import GATE_AUDIT_OVERRIDES
+from sani.pipeline.stages import GATE_AUDIT_OVERRIDES
 from sani.recipe import (
     AllSelector,
     EraseSettings,

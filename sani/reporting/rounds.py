@@ -16,9 +16,9 @@ def rounds_made(folder: RunFolder) -> dict[str, Any] | None:
     done = folder.load("rounds")
     if done is None:
         return None
-    made = [_round(folder.load(f"round-{number + 1}")) for number in range(done["done"])]
+    made = [_round(folder.load(f"round-{number + 1}")) for number in range(done["rounds"])]
     return {
-        "asked": done["asked"],
+        "asked": done["max_rounds"],
         "made": made,
         "seconds": sum(each["seconds"] for each in made),
         "tokens": sum(each["tokens"] for each in made),
@@ -29,7 +29,9 @@ def _round(found: Mapping[str, Any]) -> dict[str, Any]:
     erase, repair = found["erase"], found["repair"]
     entries = erase["plan"]["entries"] if erase else []
     return {
-        **{name: found[name] for name in ("looked_at", "left", "seconds")},
+        "looked_at": found["targeted"],
+        "left": found["remaining"],
+        "seconds": found["seconds"],
         **figures_of(found["audit"]),
         "neurons": sum(len(entry["neurons"]) for entry in entries),
         "tokens": repair["tokens"] if repair else 0,
@@ -39,7 +41,7 @@ def _round(found: Mapping[str, Any]) -> dict[str, Any]:
 def rounds_between(folder: RunFolder) -> dict[str, Occurrences]:
     """The verdicts after every round but the last, which are those of the whole run."""
     done = folder.load("rounds")
-    names = [f"round-{number}" for number in range(1, done["done"])] if done else []
+    names = [f"round-{number}" for number in range(1, done["rounds"])] if done else []
     found = {name: folder.load_arrays(name, Occurrences) for name in names}
     return {name: verdicts for name, verdicts in found.items() if verdicts is not None}
 
