@@ -245,8 +245,8 @@ def erase_checkpoint(
     result = distributed.on_main(
         lambda: erase(
             checkpoint,
+            corpus or run.documents.corpus,
             settings,
-            corpus=corpus or run.documents.corpus,
             base=base,
             framing=framing,
             seed=run.recipe.seed if seed is None else seed,
