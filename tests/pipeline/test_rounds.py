@@ -78,11 +78,7 @@ def test_a_round_begins_where_the_last_one_ended_and_targets_what_remained(
     targeted = clinic.private
     for number in (1, 2, 3):
         seed = settings.seed + number - 1
-<<<<<<< HEAD
-        erase(leaky, settings.erase, corpus=targeted, framing="bos", seed=seed)
-=======
-        erase(leaky, looked_at, settings.erase, framing="bos", seed=seed)
->>>>>>> 0b74638 (erase takes its arguments in the order of the others: checkpoint, corpus, settings; both may be left out)
+        erase(leaky, targeted, settings.erase, framing="bos", seed=seed)
         repair(leaky, clinic.private, settings.repair, framing="bos", seed=seed)
         found = load(repeated, f"round-{number}.json")
         assert found["weights_digest"] == leaky.weights_digest()
