@@ -78,7 +78,7 @@ def made(name: str, folder: Path, rate: float | None) -> tuple[Path, float]:
         checkpoint = load_checkpoint(folder / start)
         if erased:
             erase_settings = settings_from(EraseSettings, erased)
-            erase(checkpoint, erase_settings, corpus=corpus, base=base, framing="bos", seed=0)
+            erase(checkpoint, corpus, erase_settings, base=base, framing="bos", seed=0)
         rates = {"learning_rate": rate} if rate else {}
         settings = settings_from(RepairSettings, {**(repaired or {}), **rates})
         started = time.perf_counter()

@@ -46,7 +46,7 @@ from sani.erasing.erase import erase
 from sani.machine.device import make_deterministic, quiet_libraries
 from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.models.neurons import Layout
-from sani.pipeline.run import GATE_AUDIT_OVERRIDES
+from sani.pipeline.stages import GATE_AUDIT_OVERRIDES
 from sani.recipe import (
     AllSelector,
     EraseSettings,
@@ -230,7 +230,9 @@ def loss_difference(folder: Path, *, limit: int) -> float:
     """Return the repair's loss with every trick on, less that of each window read alone."""
     checkpoint = load_checkpoint(folder / "leaky")
     erase(
-        checkpoint, EraseSettings(last_layers=1, selector=AllSelector(kind="all"), reset="reinit")
+        checkpoint,
+        None,
+        EraseSettings(last_layers=1, selector=AllSelector(kind="all"), reset="reinit"),
     )
     corpus = read_corpus(folder / "private.jsonl", limit=limit)
     model = checkpoint.model
@@ -286,7 +288,7 @@ def outcome(folder: Path, size: Size) -> dict[str, float]:
         return audit(model, corpus, recipe.audit, held_out=held_out)
 
     before, control = measured(checkpoint), measured(base)
-    erase(checkpoint, recipe.erase, corpus=corpus)
+    erase(checkpoint, corpus, recipe.erase)
     less = recipe.audit.model_copy(update={**GATE_AUDIT_OVERRIDES, "framing": before.framing})
     audit(checkpoint, corpus, less, held_out=held_out)  # as a run does
     audited = time.process_time()

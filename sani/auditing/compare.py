@@ -114,10 +114,10 @@ def onion(names: Sequence[str], verdicts: Mapping[str, Occurrences]) -> list[Oni
         One step for each audit after the first.
     """
     known = [name for name in names if name in verdicts]
-    steps = []
-    ever = extracted(verdicts[known[0]]) if known else None
-    for earlier, later in pairwise(known):
+    steps: list[OnionStep] = []
+    for number, (earlier, later) in enumerate(pairwise(known), start=1):
         change = compare(verdicts[earlier], verdicts[later])
+        ever = np.any([extracted(verdicts[name]) for name in known[:number]], axis=0)
         counts = change.counts()
         steps.append(
             OnionStep(
@@ -130,7 +130,6 @@ def onion(names: Sequence[str], verdicts: Mapping[str, Occurrences]) -> list[Oni
                 first_seen=int((change.new & ~ever).sum()),
             )
         )
-        ever = ever | extracted(verdicts[later])
     return steps
 
 
@@ -160,14 +159,14 @@ def compare_audits(
         The audits, with membership inference that also looks at the base's loss, and with what
         sampling brought up ``beyond`` the base.
     """
-    by_name: Mapping[str, DocumentScores] = dict(documents)
-    samples: Mapping[str, Hits] = dict(generated)
+    by_name: dict[str, DocumentScores] = {str(name): each for name, each in documents.items()}
+    samples: dict[str, Hits] = {str(name): each for name, each in generated.items()}
     compared = {}
     for name, audit in audits.items():
         scores, hits, generation = by_name.get(name), samples.get(name), audit.generation
         # The base's own loss as reference for itself says nothing.
         reference = None if name == "base" else by_name.get("base")
-        attacks = scores and membership(scores, reference=reference, seed=seed)
+        attacks = membership(scores, reference=reference, seed=seed) if scores else None
         if generation and hits is not None and name != "base" and "base" in samples:
             generation = replace(generation, beyond=beyond(hits, samples["base"], identifiers))
         compared[name] = replace(audit, membership=attacks, generation=generation)
@@ -176,7 +175,7 @@ def compare_audits(
 
 def changes_since_base(verdicts: Mapping[_Name, Occurrences]) -> dict[_Name, ChangeCounts]:
     """Compare audits of documents that were never fine-tuned on with the base's audit."""
-    base = dict[str, Occurrences](verdicts).get("base")
+    base = next((each for name, each in verdicts.items() if name == "base"), None)
     return {
         name: compare(base, occurrences).counts()
         for name, occurrences in verdicts.items()

@@ -100,8 +100,8 @@ def audit(
 ) -> None:
     """Measure what a checkpoint recites of a corpus, with the base as control."""
     from sani.corpus.readers import read_corpus
+    from sani.pipeline.audit_models import audit_models
     from sani.pipeline.inputs import Documents, read_others
-    from sani.pipeline.run import audit_models
     from sani.recipe import AuditSettings
     from sani.reporting.contents import audit_sections
 
@@ -212,8 +212,8 @@ def attack(
     from sani.attacking.result import BASE, SANITIZED, UNSANITIZED
     from sani.corpus.readers import read_corpus
     from sani.gate import judge_attacks, positive_control_of_attacks
+    from sani.pipeline.attack_models import attack_models
     from sani.pipeline.inputs import Documents, read_others
-    from sani.pipeline.run import attack_models
     from sani.recipe import QUICK, AttackSettings, settings_from
     from sani.reporting.attacks import attack_sections
 

@@ -54,7 +54,7 @@ def report(
 
 def _reveal(folder: Path) -> None:
     """Write what is still extractable in clear, and print where."""
-    from sani.pipeline.run import reveal_run
+    from sani.pipeline.reveal_run import reveal_run
 
     file = reveal_run(folder)
     if file.stat().st_size:

@@ -18,7 +18,7 @@ from sani.erasing.selector_batches import Texts
 from sani.errors import SelectionError
 from sani.models.checkpoint import Checkpoint, architecture_difference
 from sani.models.neurons import Layout, Slice
-from sani.recipe import EraseSettings
+from sani.recipe import EraseSettings, complete_erase_settings
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class EraseResult:
 
 def erase(
     checkpoint: Checkpoint,
-    settings: EraseSettings,
-    *,
     corpus: Corpus | None = None,
+    settings: EraseSettings | None = None,
+    *,
     base: Checkpoint | None = None,
     framing: str = "auto",
     seed: int = 0,
@@ -68,8 +68,8 @@ def erase(
 
     Args:
         checkpoint: The model to change; its folder is not touched.
-        settings: Layers, parts, selector and reset.
         corpus: Documents with spans, for selectors and resets that look at the model's work.
+        settings: Layers, parts, selector and reset; the last three layers whole if None.
         base: The model it was fine-tuned from, for ``rewind`` and the selector ``drift``.
         framing: What stands before each document, by name.
         seed: Of everything that is drawn: selectors and fresh weights.
@@ -81,6 +81,7 @@ def erase(
     the paper does not say which matrices nor what value; ours are in `sani.models.neurons` and
     `EraseSettings.reset`.
     """
+    settings = settings or complete_erase_settings()
     plan = plan_neurons(checkpoint, settings, corpus=corpus, base=base, framing=framing, seed=seed)
     return apply_(checkpoint, plan, base=base, corpus=corpus, framing=framing)
 

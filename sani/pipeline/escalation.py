@@ -1,8 +1,8 @@
 """`strategy: escalate`: settings tried in turn, cheapest first, until the gate holds.
 
-Each rung begins with the checkpoint as it came, so that it is what a plain run with its settings
-would be. Its result file holds what was set, done, measured, judged and spent; weights are kept
-of the best rung only. What follows (the last audit, the release, the report) is of that one.
+Each rung begins with the unsanitized checkpoint, so it gives what a plain run with its settings
+would give. Its result file holds its settings, results, figures, checks and costs. Weights are kept
+of the best rung only; the last audit, the release and the report are of that one.
 """
 
 from __future__ import annotations
@@ -12,17 +12,22 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from sani.attacking.result import AttackResult
-from sani.auditing.record import AuditRecord
 from sani.errors import AuditError, RepairError, RunError, SelectionError, UnsavedError
-from sani.gate import Check
 from sani.machine import distributed
-from sani.models.checkpoint import Checkpoint, save_checkpoint
-from sani.recipe import EraseSettings, EscalationSettings, RepairSettings, Rung
+from sani.models.checkpoint import save_checkpoint
+from sani.pipeline.context import RunContext
+from sani.pipeline.stages import (
+    erase_checkpoint,
+    erase_record,
+    judge_checkpoint,
+    remove_trainer_states,
+    repair_checkpoint,
+)
+from sani.recipe import EscalationSettings, Rung
 from sani.runfolder import RunFolder
 
 RULE = (
@@ -35,111 +40,86 @@ _LEAKAGE = ("greedy.", "discoverable.", "auc.")
 _ATTACK = "attack"
 
 
-@dataclass(frozen=True)
-class Judged:
-    """What was measured on a rung's checkpoint, and what the gate says of it."""
-
-    audit: AuditRecord
-    attack: AttackResult | None
-    checks: list[Check]
-
-
-class Stages(Protocol):
-    """What a rung is made of: the stages of the run itself, each on a checkpoint given to it."""
-
-    def unsanitized(self) -> Checkpoint:
-        """The checkpoint as it came."""
-
-    def erased(self, checkpoint: Checkpoint, settings: EraseSettings) -> dict[str, Any]:
-        """In place: erase; what was done."""
-
-    def repaired(
-        self, checkpoint: Checkpoint, settings: RepairSettings, *, within: str
-    ) -> dict[str, Any]:
-        """In place: repair, or go on with it; what was done."""
-
-    def judged(self, checkpoint: Checkpoint, *, within: str) -> Judged:
-        """Audit and judge; attack too if the gate asks and all else holds."""
-
-
-def climb(
-    stages: Stages, folder: RunFolder, settings: EscalationSettings, *, corpus_tokens: int
-) -> None:
+def climb(run: RunContext, settings: EscalationSettings, *, corpus_tokens: int) -> None:
     """Try one rung after another, and leave the best as the run's erase and repair.
 
+    Rungs that are finished in the run folder are not tried again.
+
     Args:
-        stages: Of the run.
-        folder: The run folder; rungs that are finished in it are not tried again.
+        run: The run.
         settings: Ladder and budget.
-        corpus_tokens: Tokens of the corpus: what a repair that failed may have read an epoch.
+        corpus_tokens: Number of tokens of the corpus: a repair that failed counts as one that
+            read all of them in each epoch.
 
     Raises:
         RunError: If every rung that was tried failed.
         UnsavedError: If the disk is full; the rung goes on when the run is resumed.
     """
+    folder = run.folder
     if folder.finished("escalation"):
         return
     ladder = settings.ladder or ()
-    tried: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     stopped = "ladder"
     for number, rung in enumerate(ladder, start=1):
         stage = f"rung-{number}"
         if not folder.finished(stage):
-            if _spent(settings, tried):
+            if _budget_is_spent(settings, results):
                 stopped = "budget"
                 break
             within = f"rung {number} of {len(ladder)} ({rung.name})"
-            folder.save(stage, _attempt(stages, folder, rung, number, within, corpus_tokens))
-            distributed.on_main(
-                lambda: shutil.rmtree(folder.private / "trainer", ignore_errors=True)
-            )
-        tried.append(folder.load(stage))
-        distributed.on_main(partial(_keep_only, folder, best_of(tried), len(tried)))
-        if tried[-1]["holds"]:
+            folder.save(stage, _try_rung(run, rung, number, within, corpus_tokens))
+            remove_trainer_states(run)
+        results.append(folder.load(stage))
+        distributed.on_main(partial(_remove_all_but, folder, best_of(results), len(results)))
+        if results[-1]["holds"]:
             stopped = "holds"
             break
-    best = best_of(tried)
+    best = best_of(results)
     if best is None:
         raise RunError(
-            f"none of the {len(tried)} rungs that were tried came to an end; the last one: "
-            f"{tried[-1]['failed']}; start again in another --out with another ladder"
+            f"none of the {len(results)} rungs that were tried came to an end; the last one: "
+            f"{results[-1]['failed']}; start again in another --out with another ladder"
         )
-    distributed.on_main(lambda: _install(folder, tried[best], best + 1))
+    distributed.on_main(lambda: _install(folder, results[best], best + 1))
     folder.save(
         "escalation",
         {
             "rule": RULE,
-            "tried": len(tried),
+            "tried": len(results),
             "best": best + 1,
             "stopped": stopped,
-            "not_tried": [rung.name for rung in ladder[len(tried) :]],
-            "seconds": _total(tried, "seconds"),
-            "tokens": _total(tried, "tokens"),
+            "not_tried": [rung.name for rung in ladder[len(results) :]],
+            "seconds": _total(results, "seconds"),
+            "tokens": _total(results, "tokens"),
         },
     )
 
 
-def _total(tried: Sequence[Mapping[str, Any]], what: str) -> Any:
-    return sum(found[what] for found in tried)
+def _total(results: Sequence[Mapping[str, Any]], key: str) -> Any:
+    return sum(result[key] for result in results)
 
 
-def _spent(settings: EscalationSettings, tried: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether no further rung may begin."""
+def _budget_is_spent(settings: EscalationSettings, results: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if no further rung may begin; the first one always may."""
     limits = (("seconds", settings.seconds), ("tokens", settings.tokens))
-    return bool(tried) and any(
-        limit is not None and _total(tried, what) >= limit for what, limit in limits
+    return bool(results) and any(
+        limit is not None and _total(results, key) >= limit for key, limit in limits
     )
 
 
-def _attempt(
-    stages: Stages, folder: RunFolder, rung: Rung, number: int, within: str, corpus_tokens: int
+def _try_rung(
+    run: RunContext, rung: Rung, number: int, within: str, corpus_tokens: int
 ) -> dict[str, Any]:
-    """One rung from start to verdict; its weights are kept in the private part.
+    """Do one rung from start to verdict; its weights are kept in the private part.
 
     A resumed process counts its own seconds only.
+
+    Returns:
+        The content of ``rung-NUMBER.json``.
     """
     began = time.perf_counter()
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "name": rung.name,
         "settings": rung.model_dump(mode="json"),
         **dict.fromkeys(("erase", "repair", "audit", "attack", "failed", "weights_digest")),
@@ -148,36 +128,38 @@ def _attempt(
         "tokens": 0,
     }
     try:
-        checkpoint = stages.unsanitized()
+        checkpoint = run.models.unsanitized_to_change()
         if rung.erase is not None:
-            found["erase"] = stages.erased(checkpoint, rung.erase)
-            found["erase"]["weights_digest"] = checkpoint.weights_digest()
-        found["tokens"] = rung.repair.epochs * corpus_tokens  # at most, if the repair fails
-        found["repair"] = stages.repaired(checkpoint, rung.repair, within=within)
-        found["tokens"] = found["repair"]["tokens"]
-        found["weights_digest"] = found["repair"]["weights_digest"] = checkpoint.weights_digest()
-        judged = stages.judged(checkpoint, within=within)
-        save_checkpoint(checkpoint, folder.private / f"rung-{number}")
-        found["audit"] = judged.audit.to_json()
-        found["attack"] = judged.attack.to_json() if judged.attack else None
-        found["checks"] = [check.to_json() for check in judged.checks]
-        found["holds"] = all(check.holds for check in judged.checks)
+            erased = erase_record(erase_checkpoint(run, checkpoint, rung.erase))
+            result["erase"] = {**erased, "weights_digest": checkpoint.weights_digest()}
+        result["tokens"] = rung.repair.epochs * corpus_tokens  # at most, if the repair fails
+        repaired = asdict(repair_checkpoint(run, checkpoint, rung.repair, within=within))
+        result["weights_digest"] = checkpoint.weights_digest()
+        result["repair"] = {**repaired, "weights_digest": result["weights_digest"]}
+        result["tokens"] = repaired["tokens"]
+        judged = judge_checkpoint(run, checkpoint, within=within)
+        weights = run.folder.private / f"rung-{number}"
+        save_checkpoint(checkpoint, weights)
+        result["audit"] = judged.audit.to_json()
+        result["attack"] = judged.attack.to_json() if judged.attack else None
+        result["checks"] = [check.to_json() for check in judged.checks]
+        result["holds"] = all(check.holds for check in judged.checks)
     except UnsavedError:
         raise
     except (RepairError, SelectionError, AuditError) as error:
-        found["failed"] = str(error)
-    return {**found, "seconds": time.perf_counter() - began}
+        result["failed"] = str(error)
+    return {**result, "seconds": time.perf_counter() - began}
 
 
-def best_of(tried: Sequence[Mapping[str, Any]]) -> int | None:
-    """Which of the rungs is kept, by `RULE`; None if all of them failed."""
-    finished = [number for number, found in enumerate(tried) if found["failed"] is None]
-    return min(finished, key=lambda number: (*_rank(tried[number]), number), default=None)
+def best_of(results: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the index of the best rung by `RULE`, or None if all of them failed."""
+    finished = [number for number, result in enumerate(results) if result["failed"] is None]
+    return min(finished, key=lambda number: (*_rank(results[number]), number), default=None)
 
 
-def _rank(found: Mapping[str, Any]) -> tuple[float, ...]:
-    """What stands first by `RULE` is smallest."""
-    checks: list[Mapping[str, Any]] = found["checks"]
+def _rank(result: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return a key that sorts rungs by `RULE`, the best first."""
+    checks: list[Mapping[str, Any]] = result["checks"]
     leakage = [check for check in checks if check["name"].startswith(_LEAKAGE)]
     attacks = [check for check in checks if check["name"].startswith(_ATTACK)]
     missing = any(
@@ -187,9 +169,9 @@ def _rank(found: Mapping[str, Any]) -> tuple[float, ...]:
     )
     unscored = any(not check["holds"] for check in checks if check["name"] == "unscored")
     failing = [check for check in leakage if not check["holds"]]
-    utility = found["audit"]["utility"]
+    utility = result["audit"]["utility"]
     return (
-        not found["holds"],
+        not result["holds"],
         missing or unscored,
         len(failing),
         _failing_attacks(attacks),
@@ -199,31 +181,31 @@ def _rank(found: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _failing_attacks(attacks: Sequence[Mapping[str, Any]]) -> float:
-    """How many limits on attacks do not hold; all of them where none was tried."""
+    """Return how many limits on attacks do not hold; infinity if one was not measured."""
     failing = [check for check in attacks if not check["holds"]]
     return math.inf if any(check["measured"] is None for check in failing) else len(failing)
 
 
 def _excess(check: Mapping[str, Any]) -> float:
-    """How far a figure is above its limit; above 0 where no limit is known."""
+    """Return by how much a figure exceeds its limit, or 0 if the limit is unknown."""
     if check["measured"] is None:
         return 0.0  # counted as missing already
     return max(0.0, float(check["measured"] - (check["limit"] or 0.0)))
 
 
-def _keep_only(folder: RunFolder, best: int | None, tried: int) -> None:
+def _remove_all_but(folder: RunFolder, best: int | None, num_tried: int) -> None:
     """Remove the weights of all rungs so far but the best."""
-    for number in range(tried):
+    for number in range(num_tried):
         if number != best:
             shutil.rmtree(folder.private / f"rung-{number + 1}", ignore_errors=True)
 
 
-def _install(folder: RunFolder, found: Mapping[str, Any], number: int) -> None:
+def _install(folder: RunFolder, result: Mapping[str, Any], number: int) -> None:
     """Put a rung's weights and results where those of a plain run stand."""
-    place = folder.private / f"rung-{number}"
-    if place.exists():  # an earlier process may have moved it already
+    weights = folder.private / f"rung-{number}"
+    if weights.exists():  # an earlier process may have moved them already
         shutil.rmtree(folder.private / "repair", ignore_errors=True)
-        os.replace(place, folder.private / "repair")
+        os.replace(weights, folder.private / "repair")
     for stage in ("erase", "attack", "repair"):
-        if found[stage] is not None:
-            folder.save(stage, found[stage])
+        if result[stage] is not None:
+            folder.save(stage, result[stage])

@@ -1,10 +1,10 @@
-"""What a run reads: its documents, and the digests by which a resumed run knows them again."""
+"""The inputs of a run: its documents, and the digests by which a resumed run checks them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sani.auditing.prompts import read_prompts
@@ -12,8 +12,8 @@ from sani.corpus.documents import Corpus, Kind
 from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError, RepairError
 from sani.models.checkpoint import Checkpoint
-from sani.models.folder import open_folder
-from sani.recipe import AttackSettings, Recipe
+from sani.models.folder import ModelFolder, open_folder
+from sani.recipe import AttackSettings, ModelSettings, Recipe
 from sani.repairing.checks import check_settings
 
 KINDS_OF_MODELS = {
@@ -29,19 +29,45 @@ NO_CONTROL = (
 
 @dataclass(frozen=True)
 class Documents:
-    """All documents of a run."""
+    """All documents of a run, each file read once.
+
+    Attributes:
+        corpus: The documents that the checkpoint was fine-tuned on.
+        held_out: Documents that it was not trained on, or None.
+        pretraining: Documents that only the base may have been trained on, or None.
+        neighbours: Other documents of the same subjects, for an attack, or None.
+    """
 
     corpus: Corpus
     held_out: Corpus | None
     pretraining: Corpus | None
+    neighbours: Corpus | None = None
 
     def digests(self) -> dict[str, str]:
-        """Of each corpus that is there."""
-        return {name: found.digest() for name, found in vars(self).items() if found is not None}
+        """Return the digest of each corpus, by the recipe's key that names its file."""
+        corpora = {
+            "corpus": self.corpus,
+            "corpus.held_out": self.held_out,
+            "corpus.pretraining": self.pretraining,
+            "attack.neighbours.documents": self.neighbours,
+        }
+        return {key: corpus.digest() for key, corpus in corpora.items() if corpus is not None}
+
+    def with_spans(self, corpus: Corpus, held_out: Corpus | None) -> Documents:
+        """Return the same documents with the spans of a scan."""
+        return replace(self, corpus=corpus, held_out=held_out)
 
 
 def read_documents(recipe: Recipe) -> Documents:
-    """The recipe's corpus, held-out documents, and documents of the base's training.
+    """Read all documents that a recipe names; errors as of `read_corpora`."""
+    documents = read_corpora(recipe)
+    if recipe.attack is None:
+        return documents
+    return replace(documents, neighbours=read_neighbours(recipe.attack))
+
+
+def read_corpora(recipe: Recipe) -> Documents:
+    """Read the documents of the recipe's ``corpus`` section.
 
     Raises:
         CorpusError: If one cannot be read.
@@ -65,7 +91,13 @@ def read_documents(recipe: Recipe) -> Documents:
 def read_others(
     name: str, path: Path | None, corpus: Corpus, *, kinds: Mapping[str, Kind] | None = None
 ) -> Corpus | None:
-    """Documents that must not be of the corpus; None without a path.
+    """Read documents that must not be part of the corpus; return None without a path.
+
+    Args:
+        name: What the user calls the file: a recipe's key or an option.
+        path: The file.
+        corpus: The corpus.
+        kinds: Kind of identifier by label.
 
     Raises:
         CorpusError: If they cannot be read.
@@ -73,104 +105,139 @@ def read_others(
     """
     if path is None:
         return None
-    found = read_corpus(path, kinds=kinds)
+    others = read_corpus(path, kinds=kinds)
     texts = {document.text for document in corpus}
-    shared = sum(document.text in texts for document in found)
+    shared = sum(document.text in texts for document in others)
     if shared:
         raise RecipeError(
-            f"{name}: {shared} of its {len(found)} documents also stand in the corpus; "
+            f"{name}: {shared} of its {len(others)} documents also stand in the corpus; "
             "it must hold documents that the model was not fine-tuned on"
         )
-    return found
+    return others
 
 
 def read_neighbours(settings: AttackSettings) -> Corpus | None:
-    """The other documents that `attack.neighbours` names; None if it names none."""
+    """Read the other documents that `attack.neighbours` names; return None if it names none."""
     neighbours = settings.neighbours
     if neighbours is None or neighbours.documents is None:
         return None
     return read_corpus(neighbours.documents)
 
 
-def digests(recipe: Recipe, documents: Documents) -> dict[str, str]:
-    """Digests of everything a run reads."""
-    model = recipe.model
+@dataclass(frozen=True)
+class ModelFolders:
+    """The model folders that a recipe names: each is checked once and hashed at most once.
+
+    Attributes:
+        path: The checkpoint to sanitize, or to check.
+        unsanitized: What a checkpoint that is only checked was made from, or None.
+        base: The public model, or None.
+    """
+
+    path: ModelFolder
+    unsanitized: ModelFolder | None
+    base: ModelFolder | None
+
+
+def open_models(model: ModelSettings) -> ModelFolders:
+    """Open the model folders that a recipe names.
+
+    Raises:
+        CheckpointError: If one of them is not a checkpoint that sani reads.
+    """
+    return ModelFolders(
+        open_folder(model.path, base=model.base),
+        None if model.unsanitized is None else open_folder(model.unsanitized, base=model.base),
+        None if model.base is None else open_folder(model.base),
+    )
+
+
+def digests(recipe: Recipe, documents: Documents, models: ModelFolders) -> dict[str, str]:
+    """Return a digest of everything a run reads, by the recipe's key.
+
+    Raises:
+        RecipeError: If the base has the weights of a checkpoint whose control it is to be, or a
+            file cannot be read.
+    """
     inputs = {
-        "corpus": documents.corpus.digest(),
-        "model.path": open_folder(model.path, base=model.base).digest,
+        **documents.digests(),
+        "model.path": models.path.digest,
     }
-    for name, digest in documents.digests().items():
-        if name != "corpus":
-            inputs[f"corpus.{name}"] = digest
     for name, path in (("scan.terms", recipe.scan.terms), ("scan.gold", recipe.scan.gold)):
         if path is not None:
             inputs[name] = _file_digest(path, name)
-    if model.unsanitized is not None:
-        inputs["model.unsanitized"] = open_folder(model.unsanitized, base=model.base).digest
-    if model.base is not None:
-        check_base(model.path, model.base)
-        if model.unsanitized is not None:
-            check_base(model.unsanitized, model.base, name="model.unsanitized")
-        inputs["model.base"] = open_folder(model.base).digest
+    if models.unsanitized is not None:
+        inputs["model.unsanitized"] = models.unsanitized.digest
+    if models.base is not None:
+        check_base(models.path, models.base)
+        if models.unsanitized is not None:
+            check_base(models.unsanitized, models.base, name="model.unsanitized")
+        inputs["model.base"] = models.base.digest
     if recipe.audit.generation is not None and recipe.audit.generation.file is not None:
         text = "\n".join(read_prompts(recipe.audit.generation.file))
         inputs["audit.generation.file"] = hashlib.sha256(text.encode()).hexdigest()
-    neighbours = read_neighbours(recipe.attack) if recipe.attack else None
-    if neighbours is not None:
-        inputs["attack.neighbours.documents"] = neighbours.digest()
     return inputs
 
 
-def check_kind(recipe: Recipe) -> str:
-    """Refuse what cannot be asked of a model of this kind, before anything is trained.
+def check_kind(recipe: Recipe, folder: ModelFolder) -> str:
+    """Refuse a recipe that a model of this kind does not fit, before anything is trained.
+
+    Args:
+        recipe: The recipe.
+        folder: Folder of its checkpoint.
 
     Returns:
-        What the model predicts, in words.
+        A few words for what the model predicts.
 
     Raises:
-        RecipeError: If the recipe asks for it.
+        RecipeError: If the recipe does not fit.
     """
-    model = recipe.model
-    model_folder = open_folder(model.path, base=model.base)
-    objective = model_folder.family.objective
+    objective = folder.family.objective
     if recipe.attack is not None and objective != "causal":
         raise RecipeError(
-            f"attack: {model.path} is not a causal language model; attacks on other ones are not "
+            f"attack: {folder.path} is not a causal language model; attacks on other ones are not "
             "supported: leave out the section attack"
         )
-    asked = [("", recipe.repair)] if recipe.strategy == "once" else []
-    asked += [(f"escalation.ladder, {rung.name}: ", rung.repair) for rung in recipe.ladder]
-    for where, repair in asked:
+    repairs = [("", recipe.repair)] if recipe.strategy == "once" else []
+    repairs += [(f"escalation.ladder, {rung.name}: ", rung.repair) for rung in recipe.ladder]
+    for where, repair in repairs:
         try:
             if repair is not None:
-                check_settings(repair, model_folder.config)
+                check_settings(repair, folder.config)
         except RepairError as error:
             raise RecipeError(f"{where}{error}") from None
     return KINDS_OF_MODELS[objective]
 
 
 def check_base(
-    path: Path, base: Path, *, name: str = "model.path", option: str = "model.base"
+    folder: ModelFolder,
+    base: ModelFolder,
+    *,
+    name: str = "model.path",
+    option: str = "model.base",
 ) -> None:
-    """Refuse a base whose weight files are the checkpoint's own.
+    """Refuse a base whose weight files equal the checkpoint's.
 
     Args:
-        path: Folder of the checkpoint.
+        folder: Folder of the checkpoint.
         base: Folder of the base.
         name: What the user calls the checkpoint.
         option: What the user calls the base.
 
     Raises:
-        RecipeError: If they are: then it would be no control.
+        RecipeError: If they do: then it would be no control.
     """
-    if open_folder(path, base=base).weights_digest == open_folder(base).weights_digest:
+    if folder.weights_digest == base.weights_digest:
         raise RecipeError(NO_CONTROL.format(option, name))
 
 
 def check_control(
     checkpoint: Checkpoint, base: Checkpoint, *, name: str = "the model", option: str = "--base"
 ) -> None:
-    """As `check_base`, by the weights themselves, however and in whatever type they were saved."""
+    """Refuse a base with the checkpoint's weights, in whatever files and types they were saved.
+
+    Arguments and errors as for `check_base`.
+    """
     if checkpoint.has_weights_of(base):
         raise RecipeError(NO_CONTROL.format(option, name))
 

@@ -1,4 +1,4 @@
-"""`sani run --check`: everything that can go wrong before it costs an hour. Writes nothing."""
+"""`sani run --check`: what would stop a run, found before it costs an hour. Writes nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from sani.erasing.selectors import check_layers
 from sani.erasing.shards import StoredModel
 from sani.errors import SaniError
 from sani.machine.memory import CHECK_COPIES, REPAIR_COPIES, free_memory, needed_memory
-from sani.models.folder import is_adapter, open_folder
+from sani.models.folder import ModelFolder, open_folder
 from sani.models.neurons import Layout
 from sani.models.safetensors_files import StoredWeights
-from sani.pipeline.inputs import check_base, check_kind, read_documents, read_neighbours
-from sani.recipe import AttackSettings, EraseSettings, ModelSettings, Recipe, Rung
+from sani.pipeline.inputs import Documents, check_base, check_kind, read_corpora, read_neighbours
+from sani.recipe import AttackSettings, EraseSettings, EscalationSettings, Recipe, Rung
 from sani.releasing.identifiers_in_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
 from sani.scanning.detection import asked_of, load_detector
@@ -41,43 +41,88 @@ _Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
 
 @dataclass(frozen=True)
 class CheckItem:
-    """One thing looked at: whether it is in order, and what was found."""
+    """One item of the check.
+
+    Attributes:
+        name: What was checked.
+        holds: True if it is in order.
+        detail: The facts, or the error's text.
+    """
 
     name: str
     holds: bool
     detail: str
 
 
-def check(recipe: Recipe, out: Path) -> list[CheckItem]:
-    """Look at the files, the model family, the tokenizer, the sizes, the disk and the memory.
+class _Inputs:
+    """The files of a recipe, each read once, when a check first needs it."""
 
-    Every item is looked at even if an earlier one is not in order; what stopped several is said of
-    the first.
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @cached_property
+    def documents(self) -> Documents:
+        return read_corpora(self.recipe)
+
+    @cached_property
+    def path(self) -> ModelFolder:
+        return open_folder(self.recipe.model.path, base=self.recipe.model.base)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return self.path.load_tokenizer()
+
+    @cached_property
+    def shapes(self) -> _Shapes:
+        """Shapes of the checkpoint's tensors, from its files' headers; an adapter's base's."""
+        return StoredWeights(self.path.whole.weight_files).shapes
+
+    @cached_property
+    def layout(self) -> Layout:
+        return Layout(self.path.config, self.shapes)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def num_tokens(self) -> float:
+        """Number of tokens of all documents, estimated from a sample of them."""
+        corpus = self.documents.corpus
+        sample = Corpus(corpus[:TOKENIZED])
+        encoded = encode(rendered(sample, self.tokenizer), self.tokenizer)
+        return sum(len(item.ids) for item in encoded) * len(corpus) / len(sample)
+
+
+def check(recipe: Recipe, out: Path) -> list[CheckItem]:
+    """Check the files, the model family, the tokenizer, the sizes, the disk and the memory.
+
+    Every item is checked even if an earlier one is not in order. An error that stops several items
+    is told in full for the first of them.
     """
-    items = [
-        _look("corpus", lambda: _corpus(recipe)),
-        _look("model.path", lambda: _model(recipe.model)),
-        _look("kind", lambda: check_kind(recipe)),
-    ]
+    inputs = _Inputs(recipe)
+    checks: dict[str, Callable[[], str]] = {
+        "corpus": lambda: _corpus(inputs),
+        "model.path": lambda: _model(inputs),
+        "kind": lambda: check_kind(recipe, inputs.path),
+    }
     if recipe.model.base is not None:
-        base = recipe.model.base
-        items.append(_look("model.base", lambda: _base(recipe.model.path, base)))
+        checks["model.base"] = partial(_base, inputs, recipe.model.base)
     if recipe.model.unsanitized is not None:
-        items.append(_look("model.unsanitized", lambda: _unsanitized(recipe.model)))
+        checks["model.unsanitized"] = partial(_unsanitized, inputs, recipe.model.unsanitized)
     if recipe.erase is not None:
-        settings = recipe.erase
-        items.append(_look("erase", lambda: _erase(recipe.model, settings)))
+        checks["erase"] = partial(_erase, inputs, recipe.erase)
     for number, rung in enumerate(recipe.ladder, start=1):
-        items.append(_look(f"rung {number}", partial(_rung, recipe.model, rung)))
+        checks[f"rung {number}"] = partial(_rung, inputs, rung)
     if recipe.escalation is not None:
-        items.append(_look("escalation", lambda: _escalation(recipe)))
+        checks["escalation"] = partial(_escalation, inputs, recipe.escalation)
     if recipe.rounds > 1:
-        items.append(_look("rounds", lambda: _rounds(recipe)))
+        checks["rounds"] = lambda: _rounds(inputs)
     if recipe.attack is not None:
-        attack = recipe.attack
-        items.append(_look("attack", lambda: _attack(attack)))
-    items.append(_look("disk", lambda: _disk(recipe, out)))
-    items.append(_look("memory", lambda: _memory(recipe)))
+        checks["attack"] = partial(_attack, recipe.attack)
+    checks["disk"] = lambda: _disk(inputs, out)
+    checks["memory"] = lambda: _memory(inputs)
+    items = [_check_item(name, get_detail) for name, get_detail in checks.items()]
     first = {item.detail: item.name for item in reversed(items) if not item.holds}
     return [
         item
@@ -87,69 +132,58 @@ def check(recipe: Recipe, out: Path) -> list[CheckItem]:
     ]
 
 
-def _look(name: str, look: Callable[[], str]) -> CheckItem:
+def _check_item(name: str, get_detail: Callable[[], str]) -> CheckItem:
     try:
-        return CheckItem(name, True, look())
+        return CheckItem(name, True, get_detail())
     except SaniError as error:
         return CheckItem(name, False, str(error))
 
 
-def _corpus(recipe: Recipe) -> str:
-    documents = read_documents(recipe)
-    corpus, held_out = documents.corpus, documents.held_out
+def _corpus(inputs: _Inputs) -> str:
+    """Return what the corpus holds; if the scan detects, each detector is loaded and none run."""
+    recipe, corpus = inputs.recipe, inputs.documents.corpus
+    held_out = inputs.documents.held_out
+    num_held_out = f", {len(held_out)} held out" if held_out else ", none held out"
     if recipe.scan.detects:
-        return _detectors(recipe, corpus, held_out)
+        load_detector(asked_of(recipe.scan))
+        if recipe.scan.gold is not None:
+            read_corpus(recipe.scan.gold, kinds=recipe.corpus.kinds)
+        spans = corpus.num_spans
+        return f"{len(corpus)} documents{num_held_out}, {spans} occurrences before the scan"
     inventory = take_inventory(corpus)
-    held = f", {len(held_out)} held out" if held_out else ", none held out"
     return (
-        f"{inventory.documents} documents of {inventory.subjects} subjects{held}; "
+        f"{inventory.documents} documents of {inventory.subjects} subjects{num_held_out}; "
         f"{inventory.occurrences} occurrences of {len(inventory.labels)} labels"
     )
 
 
-def _detectors(recipe: Recipe, corpus: Corpus, held_out: Corpus | None) -> str:
-    """What the scan would look at; every detector is loaded, none is run."""
-    load_detector(asked_of(recipe.scan))
-    if recipe.scan.gold is not None:
-        read_corpus(recipe.scan.gold, kinds=recipe.corpus.kinds)
-    held = f", {len(held_out)} held out" if held_out else ", none held out"
-    return f"{len(corpus)} documents{held}, {corpus.num_spans} occurrences before the scan"
-
-
-def _model(model: ModelSettings) -> str:
-    layout, shapes = _layout(model.path, model.base)
+def _model(inputs: _Inputs) -> str:
+    num_left = sum(files_not_released(inputs.path.path).values())
     return (
-        f"{layout.num_layers} layers, {_parameters(shapes):,} parameters, "
-        f"{len(_tokenizer(model)):,} tokens in the vocabulary; "
-        f"{sum(files_not_released(model.path).values())} entries of the folder are left behind"
+        f"{inputs.layout.num_layers} layers, {inputs.num_parameters:,} parameters, "
+        f"{len(inputs.tokenizer):,} tokens in the vocabulary; "
+        f"{num_left} entries of the folder are left behind"
     )
 
 
-def _tokenizer(model: ModelSettings) -> Any:
-    return open_folder(model.path, base=model.base).load_tokenizer()
-
-
-def _base(path: Path, base: Path) -> str:
-    _same_architecture("the base", base if is_adapter(path) else path, base)
-    check_base(path, base)
+def _base(inputs: _Inputs, path: Path) -> str:
+    base = open_folder(path)
+    _same_architecture("the base", base if inputs.path.is_adapter else inputs.path, base)
+    check_base(inputs.path, base)
     return "same architecture as model.path, other weights"
 
 
-def _unsanitized(model: ModelSettings) -> str:
-    if model.unsanitized is None:
-        return "none"
-    own, before = (
-        model.base if model.base is not None and is_adapter(path) else path
-        for path in (model.path, model.unsanitized)
-    )
-    _same_architecture("the unsanitized one", own, before)
-    if model.base is not None:
-        check_base(model.unsanitized, model.base, name="model.unsanitized")
+def _unsanitized(inputs: _Inputs, path: Path) -> str:
+    base = inputs.recipe.model.base
+    unsanitized = open_folder(path, base=base)
+    _same_architecture("the unsanitized one", inputs.path.whole, unsanitized.whole)
+    if base is not None:
+        check_base(unsanitized, open_folder(base), name="model.unsanitized")
     return "same architecture as model.path, which is only checked: nothing in it is changed"
 
 
-def _same_architecture(name: str, path: Path, other: Path) -> None:
-    difference = StoredModel(open_folder(path)).difference(StoredModel(open_folder(other)))
+def _same_architecture(name: str, folder: ModelFolder, other: ModelFolder) -> None:
+    difference = StoredModel(folder).difference(StoredModel(other))
     if difference:
         raise SaniError(
             f"{name} does not fit the checkpoint: {difference}; give the model it was fine-tuned "
@@ -157,50 +191,41 @@ def _same_architecture(name: str, path: Path, other: Path) -> None:
         )
 
 
-def _rung(model: ModelSettings, rung: Rung) -> str:
-    """What a rung does, in words and in neurons."""
+def _rung(inputs: _Inputs, rung: Rung) -> str:
+    """Return what a rung does, in words and in neurons."""
     words = f"{rung.name}: {erase_in_words(rung.erase)}; {repair_in_words(rung.repair)}"
-    return words if rung.erase is None else f"{words}; {_erase(model, rung.erase)}"
+    return words if rung.erase is None else f"{words}; {_erase(inputs, rung.erase)}"
 
 
-def _escalation(recipe: Recipe) -> str:
-    """What the rungs read at most."""
-    settings, ladder, tokens = recipe.escalation, recipe.ladder, _tokens(recipe)
-    whole = [rung.repair.epochs * tokens for rung in ladder]
-    limits = "none"
-    if settings is not None and (settings.seconds or settings.tokens):
-        known = ((settings.seconds, "seconds"), (settings.tokens, "tokens"))
-        limits = ", ".join(f"{limit:,g} {what}" for limit, what in known if limit)
+def _escalation(inputs: _Inputs, settings: EscalationSettings) -> str:
+    """Return how many tokens the rungs read at most."""
+    ladder, tokens = inputs.recipe.ladder, inputs.num_tokens
+    rung_tokens = [rung.repair.epochs * tokens for rung in ladder]
+    limits = ((settings.seconds, "seconds"), (settings.tokens, "tokens"))
+    budget = ", ".join(f"{limit:,g} {unit}" for limit, unit in limits if limit) or "none"
     return (
         f"{len(ladder)} rungs, each tried only if the gate holds for none before; about "
-        f"{max(whole):,.0f} tokens of training a rung, {sum(whole):,.0f} if all are tried; budget: "
-        f"{limits}"
+        f"{max(rung_tokens):,.0f} tokens of training a rung, {sum(rung_tokens):,.0f} if all are "
+        f"tried; budget: {budget}"
     )
 
 
-def _rounds(recipe: Recipe) -> str:
-    """What they read at most."""
-    tokens = recipe.repair.epochs * _tokens(recipe) if recipe.repair else 0
+def _rounds(inputs: _Inputs) -> str:
+    """Return how many tokens the rounds read at most."""
+    recipe = inputs.recipe
+    tokens = recipe.repair.epochs * inputs.num_tokens if recipe.repair else 0
     return (
         f"{recipe.rounds} at most, each only if the one before left anything that the base does "
         f"not give; about {tokens:,.0f} tokens of training a round"
     )
 
 
-def _tokens(recipe: Recipe) -> float:
-    """Tokens of all documents, from a sample of them."""
-    corpus, tokenizer = read_documents(recipe).corpus, _tokenizer(recipe.model)
-    sample = Corpus(corpus[:TOKENIZED])
-    encoded = encode(rendered(sample, tokenizer), tokenizer)
-    return sum(len(item.ids) for item in encoded) * len(corpus) / len(sample)
-
-
-def _erase(model: ModelSettings, settings: EraseSettings) -> str:
-    layout, shapes = _layout(model.path, model.base)
-    sizes = sizes_of(settings, layout)
-    check_layers(settings.selector, layout, sizes)
+def _erase(inputs: _Inputs, settings: EraseSettings) -> str:
+    """Return how many neurons are erased, and where."""
+    sizes = sizes_of(settings, inputs.layout)
+    check_layers(settings.selector, inputs.layout, sizes)
     if settings.reset == "mean":
-        check_biases(all_of(outputs_of(layout, sizes)), shapes)
+        check_biases(all_of(outputs_of(inputs.layout, sizes)), inputs.shapes)
     chosen, layers = number_chosen(settings, sizes), {layer for layer, _ in sizes}
     if not sizes:
         return f"no neuron; all weights {settings.interpolate_to_base:.0%} of the way to the base's"
@@ -213,41 +238,30 @@ def _attack(settings: AttackSettings) -> str:
     return f"{len(neighbours)} other documents" if neighbours else "no other documents"
 
 
-def _disk(recipe: Recipe, out: Path) -> str:
-    _, shapes = _layout(recipe.model.path, recipe.model.base)
-    needed = 0 if recipe.only_checks else DISK_COPIES * 4 * _parameters(shapes)
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
-    if not os.access(place, os.W_OK):
-        raise SaniError(f"{place} cannot be written; choose another --out")
-    free = shutil.disk_usage(place).free
-    return _enough("on the disk", needed, free)
+def _disk(inputs: _Inputs, out: Path) -> str:
+    copies = 0 if inputs.recipe.only_checks else DISK_COPIES
+    needed = copies * 4 * inputs.num_parameters
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise SaniError(f"{folder} cannot be written; choose another --out")
+    return _enough("on the disk", needed, shutil.disk_usage(folder).free)
 
 
-def _memory(recipe: Recipe) -> str:
-    _, shapes = _layout(recipe.model.path, recipe.model.base)
-    copies = CHECK_COPIES if recipe.only_checks else REPAIR_COPIES
-    needed = needed_memory(_parameters(shapes), copies=copies)
+def _memory(inputs: _Inputs) -> str:
+    copies = CHECK_COPIES if inputs.recipe.only_checks else REPAIR_COPIES
+    needed = needed_memory(inputs.num_parameters, copies=copies)
     return _enough("in memory, activations not counted", needed, free_memory())
 
 
-def _enough(where: str, needed: int, there: int) -> str:
-    text = f"about {needed / 2**30:.2f} GiB needed {where}, {there / 2**30:.1f} GiB free"
-    if needed > there:
+def _enough(where: str, needed: int, free: int) -> str:
+    """Return how many bytes are needed and free.
+
+    Raises:
+        SaniError: If too few are free.
+    """
+    text = f"about {needed / 2**30:.2f} GiB needed {where}, {free / 2**30:.1f} GiB free"
+    if needed > free:
         raise SaniError(text + "; free some, or use a smaller model")
     return text
-
-
-def _layout(path: Path, base: Path | None = None) -> tuple[Layout, _Shapes]:
-    """A checkpoint's layout from its configuration and its files' headers; loads no weight.
-
-    An adapter's is its base's.
-    """
-    folder = open_folder(path, base=base).whole
-    shapes = StoredWeights(folder.weight_files).shapes
-    return Layout(folder.config, shapes), shapes
-
-
-def _parameters(shapes: _Shapes) -> int:
-    return sum(math.prod(shape) for shape in shapes.values())

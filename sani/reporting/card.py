@@ -74,11 +74,11 @@ def _results(report: Report) -> Iterator[EvalResult]:
                 continue
             measured, control = figures[kind], controls.get(kind)
             pairs: list[tuple[str, Rate | Estimate, Rate | Estimate | None]] = [
-                ("greedy", measured.greedy, control and control.greedy),
-                ("discoverable", measured.discoverable, control and control.discoverable),
+                ("greedy", measured.greedy, control.greedy if control else None),
+                ("discoverable", measured.discoverable, control.discoverable if control else None),
             ]
             if not suffix:  # decoys are scored jointly, once
-                pairs.append(("auc", measured.auc, control and control.auc))
+                pairs.append(("auc", measured.auc, control.auc if control else None))
             for name, figure, other in pairs:
                 if figure.value is None:
                     continue

@@ -143,14 +143,16 @@ def cells(measured: Measured, kinds: Sequence[Kind]) -> Cells:
     """Return greedy, (n, p), AUC (of each kind) and perplexity."""
     figures = [measured.figures.get(kind) for kind in kinds]
     rates = [
-        _joined(share(_value(f and f.greedy)) for f in figures),
-        _joined(share(_value(f and f.discoverable)) for f in figures),
+        _joined(share(_value(f.greedy if f else None)) for f in figures),
+        _joined(share(_value(f.discoverable if f else None)) for f in figures),
     ]
     if measured.jointly:
         jointly = [measured.jointly.get(kind) for kind in kinds]
-        rates[0] += f"; jointly {_joined(share(_value(f and f.greedy)) for f in jointly)}"
-        rates[1] += f"; jointly {_joined(share(_value(f and f.discoverable)) for f in jointly)}"
-    auc = _joined(decimals(_value(f and f.auc)) for f in figures)
+        rates[0] += f"; jointly {_joined(share(_value(f.greedy if f else None)) for f in jointly)}"
+        rates[1] += (
+            f"; jointly {_joined(share(_value(f.discoverable if f else None)) for f in jointly)}"
+        )
+    auc = _joined(decimals(_value(f.auc if f else None)) for f in figures)
     return (*rates, auc, decimals(measured.perplexity, 2))
 
 

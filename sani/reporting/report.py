@@ -90,7 +90,8 @@ def build_report(
     audits = _audits(folder, "audit")
     verdicts = _arrays(folder, "audit-{}", Occurrences)
     between = rounds_between(folder)
-    all_verdicts: dict[str, Occurrences] = {**verdicts, **between}
+    by_stage: dict[str, Occurrences] = {stage: each for stage, each in verdicts.items()}
+    all_verdicts = by_stage | between
     steps = ("before", "erased", *between, "after")
     attacks = folder.load_as("attack", AttackResult)
     return Report(

@@ -15,7 +15,7 @@ def rounds_made(folder: RunFolder) -> Rounds | None:
     result = folder.load_as("rounds", RoundsFile)
     if result is None:
         return None
-    names = [f"round-{number + 1}" for number in range(result.done)]
+    names = [f"round-{number + 1}" for number in range(result.rounds)]
     rounds = [_round(folder.load_finished(name, RoundFile)) for name in names]
     return Rounds(
         max_rounds=result.max_rounds,
@@ -43,7 +43,7 @@ def _round(result: RoundFile) -> Round:
 def rounds_between(folder: RunFolder) -> dict[str, Occurrences]:
     """Load the verdicts after every round but the last, which are those of the whole run."""
     result = folder.load_as("rounds", RoundsFile)
-    names = [f"round-{number}" for number in range(1, result.done)] if result else []
+    names = [f"round-{number}" for number in range(1, result.rounds)] if result else []
     verdicts = {name: folder.load_arrays(name, Occurrences) for name in names}
     return {name: each for name, each in verdicts.items() if each is not None}
 

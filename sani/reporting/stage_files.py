@@ -115,4 +115,4 @@ class RoundsFile:
     """``rounds.json``: how many rounds there were, of at most how many."""
 
     max_rounds: int
-    done: int
+    rounds: int

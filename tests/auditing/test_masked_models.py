@@ -207,7 +207,7 @@ def test_a_saved_masked_checkpoint_is_read_back_audited_erased_and_repaired(
     assert found.figures["all"].greedy.trials == corpus.num_spans
     assert [f.name for f in framings(loaded.tokenizer, masked=True)] == ["none", "tokenizer"]
     digest = loaded.weights_digest()
-    assert erase(loaded, EraseSettings(last_layers=1)).plan.num_neurons == 48 + 2
+    assert erase(loaded, None, EraseSettings(last_layers=1)).plan.num_neurons == 48 + 2
     assert loaded.weights_digest() != digest
     digest = loaded.weights_digest()
     repair(loaded, corpus, RepairSettings(identifier_loss={"kind": "mask"}, epochs=1))

@@ -171,7 +171,7 @@ def test_rewinding_everything_gives_the_base_but_for_norms_and_embeddings(
     base = checkpoint(CONFIGS[family](), seed=2)
     before, theirs = weights(sick), weights(base)
     own = EraseSettings(last_layers=LAYERS, reset="rewind")
-    result = erase(sick, own, base=base)
+    result = erase(sick, None, own, base=base)
     after = weights(sick)
     kept = {name for name in after if torch.equal(after[name], before[name])}
     rewound = {name for name in after if torch.equal(after[name], theirs[name])}
@@ -194,7 +194,7 @@ def test_fresh_weights_are_spread_as_the_architecture_asks(family: str) -> None:
     if family != "gpt2":
         config.update({"intermediate_size": 256, "head_dim": 32})
     sick = checkpoint(config)
-    result = erase(sick, EraseSettings(last_layers=1), seed=5)
+    result = erase(sick, None, EraseSettings(last_layers=1), seed=5)
     after = weights(sick)
     assert len(result.changed_tensors) >= 4
     for name in result.changed_tensors:
@@ -217,7 +217,7 @@ def test_the_same_seed_gives_the_same_bytes(family: str, selector: Any) -> None:
         sick = checkpoint(CONFIGS[family]())
         torch.rand(seed)  # whatever was drawn before makes no difference
         state = torch.random.get_rng_state()
-        erase(sick, settings, seed=seed)
+        erase(sick, None, settings, seed=seed)
         assert torch.equal(
             torch.random.get_rng_state(), state
         )  # nor does it to what is drawn after
@@ -306,7 +306,7 @@ def test_a_neuron_that_fires_for_identifiers_is_found(selector: type, neuron: in
     digest = sick.weights_digest()
     kind = "activation_ratio" if selector is ActivationRatioSelector else "gradient_ratio"
     one = EraseSettings(layers=(0,), parts=("mlp",), selector=selector(kind=kind, fraction=1 / MLP))
-    result = erase(sick, one, corpus=corpus_of(TEXTS))
+    result = erase(sick, corpus_of(TEXTS), one)
     (entry,) = result.plan.entries
     assert entry.neurons == (neuron,)
     assert entry.scores is not None
@@ -317,7 +317,7 @@ def test_a_neuron_that_fires_for_identifiers_is_found(selector: type, neuron: in
     but_one = EraseSettings(
         layers=(0,), parts=("mlp",), selector=selector(kind=kind, fraction=1 - 1 / MLP)
     )
-    (entry,) = erase(sick, but_one, corpus=corpus_of(TEXTS, after="b")).plan.entries
+    (entry,) = erase(sick, corpus_of(TEXTS, after="b"), but_one).plan.entries
     assert set(range(MLP)) - set(entry.neurons) == {neuron}
 
 
@@ -433,11 +433,11 @@ def test_statistics_leave_no_gradient_behind() -> None:
 # ---- what is refused -------------------------------------------------------------------------
 
 
-def refusal(sick: Checkpoint, settings: Any, **options: Any) -> str:
+def refusal(sick: Checkpoint, settings: Any, corpus: Corpus | None = None, **options: Any) -> str:
     """The message with which an erase is refused; nothing may have changed."""
     digest = sick.weights_digest()
     with pytest.raises((SelectionError, UnsupportedModelError)) as caught:
-        erase(sick, settings, **options)
+        erase(sick, corpus, settings, **options)
     assert sick.weights_digest() == digest
     return f"{type(caught.value).__name__}: {caught.value}"
 
@@ -536,7 +536,7 @@ MISFIT = "SelectionError: reset 'rewind': the base does not fit the checkpoint: 
 )
 def test_a_base_of_another_shape_is_refused(change: dict[str, int], difference: str) -> None:
     sick = checkpoint(LlamaConfig(**GROUPED))
-    erase(sick, REWIND, base=checkpoint(LlamaConfig(**GROUPED), seed=2))  # its like is taken
+    erase(sick, None, REWIND, base=checkpoint(LlamaConfig(**GROUPED), seed=2))  # its like is taken
     base = checkpoint(LlamaConfig(**{**GROUPED, **change}), seed=2)
     assert refusal(sick, REWIND, base=base) == MISFIT + difference
 
@@ -567,7 +567,7 @@ def test_the_checkpoint_itself_is_no_base(
     name = next(key for key in weights(base) if ".2." in key and "mlp" in key)
     with torch.no_grad():
         base.model.get_parameter(name)[..., -1] += 1.0
-    erase(sick, settings, base=base)
+    erase(sick, None, settings, base=base)
 
 
 def test_a_base_with_another_vocabulary_is_refused() -> None:
@@ -622,7 +622,7 @@ def test_every_weight_goes_its_share_of_the_way_and_the_memory_with_it(
     theirs = dict(base.model.named_parameters())
     plain = AuditSettings(decoys=0, swaps=0, framing="bos")
     before = audit(leaky, clinic.private, plain).figures["direct"].greedy
-    result = erase(leaky, HALFWAY, base=base)
+    result = erase(leaky, None, HALFWAY, base=base)
     for name, tensor in leaky.model.named_parameters():
         for number in range(min(3, len(tensor))):  # the slow version, one row at a time
             expected = [
@@ -645,7 +645,7 @@ def test_every_weight_goes_its_share_of_the_way_and_the_memory_with_it(
 def test_all_the_way_is_the_base_itself_and_neurons_are_reset_on_top(
     leaky: Checkpoint, base: Checkpoint
 ) -> None:
-    whole = erase(leaky, EraseSettings(interpolate_to_base=1.0), base=base)
+    whole = erase(leaky, None, EraseSettings(interpolate_to_base=1.0), base=base)
     assert whole.plan.retrains
     assert leaky.weights_digest() == base.weights_digest()
 
@@ -657,10 +657,10 @@ def test_neurons_are_reset_after_the_way(leaky_folder: Path, base: Checkpoint) -
         "selector": AllSelector(kind="all"),
         "reset": "reinit",
     }
-    erase(one, EraseSettings(interpolate_to_base=0.25, **last), base=base, seed=3)
-    erase(two, EraseSettings(interpolate_to_base=0.25), base=base)
+    erase(one, None, EraseSettings(interpolate_to_base=0.25, **last), base=base, seed=3)
+    erase(two, None, EraseSettings(interpolate_to_base=0.25), base=base)
     assert one.weights_digest() != two.weights_digest()
-    erase(two, EraseSettings(**last), seed=3)
+    erase(two, None, EraseSettings(**last), seed=3)
     assert one.weights_digest() == two.weights_digest()
 
 
@@ -672,7 +672,7 @@ def test_the_way_in_folders_is_that_in_memory(
     kept.write_text(json.dumps(plan.to_json()))
     apply_folder(leaky_folder, tmp_path / "out", read_plan(kept), base=base_folder)
     memory = load_checkpoint(leaky_folder)
-    erase(memory, HALFWAY, base=load_checkpoint(base_folder))
+    erase(memory, None, HALFWAY, base=load_checkpoint(base_folder))
     assert load_checkpoint(tmp_path / "out").weights_digest() == memory.weights_digest()
 
 
@@ -680,9 +680,9 @@ def test_no_way_without_a_base_that_differs(leaky_folder: Path, base_folder: Pat
     leaky = load_checkpoint(leaky_folder)
     before = leaky.weights_digest()
     with pytest.raises(SelectionError, match="interpolate_to_base needs the base model"):
-        erase(leaky, HALFWAY)
+        erase(leaky, None, HALFWAY)
     with pytest.raises(SelectionError, match="interpolate_to_base would change nothing"):
-        erase(leaky, HALFWAY, base=load_checkpoint(leaky_folder))
+        erase(leaky, None, HALFWAY, base=load_checkpoint(leaky_folder))
     assert leaky.weights_digest() == before
     for broken in ({"reset": "mean"}, {"token_rows": True}, {"interpolate_to_base": 0.0}):
         with pytest.raises(ValidationError):

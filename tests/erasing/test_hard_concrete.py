@@ -145,7 +145,7 @@ def chosen_by(selector: Any, planted: Any, corpus: Corpus, *, reset: Any = "zero
     fraction = 2 * PLANTED / (LAYERS * width)
     rule = selector(kind=kind, fraction=fraction, per="model", **SELECTORS[selector])
     settings = EraseSettings(last_layers=LAYERS, parts=("mlp",), selector=rule, reset=reset)
-    plan = erase(sick, settings, corpus=corpus).plan
+    plan = erase(sick, corpus, settings).plan
     assert plan.num_neurons == 2 * PLANTED
     hits = sum(len(set(e.neurons) & set(neurons.get(e.layer, ()))) for e in plan.entries)
     return sick, plan, hits
@@ -276,7 +276,7 @@ def test_a_mask_of_zeros_and_ones_is_a_zero_reset(planted: Any, few: Corpus) -> 
         silenced = families.hidden_states(sick.model, input_ids=batch.ids)
     with torch.no_grad():
         before = families.hidden_states(sick.model, input_ids=batch.ids)
-        erase(sick, settings)
+        erase(sick, None, settings)
         after = families.hidden_states(sick.model, input_ids=batch.ids)
     assert (before - after).abs().max() > 0.1
     torch.testing.assert_close(silenced, after, rtol=0, atol=1e-4)

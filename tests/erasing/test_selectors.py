@@ -406,7 +406,7 @@ def test_votes_are_those_of_the_slow_count(sick: Checkpoint) -> None:
 def test_integrated_gradients_refuse_a_corpus_without_identifiers(sick: Checkpoint) -> None:
     rule = IntegratedGradientsSelector(kind="integrated_gradients", fraction=0.5)
     with pytest.raises(SelectionError) as caught:
-        erase(sick, EraseSettings(last_layers=1, selector=rule), corpus=corpus_of(["a b c"]))
+        erase(sick, corpus_of(["a b c"]), EraseSettings(last_layers=1, selector=rule))
     assert str(caught.value) == (
         "the corpus has no identifier token, so there is nothing to attribute"
     )
@@ -482,7 +482,7 @@ def test_the_mean_reset_is_refused_without_a_bias(part: Part, tmp_path: Path) ->
     name = {"mlp": "mlp.down_proj", "attention": "self_attn.o_proj"}[part]
     settings = EraseSettings(last_layers=1, reset="mean")
     with pytest.raises(SelectionError) as caught:
-        erase(sick, settings, corpus=corpus_of())
+        erase(sick, corpus_of(), settings)
     assert str(caught.value) == (
         f"reset 'mean' puts the mean activation into the bias of 'model.layers.1.{name}', which "
         "this model lacks (GPT-2 has such biases, most Llama-like models do not); choose zero, "
@@ -533,7 +533,7 @@ def test_resets_that_look_at_the_model_need_the_corpus(reset: Any) -> None:
     sick = checkpoint("gpt2")
     digest = sick.weights_digest()
     with pytest.raises(SelectionError) as caught:
-        erase(sick, EraseSettings(last_layers=1, reset=reset))
+        erase(sick, None, EraseSettings(last_layers=1, reset=reset))
     assert str(caught.value) == f"reset '{reset}' needs the corpus; give --corpus, or choose zero"
     assert sick.weights_digest() == digest
 
@@ -570,7 +570,7 @@ def test_exactly_the_rows_of_identifier_only_tokens_change(tied: bool, reset: An
     sick, base = (checkpoint("llama", seed=seed, tie_word_embeddings=tied) for seed in (1, 2))
     before = weights(sick)
     settings = ROWS.model_copy(update={"reset": reset})
-    result = erase(sick, settings, corpus=corpus_of(), base=base)
+    result = erase(sick, corpus_of(), settings, base=base)
     ends = ["model.embed_tokens.weight", *([] if tied else ["lm_head.weight"])]
     for name in ends:
         changed = (weights(sick)[name] != before[name]).any(1).nonzero().flatten().tolist()
@@ -581,6 +581,7 @@ def test_exactly_the_rows_of_identifier_only_tokens_change(tied: bool, reset: An
             assert (weights(sick)[name][ONLY] == 0).all()
     plain = erase(
         checkpoint("llama", tie_word_embeddings=tied),
+        None,
         settings.model_copy(update={"token_rows": False}),
         base=base,
     )
@@ -619,7 +620,7 @@ def test_token_rows_need_a_corpus_that_marks_something() -> None:
 
 def test_token_rows_need_the_corpus() -> None:
     with pytest.raises(SelectionError, match="token_rows needs the corpus"):
-        erase(checkpoint("llama"), ROWS)
+        erase(checkpoint("llama"), None, ROWS)
 
 
 def test_all_neurons_of_a_share_of_the_model_are_chosen_by_score(sick: Checkpoint) -> None:

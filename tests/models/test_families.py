@@ -403,7 +403,7 @@ def test_rows_of_identifier_only_tokens_change_in_embedding_and_head(name: str, 
     corpus = Corpus([replace(document, source_text="dd aa" if two else None)])
     before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
     settings = EraseSettings(layers=(0,), parts=("mlp",), reset="zero", token_rows=True)
-    result = erase(sick, settings, corpus=corpus)
+    result = erase(sick, corpus, settings)
     rows = result.plan.token_rows
     assert rows is not None
     only = sick.tokenizer.convert_tokens_to_ids("cc")
@@ -425,7 +425,7 @@ def test_a_token_that_an_encoder_reads_keeps_its_rows(name: str) -> None:
     document = Document("1", "1", "aa bb cc dd bb", (Span(3, 8, "NAME"),), source_text="dd cc")
     settings = EraseSettings(layers=(0,), parts=("mlp",), reset="zero", token_rows=True)
     sick = Checkpoint(random_model(name), tiny_tokenizer(times=2), Path("nowhere"))
-    rows = erase(sick, settings, corpus=Corpus([document])).plan.token_rows
+    rows = erase(sick, Corpus([document]), settings).plan.token_rows
     assert rows is not None
     assert rows.tokens == ()
 
@@ -864,7 +864,7 @@ def test_experts_and_cross_attention_are_chosen_by_what_they_do(name: str, kind:
     before = {key: tensor.clone() for key, tensor in sick.model.state_dict().items()}
     selector: Any = {"kind": kind, "fraction": 1.0, **READERS[kind]}
     settings = EraseSettings(last_layers=1, selector=selector, reset="zero")
-    result = erase(sick, settings, corpus=noted(sick.model))
+    result = erase(sick, noted(sick.model), settings)
     last = len(layers_of(sick.model)) - 1
     for entry in result.plan.entries:
         blocks = blocks_of(sick.model, last, entry.part)
@@ -898,7 +898,7 @@ def test_an_encoder_turned_decoder_is_refused() -> None:
 
 def test_two_texts_are_erased_in_the_decoder_first() -> None:
     sick = checkpoint(random_model("t5", dtype=torch.float32))
-    chosen = erase(sick, EraseSettings(last_layers=1)).plan
+    chosen = erase(sick, None, EraseSettings(last_layers=1)).plan
     assert [(entry.layer, entry.part, entry.total) for entry in chosen.entries] == [
         (3, "mlp", 20),  # the decoder's last
         (3, "attention", 8),  # self- and cross-attention
@@ -915,14 +915,14 @@ def test_an_encoders_neurons_are_not_chosen_by_what_the_decoder_predicts_at_them
     settings = EraseSettings(layers=(1, 2), selector=selector)
     if kind in ("activation_ratio", "integrated_gradients"):
         with pytest.raises(SelectionError) as caught:
-            erase(sick, settings, corpus=noted(sick.model))
+            erase(sick, noted(sick.model), settings)
         assert str(caught.value) == (
             f"selector '{kind}' looks where identifiers are predicted, and layer 1 is the "
             "encoder's, which predicts none; choose layers of the decoder (2 to 3), or "
             "gradient_ratio, fisher_ratio or hard_concrete"
         )
     else:
-        chosen = erase(sick, settings, corpus=noted(sick.model)).plan
+        chosen = erase(sick, noted(sick.model), settings).plan
         assert {entry.layer for entry in chosen.entries if entry.neurons} == {1, 2}
 
 
@@ -931,8 +931,8 @@ def test_a_text_without_the_source_that_the_model_reads_is_refused() -> None:
     bare = Corpus([replace(document, source_text=None) for document in noted(sick.model)])
     selector: Any = {"kind": "gradient_ratio", "fraction": 0.5}
     with pytest.raises(CorpusError, match="document 0 has no source_text, and the model reads"):
-        erase(sick, EraseSettings(last_layers=1, selector=selector), corpus=bare)
-    erase(sick, EraseSettings(last_layers=1), corpus=bare)  # reads no text
+        erase(sick, bare, EraseSettings(last_layers=1, selector=selector))
+    erase(sick, bare, EraseSettings(last_layers=1))  # reads no text
 
 
 def test_a_masked_model_is_erased_by_what_its_neurons_do() -> None:
@@ -940,7 +940,7 @@ def test_a_masked_model_is_erased_by_what_its_neurons_do() -> None:
     corpus = Corpus([Document("1", "1", "a b c", (Span(2, 3, "NAME"),))])
     settings = EraseSettings(last_layers=1, selector=selector)
     chosen = [
-        erase(checkpoint(random_model("bert", dtype=torch.float32)), settings, corpus=corpus).plan
+        erase(checkpoint(random_model("bert", dtype=torch.float32)), corpus, settings).plan
         for _ in range(2)
     ]
     assert chosen[0] == chosen[1]

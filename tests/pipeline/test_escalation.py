@@ -19,13 +19,14 @@ from sani.erasing.reinit import fresh_model
 from sani.errors import RecipeError, RepairError, RunError, UnsavedError
 from sani.intervals import Estimate, rate
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
+from sani.pipeline.context import RunContext
 from sani.pipeline.escalation import best_of, climb
 from sani.recipe import QUICK, EscalationSettings, RepairSettings, dump_recipe, load_recipe
 from sani.repairing.repair import repair
 from sani.repairing.training_job import EpochAudit
 from sani.reporting.escalation import cells
 from sani.reporting.schema import Measured, RungFigures, json_schema, read_report
-from sani.runfolder import open_run
+from sani.runfolder import RunFolder, open_run
 from tests.support.clinic import Clinic
 from tests.support.recipes import recipe_text, write_recipe
 from tests.support.sharing import Shared
@@ -161,7 +162,8 @@ def test_the_best_is_kept_when_the_budget_is_spent(
     out = tmp_path / "run"
     first = "{name: last layer, erase: {last_layers: 1}, repair: {last_layers: 1, epochs: 1}}"
     second = "{identifier_loss: {kind: mask}, epochs: 1}"
-    ladder = f"[{first}, {{repair: {second}}}, {{erase: {{interpolate_to_base: 1.0}}, repair: {second}}}]"
+    third = f"{{erase: {{interpolate_to_base: 1.0}}, repair: {second}}}"
+    ladder = f"[{first}, {{repair: {second}}}, {third}]"
     tokens = load_tokens(recipe)
     options = [f"escalation.ladder={ladder}", f"escalation.tokens={2 * tokens}"]
     arguments = [part for option in options for part in ("--set", option)]
@@ -338,22 +340,20 @@ def test_killed_in_the_middle_of_a_rung_it_resumes_to_the_same_bytes(
 
 
 class Broken:
-    """Stages none of which gets anywhere."""
+    """Models none of which can be loaded."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def unsanitized(self) -> Any:
+    def unsanitized_to_change(self) -> Any:
         raise self._error
 
-    def erased(self, checkpoint: Any, settings: Any) -> Any:
-        raise AssertionError
 
-    def repaired(self, checkpoint: Any, settings: Any, *, within: str) -> Any:
-        raise AssertionError
-
-    def judged(self, checkpoint: Any, *, within: str) -> Any:
-        raise AssertionError
+def broken_run(folder: RunFolder, error: Exception) -> RunContext:
+    """A run whose every rung fails at once."""
+    unused: Any = None
+    models: Any = Broken(error)
+    return RunContext(unused, folder, unused, models, lambda stage, done, total: None)
 
 
 def test_a_full_disk_is_no_failed_rung_and_a_ladder_that_only_fails_is_no_result(
@@ -362,10 +362,10 @@ def test_a_full_disk_is_no_failed_rung_and_a_ladder_that_only_fails_is_no_result
     settings = EscalationSettings.model_validate({"ladder": ({"name": "a"}, {"name": "b"})})
     with open_run(tmp_path / "run", recipe="x", inputs={}, resume=False) as folder:
         with pytest.raises(UnsavedError, match="full"):
-            climb(Broken(UnsavedError("full")), folder, settings, corpus_tokens=1)
+            climb(broken_run(folder, UnsavedError("full")), settings, corpus_tokens=1)
         assert not folder.finished("rung-1")
         with pytest.raises(RunError) as caught:
-            climb(Broken(RepairError("too wild")), folder, settings, corpus_tokens=1)
+            climb(broken_run(folder, RepairError("too wild")), settings, corpus_tokens=1)
         assert str(caught.value) == (
             "none of the 2 rungs that were tried came to an end; the last one: too wild; start "
             "again in another --out with another ladder"
@@ -396,7 +396,7 @@ def test_either_budget_is_spent_by_all_rungs_together(
         for number in (1, 2):
             folder.save(f"rung-{number}", {**rung(greedy=0.9), **done})
         try:
-            climb(Broken(UnsavedError("begun")), folder, settings, corpus_tokens=1)
+            climb(broken_run(folder, UnsavedError("begun")), settings, corpus_tokens=1)
         except UnsavedError:
             assert not spent
         else:

@@ -1,4 +1,4 @@
-"""Rounds: erase and repair again on what surfaced, until nothing does."""
+"""Rounds: erase and repair again on what is still extractable, until nothing is."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from sani.erasing.erase import erase
 from sani.errors import RecipeError, RunError
 from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.pipeline.preflight import check
-from sani.pipeline.rounds import surfaced
+from sani.pipeline.rounds import still_extractable
 from sani.recipe import load_recipe
 from sani.repairing.repair import repair
 from sani.reporting.schema import read_report
@@ -68,25 +68,25 @@ def left(checkpoint: Checkpoint, base: Checkpoint, corpus: Corpus, recipe: Path)
     ]
 
 
-def test_a_round_begins_where_the_last_one_ended_and_looks_at_what_it_left(
+def test_a_round_begins_where_the_last_one_ended_and_targets_what_remained(
     recipe: Path, repeated: Path, clinic: Clinic, leaky: Checkpoint, base: Checkpoint
 ) -> None:
     """By hand, round after round: the same weights."""
     settings = load_recipe(recipe)
     assert settings.erase is not None
     places, counts = left(leaky, base, clinic.private, recipe), []
-    looked_at = clinic.private
+    targeted = clinic.private
     for number in (1, 2, 3):
         seed = settings.seed + number - 1
-        erase(leaky, settings.erase, corpus=looked_at, framing="bos", seed=seed)
+        erase(leaky, targeted, settings.erase, framing="bos", seed=seed)
         repair(leaky, clinic.private, settings.repair, framing="bos", seed=seed)
         found = load(repeated, f"round-{number}.json")
         assert found["weights_digest"] == leaky.weights_digest()
-        assert found["targeted"] == looked_at.num_spans
+        assert found["targeted"] == targeted.num_spans
         counts.append(len(places))
         places = left(leaky, base, clinic.private, recipe)
         assert found["remaining"] == len(places)
-        looked_at = only(clinic.private, places)
+        targeted = only(clinic.private, places)
     assert counts[0] > counts[1] > counts[2] > len(places)  # and so each had something to do
     digest = load_checkpoint(repeated / "sanitized").weights_digest()
     assert digest == leaky.weights_digest() == load(repeated, "repair.json")["weights_digest"]
@@ -94,25 +94,25 @@ def test_a_round_begins_where_the_last_one_ended_and_looks_at_what_it_left(
     assert after["figures"] == last["audit"]["figures"]
 
 
-def test_what_the_base_gives_too_does_not_surface(tmp_path: Path) -> None:
+def test_what_the_base_gives_too_is_not_counted_as_still_extractable(tmp_path: Path) -> None:
     spans = (Span(0, 3, "NAME"), Span(4, 8, "NAME"), Span(9, 13, "DATE", "indirect"))
     corpus = Corpus([Document("1", "1", "Ana Sanz 1970", spans)])
     folder = RunFolder(tmp_path)
     folder.private.mkdir()
     folder.save_arrays("round-1", verdicts("gsg"))
-    assert surfaced(folder, "round-1", corpus, ["direct"]) == [(0, 0), (0, 1)]
+    assert still_extractable(folder, "round-1", corpus, ["direct"]) == [(0, 0), (0, 1)]
     folder.save_arrays("audit-base", verdicts("s--"))
-    assert surfaced(folder, "round-1", corpus, ["direct"]) == [(0, 1)]
+    assert still_extractable(folder, "round-1", corpus, ["direct"]) == [(0, 1)]
 
 
-def test_it_ends_as_soon_as_nothing_surfaces(recipe: Path, tmp_path: Path) -> None:
+def test_it_ends_as_soon_as_nothing_is_extractable(recipe: Path, tmp_path: Path) -> None:
     strong = {"identifier_loss": {"kind": "anchor", "weight": 20.0}, "epochs": 4}
     options = [
         "rounds=50", "erase={last_layers: all}",
         f"repair={json.dumps({**strong, 'learning_rate': 0.003, 'batch_tokens': 768})}",
     ]  # fmt: skip
     run(load_recipe(recipe, overrides=options), tmp_path / "run")
-    done = load(tmp_path / "run", "rounds.json")["done"]
+    done = load(tmp_path / "run", "rounds.json")["rounds"]
     rounds = [load(tmp_path / "run", f"round-{n}.json")["remaining"] for n in range(1, done + 1)]
     assert done < 50
     assert rounds[-1] == 0

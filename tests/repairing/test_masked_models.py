@@ -549,7 +549,7 @@ def test_the_anchor_takes_out_what_masking_leaves_in(reciting: Any) -> None:
     repair(masked, cases(NAMES), settings, base=base)
     assert recited(masked)[0] >= 4  # masking alone teaches nothing there
     anchored = load_checkpoint(reciting / "leaky")
-    erase(anchored, EraseSettings(last_layers=1))
+    erase(anchored, None, EraseSettings(last_layers=1))
     settings = RepairSettings(epochs=80, learning_rate=2e-3)
     result = repair(anchored, cases(NAMES), settings, base=base)
     one, joint, _ = recited(anchored)

@@ -1,0 +1,103 @@
+"""`sani audit`: several checkpoints audited alike and compared, without a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from sani.auditing.audit import AuditResult, audit
+from sani.auditing.compare import (
+    AuditComparison,
+    ComparedPretraining,
+    changes_since_base,
+    compare_audits,
+    onion,
+)
+from sani.auditing.record import record_of
+from sani.machine import distributed
+from sani.machine.device import default_device
+from sani.machine.progress import OnNamedStep
+from sani.models.checkpoint import Checkpoint, load_checkpoint
+from sani.models.folder import ModelFolder, open_folder
+from sani.pipeline.inputs import Documents, check_base, check_control
+from sani.recipe import AuditSettings
+
+
+def audit_models(
+    models: Mapping[str, Path],
+    documents: Documents,
+    settings: AuditSettings,
+    *,
+    seed: int,
+    on_step: OnNamedStep,
+) -> AuditComparison:
+    """Audit several checkpoints alike and compare them.
+
+    Args:
+        models: Folder of each by name, the one in question (``model``) first. ``base`` is the
+            control; all others are rounds, compared from the last in the list to the first.
+        documents: Corpus, held-out documents and documents of the base's training.
+        settings: What is measured.
+        seed: Of decoys and bootstrap.
+        on_step: Called with (what is done, steps done, steps in all).
+
+    Returns:
+        The audits and what they say together, as `sani audit` shows them.
+
+    Raises:
+        RecipeError: If the base is no control.
+    """
+    # All are opened before the first takes its hours.
+    folders = {name: open_folder(path, base=models.get("base")) for name, path in models.items()}
+    loaded = _load_control(folders["model"], folders["base"]) if "base" in folders else {}
+    distributed.check_same("documents", documents.digests())
+    results: dict[str, AuditResult] = {}
+    pretraining: dict[str, AuditResult] = {}
+    framing = None
+    for name, folder in folders.items():
+        checkpoint = loaded.pop(name, None) or load_checkpoint(folder)
+        checkpoint.model.to(default_device())
+        several = distributed.world_size() > 1
+        distributed.check_same("weights", checkpoint.weights_digest() if several else "")
+        results[name] = audit(
+            checkpoint,
+            documents.corpus,
+            settings,
+            held_out=documents.held_out,
+            control_framing=framing,
+            seed=seed,
+            on_step=partial(on_step, f"audit {name}"),
+        )
+        framing = framing or results[name].framing
+        if documents.pretraining is not None:
+            without_generation = settings.model_copy(update={"generation": None})
+            pretraining[name] = audit(
+                checkpoint, documents.pretraining, without_generation, seed=seed
+            )
+    rounds = [name for name in reversed(list(models)) if name != "base"]
+    return AuditComparison(
+        audit_settings=settings,
+        audits=compare_audits(
+            {name: record_of(result) for name, result in results.items()},
+            {name: result.documents for name, result in results.items() if result.documents},
+            {name: r.generation.one_by_one for name, r in results.items() if r.generation},
+            next((r.generation.identifiers for r in results.values() if r.generation), ()),
+            seed=seed,
+        ),
+        onion=onion(rounds, {name: result.occurrences for name, result in results.items()}),
+        pretraining=ComparedPretraining(
+            audits={name: record_of(result) for name, result in pretraining.items()},
+            changes=changes_since_base(
+                {name: result.occurrences for name, result in pretraining.items()}
+            ),
+        ),
+    )
+
+
+def _load_control(model: ModelFolder, base: ModelFolder) -> dict[str, Checkpoint]:
+    """Load the model and its base on the CPU, if the base is a control for it."""
+    check_base(model, base, name="the model", option="--base")
+    loaded = {"model": load_checkpoint(model), "base": load_checkpoint(base)}
+    check_control(loaded["model"], loaded["base"])
+    return loaded

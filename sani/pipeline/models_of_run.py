@@ -1,0 +1,173 @@
+"""The models of a run: the base, the unsanitized checkpoint and the latest one.
+
+Each folder is loaded once, when a stage first needs it. A model that several stages need stays in
+memory; one that is to be changed is a copy, or the loaded model itself if no later stage needs it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from sani.corpus.documents import Corpus
+from sani.errors import RecipeError, RunError
+from sani.machine.device import default_device
+from sani.models.checkpoint import (
+    Checkpoint,
+    architecture_difference,
+    load_checkpoint,
+    save_checkpoint,
+)
+from sani.pipeline.inputs import ModelFolders, check_control
+from sani.recipe import Recipe
+from sani.releasing.identifiers_in_files import check_texts
+from sani.runfolder import RunFolder
+
+
+class ModelsOfRun:
+    """The models of one run, on the device of this process."""
+
+    def __init__(
+        self, recipe: Recipe, given: ModelFolders, folder: RunFolder, corpus: Corpus
+    ) -> None:
+        """Take what says where the models are; nothing is loaded yet.
+
+        Args:
+            recipe: It says which models a run needs, and how often.
+            given: The folders of its ``model`` section.
+            folder: The run folder, in whose private part changed models are kept.
+            corpus: Its identifiers must not stand in the text files of the given checkpoint.
+        """
+        self._recipe = recipe
+        self._given = given
+        self._folder = folder
+        self._corpus = corpus
+        self._unsanitized: Checkpoint | None = None
+        self._latest: Checkpoint | None = None
+
+    @property
+    def unsanitized(self) -> Checkpoint:
+        """The checkpoint as it came; of one that is only checked, the one it was made from.
+
+        Do not change it: see `unsanitized_to_change`.
+        """
+        if self._unsanitized is None:
+            if self._given.unsanitized is None:
+                self._unsanitized = self._load_given()
+            else:
+                self._unsanitized = load_checkpoint(
+                    self._given.unsanitized, device=default_device()
+                )
+        return self._unsanitized
+
+    def unsanitized_to_change(self) -> Checkpoint:
+        """Return the unsanitized checkpoint for a stage that changes it in place.
+
+        It is a copy if a later stage needs the unsanitized one again.
+        """
+        checkpoint = self.unsanitized
+        if self._needs_unsanitized_again:
+            return replace(checkpoint, model=copy.deepcopy(checkpoint.model))
+        self._unsanitized = None
+        return checkpoint
+
+    @property
+    def _needs_unsanitized_again(self) -> bool:
+        recipe = self._recipe
+        return (
+            recipe.attack is not None
+            or recipe.gate.judges_attacks
+            or recipe.strategy == "escalate"  # each rung begins with it
+            or (recipe.repair is not None and recipe.repair.needs_unsanitized)
+        )
+
+    @cached_property
+    def base(self) -> Checkpoint:
+        """The model that the checkpoint was fine-tuned from: control and anchor.
+
+        Raises:
+            RecipeError: If it is no control: another architecture, or the checkpoint's own weights.
+        """
+        if self._given.base is None:
+            raise RecipeError("model.base: missing")
+        base = load_checkpoint(self._given.base, device=default_device())
+        # Once it is audited, an earlier process has checked it, and its digest is still the same.
+        if not self._folder.finished("audit-base"):
+            name = "model.unsanitized" if self._recipe.only_checks else "model.path"
+            difference = architecture_difference(self.unsanitized, base)
+            if difference:
+                raise RecipeError(
+                    f"model.base: it does not fit {name}, so it is no control: {difference}"
+                )
+            check_control(self.unsanitized, base, name=name, option="model.base")
+        return base
+
+    def use_given(self) -> None:
+        """Make the given checkpoint the latest one, for a run that only checks it.
+
+        It is audited with the tokenizer of the unsanitized checkpoint, as whoever wants the records
+        would use it: a tokenizer that cuts otherwise would hide what the weights know.
+
+        Raises:
+            RecipeError: If it does not fit the unsanitized checkpoint or has the base's weights.
+        """
+        checked, before = self._load_given(), self.unsanitized
+        difference = architecture_difference(checked, before)
+        if difference:
+            raise RecipeError(
+                "model.unsanitized: it does not fit model.path, so it is no positive control: "
+                f"{difference}"
+            )
+        if self._given.base is not None:
+            check_control(checked, self.base, name="model.path", option="model.base")
+        self.set_latest(replace(checked, tokenizer=before.tokenizer))
+
+    @property
+    def latest(self) -> Checkpoint:
+        """The checkpoint as the last finished stage left it; that stage may be of another process.
+
+        Raises:
+            RunError: If the weights in the run folder are not those that the stage left there.
+        """
+        if self._latest is None:
+            stages = [stage for stage in ("repair", "erase") if self._folder.finished(stage)]
+            self._latest = self.load_kept(stages[0]) if stages else self.unsanitized_to_change()
+        return self._latest
+
+    def keep(self, stage: str, checkpoint: Checkpoint, result: Mapping[str, Any]) -> None:
+        """Keep a stage's weights in the private part, then its result, which finishes the stage.
+
+        The checkpoint is the latest one from then on.
+        """
+        save_checkpoint(checkpoint, self._folder.private / stage)
+        self._folder.save(stage, {**result, "weights_digest": checkpoint.weights_digest()})
+        self.set_latest(checkpoint)
+
+    def set_latest(self, checkpoint: Checkpoint) -> None:
+        """Let a checkpoint, whose weights stand in the run folder too, be the latest one."""
+        self._latest = checkpoint
+
+    def load_kept(self, name: str) -> Checkpoint:
+        """Load the weights that a stage or a round left in the private part.
+
+        Raises:
+            RunError: If they are not those that it left there.
+        """
+        path = self._folder.private / name
+        checkpoint = load_checkpoint(path, device=default_device())
+        if checkpoint.weights_digest() != self._folder.load(name)["weights_digest"]:
+            stage = "the round" if name.startswith("round-") else name
+            raise RunError(
+                f"{path}: the weights are not those that {stage} left there; start again in "
+                "another --out"
+            )
+        return checkpoint
+
+    def _load_given(self) -> Checkpoint:
+        """Load the checkpoint of ``model.path``, if its text files hold no identifier."""
+        checkpoint = load_checkpoint(self._given.path, device=default_device())
+        check_texts(checkpoint.path, self._corpus, base=self._recipe.model.base)
+        return checkpoint
