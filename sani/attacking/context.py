@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -92,6 +93,28 @@ class AttackContext:
             [self.annotated, *([self.held_out] if self.held_out else [])], seed=self.seed
         )
 
+    @cached_property
+    def _encoded(self) -> dict[Any, list[Encoded]]:
+        """`annotated` as tokens, by tokenizer."""
+        return {}
+
+    def encoded_annotated(self, checkpoint: Checkpoint) -> list[Encoded]:
+        """Return `annotated` as tokens; each model's tokenizer reads it once for all attacks."""
+        tokenizer = checkpoint.tokenizer
+        if tokenizer not in self._encoded:
+            self._encoded[tokenizer] = encode(self.annotated, tokenizer)
+        return self._encoded[tokenizer]
+
+    def encoded(self, checkpoint: Checkpoint) -> list[Encoded]:
+        """Return `corpus` as tokens: those of `annotated`, with fewer spans."""
+        items = []
+        for item, annotated, document in zip(
+            self.encoded_annotated(checkpoint), self.annotated, self.corpus, strict=True
+        ):
+            tokens_of = dict(zip(annotated.spans, item.spans, strict=True))
+            items.append(replace(item, spans=[tokens_of[span] for span in document.spans]))
+        return items
+
     def framing(self, checkpoint: Checkpoint) -> Framing:
         """Return the tokens around each document, for this checkpoint's tokenizer."""
         return framing_of(checkpoint, self.audit.framing)
@@ -133,7 +156,7 @@ class AttackContext:
     ) -> Occurrences:
         """Return the audit's verdicts for these occurrences, in order; for all if None."""
         corpus = self.corpus if places is None else only(self.corpus, places)
-        encoded = [item for item in encode(corpus, checkpoint.tokenizer) if item.spans]
+        encoded = select_spans(self.encoded(checkpoint), self.places if places is None else places)
         return self.score_documents(checkpoint, corpus, encoded, decoys=decoys, reader=reader)
 
     def score_documents(
@@ -173,6 +196,16 @@ def duplicate(checkpoint: Checkpoint) -> Checkpoint:
 def all_places(corpus: Corpus) -> list[Place]:
     """Return every occurrence of a corpus, in order."""
     return [(d, s) for d, document in enumerate(corpus) for s in range(len(document.spans))]
+
+
+def select_spans(encoded: Sequence[Encoded], places: Sequence[Place]) -> list[Encoded]:
+    """Return the documents that hold these occurrences, with no other span, as `only` does."""
+    spans: list[list[tuple[int, int]]] = [[] for _ in encoded]
+    for document, span in places:
+        spans[document].append(encoded[document].spans[span])
+    return [
+        replace(item, spans=chosen) for item, chosen in zip(encoded, spans, strict=True) if chosen
+    ]
 
 
 def one_by_one(corpus: Corpus, places: Sequence[Place]) -> Corpus:

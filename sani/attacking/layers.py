@@ -22,12 +22,12 @@ from transformers import DynamicCache
 from sani.attacking.context import AttackContext, Outcome, all_places, surrogated
 from sani.auditing.rows import document_windows, text_row
 from sani.auditing.teacher_forcing import LogitReader
-from sani.corpus.documents import Corpus, Place
+from sani.corpus.documents import Place
 from sani.intervals import Estimate, clustered_mean
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import LayersSettings
-from sani.text.tokens import encode
+from sani.text.tokens import Encoded, encode
 
 FOLDS = 5  # ours: of the probe's cross-validation, by subject
 PENALTY = 1.0  # ours: ridge penalty on standardized states
@@ -83,8 +83,11 @@ def probe(model: Checkpoint, context: AttackContext, chosen: Sequence[int]) -> l
     attacked = {(d, context.corpus[d].spans[s]) for d, s in context.places}
     true = [(d, s) for d, s in decoy_of if (d, context.annotated[d].spans[s]) in attacked]
     states = [
-        _states(model, context, corpus, places, chosen)
-        for corpus, places in ((context.annotated, true), (replaced, [decoy_of[p] for p in true]))
+        _states(model, context, encoded, places, chosen)
+        for encoded, places in (
+            (context.encoded_annotated(model), true),
+            (encode(replaced, model.tokenizer), [decoy_of[place] for place in true]),
+        )
     ]  # of each side, of each layer, [n, hidden]; NaN where a value could not be read
     # Folds by subject: a probe that saw other values of the same subject would know the person.
     subjects = sorted({document.subject_id for document in context.corpus})
@@ -139,13 +142,12 @@ def preferred(true: Floats, decoys: Floats, folds: Ints, *, penalty: float) -> F
 def _states(
     model: Checkpoint,
     context: AttackContext,
-    corpus: Corpus,
+    encoded: Sequence[Encoded],
     places: Sequence[Place],
     chosen: Sequence[int],
 ) -> list[Floats]:
     """Return hidden states at each value's last token, for each layer [places, hidden]."""
     framing = context.framing(model)
-    encoded = encode(corpus, model.tokenizer)
     width = model.text_config.hidden_size
     states = [np.full((len(places), width), np.nan) for _ in chosen]
     ends_of: dict[int, list[tuple[int, int]]] = defaultdict(list)  # document -> (row, last token)

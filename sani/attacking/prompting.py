@@ -16,7 +16,6 @@ from sani.attacking.context import AttackContext, Outcome, cut, one_by_one
 from sani.corpus.documents import Corpus, Document, Place, Span
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import PromptingSettings
-from sani.text.tokens import encode
 
 # Text in the place of the text of the identifier's own line.
 HEADINGS = {
@@ -44,7 +43,7 @@ def prompting(
     few decoys share that part.
     """
     places = context.drawn(settings.occurrences)
-    encoded, alone = encode(context.corpus, model.tokenizer), one_by_one(context.corpus, places)
+    encoded, alone = context.encoded(model), one_by_one(context.corpus, places)
     for tokens in settings.prefixes:
         short = cut(encoded, places, prefix=tokens)
         occurrences = context.score_documents(model, alone, short)
@@ -70,7 +69,7 @@ def _partly_given(
     Left out where fewer than `MIN_OCCURRENCES` occurrences have two tokens, or two words.
     """
     places = context.drawn(len(context.places), ordered=False)
-    encoded = encode(context.corpus, model.tokenizer)
+    encoded = context.encoded(model)
     several = [(d, s) for d, s in places if encoded[d].spans[s][1] - encoded[d].spans[s][0] > 1]
     several = several[:max_occurrences]
     if len(several) >= MIN_OCCURRENCES:

@@ -26,7 +26,6 @@ from sani.auditing.sampling import sample
 from sani.intervals import clustered_mean
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import SamplingSettings
-from sani.text.tokens import encode
 
 MAX_SAMPLES = 10**4
 LIKELIEST_SHARE = 0.5  # of the occurrences that are really sampled
@@ -76,7 +75,7 @@ def check(model: Checkpoint, context: AttackContext, settings: SamplingSettings)
     Half of the occurrences are the likeliest, so that there is something to count. The others are
     drawn at random.
     """
-    encoded, places = encode(context.corpus, model.tokenizer), context.places
+    encoded, places = context.encoded(model), context.places
     short = cut(encoded, places, prefix=settings.prefix)
     occurrences = context.score_documents(
         model, one_by_one(context.corpus, places), short, decoys=False

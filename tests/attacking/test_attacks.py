@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,6 +53,7 @@ from sani.recipe import (
     AttackSettings,
     AuditSettings,
     GuidanceSettings,
+    LayersSettings,
     MaskObjective,
     NeighboursSettings,
     PromptingSettings,
@@ -775,6 +777,29 @@ def test_a_result_is_the_same_after_a_trip_through_json_and_a_damaged_one_is_ref
         stored["attacks"]["quantize"]["4 bits"]["models"]["base"] = damaged
         with pytest.raises(AttackError, match=r"the first is attacks\.quantize\.4 bits\.models"):
             AttackResult.from_json(stored)
+
+
+def test_attacks_tokenize_every_document_once_for_each_model(
+    clinic: Clinic, leaky: Checkpoint, base: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: Counter[str] = Counter()
+    tokenizer = type(leaky.tokenizer)
+    tokenize = tokenizer.__call__
+
+    def counted(self: Any, text: Any, *args: Any, **options: Any) -> Any:
+        calls.update([text] if isinstance(text, str) else text)
+        return tokenize(self, text, *args, **options)
+
+    monkeypatch.setattr(tokenizer, "__call__", counted)
+    corpus = Corpus(clinic.private[:4])
+    settings = settings_of(
+        quantize=QuantizeSettings(),
+        prompting=PromptingSettings(occurrences=20, prefixes=(10,)),
+        sampling=SamplingSettings(occurrences=1, samples=1),
+        layers=LayersSettings(layers=1),
+    )
+    attack({"sanitized": leaky, "base": base}, corpus, settings, audit=BEHIND_BOS)
+    assert [calls[document.text] for document in corpus] == [2] * len(corpus)
 
 
 def test_every_attack_has_settings_of_its_name_and_stands_in_the_quick_ones() -> None:

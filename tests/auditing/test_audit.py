@@ -4,6 +4,7 @@ import itertools
 import random
 import socket
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
@@ -46,7 +47,7 @@ from sani.errors import AuditError, CheckpointError, UnsupportedModelError
 from sani.intervals import clustered_mean, rate
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
-from sani.recipe import AuditSettings
+from sani.recipe import AuditSettings, GenerationSettings
 from sani.text.framing import Framing, framing_named, framings
 from sani.text.tokens import encode, overlapping, windows
 from sani.values.decoys import DecoyMaker
@@ -1208,3 +1209,26 @@ def test_occurrences_come_in_the_order_of_the_corpus_whatever_the_windows(
         index = expected.index((place.document, place.span))
         true = slow_log_probability(leaky, place.left, place.tokens)
         assert found.log_probability[index] == pytest.approx(true, abs=NATS)
+
+
+def test_an_audit_tokenizes_every_document_once(
+    clinic: Clinic, leaky: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [document.text for document in (*clinic.private, *clinic.held_out)]
+    calls: Counter[str] = Counter()
+    tokenizer = type(leaky.tokenizer)
+    tokenize = tokenizer.__call__
+
+    def counted(self: Any, text: Any, *args: Any, **options: Any) -> Any:
+        calls.update([text] if isinstance(text, str) else text)
+        return tokenize(self, text, *args, **options)
+
+    monkeypatch.setattr(tokenizer, "__call__", counted)
+    settings = AuditSettings(
+        decoys=1, generation=GenerationSettings(empty=1, headings=1, openings=1, new_tokens=2)
+    )
+    result = audit(leaky, clinic.private, settings, held_out=clinic.held_out)
+    assert len(result.framings_tried) > 1  # the framing search, membership and generation ran
+    assert result.membership is not None
+    assert result.generation is not None
+    assert [calls[text] for text in texts] == [1] * len(texts)
