@@ -218,7 +218,8 @@ def test_what_the_scan_found_is_written_and_read_back_with_source_and_score(tmp_
     write_documents(documents, tmp_path / "out.jsonl")
     assert list(read_corpus(tmp_path / "out.jsonl")) == documents
     assert (tmp_path / "out.jsonl").stat().st_mode & 0o777 == 0o600
-    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").open(encoding="utf-8")]
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
     assert rows[0]["spans"][1] == {"start": 3, "end": 4, "label": "AGE", "kind": "indirect"}
 
 
