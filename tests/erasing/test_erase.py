@@ -686,4 +686,4 @@ def test_no_way_without_a_base_that_differs(leaky_folder: Path, base_folder: Pat
     assert leaky.weights_digest() == before
     for broken in ({"reset": "mean"}, {"token_rows": True}, {"interpolate_to_base": 0.0}):
         with pytest.raises(ValidationError):
-            EraseSettings(**{"interpolate_to_base": 0.5, **broken})
+            EraseSettings.model_validate({"interpolate_to_base": 0.5, **broken})

@@ -3,7 +3,7 @@
 import copy
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -257,7 +257,9 @@ def test_the_mask_without_noise_is_stretched_and_clipped() -> None:
 
 def sites_of(checkpoint: Checkpoint) -> Any:
     layout = layout_of(checkpoint)
-    sites = [(layer, part) for layer in range(LAYERS) for part in ("mlp", "attention")]
+    sites: list[tuple[int, Part]] = [
+        (layer, part) for layer in range(LAYERS) for part in get_args(Part)
+    ]
     outputs = {site: layout.outputs(site[1], layer=site[0]) for site in sites}
     return outputs, {site: layout.num_neurons(site[1], layer=site[0]) for site in sites}
 

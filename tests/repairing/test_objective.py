@@ -426,7 +426,7 @@ def test_the_counterfactual_anchor_never_reads_the_values(
         for index, (first, last) in enumerate(item.spans):
             for sample in range(2):
                 document, _ = surrogates.document(item.document, round=-1 - sample)
-                (other,) = encode([document], tokenizer)
+                (other,) = encode(Corpus([document]), tokenizer)
                 begin, end = other.spans[index]
                 for token in range(first, last):
                     before = [0, *other.ids[: min(begin + token - first, end - 1)]]

@@ -182,7 +182,7 @@ def test_only_the_last_layers_are_trained_where_that_is_asked(config: Callable[.
     before = weights(sick)
     layers = sick.model.base_model.layers if config is llama else sick.model.base_model.h
     flows: list[Any] = [set(), set()]
-    trained = set()
+    trained: set[str] = set()
 
     def record(flow: Any, output: Any) -> None:
         if torch.is_grad_enabled():
@@ -763,13 +763,17 @@ def test_where_memory_runs_out_batches_are_halved_once_and_the_result_is_the_sam
     for times in (0, 1):
         sick = checkpoint()
         steps: list[Any] = []
+
+        def note(done: int, _: int, steps: list[Any] = steps) -> None:
+            steps.append(done)
+
         sick.model.model.layers[1].register_forward_pre_hook(out_of_memory(steps, times=times))
         result = repair(
             sick,
             corpus_of(TEXTS * 2),
             settings_of(ANCHOR, pack=False),
             base=checkpoint(seed=2),
-            on_step=lambda done, _, s=steps: s.append(done),
+            on_step=note,
         )
         results.append((weights(sick), result))
     (plain, untouched), (halved, result) = results
