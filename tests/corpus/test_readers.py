@@ -112,7 +112,7 @@ def write_brat(folder: Path, stem: str, text: str, tags: str | None) -> Path:
     return folder
 
 
-def refusal(path: Path | str, **options: object) -> str:
+def refusal(path: Path | str, **options: Any) -> str:
     """The message with which a corpus is refused, after a check that nothing of it leaks."""
     with pytest.raises(CorpusError) as caught:
         read_corpus(path, **options)
@@ -397,7 +397,7 @@ def without(row: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != key}
 
 
-BAD_ROWS: list[dict[str, Any]] = [
+BAD_ROWS: list[tuple[Any, str]] = [
     ({"text": NAME}, "'id' is missing or empty; expected a string or a whole number of its own"),
     (
         {"id": " ", "text": NAME},

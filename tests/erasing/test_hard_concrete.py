@@ -27,6 +27,7 @@ from sani.recipe import (
     IntegratedGradientsSelector,
     RandomSelector,
 )
+from sani.recipe.settings import Part
 from tests.support.clinic import Clinic
 
 LABEL = "NAME"
@@ -126,7 +127,7 @@ def losses(checkpoint: Checkpoint, corpus: Corpus, label: Any = None) -> dict[st
     return {sort: float(torch.cat(values).mean()) for sort, values in found.items()}
 
 
-SELECTORS: dict[str, Any] = {
+SELECTORS: dict[Any, Any] = {
     RandomSelector: {},
     ActivationRatioSelector: {},
     GradientRatioSelector: {},

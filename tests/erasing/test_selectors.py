@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -136,7 +136,7 @@ def sites_of(sick: Checkpoint, layers: Any = range(LAYERS)) -> Any:
     return outputs, {site: layout.num_neurons(site[1], layer=site[0]) for site in sites}
 
 
-def modules_of(outputs: Any) -> dict[str, Any]:
+def modules_of(outputs: Any) -> dict[tuple[int, Part], Any]:
     """Of models in which one module takes in all neurons' activations of a layer and part."""
     return {site: output.name for site, (output,) in outputs.items()}
 
@@ -424,7 +424,7 @@ def logits_of(sick: Checkpoint, hooks: Any = ()) -> Any:
     return logits
 
 
-def slow_means(sick: Checkpoint, corpus: Corpus, modules: Any) -> dict[str, Any]:
+def slow_means(sick: Checkpoint, corpus: Corpus, modules: Any) -> dict[tuple[int, Part], Any]:
     """Mean input of each module, one document and one position at a time."""
     sums, count = dict.fromkeys(modules, 0.0), 0
     for document in corpus:
@@ -769,7 +769,7 @@ def test_the_check_knows_where_nothing_is_predicted(
     tmp_path: Path, name: str, layer: int, kind: str, holds: bool
 ) -> None:
     sick = Checkpoint(random_model(name), tokenizer(), tmp_path)
-    settings = EraseSettings(layers=(layer,), selector={"kind": kind, "fraction": 0.5})
+    settings = EraseSettings(layers=(layer,), selector=cast("Any", {"kind": kind, "fraction": 0.5}))
     found, detail = check_erase(sick, tmp_path, settings)
     assert found == holds
     assert holds or f"layer {layer} is the encoder's, which predicts none" in detail

@@ -511,7 +511,7 @@ def test_a_copy_across_file_systems_is_a_plain_copy(
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "drift"])
-def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family: str, kind: str) -> None:
+def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family: str, kind: Any) -> None:
     """The slow obvious version: mark one neuron's numbers, take the norm over the marks."""
     sick, base = (checkpoint(config_of(family), seed=seed) for seed in (1, 2))
     selector = (MagnitudeSelector if kind == "magnitude" else DriftSelector)(
@@ -689,8 +689,8 @@ def test_a_plan_that_was_kept_is_carried_out_exactly(
     assert main([*erase, str(tmp_path / "both"), *both]) == 2
     assert "--plan already holds every choice" in capsys.readouterr().err
     for more in (["--seed", "9"], ["--dry-run"]):  # neither would have an effect
-        kept = [*erase, str(tmp_path / "both"), "--plan", str(tmp_path / "plan.json"), *more]
-        assert main(kept) == 2
+        command = [*erase, str(tmp_path / "both"), "--plan", str(tmp_path / "plan.json"), *more]
+        assert main(command) == 2
         assert "--plan already holds every choice" in capsys.readouterr().err
     assert not (tmp_path / "both").exists()
 

@@ -43,7 +43,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(held_out, folder / "held_out.jsonl")
     write_jsonl([replace(d, spans=()) for d in private], folder / "unmarked.jsonl")
     texts = [document.text for document in public]
-    for architecture, place in (("llama", folder), ("bert", folder / "bert")):
+    architectures: list[tuple[Any, Path]] = [("llama", folder), ("bert", folder / "bert")]
+    for architecture, place in architectures:
         model = new_model(texts, vocab_size=400, layers=4, hidden=32, context=128, seed=0,
                           folder=place / "tokenizer", architecture=architecture)  # fmt: skip
         for name, seed in (("base", 0), ("fine-tuned", 1), ("last-round", 2)):

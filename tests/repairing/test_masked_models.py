@@ -225,7 +225,7 @@ class WordSurrogates(Surrogates):
 
     def __init__(self, corpus: Corpus, *, seed: int) -> None:
         super().__init__(corpus, seed=seed)
-        self._maker = self
+        vars(self)["_maker"] = self
 
     def decoys(self, label: str, value: Any, *, count: int) -> Any:
         return [word for word in WORDS[3:] if word != value][:count]
@@ -444,7 +444,7 @@ def test_every_family_is_repaired_in_its_last_layer_and_through_an_adapter(name:
 def test_an_interrupted_repair_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     settings = settings_of(ANCHOR, epochs=12)
 
-    def run(folder: Path, *, at: Any = None) -> Any:
+    def run(folder: Path | None, *, at: Any = None) -> Any:
         sick, steps = checkpoint(), []
 
         def on_step(done: Any, _: Any) -> None:
@@ -569,7 +569,8 @@ def test_the_anchor_takes_out_what_masking_leaves_in(reciting: Any) -> None:
 
 @pytest.mark.parametrize("case", ["counterfactual", "no mask", "all span"])
 def test_what_has_no_sense_for_a_masked_model_is_refused(case: str) -> None:
-    sick, corpus, at = checkpoint(), corpus_of(), MASK
+    sick, corpus = checkpoint(), corpus_of()
+    at: Any = MASK
     if case == "counterfactual":
         at, message = AnchorObjective(kind="anchor", to="counterfactual"), "is for causal models"
     elif case == "no mask":

@@ -144,7 +144,7 @@ def test_training_is_that_of_an_explicit_loop(
     # Decay where Trainer decays: matrices, not norms and biases.
     decayed = [p for n, p in slow.model.named_parameters() if "norm" not in n]
     others = [p for n, p in slow.model.named_parameters() if "norm" in n]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.1, foreach=False)
     losses = []
     for step in range(epochs):
@@ -374,7 +374,7 @@ class WordSurrogates(Surrogates):
 
     def __init__(self, corpus: Corpus, *, seed: int) -> None:
         super().__init__(corpus, seed=seed)
-        self._maker = self
+        vars(self)["_maker"] = self
 
     def decoys(self, label: str, value: Any, *, count: int) -> Any:
         return [word for word in WORDS[3:] if word != value][:count]
@@ -649,7 +649,7 @@ def test_a_corpus_of_nothing_but_spans_is_refused() -> None:
         ),
     ],
 )
-def test_an_anchor_that_does_not_hold_is_refused(base: dict[str, int] | None, message: str) -> None:
+def test_an_anchor_that_does_not_hold_is_refused(base: Any, message: str) -> None:
     sick = checkpoint()
     digest = sick.weights_digest()
     base = base and checkpoint(LlamaConfig(**{**COMMON, **base, "num_key_value_heads": 2}))
