@@ -47,7 +47,7 @@ from sani.errors import AuditError, CheckpointError, UnsupportedModelError
 from sani.intervals import clustered_mean, rate
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
-from sani.recipe import AuditSettings, GenerationSettings
+from sani.recipe import AuditSettings, GenerationSettings, settings_from
 from sani.text.framing import Framing, framing_named, framings
 from sani.text.tokens import encode, overlapping, windows
 from sani.values.decoys import DecoyMaker
