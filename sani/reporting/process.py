@@ -176,8 +176,8 @@ def retrains(plan: Mapping[str, Any]) -> str:
 def interpolate_to_base(plan: Mapping[str, Any]) -> str:
     """What is to be said of weights that went to the base's."""
     return (
-        f"First every weight went {plan['interpolate_to_base']:.0%} of the way to the base's, embeddings "
-        "and norms included."
+        f"First every weight went {plan['interpolate_to_base']:.0%} of the way to the base's, "
+        "embeddings and norms included."
     )
 
 
@@ -186,8 +186,8 @@ def token_rows(plan: Mapping[str, Any]) -> Iterator[str]:
     if rows := plan["token_rows"]:
         tied = "one tied tensor" if rows["tied"] else "not tied"
         yield (
-            f"Rows of {rows['rows']} of {rows['total']} tokens that only identifiers have were reset "
-            f"in embedding and head ({tied})."
+            f"Rows of {rows['rows']} of {rows['total']} tokens that only identifiers have were "
+            f"reset in embedding and head ({tied})."
         )
         if plan["reset"] != "rewind":
             yield (
