@@ -150,9 +150,8 @@ class _Sections:
                     text = _first_sentence(self._models[names[0]].get("description", ""))
                 new = [name for name in names if name not in self._shown]
                 target = where if new else self._shown[names[0]]
-                text = f"{text.rstrip('.')}. See [{target}](#{re.sub(r'[^a-z_-]', '', target)}).".lstrip(
-                    ". "
-                )
+                anchor = re.sub(r"[^a-z_-]", "", target)
+                text = f"{text.rstrip('.')}. See [{target}](#{anchor}).".lstrip(". ")
                 if new:
                     below.append((where, new))
                     self._shown |= dict.fromkeys(new, where)

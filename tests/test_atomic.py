@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from sani import atomic
 from sani.atomic import new_file, new_folder, write_text
 from sani.errors import WriteError
 from tests.support.folders import no_space, small_files
@@ -85,7 +84,7 @@ def test_a_folder_is_written_whole_or_not_at_all(
     def fails_on_the_new_one(old: Any, new: Any) -> None:
         no_space() if str(old).endswith(".partial") else rename(old, new)
 
-    monkeypatch.setattr(atomic.os, step, no_space if step == "fsync" else fails_on_the_new_one)
+    monkeypatch.setattr(os, step, no_space if step == "fsync" else fails_on_the_new_one)
     with pytest.raises(WriteError) as caught, new_folder(folder) as staging:
         (staging / "new").write_text("new")
     assert str(caught.value) == (

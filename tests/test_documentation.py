@@ -81,7 +81,7 @@ def commands() -> list[Command]:
     return found
 
 
-SANI: dict[str, Any] = typer.main.get_command(app).commands
+SANI: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
 COMMANDS = commands()
 RUN_HERE = [command for command in COMMANDS if command.elsewhere is None]
 
@@ -117,7 +117,7 @@ def smaller(command: Command) -> list[str]:
     for option, value in SMALL_VALUES.items():
         if option in words:
             words[words.index(option) + 1] = value
-    return words + SMALLER.get(command.words[:2], [])
+    return words + SMALLER.get((command.words[0], command.words[1]), [])
 
 
 def test_the_readme_has_commands_and_they_are_found() -> None:

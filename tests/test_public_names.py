@@ -1,4 +1,4 @@
-"""The public names of `sani`: one list, served lazily, with every error, in one order of arguments."""
+"""The public names of `sani`: one list, served lazily, with every error class in it."""
 
 import ast
 import inspect

@@ -1,1 +1,1 @@
-"""What an adversary finds who does more than ask, beside the same attack on the base."""
+"""Attacks of an adversary who does more than prompt, each beside the same attack on the base."""

@@ -130,38 +130,32 @@ def attack(
         unsanitized=models.get(UNSANITIZED),
         seed=seed,
     )
-    attack_names = [name for name in ATTACKS if getattr(settings, name) is not None]
+    names = [name for name in ATTACKS if getattr(settings, name) is not None]
     targets = [
-        (attack_name, model)
-        for attack_name in (UNATTACKED, *attack_names)
-        for model in attacked
-        if model in models
+        (name, model) for name in (UNATTACKED, *names) for model in attacked if model in models
     ]
     figures: dict[str, dict[str, dict[str, StoredFigures]]] = {}
-    for number, (attack_name, model) in enumerate(targets):
+    for number, (name, model) in enumerate(targets):
         if on_step is not None:
-            on_step(f"attack: {attack_name}, {model}", number, len(targets))
-        path = folder / f"{attack_name}-{model}.json" if folder else None
+            on_step(f"attack: {name}, {model}", number, len(targets))
+        path = folder / f"{name}-{model}.json" if folder else None
         variants = distributed.on_main(partial(_load, path, digests[model]))
         if variants is None:
-            variants = {
-                outcome.variant: _figures(outcome, context)
-                for outcome in _outcomes(attack_name, models[model], context, settings)
-            }
+            variants = _attack_model(name, models[model], context, settings)
             distributed.on_main(partial(_store, path, digests[model], variants))
         for variant, of_model in variants.items():
-            figures.setdefault(attack_name, {}).setdefault(variant, {})[model] = of_model
+            figures.setdefault(name, {}).setdefault(variant, {})[model] = of_model
     unattacked = next(iter(figures[UNATTACKED].values()))[SANITIZED].extracted
     return AttackResult(
         settings=settings,
         framing=audit.framing,
         documents=len(context.corpus),
         occurrences=len(context.places),
-        not_run=[name for name in ATTACKS if name not in attack_names],
+        not_run=[name for name in ATTACKS if name not in names],
         seconds=time.perf_counter() - started,
         attacks={
-            attack_name: {variant: _compare(row, unattacked) for variant, row in rows.items()}
-            for attack_name, rows in figures.items()
+            name: {variant: _compare(row, unattacked) for variant, row in rows.items()}
+            for name, rows in figures.items()
         },
     )
 
@@ -237,14 +231,15 @@ def _of_kinds(corpus: Corpus, kinds: Sequence[Kind]) -> Corpus:
     return only(corpus, [(d, s) for d, s in all_places(corpus) if corpus[d].spans[s].kind in kinds])
 
 
-def _outcomes(
+def _attack_model(
     name: str, model: Checkpoint, context: AttackContext, settings: AttackSettings
-) -> Iterator[Outcome]:
-    """Run one attack on one model."""
+) -> dict[str, StoredFigures]:
+    """Run one attack on one model, and return the figures of each variant."""
     if name == UNATTACKED:
-        yield Outcome("as it is", context.score(model), context.places)
+        outcomes = iter([Outcome("as it is", context.score(model), context.places)])
     else:
-        yield from ATTACKS[name](model, context, getattr(settings, name))
+        outcomes = ATTACKS[name](model, context, getattr(settings, name))
+    return {outcome.variant: _figures(outcome, context) for outcome in outcomes}
 
 
 @cache

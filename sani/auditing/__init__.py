@@ -1,1 +1,1 @@
-"""What a checkpoint recites: exact figures from forward passes, each beside its control."""
+"""The audit of a checkpoint: exact figures from forward passes, each beside its control."""

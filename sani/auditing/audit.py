@@ -144,12 +144,7 @@ def audit(
         checkpoint, documents.corpus, documents.encoded, framing, settings,
         maker=maker, on_step=on_step,
     )  # fmt: skip
-    unscored = occurrences.count_unscored()
-    if not occurrences.scored.any():
-        raise AuditError(
-            f"none of the {corpus.num_spans} occurrences can be scored (by reason: {unscored}); "
-            "nothing can be said of what the model recites"
-        )
+    _check_scored(occurrences)
     control = framing_of(checkpoint, control_framing or framing.name)
     utility = documents_scores = generation = None
     if outside:
@@ -168,7 +163,7 @@ def audit(
         jointly=figures_by_scope(documents.corpus, jointly, settings, seed=seed)
         if jointly
         else None,
-        unscored=unscored,
+        unscored=occurrences.count_unscored(),
         without_decoys=int((occurrences.scored & np.isnan(occurrences.auc)).sum()),
         utility=utility,
         membership=membership(documents_scores, seed=seed) if documents_scores else None,
@@ -178,6 +173,15 @@ def audit(
         documents=documents_scores,
         generation=generation,
     )
+
+
+def _check_scored(occurrences: Occurrences) -> None:
+    """Raise an error if no occurrence was scored, for no figure would follow from that."""
+    if not occurrences.scored.any():
+        raise AuditError(
+            f"none of the {len(occurrences.scored)} occurrences can be scored (by reason: "
+            f"{occurrences.count_unscored()}); nothing can be said of what the model recites"
+        )
 
 
 def _read(checkpoint: Checkpoint, corpus: Corpus) -> _Documents:

@@ -22,7 +22,7 @@ _ADDRESS = re.compile(r"@|://|www\.")
 
 
 class CueFinder:
-    """Finds, for values of one text, whether the text around them gives them away.
+    """A search of one text for what gives the values in it away.
 
     Source: the low-overlap subset of CRM (2601.03791). Deviation: words instead of n-grams of
     tokens, so that the verdict is the same for every tokenizer.
@@ -43,7 +43,7 @@ class CueFinder:
         self._folded = folded
 
     def cued(self, start: int, end: int, seen: Sequence[tuple[int, int]]) -> bool:
-        """Whether more than half of ``text[start:end]`` stands in the seen parts of the text.
+        """Return whether more than half of ``text[start:end]`` stands in seen parts of the text.
 
         Counted in letters and digits of its words of `SHORTEST_WORD` letters and its numbers of
         `SHORTEST_NUMBER` digits or more; a shorter value counts if all of it is repeated. In an

@@ -67,7 +67,7 @@ class Hit:
 
 
 class IdentifierIndex:
-    """Finds every identifier of every subject in a text, in one reading of it.
+    """A search for every identifier of every subject in a text, in one reading of it.
 
     Values that fold to the same words and digits are one identifier, whoever it belongs to; so are
     unambiguous writings of one date.
@@ -126,11 +126,11 @@ class IdentifierIndex:
         self._automaton.make_automaton()
 
     def __len__(self) -> int:
-        """How many distinct identifiers are searched for."""
+        """Return the number of distinct identifiers that are searched for."""
         return len(self.identifiers)
 
     def find(self, text: str) -> list[Hit]:
-        """The identifiers that stand in a text, by number, each once."""
+        """Find the identifiers that stand in a text, by number, each once."""
         folded = fold_text(text)
         exact_hits: dict[int, bool] = {}
         line, edges = _line(folded)
@@ -149,7 +149,7 @@ _Key = str | Days
 
 
 def _line(folded: str) -> tuple[str, bytearray]:
-    """Words one space apart and numbers without separators; at each place, what ends there.
+    """Join words one space apart and numbers without separators, and mark where words end.
 
     Returns:
         The line, and for each of its n + 1 places whether a word begins or ends there (`_WORD`),
@@ -196,7 +196,7 @@ def _too_short(key: _Key, value: str) -> bool:
 
 
 def _turned(line: str) -> Iterator[str]:
-    """A name of two to four words with its last words first: ``surname given`` and the like."""
+    """Yield a name of two to four words with its last words first, as in ``surname given``."""
     words = line.split()
     if 2 <= len(words) <= 4 and all(word.isalpha() and len(word) > 1 for word in words):
         for first in range(1, len(words)):

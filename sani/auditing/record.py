@@ -17,7 +17,7 @@ from sani.intervals import Rate
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """What sampling brought up; fields as in `sani.auditing.generation.GenerationResult`.
+    """Record of an audit by generation; fields as in `sani.auditing.generation.GenerationResult`.
 
     ``beyond`` compares it with the base; None where it was not compared.
     """
@@ -33,7 +33,7 @@ class GenerationRecord:
 
 @dataclass(frozen=True)
 class AuditRecord:
-    """What one checkpoint recites; fields as in `sani.auditing.audit.AuditResult`.
+    """The record of one audit; fields as in `sani.auditing.audit.AuditResult`.
 
     It has every figure and no single occurrence.
     """

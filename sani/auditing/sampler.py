@@ -1,4 +1,4 @@
-"""How the adversary of the audit samples from a model."""
+"""Settings of the sampler with which the adversary of the audit samples from a model."""
 
 from dataclasses import dataclass
 

@@ -157,7 +157,7 @@ def scan(
         console.show_json(data) if as_json else console.show_evaluation(data)
         return
     if out:
-        distributed.on_main(lambda: write_jsonl(result.corpus, out))
+        write_jsonl(result.corpus, out)
         console.say(f"{out} holds identifiers in the clear (mode 0600): keep it with the records")
     inventory = result.inventory.to_json()
     console.show_json(inventory) if as_json else console.show_inventory(inventory)

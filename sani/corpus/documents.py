@@ -22,7 +22,7 @@ TERM_SOURCE = "term"  # of a confidential term that a list names
 
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
-    """Where an identifier stands.
+    """The place of an identifier in a text.
 
     Attributes:
         start: First character, 0-based.
@@ -46,7 +46,7 @@ BETWEEN_TURNS = "\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Which characters [start, end) of a document one role of a conversation said."""
+    """The characters [start, end) of a document that one role of a conversation said."""
 
     role: str
     start: int
@@ -76,11 +76,11 @@ class Document:
     source_text: str | None = None
 
     def __repr__(self) -> str:
-        """Sizes only, never a value."""
+        """Return sizes only, never a value."""
         return f"Document({len(self.text)} characters, {len(self.spans)} spans)"
 
     def value(self, span: Span) -> str:
-        """The identifier in clear; whoever calls this keeps it inside ``private/``."""
+        """Return the identifier in clear; whoever calls this keeps it inside ``private/``."""
         return self.text[span.start : span.end]
 
 
@@ -91,19 +91,19 @@ class Corpus(Sequence[Document]):
         self._documents = tuple(documents)
 
     def __repr__(self) -> str:
-        """Sizes only, never a value."""
+        """Return sizes only, never a value."""
         return f"Corpus({len(self)} documents, {self.num_spans} spans)"
 
     def __len__(self) -> int:
-        """The number of documents."""
+        """Return the number of documents."""
         return len(self._documents)
 
     def __iter__(self) -> Iterator[Document]:
-        """The documents in order."""
+        """Return the documents in order."""
         return iter(self._documents)
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        """The document with this number, or a tuple of them for a slice."""
+        """Return the document with this number, or a tuple of them for a slice."""
         return self._documents[index]
 
     @property
@@ -112,7 +112,7 @@ class Corpus(Sequence[Document]):
         return sum(len(document.spans) for document in self._documents)
 
     def digest(self) -> str:
-        """SHA-256 of every id, subject, text, span and turn, as hexadecimal digits.
+        """Return the SHA-256 of every id, subject, text, span and turn, as hexadecimal digits.
 
         It tells whether two corpora are the same. It is not keyed, so it stays in ``private/``.
         """
@@ -131,11 +131,11 @@ class Corpus(Sequence[Document]):
 
 
 Place = tuple[int, int]
-"""Where an occurrence stands: number of its document, number of its span in it."""
+"""The place of an occurrence: number of its document, number of its span in it."""
 
 
 def only(corpus: Corpus, places: Sequence[Place]) -> Corpus:
-    """The same documents with these spans marked and no others."""
+    """Return the same documents with these spans marked and no others."""
     spans: list[list[Span]] = [[] for _ in corpus]
     for document, span in places:
         spans[document].append(corpus[document].spans[span])

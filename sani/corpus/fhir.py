@@ -18,7 +18,7 @@ from sani.corpus.tables import read_jsonl
 
 
 def read_fhir(path: Path) -> Rows:
-    """One resource a line; blank lines are skipped."""
+    """Read one resource a line; blank lines are skipped."""
     for place, row in read_jsonl(path):
         if isinstance(row, RecordError):
             yield place, row
@@ -30,7 +30,7 @@ def read_fhir(path: Path) -> Rows:
 
 
 def holds_fhir(path: Path) -> bool:
-    """Whether the first line of a JSONL file is a FHIR resource."""
+    """Return whether the first line of a JSONL file is a FHIR resource."""
     rows = read_jsonl(path)
     _, row = next(rows, ("", RecordError("")))
     rows.close()
@@ -38,7 +38,7 @@ def holds_fhir(path: Path) -> bool:
 
 
 def _to_row(resource: Row) -> Row:
-    """The record of a resource."""
+    """Return the record of a resource."""
     if resource.get("resourceType") != "DocumentReference":
         raise RecordError(
             "its 'resourceType' is not DocumentReference; keep resources of other types in files "
@@ -56,7 +56,7 @@ def _to_row(resource: Row) -> Row:
 
 
 def _text(contents: object) -> str:
-    """The text of the first attachment that is plain text and holds its data."""
+    """Return the text of the first attachment that is plain text and holds its data."""
     if not isinstance(contents, list):
         raise RecordError(f"'content' is {type_name(contents)}; expected a list")
     for content in contents:

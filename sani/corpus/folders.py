@@ -55,7 +55,7 @@ class _Tag:
 
 
 def read_i2b2(folder: Path) -> Rows:
-    """One XML file a document: ``TEXT``, and ``TAGS`` with start, end, text and TYPE each."""
+    """Read an XML file a document: ``TEXT``, and ``TAGS`` with start, end, text and TYPE each."""
     files = list_files(folder, ".xml")
     for number, path in enumerate(files, start=1):
         where = _place(folder, ".xml", number=number, count=len(files))
@@ -74,7 +74,7 @@ def read_i2b2(folder: Path) -> Rows:
 
 
 def read_brat(folder: Path) -> Rows:
-    """One ``.txt`` and one ``.ann`` file a document; a discontinuous tag gives several spans."""
+    """Read a ``.txt`` and an ``.ann`` file a document; a discontinuous tag gives several spans."""
     texts, tags = list_files(folder, ".txt"), list_files(folder, ".ann")
     places = {
         path: _place(folder, path.suffix, number=number, count=len(paths))
@@ -95,7 +95,7 @@ def read_brat(folder: Path) -> Rows:
 
 
 def read_text_folder(folder: Path, *, subject_pattern: str | None = None) -> Rows:
-    """One ``.txt`` file a document, in this folder and those below; nothing is marked.
+    """Read one ``.txt`` file a document, in this folder and those below; nothing is marked.
 
     The subject is what the group ``subject`` of the pattern finds in the file's path within the
     folder; without a pattern, the first folder below, if the file lies in one.
@@ -146,14 +146,14 @@ def _subject_pattern(folder: Path, expression: str | None) -> re.Pattern[str] | 
 
 
 def _text_files(folder: Path) -> list[tuple[int, Path, int]]:
-    """Number, path and count of the text files, in the order of their paths' bytes."""
+    """Return the number, path and count of the text files, in the order of their paths' bytes."""
     paths = [path for path in folder.rglob("*.txt") if not path.name.startswith(".")]
     paths.sort(key=lambda path: os.fsencode(path))
     return [(number, path, len(paths)) for number, path in enumerate(paths, start=1)]
 
 
 def list_files(folder: Path, suffix: str) -> list[Path]:
-    """Files of a folder with a suffix, in the order of ``LC_ALL=C ls``.
+    """Return the files of a folder with a suffix, in the order of ``LC_ALL=C ls``.
 
     Raises:
         CorpusError: If files would be passed over: in a folder within, or for a suffix's case.
@@ -176,13 +176,13 @@ def list_files(folder: Path, suffix: str) -> list[Path]:
 
 
 def _place(folder: Path, suffix: str, *, number: int, count: int) -> str:
-    """A file's place, and how to see its name; the name itself may be a patient's."""
+    """Return a file's place, and how to see its name; the name itself may be a patient's."""
     listing = f"LC_ALL=C ls {shlex.quote(str(folder))}/*{suffix} | sed -n {number}p"
     return f"file {number} of {count} in name order ({listing})"
 
 
 def _read_text(path: Path) -> str:
-    """A file as text, line ends and byte-order mark as they are."""
+    """Read a file as text, line ends and byte-order mark as they are."""
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
@@ -244,7 +244,7 @@ class _XmlContent:
 
 
 def _parse_xml(source: str) -> tuple[str, list[_Tag]]:
-    """Text and tags of an i2b2 file; whatever encoding it declares, it is UTF-8 by now."""
+    """Parse an i2b2 file into text and tags; whatever encoding it declares, it is UTF-8 by now."""
     parser = expat.ParserCreate("utf-8")
     content = _XmlContent(parser)
     try:
@@ -265,7 +265,7 @@ def _parse_xml(source: str) -> tuple[str, list[_Tag]]:
 def _brat_row(
     text_path: Path, tag_path: Path, *, places: dict[Path, str]
 ) -> tuple[str, Row | RecordError]:
-    """One document of a BRAT folder, or the file in which there is a problem, and the problem."""
+    """Read one document of a BRAT folder, or return the file with a problem, and the problem."""
     try:
         text = _read_text(text_path)
     except RecordError as problem:
@@ -281,7 +281,7 @@ def _brat_row(
 
 
 def _parse_brat(source: str) -> list[_Tag]:
-    """Entities of a ``.ann`` file; lines that are no annotation at all are an error."""
+    """Parse the entities of a ``.ann`` file; lines that are no annotation at all are an error."""
     tags = []
     for number, line in enumerate(source.removeprefix(_BOM).split("\n"), start=1):
         line = line.removesuffix("\r")
@@ -302,7 +302,7 @@ def _parse_brat(source: str) -> list[_Tag]:
 
 
 def _settle(readings: Sequence[str], tags: Sequence[_Tag], *, certain: bool) -> str:
-    """The first reading of a text in which every tag covers the words it says.
+    """Return the first reading of a text in which every tag covers the words it says.
 
     Args:
         readings: The text as its standard reads it, then what else the offsets may count.
@@ -325,7 +325,7 @@ def _settle(readings: Sequence[str], tags: Sequence[_Tag], *, certain: bool) -> 
 
 
 def _misfit(text: str, tags: Sequence[_Tag]) -> RecordError | None:
-    """What is wrong with the first tag that does not fit a text; None if all do."""
+    """Return the problem of the first tag that does not fit a text; None if all do."""
     for tag in tags:
         try:
             for start, end in tag.fragments:
@@ -343,7 +343,7 @@ def _misfit(text: str, tags: Sequence[_Tag]) -> RecordError | None:
 
 
 def _to_row(stem: str, text: str, tags: Sequence[_Tag]) -> Row:
-    """The record of a file; its kinds are left to whoever knows the labels."""
+    """Return the record of a file; its kinds are left to whoever knows the labels."""
     spans = [
         {"start": start, "end": end, "label": tag.label}
         for tag in tags

@@ -99,7 +99,7 @@ def read_corpus(
 
 
 def _resolve_format(path: Path, format: Format | None) -> Format:
-    """The format to read a path as, after a look at what the path is."""
+    """Return the format of a path, by its name or by its content."""
     if format is not None and format not in FORMATS:
         raise CorpusError(f"{path}: unknown format; expected one of {', '.join(FORMATS)}")
     if not path.exists():
@@ -128,7 +128,7 @@ def _resolve_format(path: Path, format: Format | None) -> Format:
 
 
 def _resolve_folder(path: Path, format: Format | None) -> Format:
-    """The format of a folder, by the files it holds."""
+    """Return the format of a folder, by the files it holds."""
     if format is not None and format not in _FOLDER_FORMATS:
         raise CorpusError(f"{path}: it is a folder; the format {format} is read from one file")
     found: dict[Format, bool] = {
@@ -153,7 +153,7 @@ def _resolve_folder(path: Path, format: Format | None) -> Format:
 def _collect(
     rows: Rows, *, limit: int | None, kinds: Mapping[str, Kind]
 ) -> tuple[list[Document], list[tuple[str, str]]]:
-    """All documents, and place and problem of every record that is none."""
+    """Read all documents, and the place and problem of every record that is none."""
     documents: list[Document] = []
     problems: list[tuple[str, str]] = []
     places: dict[str, str] = {}
@@ -182,7 +182,7 @@ def _collect(
 
 
 def _report(path: Path, problems: list[tuple[str, str]]) -> str:
-    """One message for all problems; those beyond the first ten are only counted."""
+    """Return one message for all problems; those beyond the first ten are only counted."""
     if len(problems) == 1:
         place, problem = problems[0]
         return f"{path}, {place}: {problem}" if place else f"{path}: {problem}"

@@ -1,4 +1,4 @@
-"""What one record must look like, and the document it becomes, whatever format it came from.
+"""The form of one record, and the document it becomes, whatever format it came from.
 
 A record is a mapping with ``id``, ``text`` and, where known, ``subject_id`` and ``spans``; a
 conversation has ``messages`` instead of ``text`` and ``spans``. What is
@@ -31,7 +31,7 @@ _TYPE_NAMES = {
 
 
 class RecordError(CorpusError):
-    """One thing that is wrong with one record; the reader adds where that record stands.
+    """One problem of one record; the reader adds where that record stands.
 
     Attributes:
         line: Line in the record's own file, from 1, where the record is a file by itself.
@@ -48,7 +48,7 @@ Rows = Generator[tuple[str, Row | RecordError], None, None]
 
 
 def to_document(row: Row, *, kinds: Mapping[str, Kind]) -> Document:
-    """The document that a record describes; spans sorted, exact duplicates dropped.
+    """Return the document that a record describes; spans sorted, exact duplicates dropped.
 
     Args:
         row: The record; keys other than ``COLUMNS`` are ignored.
@@ -91,7 +91,7 @@ def _check_text(value: object, field: str) -> str:
 def _conversation(
     value: object, *, kinds: Mapping[str, Kind]
 ) -> tuple[str, tuple[Span, ...], tuple[Turn, ...]]:
-    """All that was said as one text, its spans, and who said which part."""
+    """Join the messages to one text; return it with its spans and the turns."""
     if not isinstance(value, list) or not value:
         got = "empty" if isinstance(value, list) else type_name(value)
         raise RecordError(f"'messages' is {got}; expected a list of objects")
@@ -118,7 +118,7 @@ def _conversation(
 
 
 def marks(row: Row) -> bool:
-    """Whether a record has a place for spans, be it empty; of a conversation, some message."""
+    """Return whether a record, or a message of it, has the key for spans, be they none."""
     messages = row.get("messages")
     inner = messages if isinstance(messages, list) else []
     return any("spans" in item for item in (row, *inner) if isinstance(item, Mapping))
@@ -146,12 +146,12 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def type_name(value: object) -> str:
-    """The type of a value in a reader's words, never the value."""
+    """Return the type of a value in a reader's words, never the value."""
     return _TYPE_NAMES.get(type(value), "of another type")
 
 
 def _identity(value: object, field: str) -> str | None:
-    """An id as text; None where it is missing, null or blank."""
+    """Return an id as text; None where it is missing, null or blank."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is None:
@@ -174,7 +174,7 @@ def _check_surrogates(value: str, field: str) -> None:
 
 
 def _to_spans(value: object, text: str, *, kinds: Mapping[str, Kind]) -> tuple[Span, ...]:
-    """All spans of a record, in order; null means none."""
+    """Read all spans of a record, in order; null means none."""
     if value is None:
         return ()
     if not isinstance(value, list):
@@ -189,7 +189,7 @@ def _to_spans(value: object, text: str, *, kinds: Mapping[str, Kind]) -> tuple[S
 
 
 def _to_span(item: object, text: str, *, kinds: Mapping[str, Kind]) -> Span:
-    """One span, checked against the text that it points into."""
+    """Read one span and check it against the text that it points into."""
     if not isinstance(item, dict):
         raise RecordError(f"it is {type_name(item)}; expected an object")
     start, end = _offset(item, "start"), _offset(item, "end")
@@ -210,7 +210,7 @@ def _to_span(item: object, text: str, *, kinds: Mapping[str, Kind]) -> Span:
 
 
 def _provenance(item: Mapping[str, object]) -> tuple[str, float]:
-    """Who found a span, and how surely; a score without a source is another tool's column."""
+    """Return a span's source and score; a score without a source is another tool's column."""
     if item.get("source") is None:
         return ANNOTATION, 1.0
     score = 1.0 if item.get("score") is None else item["score"]
@@ -220,7 +220,7 @@ def _provenance(item: Mapping[str, object]) -> tuple[str, float]:
 
 
 def check_name(value: object, field: str, *, example: str) -> str:
-    """A label or a source: both are printed in reports, so neither may look like a value.
+    """Check a label or a source: both are printed in reports, so neither may look like a value.
 
     Raises:
         RecordError: If it does, or is no text.
@@ -240,7 +240,7 @@ def check_name(value: object, field: str, *, example: str) -> str:
 
 
 def _offset(item: Mapping[str, object], field: str) -> int:
-    """A start or an end as a whole number."""
+    """Read a start or an end as a whole number."""
     value = item.get(field)
     if not isinstance(value, int) or isinstance(value, bool):
         raise RecordError(f"{field!r} is {type_name(value)}; expected a whole number")

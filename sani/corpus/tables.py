@@ -27,6 +27,7 @@ from sani.atomic import new_file
 from sani.corpus.documents import ANNOTATION, Document, Span
 from sani.corpus.records import COLUMNS, RecordError, Row, Rows, check_names, type_name
 from sani.errors import CorpusError
+from sani.machine import distributed
 
 NOT_UTF8 = (
     "not UTF-8 text; find out its encoding and convert it with iconv, "
@@ -42,7 +43,7 @@ _ARROW_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 def read_jsonl(path: Path) -> Rows:
-    """One JSON object a line; blank lines are skipped."""
+    """Read one JSON object a line; blank lines are skipped."""
     with _open(path) as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -55,7 +56,7 @@ def read_jsonl(path: Path) -> Rows:
 
 
 def _open(path: Path) -> BinaryIO:
-    """A file's bytes; .gz and .zst are decompressed."""
+    """Open a file's bytes; .gz and .zst are decompressed."""
     if path.suffix.lower() not in COMPRESSED:
         return path.open("rb")
     import pyarrow as pa
@@ -67,17 +68,23 @@ def _open(path: Path) -> BinaryIO:
 def write_jsonl(documents: Iterable[Document], path: Path) -> None:
     """Write documents and their spans in the clear, whole or not at all, mode 0600.
 
+    Of several processes the main one writes.
+
     Raises:
         CorpusError: If a span reaches from one message into the next.
         WriteError: If the file cannot be written.
     """
+    distributed.on_main(lambda: _write_jsonl(documents, path))
+
+
+def _write_jsonl(documents: Iterable[Document], path: Path) -> None:
     with new_file(path, mode=0o600) as partial, partial.open("w", encoding="utf-8") as file:
         for document in documents:
             file.write(json.dumps(_row_of(document), ensure_ascii=False) + "\n")
 
 
 def _row_of(document: Document) -> dict[str, object]:
-    """A document as the contract has it."""
+    """Return a document as the record of the contract."""
     row: dict[str, object] = {"id": document.id, "subject_id": document.subject_id}
     if not document.turns:
         row["text"] = document.text
@@ -101,13 +108,13 @@ def _row_of(document: Document) -> dict[str, object]:
 
 
 def _span_to_json(span: Span) -> dict[str, object]:
-    """A span as the contract has it; who found it is said where the scan did."""
+    """Return a span as the contract has it, with source and score where the scan found it."""
     row = asdict(span)
     return row if span.source != ANNOTATION else {name: row[name] for name in SPAN_FIELDS}
 
 
 def _decode(raw: bytes, *, first: bool) -> str:
-    """A line as text, without the byte-order mark that may open the file."""
+    """Decode a line, without the byte-order mark that may open the file."""
     try:
         return (raw.removeprefix(codecs.BOM_UTF8) if first else raw).decode("utf-8")
     except UnicodeDecodeError:
@@ -115,7 +122,7 @@ def _decode(raw: bytes, *, first: bool) -> str:
 
 
 def _json_row(line: str) -> Row | RecordError:
-    """The object that a line holds, or what is wrong with it."""
+    """Return the object that a line holds, or its problem."""
     try:
         value = _parse_json(line)
     except RecordError as problem:
@@ -126,7 +133,7 @@ def _json_row(line: str) -> Row | RecordError:
 
 
 def _parse_json(source: str) -> object:
-    """JSON as Python values; the parser's own words are dropped, since they may quote."""
+    """Parse JSON; the parser's own words are dropped, since they may quote."""
     try:
         value: object = json.loads(source, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
@@ -139,7 +146,7 @@ def _parse_json(source: str) -> object:
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object; of two equal keys the first would be lost, and with it perhaps spans."""
+    """Refuse an object with two equal keys: the first would be lost, and with it perhaps spans."""
     value = dict(pairs)
     if len(value) != len(pairs):
         raise RecordError("a JSON object holds the same key twice; keep one")
@@ -147,7 +154,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def read_csv(path: Path) -> Rows:
-    """Comma-separated values with a header; ``spans`` is a JSON list in a cell.
+    """Read comma-separated values with a header; ``spans`` is a JSON list in a cell.
 
     A cell may hold line breaks within quotes; a record is named by the line it starts on.
     """
@@ -170,13 +177,13 @@ def read_csv(path: Path) -> Rows:
 
 
 def _decoded_lines(file: BinaryIO) -> Iterator[str]:
-    """Lines with their ends as they are, so that cells keep theirs."""
+    """Yield lines with their ends as they are, so that cells keep theirs."""
     for number, raw in enumerate(file, start=1):
         yield _decode(raw, first=number == 1)
 
 
 def _csv_rows(reader: Any, header: Sequence[str]) -> Rows:
-    """Records below the header, each with as many cells as the header has."""
+    """Yield records below the header, each with as many cells as the header has."""
     try:
         _check_header(header, "the header")
     except RecordError as problem:
@@ -198,7 +205,7 @@ def _csv_rows(reader: Any, header: Sequence[str]) -> Rows:
 
 
 def _csv_row(row: dict[str, object]) -> Row | RecordError:
-    """The record with its spans read; an empty cell means none."""
+    """Return the record with its spans read; an empty cell means none."""
     spans = row.pop("spans", None)
     if isinstance(spans, str) and spans.strip():
         try:
@@ -224,17 +231,17 @@ def _check_header(names: Sequence[str], what: str) -> None:
 
 
 def read_parquet(path: Path) -> Rows:
-    """A Parquet file; ``spans`` is a list of structs."""
+    """Read a Parquet file; ``spans`` is a list of structs."""
     return _read_columns(path, "parquet")
 
 
 def read_arrow(path: Path) -> Rows:
-    """An Arrow IPC stream or file; ``spans`` is a list of structs."""
+    """Read an Arrow IPC stream or file; ``spans`` is a list of structs."""
     return _read_columns(path, "arrow")
 
 
 def _read_columns(path: Path, builder: str) -> Rows:
-    """Rows of a columnar file, streamed, with nothing kept outside a temporary folder."""
+    """Read the rows of a columnar file, streamed, with nothing kept outside a temporary folder."""
     number = 0
     with tempfile.TemporaryDirectory() as folder, _silenced_datasets():
         try:
@@ -254,7 +261,7 @@ def _read_columns(path: Path, builder: str) -> Rows:
 
 
 def _tables(path: Path, builder: str, *, folder: str) -> Iterator[Any]:
-    """Arrow tables of a file, as they are stored: no feature is decoded, none is downloaded."""
+    """Read the Arrow tables of a file as they are stored: no feature is decoded or downloaded."""
     # Not load_dataset: it reports every call to a download counter on the network.
     from datasets.packaged_modules.arrow.arrow import Arrow
     from datasets.packaged_modules.parquet.parquet import Parquet
@@ -286,7 +293,7 @@ def _check_end(path: Path) -> None:
 
 
 def _cells(columns: dict[str, Any], index: int) -> Row | RecordError:
-    """One row as Python values."""
+    """Return one row as Python values."""
     try:
         return {name: column[index].as_py() for name, column in columns.items()}
     except UnicodeDecodeError:

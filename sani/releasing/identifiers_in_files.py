@@ -1,4 +1,4 @@
-"""What may be released of a checkpoint folder: an allow-list of files, and no identifier in them.
+"""The files of a checkpoint folder that may be released, and that no identifier is in them.
 
 Identifiers hide beside the weights too: in a token that was added, a chat template, a field of a
 configuration, the metadata of a safetensors file. What training left in the folder stays there.
@@ -68,13 +68,13 @@ OTHER = "other entries"
 
 
 def may_be_released(name: str) -> bool:
-    """Whether a file of this name is on the allow-list, or is weights."""
+    """Return whether a file of this name is on the allow-list, or is weights."""
     weights = name == INDEX or re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", name)
     return bool(weights) or name in TOKENIZER_FILES or name in CONFIG_FILES
 
 
 def files_not_released(folder: Path) -> dict[str, int]:
-    """What a checkpoint folder holds that is not released, as entries by kind.
+    """Count the entries of a checkpoint folder that are not released, by kind.
 
     TensorBoard logs are found in folders too. The names of files that training does not write are
     not told.
@@ -163,7 +163,13 @@ def check_release(folder: Path, corpus: Corpus, *, base: Path | None, ours: Iter
 
 
 class _Secrets:
-    """What must not be released, folded: all; direct ones; those no vocabulary holds by chance."""
+    """The values that must not be released, folded.
+
+    Attributes:
+        all: Every one.
+        direct: Direct identifiers and ids.
+        telling: Those that no vocabulary holds by chance.
+    """
 
     def __init__(self, corpus: Corpus) -> None:
         found: dict[Kind, set[tuple[str, bool]]] = {"direct": set(), "indirect": set()}
@@ -197,7 +203,7 @@ def _automaton(values: Iterable[str]) -> ahocorasick.Automaton:
 def _standing(
     secrets: ahocorasick.Automaton, strings: Iterable[str], *, whole_words: bool = True
 ) -> set[str]:
-    """The secrets that stand in one of the strings, whatever case, accents and blanks."""
+    """Return the secrets that stand in one of the strings, whatever case, accents and blanks."""
     text = fold_text(BETWEEN.join(strings))
     if not len(secrets):
         return set()
@@ -209,7 +215,7 @@ def _standing(
 
 
 def _inside(text: str, start: int, end: int) -> bool:
-    """Whether a word goes on before or after a stretch of the text."""
+    """Return whether a word goes on before or after a stretch of the text."""
     before, after = text[max(start - 1, 0) : start], text[end : end + 1]
     return re.match(r"\w", before) is not None or re.match(r"\w", after) is not None
 
@@ -223,7 +229,7 @@ def _refuse(folder: Path, name: str, found: set[str]) -> None:
 
 
 def _parse(file: Path) -> Any:
-    """A JSON file's content, or the text of any other."""
+    """Read a JSON file's content, or the text of any other."""
     text = file.read_text(encoding="utf-8", errors="replace")
     try:
         return json.loads(text)
@@ -232,7 +238,7 @@ def _parse(file: Path) -> Any:
 
 
 def _strings(data: Any, *, numbers: bool = True) -> Iterator[str]:
-    """Every key, string and, if asked, whole number of a JSON value; sizes are left out."""
+    """Yield every key, string and, if asked, whole number of a JSON value; sizes are left out."""
     waiting = [(data, numbers)]
     while waiting:
         value, counts = waiting.pop()
@@ -249,7 +255,7 @@ def _strings(data: Any, *, numbers: bool = True) -> Iterator[str]:
 
 
 def _vocabulary(file: Path) -> Iterator[str]:
-    """The pieces of a vocabulary, with blanks where the tokenizer writes a sign for them."""
+    """Read the pieces of a vocabulary, with blanks where the tokenizer writes a sign for them."""
     data = _parse(file)
     pieces = data.split("\n") if isinstance(data, str) else _strings(data, numbers=False)
     return (piece.replace("Ġ", " ").replace("▁", " ") for piece in pieces)

@@ -1,4 +1,4 @@
-"""What a scan found before, by the content of the document and everything that decides the result.
+"""The findings of earlier scans, by the document's content and all that decides the result.
 
 An SQLite file of mode 0600; its folder, if made here, has mode 0700. Keys are digests keyed by a
 secret of that folder, so that a short text cannot be guessed from its key; entries hold offsets,
@@ -52,7 +52,7 @@ class SpanCache:
             ) from None
 
     def __enter__(self) -> SpanCache:
-        """Itself."""
+        """Return the cache."""
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -60,7 +60,7 @@ class SpanCache:
         self._entries.close()
 
     def load(self, texts: Iterable[str]) -> list[tuple[Span, ...] | None]:
-        """The spans of each text; None for one that is not known."""
+        """Return the spans of each text; None for one that is not known."""
         found = []
         for text in texts:
             row = self._entries.execute(
@@ -86,17 +86,17 @@ class SpanCache:
 
 
 def spans_to_json(spans: Iterable[Span]) -> str:
-    """Spans as a compact text."""
+    """Write spans as a compact text."""
     return json.dumps([astuple(span) for span in spans], separators=(",", ":"))
 
 
 def spans_from_json(text: str) -> tuple[Span, ...]:
-    """Spans from `spans_to_json`."""
+    """Read spans from `spans_to_json`'s text."""
     return tuple(Span(*values) for values in json.loads(text))
 
 
 def _secret(place: Path) -> bytes:
-    """The folder's 32 secret bytes, made at first use, by whoever comes first.
+    """Return the folder's 32 secret bytes, made at first use, by whoever comes first.
 
     Raises:
         ValueError: If the file holds anything else.

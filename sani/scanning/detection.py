@@ -89,7 +89,7 @@ def estimate(
     cache_folder: Path | None = None,
     on_step: OnNamedStep | None = None,
 ) -> Evaluation:
-    """How good the detectors are on documents whose spans are right and complete.
+    """Measure the detectors on documents whose spans are right and complete.
 
     Their annotation is kept from the detectors; each distinct text counts once. K-anonymity is left
     out: what is rare in a sample is not what is rare in the corpus.
@@ -123,7 +123,7 @@ def _with(document: Document, spans: Sequence[Span]) -> Document:
 
 
 def _by_turn(span: Span, document: Document) -> Sequence[Span]:
-    """A span that was found, cut where a message of a conversation ends."""
+    """Cut a span where a message of a conversation ends."""
     ends = [(max(span.start, turn.start), min(span.end, turn.end)) for turn in document.turns]
     return [
         replace(span, start=start, end=end)
@@ -135,7 +135,7 @@ def _by_turn(span: Span, document: Document) -> Sequence[Span]:
 def _find_all(
     corpus: Corpus, settings: ScanSettings, cache_folder: Path | None, report: OnNamedStep
 ) -> list[tuple[Span, ...]]:
-    """What is found in each document by itself; ranks share the work, the main one the cache."""
+    """Find the spans of each document by itself; ranks share the work, the main one caches."""
     if not (settings.patterns or settings.ner or settings.terms):
         return [()] * len(corpus)
     asked = asked_of(settings)
@@ -165,7 +165,7 @@ def _find_all(
 def _known(
     folder: Path | None, detector: Detector, texts: Sequence[str]
 ) -> Sequence[tuple[Span, ...] | None]:
-    """What the cache knows of each text."""
+    """Return the cached spans of each text; None for a text that is not cached."""
     if folder is None:
         return [None] * len(texts)
     with SpanCache(folder, detector=detector.name) as kept:
@@ -186,7 +186,7 @@ def _keep(
 def _find_together(
     numbers: Sequence[int], texts: Sequence[str], asked: str, num_proc: int
 ) -> dict[int, tuple[Span, ...]]:
-    """Spans of the texts of these numbers, each looked for by one rank."""
+    """Find the spans of the texts of these numbers; each text is one rank's."""
     mine = [
         numbers[index] for index in distributed.shard([len(texts[number]) for number in numbers])
     ]
@@ -202,7 +202,7 @@ def _find_together(
 def _find_chunk(
     numbers: Sequence[int], texts: Sequence[str], asked: str, num_proc: int
 ) -> list[tuple[Span, ...]]:
-    """Spans of each text, looked for by ``num_proc`` processes."""
+    """Find the spans of each text with ``num_proc`` processes."""
     # Long and short texts are dealt out in turn, so that the processes end together.
     order = sorted(range(len(texts)), key=lambda index: (-len(texts[index]), index))
     order = [index for first in range(num_proc) for index in order[first::num_proc]]
@@ -237,7 +237,7 @@ def _find_chunk(
 
 
 def _find_batch(batch: dict[str, list[Any]], asked: str) -> dict[str, list[str]]:
-    """What is found, or what went wrong: a pool whose process raises can hang as it is closed."""
+    """Return the spans, or the problem: a pool whose process raises can hang as it is closed."""
     count = len(batch["text"])
     try:
         found = load_detector(asked).find(batch["text"], numbers=batch["number"])
@@ -247,7 +247,7 @@ def _find_batch(batch: dict[str, list[Any]], asked: str) -> dict[str, list[str]]
 
 
 def asked_of(settings: ScanSettings) -> str:
-    """What decides the findings in a document, as a text that a process can be told."""
+    """Return the settings that decide the findings in a document, as JSON for other processes."""
     read = settings.terms.read_bytes() if settings.terms and settings.terms.is_file() else b""
     asked = settings.model_dump(mode="json", include={"patterns", "ner", "terms"})
     return json.dumps({**asked, "terms_digest": hashlib.sha256(read).hexdigest()})
@@ -270,7 +270,7 @@ class Detector:
     terms: Finder | None
 
     def find(self, texts: Sequence[str], *, numbers: Sequence[int]) -> list[tuple[Span, ...]]:
-        """The spans of each text, without overlaps; ``numbers`` name the texts in an error."""
+        """Find the spans of each text, without overlaps; ``numbers`` name the texts in an error."""
         found = self.ner.find(texts) if self.ner else [[] for _ in texts]
         for number, text, spans in zip(numbers, texts, found, strict=True):
             if self.patterns:
@@ -285,7 +285,7 @@ class Detector:
 
 @cache
 def load_detector(asked: str) -> Detector:
-    """The detector of these settings; loaded once a process.
+    """Return the detector of these settings; loaded once a process.
 
     Args:
         asked: Settings ``patterns``, ``ner`` and ``terms`` as JSON, and the digest of the terms,

@@ -1,4 +1,4 @@
-"""How good a scan is: found spans against gold spans, by entity and by character.
+"""The quality of a scan: its spans against gold spans, by entity and by character.
 
 An entity counts strictly if a found span has its extent and label, and overlapping if a found span
 of its label shares a character with it. Recall of *covered* characters asks for no label: what is
@@ -22,7 +22,7 @@ from sani.scanning.labels import scan_label
 
 @dataclass
 class Tally:
-    """What was found of what there is.
+    """Counts of gold things and predicted things, and of those that match.
 
     Attributes:
         gold: Things there are; ``gold_matched`` of them were found.
@@ -35,7 +35,7 @@ class Tally:
     predicted_matched: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, and precision, recall and F1; None where nothing was tried."""
+        """Return the counts, precision, recall and F1; None where nothing was tried."""
         recall = self.gold_matched / self.gold if self.gold else None
         precision = self.predicted_matched / self.predicted if self.predicted else None
         f1 = None
@@ -80,7 +80,7 @@ class Evaluation:
         return rate(self.entities.gold_matched, self.entities.gold)
 
     def to_json(self) -> dict[str, Any]:
-        """The evaluation as plain data; holds no value of the corpus."""
+        """Return the evaluation as plain data; holds no value of the corpus."""
         missed = sum(self.missed.values())
         return {
             "documents": self.documents,

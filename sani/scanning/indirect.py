@@ -50,7 +50,7 @@ def find_indirect(
     threads: int = 1,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[list[Span]]:
-    """Indirect spans of each document; they may overlap those it has.
+    """Find the indirect spans of each document; they may overlap those it has.
 
     Args:
         documents: All documents; a subject is told by ``subject_id``.
@@ -110,7 +110,7 @@ def _load(
     subjects: dict[str, int],
     settings: IndirectSettings,
 ) -> None:
-    """Table ``words``: document, subject, and for each token its hash, or null if it breaks."""
+    """Fill table ``words``: document, subject, each token's hash, or null for a breaking mark."""
     import pyarrow as pa
 
     salt = secrets.randbits(63)  # of this scan alone: a word cannot be guessed from its hash
@@ -137,7 +137,7 @@ def _load(
 
 
 def _count(engine: Any, settings: IndirectSettings, *, num_subjects: int) -> None:
-    """Table ``rare``: document, place of the first token, and n, of each n-gram to mark."""
+    """Fill table ``rare``: document, place of the first token, and n, of each n-gram to mark."""
     engine.execute(
         "CREATE TABLE grams AS SELECT document, subject, 1 AS n, place, hashes[place] AS gram "
         "FROM (SELECT *, generate_subscripts(hashes, 1) AS place FROM words) "
@@ -173,7 +173,7 @@ def _count(engine: Any, settings: IndirectSettings, *, num_subjects: int) -> Non
 
 
 def _places(engine: Any) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Each document's n-grams to mark: place of the first token, from 0, and n."""
+    """Yield each document's n-grams to mark: place of the first token, from 0, and n."""
     rows = engine.execute(
         "SELECT document, list(place - 1 ORDER BY place, n), list(n ORDER BY place, n) FROM rare "
         "GROUP BY document ORDER BY document"
@@ -184,7 +184,7 @@ def _places(engine: Any) -> Iterator[tuple[int, list[tuple[int, int]]]]:
 
 
 def _spans(text: str, places: list[tuple[int, int]]) -> list[Span]:
-    """Where the n-grams stand."""
+    """Return the spans of the n-grams."""
     tokens = [match.span() for match in _token.finditer(_readable(text))]
     return [
         Span(tokens[place][0], tokens[place + n - 1][1], LABEL, "indirect", SOURCE)
@@ -193,16 +193,17 @@ def _spans(text: str, places: list[tuple[int, int]]) -> list[Span]:
 
 
 def _readable(text: str) -> str:
-    """The text in lower case, with a blank for each character on which the two engines disagree.
+    """Return the text in lower case, with a blank for each character that is disputed.
 
-    They know different versions of Unicode: what is a letter to one only would shift the places.
+    Python and DuckDB know different versions of Unicode: what is a letter to one only would shift
+    the places.
     """
     return lower(text) if text.isascii() else lower(text).translate(_disputed())
 
 
 @cache
 def _disputed() -> dict[int, str]:
-    """Characters that Python's expression and DuckDB's take for a token differently."""
+    """Return the characters that Python's expression and DuckDB's take for a token differently."""
     codes = [code for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000]
     rows = duckdb.execute(
         f"SELECT code FROM (SELECT unnest(?::INTEGER[]) AS code) "
@@ -215,7 +216,7 @@ def _disputed() -> dict[int, str]:
 
 
 def lower(text: str) -> str:
-    """The text in lower case, as long as it was: a letter that would become two stays."""
+    """Return the text in lower case, as long as it was: a letter that would become two stays."""
     lowered = text.lower()
     if len(lowered) == len(text):
         return lowered

@@ -32,7 +32,7 @@ class LabelCount:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a corpus marks.
+    """The identifiers that a corpus marks.
 
     Attributes:
         documents: Documents.
@@ -55,7 +55,7 @@ class Inventory:
     sources: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
-        """The inventory as plain data."""
+        """Return the inventory as plain data."""
         return asdict(self)
 
 

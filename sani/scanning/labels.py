@@ -35,7 +35,7 @@ class HipaaCategory:
 
 
 def scan_label(name: str) -> str:
-    """What the scan calls a label of another tool or corpus; a name it does not know stays.
+    """Return the scan's label for that of another tool or corpus; an unknown one stays.
 
     Prefixes of tagging schemes (``B-``, ``I-``, ``E-``, ``S-``, ``L-``, ``U-``) are dropped.
     """
@@ -44,13 +44,13 @@ def scan_label(name: str) -> str:
 
 
 def kind_of(label: str) -> Kind:
-    """The kind of a label of the scan; an unknown one is direct, the stricter."""
+    """Return the kind of a label of the scan; an unknown one is direct, the stricter."""
     row = _table()["labels"].get(label)
     return cast(Kind, row["kind"]) if row else "direct"
 
 
 def hipaa_categories() -> tuple[HipaaCategory, ...]:
-    """The 18 categories of Safe Harbor, each covered by labels or with the reason why not."""
+    """Return the 18 categories of Safe Harbor, each with its labels or why it is not covered."""
     return tuple(
         HipaaCategory(
             letter=letter,
@@ -65,7 +65,7 @@ def hipaa_categories() -> tuple[HipaaCategory, ...]:
 
 @cache
 def read_data(name: str) -> Any:
-    """A YAML file that stands beside this module."""
+    """Read a YAML file that stands beside this module."""
     return yaml.safe_load(files("sani.scanning").joinpath(name).read_text(encoding="utf-8"))
 
 
@@ -76,6 +76,6 @@ def _table() -> dict[str, Any]:
 
 @cache
 def _synonyms() -> dict[str, str]:
-    """Every name of every label, its own included."""
+    """Return every name of every label, its own included."""
     rows = _table()["labels"].items()
     return {name: label for label, row in rows for name in (label, *row["also"])}

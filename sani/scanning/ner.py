@@ -36,12 +36,12 @@ class NerEngine(Protocol):
     forks: bool
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Spans of each text, labelled in the scan's words; those of two windows may overlap."""
+        """Find the spans of each text, with the scan's labels; those of two windows may overlap."""
         ...
 
 
 def load_ner(name: str) -> NerEngine:
-    """An engine: a folder with a token-classification checkpoint, else a spaCy pipeline.
+    """Load an engine: a token-classification checkpoint if the folder has one, else spaCy.
 
     Args:
         name: The path of a folder that holds ``config.json`` and safetensors, or the name or
@@ -84,7 +84,7 @@ class SpacyNer:
         self.name = f"spacy {version('spacy')} {_content_digest(pipeline.path)}"
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Spans of each text; spaCy gives no score, so all have `SPACY_SCORE`."""
+        """Find the spans of each text; spaCy gives no score, so all have `SPACY_SCORE`."""
         found: list[list[Span]] = [[] for _ in texts]
         pieces = [(window.text, (number, window)) for number, window in _all_windows(texts)]
         for document, (number, window) in self._pipeline.pipe(
@@ -100,7 +100,7 @@ class SpacyNer:
 
 
 def _content_digest(folder: Path) -> str:
-    """SHA-256 over the names and bytes of all files below a folder."""
+    """Return the SHA-256 over the names and bytes of all files below a folder."""
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(str(file.relative_to(folder)).encode())
@@ -154,7 +154,7 @@ class TransformersNer:
         self.name = f"transformers {open_folder(folder).digest}"
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Spans of each text; the score is the probability of the label."""
+        """Find the spans of each text; the score is the probability of the label."""
         found: list[list[Span]] = [[] for _ in texts]
         pieces = list(_all_windows(texts))
         for first in range(0, len(pieces), _BATCH):
@@ -168,7 +168,7 @@ class TransformersNer:
         return found
 
     def _words(self, texts: list[str]) -> list[list[Word]]:
-        """Words of each text."""
+        """Return the words of each text."""
         import torch
 
         encoded = self._tokenizer(
@@ -212,7 +212,7 @@ _NO_TOKEN: _Token = (-1, "", 0.0)
 
 
 def _runs(text: str, words: list[Word]) -> Iterator[Word]:
-    """Neighbouring words of one label as one."""
+    """Join neighbouring words of one label."""
     run: list[Word] = []
     for word in [*words, (len(text), len(text), "", 0.0)]:
         if run and (word[2] != run[0][2] or text[run[-1][1] : word[0]].strip(_WITHIN)):
@@ -223,7 +223,7 @@ def _runs(text: str, words: list[Word]) -> Iterator[Word]:
 
 
 def _whole_words(text: str, tokens: dict[tuple[int, int], _Token]) -> list[Word]:
-    """Tokens joined where letters or digits touch; the surest label that is one wins."""
+    """Join tokens where letters or digits touch; the surest label that is one wins."""
     words: list[Word] = []
     for (start, end), (_, label, score) in sorted(tokens.items()):
         start += len(text[start:end]) - len(text[start:end].lstrip())

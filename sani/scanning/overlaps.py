@@ -18,7 +18,7 @@ from sani.corpus.documents import ANNOTATION, TERM_SOURCE, Span
 
 
 def resolve(spans: Iterable[Span], text: str) -> tuple[Span, ...]:
-    """Spans of one text that cover the same letters and, annotations aside, never overlap."""
+    """Return spans that cover the same letters of a text and, annotations aside, never overlap."""
     spans = set(spans)
     kept = {span for span in spans if span.source == ANNOTATION}
     rest = sorted(spans - kept, key=_rank)
@@ -49,13 +49,13 @@ def _rank(span: Span) -> tuple[object, ...]:
 
 
 def _is_letter(text: str, piece: Span) -> bool:
-    """Whether it is one letter of an alphabet; a Chinese character may be a name."""
+    """Return whether a piece is one letter of an alphabet; a Chinese character may be a name."""
     character = text[piece.start : piece.end]
     return len(character) == 1 and character.lower() != character.upper()
 
 
 def _pieces(span: Span, text: str, taken: np.ndarray) -> Iterable[Span]:
-    """What of a span is free, without the blanks and punctuation at the ends of each piece."""
+    """Return the free pieces of a span, without blanks and punctuation at their ends."""
     free = ~taken[span.start : span.end]
     if free.all():
         return [span]

@@ -42,7 +42,7 @@ Check = Callable[[regex.Match[str]], tuple[int, int] | None]
 
 
 def find_by_pattern(text: str) -> list[Span]:
-    """Everything in a text that looks like an identifier, overlaps included.
+    """Find everything in a text that looks like an identifier, overlaps included.
 
     Raises:
         ScanError: If an expression takes longer than `TIMEOUT_SECONDS` on one window of the text:
@@ -79,7 +79,7 @@ def _span(start: int, end: int, label: str, score: float) -> Span:
 
 
 def _presidio(text: str, folded: Folded) -> Iterator[Span]:
-    """What Presidio's recognizers find, with its scores."""
+    """Find what Presidio's recognizers know, with its scores."""
     lower = text.lower()
     threshold = read_data("recognizers.yaml")["presidio_threshold"]
     for recognizer, label in _recognizers():
@@ -98,7 +98,7 @@ def _presidio(text: str, folded: Folded) -> Iterator[Span]:
 
 
 def _by_expression(recognizer: Any, text: str) -> Iterator[tuple[int, int, float]]:
-    """A recognizer's expressions and checksum; a failed one is no finding."""
+    """Apply a recognizer's expressions and its checksum; a failed one is no finding."""
     for pattern in recognizer.patterns:
         for match in _compiled(pattern.regex).finditer(text, timeout=TIMEOUT_SECONDS):
             value = match.group()
@@ -111,14 +111,14 @@ def _by_expression(recognizer: Any, text: str) -> Iterator[tuple[int, int, float
 
 
 def _by_lines(recognizer: Any, text: str) -> Iterator[tuple[int, int, float]]:
-    """Phone numbers, looked for only in lines with seven digits near each other."""
+    """Find phone numbers, only in lines with seven digits near each other."""
     for line in _NUMBER_LINE.finditer(text, timeout=TIMEOUT_SECONDS):
         for result in recognizer.analyze(line.group(), recognizer.supported_entities):
             yield line.start() + result.start, line.start() + result.end, result.score
 
 
 def _in_context(words: list[str] | None, lower: str, start: int) -> bool:
-    """Whether a context word stands within, or is part of, the five words before."""
+    """Return whether a context word stands within, or is part of, the five words before."""
     if not words or start >= len(lower):
         return False
     before = lower[max(0, start - _CONTEXT_CHARACTERS) : start].split()[-_CONTEXT_WORDS:]
@@ -132,7 +132,7 @@ def _compiled(expression: str) -> regex.Pattern[str]:
 
 @cache
 def _recognizers() -> tuple[tuple[Any, str], ...]:
-    """Presidio's recognizers by name, and what the scan calls their findings."""
+    """Return Presidio's recognizers by name, and what the scan calls their findings."""
     from presidio_analyzer import predefined_recognizers
 
     data = read_data("recognizers.yaml")
@@ -155,14 +155,14 @@ def _analyzes_itself(recognizer: Any) -> bool:
 
 @cache
 def _suffixes() -> Any:
-    """The public suffix list that comes with the library: no download, no cache on disk."""
+    """Return the public suffix list that comes with the library: no download, no cache on disk."""
     from tldextract import TLDExtract
 
     return TLDExtract(suffix_list_urls=(), fallback_to_snapshot=True, cache_dir=None)
 
 
 def _has_public_suffix(value: str) -> bool:
-    """Presidio's check of an e-mail address, without its request to the network."""
+    """Check an e-mail address as Presidio does, without its request to the network."""
     return bool(_suffixes()(value).fqdn)
 
 
@@ -178,7 +178,7 @@ class _Field:
 
 
 def _fields(text: str, folded: Folded) -> Iterator[Span]:
-    """The value after each heading that stands in the text as words of its own."""
+    """Find the value after each heading that stands in the text as words of its own."""
     for last, (length, fields) in _headings().iter(folded.text):
         first, after = last + 1 - length, last + 1
         if folded.text[first - 1 : first].isalnum() or folded.text[after : after + 1].isalnum():
@@ -194,13 +194,13 @@ def _fields(text: str, folded: Folded) -> Iterator[Span]:
 
 
 def _stripped(text: str, start: int, end: int) -> int:
-    """The end without trailing blanks and punctuation."""
+    """Return the end without trailing blanks and punctuation."""
     return start + len(text[start:end].rstrip(_TRAILING))
 
 
 @cache
 def _headings() -> Any:
-    """All headings, each with its length and the fields that it opens."""
+    """Return all headings, each with its length and the fields that it opens."""
     data = read_data("recognizers.yaml")
     fields: dict[str, list[_Field]] = {}
     for row in data["fields"]:
@@ -238,7 +238,7 @@ def _expressions(text: str, folded: Folded) -> Iterator[Span]:
 
 
 def find_dates(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of everything that is written like a date; the text must not be long."""
+    """Find the start and end of what is written like a date; the text must not be long."""
     for row in _compiled_expressions():
         if row.label == "DATE":
             for match in row.pattern.finditer(text, timeout=TIMEOUT_SECONDS):
@@ -262,7 +262,7 @@ def _compiled_expressions() -> tuple[_Expression, ...]:
 
 
 def _expand(expression: str) -> str:
-    """An expression with its pieces put in; what stands in braces otherwise stays."""
+    """Put its pieces into an expression; what stands in braces otherwise stays."""
     pieces = _pieces()
     while any(match[1] in pieces for match in _PIECE.finditer(expression)):
         expression = _PIECE.sub(lambda match: pieces.get(match[1], match[0]), expression)
@@ -279,7 +279,7 @@ def _pieces() -> dict[str, str]:
 
 
 def _listed_name(match: regex.Match[str]) -> tuple[int, int] | None:
-    """From the first listed given name on, or from the word before a listed surname.
+    """Cut a match at its first listed given name, or at the word before a listed surname.
 
     A given name may also stand last, after a surname in capitals: ``LIMONE Félicia``.
     """
@@ -303,7 +303,7 @@ def _listed_name(match: regex.Match[str]) -> tuple[int, int] | None:
 
 
 def _given_name(match: regex.Match[str]) -> tuple[int, int] | None:
-    """A given name by itself, unless it announces names or is an ordinary word of the text."""
+    """Return a given name alone, if it announces no name and is no ordinary word of the text."""
     start = match.end() - len(match.group().lstrip(_OPENING))
     word = match.string[start : match.end()]
     folded = fold_text(word)
@@ -320,7 +320,7 @@ def _given_name_last(match: regex.Match[str]) -> tuple[int, int] | None:
 
 @cache
 def _announcing() -> frozenset[str]:
-    """What stands before a name, folded: Signe is a name, Signé more often announces one."""
+    """Return the words before a name, folded: Signe is a name, Signé more often announces one."""
     rows = read_data("recognizers.yaml")["fields"]
     return frozenset(word for row in rows if row["label"] == "NAME" for word in row["after"])
 
@@ -336,7 +336,7 @@ def _age(match: regex.Match[str]) -> tuple[int, int] | None:
 
 
 def _old_age(span: Span, text: str) -> Span:
-    """Ages over 89 are direct identifiers in HIPAA's list; younger ones are not."""
+    """Make an age over 89 direct, as in HIPAA's list; younger ones are not."""
     digits = regex.match(r"\d+", text, pos=span.start)
     if digits and int(digits[0]) > OLDEST_COMMON_AGE and "m" not in text[span.start : span.end]:
         return Span(span.start, span.end, span.label, "direct", span.source, span.score)

@@ -44,7 +44,7 @@ def propagate(
     scope: Scope = "subject",
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[list[Span]]:
-    """New spans of each document; they may overlap those it has.
+    """Find the known values of each document's subject in it; spans may overlap those it has.
 
     Args:
         documents: With the spans found so far.
@@ -78,7 +78,7 @@ def propagate(
 
 
 def forms(label: str, kind: Kind, value: str) -> Iterator[Value]:
-    """A value as it is and, if it is a name, in its other forms.
+    """Yield a value as it is and, if it is a name, in its other forms.
 
     Surname and given name alone, surname first, given names as initials.
     """
@@ -145,7 +145,7 @@ def _dated(text: str) -> Iterator[tuple[int, int, Collection[date]]]:
 
 
 def _known_numbers(values: set[tuple[str, Kind, str]]) -> dict[str, tuple[str, Kind]]:
-    """Digits of each long number among the values, with its label and kind."""
+    """Return the digits of each long number among the values, with its label and kind."""
     numbers = {}
     for label, kind, value in sorted(values):
         digits = "".join(filter(str.isdigit, fold_text(value)))
@@ -156,7 +156,7 @@ def _known_numbers(values: set[tuple[str, Kind, str]]) -> dict[str, tuple[str, K
 
 
 def _find_numbers(text: str, numbers: dict[str, tuple[str, Kind]]) -> Iterator[Span]:
-    """Known numbers, whatever stands between their digits."""
+    """Find known numbers, whatever stands between their digits."""
     if not numbers:
         return
     folded = fold(text)

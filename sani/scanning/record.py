@@ -76,7 +76,7 @@ class ScanQuality:
 
 @dataclass(frozen=True)
 class ScanRecord(Inventory):
-    """What a corpus marks, with the scan's quality (None if unknown) and the keyed digest of it."""
+    """The inventory of a corpus, the scan's quality (None if unknown) and the keyed digest."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 

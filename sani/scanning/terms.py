@@ -70,7 +70,7 @@ class Finder:
             self._automaton.make_automaton()
 
     def find(self, text: str) -> Iterator[Span]:
-        """Every place of every value, overlaps included."""
+        """Find every place of every value, overlaps included."""
         if self._longest:
             for window in windows(text, size=_WINDOW, margin=MARGIN + 2 * self._longest):
                 for span in self._find(window.text):
@@ -95,7 +95,7 @@ class Finder:
 
 
 def _joined(text: str, at: int) -> bool:
-    """Whether letters or digits of one word stand on both sides of a place."""
+    """Return whether letters or digits of one word stand on both sides of a place."""
     before, after = text[at - 1 : at], text[at : at + 1]
     if not (before.isalnum() and after.isalnum()):
         return False
@@ -103,7 +103,7 @@ def _joined(text: str, at: int) -> bool:
 
 
 def _ending(text: str, at: int) -> int:
-    """The length of the inflection that ends the word here; 0 if none does."""
+    """Return the length of the inflection that ends the word here; 0 if none does."""
     for ending in INFLECTIONS:
         if text.startswith(ending, at) and not text[at + len(ending) :][:1].isalnum():
             return len(ending)
@@ -111,7 +111,7 @@ def _ending(text: str, at: int) -> int:
 
 
 def read_terms(path: Path) -> list[Value]:
-    """Confidential terms: one a line, or CSV with the columns ``term`` and, if wanted, ``label``.
+    """Read confidential terms: one a line, or CSV with columns ``term`` and, if wanted, ``label``.
 
     Blank lines are skipped. A file whose name ends in ``.csv`` is CSV.
 
@@ -142,7 +142,7 @@ def read_terms(path: Path) -> list[Value]:
 
 
 def _csv_rows(path: Path, text: str) -> list[tuple[str, str]]:
-    """Term and label of each row; a row that does not read as the header says is an error."""
+    """Return each row's term and label; a row that does not fit the header is an error."""
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:

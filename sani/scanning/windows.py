@@ -31,11 +31,11 @@ class Window:
     core: tuple[int, int]
 
     def owns(self, start: int) -> bool:
-        """Whether a finding that starts here in the stretch belongs to this window."""
+        """Return whether a finding that starts here in the stretch belongs to this window."""
         return self.core[0] <= start < self.core[1]
 
     def share(self, start: int, end: int) -> tuple[int, int] | None:
-        """What belongs to this window of a finding in the stretch; None if nothing does.
+        """Return the part of a finding in the stretch that is this window's; None if none is.
 
         All of it if it starts in the core. Of one that starts before, what reaches into the core:
         the window before may have seen only the beginning of it.
@@ -46,7 +46,7 @@ class Window:
 
 
 def windows(text: str, *, size: int = WINDOW, margin: int = MARGIN) -> Iterator[Window]:
-    """The windows of a text, one if it is short; cores end at a blank where there is one.
+    """Cut a text into windows, one if it is short; cores end at a blank where there is one.
 
     Args:
         text: Any text; an empty one has no window.
@@ -65,5 +65,5 @@ def windows(text: str, *, size: int = WINDOW, margin: int = MARGIN) -> Iterator[
 
 
 def moved(span: Span, by: int) -> Span:
-    """A span of a stretch, counted in the whole text."""
+    """Return a span of a stretch, counted in the whole text."""
     return replace(span, start=span.start + by, end=span.end + by) if by else span

@@ -48,14 +48,14 @@ class Batch:
     source_seen: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch there."""
+        """Return the batch on a device."""
         parts: dict[str, Any] = {
             name: None if part is None else part.to(device) for name, part in vars(self).items()
         }
         return Batch(**parts)
 
     def rows(self, chosen: slice) -> Batch:
-        """The batch of some of the rows."""
+        """Return the batch of some of the rows."""
         parts: dict[str, Any] = {
             name: None if part is None else part[chosen]
             for name, part in vars(self).items()
@@ -85,7 +85,7 @@ def make_batches(
     batch_tokens: int,
     pack: bool = False,
 ) -> list[Batch]:
-    """Batches of documents of similar length; every token is the target of one position.
+    """Put documents of similar length into batches; every token is the target of one position.
 
     Args:
         encoded: Documents; those longer than the context are cut into overlapping windows, whose
@@ -154,7 +154,7 @@ def token_batches(lengths: Sequence[int], *, budget: int) -> list[list[int]]:
 
 
 def _packed(lengths: Sequence[int]) -> list[list[int]]:
-    """Groups whose sums are at most the greatest length: best fit, longest first."""
+    """Group the lengths into sums of at most the greatest one: best fit, longest first."""
     capacity = max(lengths, default=0)
     groups: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (what is left, group), least first
@@ -171,7 +171,7 @@ def _packed(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def padded(groups: Sequence[Sequence[Row]], *, both_sides: bool = False) -> Batch:
-    """A batch of rows, each a group of windows.
+    """Pad rows, each a group of windows, to one batch.
 
     Args:
         groups: The windows of each row; each group is put side by side.
@@ -207,7 +207,7 @@ def padded(groups: Sequence[Sequence[Row]], *, both_sides: bool = False) -> Batc
 
 
 def padded_sources(sources: Sequence[Sequence[int]]) -> tuple[Tensor | None, Tensor | None]:
-    """What an encoder reads, [batch, source], and what of it is no padding; None if nothing is."""
+    """Pad what an encoder reads, [batch, source], with its mask; None if all is empty."""
     if not any(sources):
         return None, None
     ids = torch.zeros(len(sources), max(map(len, sources)), dtype=torch.long)

@@ -20,7 +20,7 @@ _MARK = "\u2603{}\u2604"
 
 
 def rendered(corpus: Corpus, tokenizer: Any) -> Corpus:
-    """The corpus with each conversation as one text, in the words of the tokenizer's template.
+    """Return the corpus with each conversation as the one text that the chat template makes of it.
 
     A begin token that the template writes first is left out: it is the framing's (``bos``). Number
     and order of documents and of their spans stay; the same corpus if none is a conversation.
@@ -66,7 +66,7 @@ def check_source(corpus: Corpus, config: Any) -> None:
 
 
 class _RenderingError(Exception):
-    """What is wrong with one conversation, in words that hold nothing of it."""
+    """One conversation that cannot be rendered; the message holds nothing of it."""
 
 
 def _rendered(document: Document, tokenizer: Any) -> Document:
@@ -111,7 +111,7 @@ def _render(tokenizer: Any, roles: Sequence[str], contents: Sequence[str]) -> st
 def _places(
     text: str, pieces: Sequence[str], contents: Sequence[str]
 ) -> list[tuple[int, int, int]]:
-    """Where each content stands [start, end) in the text, and how much was taken off its front."""
+    """Return each content's place [start, end) in the text, and the blanks taken off its front."""
     found, end = [], 0
     for number, content in enumerate(contents):
         if not text.startswith(pieces[number], end):
@@ -142,7 +142,7 @@ def _places(
 
 
 def _moved(span: Span, document: Document, places: Sequence[tuple[int, int, int]]) -> Span:
-    """A span in the rendered text, without the white space that the template took."""
+    """Return a span in the rendered text, without the white space that the template took."""
     for turn, (start, end, taken) in zip(document.turns, places, strict=True):
         if turn.start <= span.start and span.end <= turn.end:
             shift = start - turn.start - taken

@@ -130,7 +130,7 @@ def _fold_part(part: str) -> str:
 
 
 class _Characters(dict[int, str]):
-    """What each code point becomes, filled as it is asked for."""
+    """Code point -> the characters that it becomes; filled as they are asked for."""
 
     def __missing__(self, code: int) -> str:
         self[code] = folded = fold_character(chr(code))

@@ -38,7 +38,7 @@ class Encoded:
     source: Sequence[int] = ()
 
     def owners(self) -> list[int]:
-        """For each token, the first span that touches it; -1 for ordinary text."""
+        """Return the first span that touches each token; -1 for ordinary text."""
         owner = [-1] * len(self.ids)
         for number in range(len(self.spans) - 1, -1, -1):
             first, last = self.spans[number]
@@ -46,13 +46,13 @@ class Encoded:
         return owner
 
     def source_within(self, most: int) -> Sequence[int]:
-        """The source, if longer cut to so many tokens as transformers does: the last one stays."""
+        """Return the source, cut to ``most`` tokens as transformers cuts it: the last one stays."""
         if len(self.source) <= most:
             return self.source
         return [*self.source[: most - 1], self.source[-1]]
 
     def in_span(self) -> list[bool]:
-        """For each token, whether an identifier touches it."""
+        """Return whether an identifier touches each token."""
         return [owner >= 0 for owner in self.owners()]
 
 
@@ -91,7 +91,7 @@ def encode(corpus: Corpus, tokenizer: Any) -> list[Encoded]:
 def _words(
     text: str, own: Sequence[int | None], starts: Sequence[int], ends: Sequence[int]
 ) -> list[int]:
-    """Number of each token's word: the tokenizer's own words, cut at white space.
+    """Return the number of each token's word: the tokenizer's words, cut at white space.
 
     Some tokenizers (SentencePiece without pre-tokenization) call a whole document one word.
     """
@@ -107,7 +107,7 @@ def _words(
 
 
 def overlapping(starts: list[int], ends: list[int], start: int, end: int) -> tuple[int, int]:
-    """Tokens [first, last) that share a character with [start, end); (0, 0) if none does.
+    """Return the tokens [first, last) that share a character with [start, end), or (0, 0).
 
     A token of no width (some tokenizers mark one where they normalize) counts if it stands
     strictly inside.

@@ -1,4 +1,4 @@
-"""How the values of one label write dates, and other dates in the same writing: for decoys.
+"""Formats of the dates in one label's values, and other dates in the same format: for decoys.
 
 A format is guessed for all values of a label at once, since 03/04/2021 alone does not say which
 number is the day: it is the order of day, month and year under which most values written alike are
@@ -55,18 +55,18 @@ class WrittenDate:
 
     @property
     def is_partial(self) -> bool:
-        """Whether it does not say day, month and year."""
+        """True if it does not say day, month and year."""
         return len(self.kinds) < 3
 
     def written(self, texts: Sequence[str]) -> str:
-        """The same format with other fields."""
+        """Return the same format with other fields."""
         return texts[0] + "".join(
             gap + text for gap, text in zip(self.gaps, texts[1:], strict=True)
         )
 
 
 class DateFormats:
-    """How the values of one label write dates, and from when to when they are."""
+    """The formats in which the values of one label write dates, and their first and last day."""
 
     def __init__(
         self, values: Iterable[str], *, languages: Sequence[str], month_first: bool
@@ -112,7 +112,7 @@ class DateFormats:
         return first - more, last + more
 
     def find(self, value: str) -> list[WrittenDate]:
-        """The dates in a value, from left to right."""
+        """Return the dates in a value, from left to right."""
         found: list[WrittenDate] = []
         candidates = [*self._named(value), *self._numeric(value)]
         for one in sorted(candidates, key=lambda one: (one.start, -one.end)):
@@ -121,7 +121,7 @@ class DateFormats:
         return found
 
     def draw(self, date: WrittenDate, chance: random.Random, *, fresh: bool) -> str | None:
-        """Another date in the same format, within the label's range; None if the try fails.
+        """Return another date in the same format, within the label's range; None if the try fails.
 
         Args:
             date: As found in a value of this label.
@@ -156,7 +156,7 @@ class DateFormats:
         return first <= day <= last
 
     def _text(self, day: datetime.date, kind: str, like: str, pool: list[str]) -> str:
-        """A field of a day, written like another; empty if that cannot be."""
+        """Return a field of a day, written like another; empty if that cannot be."""
         if kind == "n":
             return _recased(self._months.written(day.month, like), like)
         if kind == "y":
@@ -170,7 +170,7 @@ class DateFormats:
         return text if len(text) == len(like) else ""
 
     def _date(self, kinds: str, texts: Sequence[str]) -> datetime.date | None:
-        """The day, the first of what is not said; None if there is no such day."""
+        """Return the day, the first where the fields leave it open; None if there is none."""
         parts = {"y": 2000, "m": 1, "d": 1}
         for kind, text in zip(kinds, texts, strict=True):
             if kind == "n":
@@ -186,7 +186,7 @@ class DateFormats:
         return datetime.date(parts["y"], parts["m"], parts["d"])
 
     def _guess_orders(self, values: Sequence[str]) -> dict[str, str]:
-        """For each way to write numbers, the order that makes most of them dates, if most are."""
+        """Return for each way to write numbers the order that makes most of them dates."""
         valid: dict[str, Counter[str]] = defaultdict(Counter)
         written: Counter[str] = Counter()
         for value in values:
@@ -270,7 +270,7 @@ class _Months:
 
     @classmethod
     def of(cls, values: Sequence[str], languages: Sequence[str]) -> _Months:
-        """In the language most values name months in, beside a number."""
+        """Take the language in which most values name a month beside a number."""
         words = Counter(
             word
             for value in values
@@ -285,16 +285,16 @@ class _Months:
         return cls(best if counts.get(best) else "", words)
 
     def number(self, text: str) -> int:
-        """1 to 12, 0 if it is no month."""
+        """Return the month, 1 to 12; 0 if the text names none."""
         return self._numbers.get(text.casefold(), 0)
 
     def width(self, text: str) -> str:
-        """Long, short, ...: the way of writing months that the label has most of."""
+        """Return the way of writing months (long, short, ...) that the label has most of."""
         widths = self._widths[text.casefold()]
         return max(widths, key=lambda width: self._votes[width])
 
     def written(self, month: int, like: str) -> str:
-        """A month's name, as wide as another."""
+        """Return a month's name, as wide as another."""
         return self._names.get((self.width(like), month), "")
 
 
@@ -311,7 +311,7 @@ def _folded_names(language: str) -> dict[tuple[str, int], str]:
 
 
 def month_first(locale: str) -> bool:
-    """Whether a locale, such as ``en_US``, writes the month before the day."""
+    """Return whether a locale, such as ``en_US``, writes the month before the day."""
     known = locale if localedata.exists(locale) else locale.split("_")[0]
     pattern = str(Locale.parse(known).date_formats["short"].pattern)
     return pattern.find("M") < pattern.find("d")
@@ -323,14 +323,14 @@ def _numbers(value: str) -> Iterator[re.Match[str]]:
 
 
 def _written_key(match: re.Match[str]) -> str:
-    """Numbers of four digits as Y, others as n, with what stands between."""
+    """Return the writing with numbers of four digits as Y, of eight as D and others as n."""
     if match.re is _YEAR:
         return "Y"
     return re.sub(r"\d+", lambda run: {4: "Y", 8: "D"}.get(len(run[0]), "n"), match[0])
 
 
 def _fields(match: re.Match[str], order: str) -> tuple[str, ...] | None:
-    """The texts of the fields if the numbers can be read in this order."""
+    """Return the texts of the fields if the numbers can be read in this order."""
     if match.re is _YEAR:
         return (match[0],) if order == "y" else None
     if match.group(1):
@@ -348,12 +348,12 @@ def _fields(match: re.Match[str], order: str) -> tuple[str, ...] | None:
 
 
 def _in_order(match: re.Match[str]) -> list[tuple[str, str]]:
-    """(group, text) of the groups that took part, from left to right."""
+    """Return (group, text) of the groups that took part, from left to right."""
     return [(name, text) for name, text in match.groupdict().items() if text]
 
 
 def _number(text: str) -> int:
-    """The number that a field starts with."""
+    """Return the number that a field starts with."""
     return int(re.match(r"\d+", text)[0])  # type: ignore[index]
 
 

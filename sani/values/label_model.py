@@ -1,4 +1,4 @@
-"""What the values of one label are made of, and other values made of the same pieces.
+"""A model of one label's values: the pieces they are made of, and how these follow each other.
 
 A value is a row of pieces: words, digits, dates, and marks, which stay. Pieces of other values are
 put in their place one after the other, each drawn by what stands before it and around it.
@@ -242,7 +242,7 @@ class LabelModel:
 
     @cached_property
     def _is_names(self) -> bool:
-        """Whether more than a third of the label's words are names."""
+        """True if more than a third of the label's words are names."""
         words = [word for word in self._words if len(word) > 2]
         return sum(bool(self._names.roles(word)) for word in words) > len(words) / 3
 

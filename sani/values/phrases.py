@@ -1,4 +1,4 @@
-"""Which texts hold a phrase, as whole words: an inverted index with positions.
+"""An inverted index with positions: the texts that hold a phrase as whole words.
 
 Letters and digits are words of their own (``MRN123`` is two), and so is each character of scripts
 that are written without blanks. Punctuation does not count, nor does what folding drops (case,
@@ -21,7 +21,7 @@ _END = -1
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text, folded."""
+    """Return the words of a text, folded."""
     return tuple(_WORD.findall(fold_text(text)))
 
 
@@ -46,15 +46,15 @@ class PhraseIndex:
         ).tolist()
 
     def holds(self, phrase: Sequence[str]) -> bool:
-        """Whether a text has these words in a row; no words are in none."""
+        """Return whether a text has these words in a row; no words are in none."""
         return bool(len(self._occurrences(phrase)))
 
     def texts_with(self, phrase: Sequence[str]) -> NDArray[np.int64]:
-        """The numbers of the texts that have these words in a row, ascending."""
+        """Return the numbers of the texts that have these words in a row, ascending."""
         return np.unique(np.searchsorted(self._starts, self._occurrences(phrase), "right") - 1)
 
     def _occurrences(self, phrase: Sequence[str]) -> NDArray[np.int64]:
-        """Where in `_words` the phrase starts."""
+        """Return the places in `_words` where the phrase starts."""
         numbers = [self._numbers[word] for word in phrase if word in self._numbers]
         if len(numbers) < len(phrase) or not numbers:
             return np.empty(0, dtype=np.int64)

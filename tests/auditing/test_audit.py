@@ -47,7 +47,7 @@ from sani.errors import AuditError, CheckpointError, UnsupportedModelError
 from sani.intervals import clustered_mean, rate
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
-from sani.recipe import AuditSettings, GenerationSettings
+from sani.recipe import AuditSettings, GenerationSettings, settings_from
 from sani.text.framing import Framing, framing_named, framings
 from sani.text.tokens import encode, overlapping, windows
 from sani.values.decoys import DecoyMaker
@@ -137,7 +137,8 @@ def warped(logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
         warpers.append(TopKLogitsWarper(sampler.top_k))
     if sampler.top_p < 1.0:
         warpers.append(TopPLogitsWarper(sampler.top_p))
-    return warpers(None, logits).log_softmax(dim=1)
+    nothing: Any = None  # they do not look at the tokens so far
+    return warpers(nothing, logits).log_softmax(dim=1)
 
 
 def slow_decoys(
@@ -725,7 +726,9 @@ def test_auto_finds_the_framing_of_training_and_reports_the_others(
     assert max(others.values()) < worst
     assert others["packed"] < 0.5 * worst, "the wrong framing hides next to nothing here"
     for name, tried in found.framings_tried.items():
-        alone = audit(leaky, clinic.private, AuditSettings(decoys=0, framing=name))
+        alone = audit(
+            leaky, clinic.private, settings_from(AuditSettings, {"decoys": 0, "framing": name})
+        )
         assert alone.figures["all"].greedy.hits == tried.hits
         assert alone.framing == name
 
@@ -1144,8 +1147,8 @@ def test_the_tokens_of_a_span_cover_it_and_no_other_token_touches_it(name: str, 
     corpus = Corpus([Document("0", "s", text, (Span(start, end, "X"),))])
     (item,) = encode(corpus, TOKENIZERS[name])
     (first_token, last_token) = item.spans[0]
-    inside = set()
-    outside = set()
+    inside: set[Any] = set()
+    outside: set[Any] = set()
     for token, place in enumerate(zip(item.starts, item.ends, strict=True)):
         chosen = first_token <= token < last_token
         (inside if chosen else outside).update(range(*place))

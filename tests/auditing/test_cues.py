@@ -14,7 +14,6 @@ from sani.auditing.cues import CueFinder
 from sani.corpus.documents import Corpus, Document, Span
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
-from sani.recipe.settings import Part
 from tests.support.clinic import Clinic
 
 
@@ -66,7 +65,7 @@ def test_only_what_stands_in_the_input_counts() -> None:
 def slow(text: str, start: int, end: int) -> bool:
     """The rule as the docstring says it, without an index."""
 
-    def words(part: Part) -> list[str]:
+    def words(part: str) -> list[str]:
         found = re.findall(r"[^\W\d_]+|\d+", part)
         plain = [unicodedata.normalize("NFKD", word) for word in found]
         return ["".join(c for c in w if not unicodedata.combining(c)).casefold() for w in plain]

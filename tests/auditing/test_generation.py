@@ -66,7 +66,7 @@ def bos(checkpoint: Checkpoint) -> Framing:
     return framing_named("bos", checkpoint.tokenizer)
 
 
-def few(**samples: int) -> GenerationSettings:
+def few(**samples: Any) -> GenerationSettings:
     """Settings with these samples and no others."""
     return GenerationSettings(**{"empty": 0, "headings": 0, "openings": 0, **samples})
 
@@ -524,7 +524,7 @@ def searched(tokenizer: Any, corpus: Corpus, pairs: list[tuple[str, str]]) -> li
 
     prompts = [Prompt("file", number, ids(prompt)) for number, (prompt, _) in enumerate(pairs)]
     texts = [ids(text) for _, text in pairs]
-    return search_continuations(tokenizer, IdentifierIndex(corpus), prompts, texts).tolist()
+    return list(search_continuations(tokenizer, IdentifierIndex(corpus), prompts, texts).tolist())
 
 
 def test_an_identifier_that_stands_in_the_prompt_does_not_count_for_that_sample(
@@ -661,7 +661,8 @@ def test_what_is_still_to_come_follows_chao_and_is_no_more_than_is_searched_for(
 def test_what_is_still_to_come_is_about_what_comes() -> None:
     chance = np.random.default_rng(1)
     probability = chance.gamma(0.5, 0.02, size=300).clip(max=1.0)
-    guesses, came = [], []
+    guesses: list[Any] = []
+    came: list[int] = []
     for _ in range(60):
         drawn = chance.random((400, 300)) < probability
         rows, numbers = np.nonzero(drawn[:200])

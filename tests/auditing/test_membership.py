@@ -76,7 +76,7 @@ def test_a_model_that_memorized_is_found_out_and_one_that_saw_neither_is_not(
             assert present(attack.auc.value) > 0.9
         for attack in present(neither.membership).attacks[level].values():
             assert present(attack.auc.low) <= 0.5 <= present(attack.auc.high)
-    with_reference = membership(memorized.documents, reference=control.documents, seed=0)
+    with_reference = membership(present(memorized.documents), reference=control.documents, seed=0)
     assert present(present(with_reference).attacks["document"]["reference"].auc.value) > 0.9
     assert present(with_reference).non_members == len(clinic.held_out)
     wanted = {"1.0% FPR by document", "0.1% FPR by document", "1.0% FPR by subject"}

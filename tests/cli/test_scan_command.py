@@ -151,7 +151,7 @@ def test_a_run_scans_first_and_its_gate_asks_for_the_scans_recall(
     (out / "report.json").unlink()
     assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 3
     assert json.loads((out / "report.json").read_text())["scan"] == report["scan"]
-    printed = capsys.readouterr()
+    captured = capsys.readouterr()
     public = [path for path in out.rglob("*") if path.is_file() and "private" not in path.parts]
     shown = "".join(
         path.read_text() for path in public if path.suffix in (".json", ".md", ".html", ".xml")
@@ -159,7 +159,7 @@ def test_a_run_scans_first_and_its_gate_asks_for_the_scans_recall(
     )  # fmt: skip
     secrets = {d.value(s) for d in clinic.private for s in d.spans if s.kind == "direct"}
     for secret in secrets:
-        assert secret not in shown + printed.out + printed.err
+        assert secret not in shown + captured.out + captured.err
 
     gold = read_corpus(tmp_path / "gold.jsonl")
     write_jsonl(gold[:-1], tmp_path / "gold.jsonl")

@@ -33,7 +33,7 @@ SPANS = [
     {"start": 21, "end": 31, "label": "MRN", "kind": "direct"},
     {"start": 33, "end": 40, "label": "AGE", "kind": "indirect"},
 ]
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"id": "007", "subject_id": "s1", "text": TEXT, "spans": SPANS},
     {"id": "NA", "subject_id": "s1", "text": "null", "spans": []},
     {"id": "3", "subject_id": "3", "text": ' "a",\n\n;b\t', "spans": []},
@@ -112,7 +112,7 @@ def write_brat(folder: Path, stem: str, text: str, tags: str | None) -> Path:
     return folder
 
 
-def refusal(path: Path | str, **options: object) -> str:
+def refusal(path: Path | str, **options: Any) -> str:
     """The message with which a corpus is refused, after a check that nothing of it leaks."""
     with pytest.raises(CorpusError) as caught:
         read_corpus(path, **options)
@@ -165,7 +165,11 @@ def test_every_table_format_reads_the_same_documents(
 @pytest.mark.parametrize("write", [write_jsonl, write_csv, write_parquet, write_stream])
 def test_limit_reads_the_first_documents(tmp_path: Path, write: Callable[..., Any]) -> None:
     path = write(tmp_path / "c.any", ROWS)
-    chosen = {"write_jsonl": "jsonl", "write_csv": "csv", "write_parquet": "parquet"}
+    chosen: dict[str, Any] = {
+        "write_jsonl": "jsonl",
+        "write_csv": "csv",
+        "write_parquet": "parquet",
+    }
     corpus = read_corpus(str(path), format=chosen.get(write.__name__, "arrow"), limit=2)
     assert list(corpus) == DOCUMENTS[:2]
 
@@ -218,7 +222,8 @@ def test_what_the_scan_found_is_written_and_read_back_with_source_and_score(tmp_
     write_documents(documents, tmp_path / "out.jsonl")
     assert list(read_corpus(tmp_path / "out.jsonl")) == documents
     assert (tmp_path / "out.jsonl").stat().st_mode & 0o777 == 0o600
-    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").open(encoding="utf-8")]
+    lines = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
     assert rows[0]["spans"][1] == {"start": 3, "end": 4, "label": "AGE", "kind": "indirect"}
 
 
@@ -388,11 +393,11 @@ def with_span(**changes: object) -> dict[str, Any]:
     return {"id": NAME, "text": f"{NAME} x", "spans": [SPAN, {**SPAN, **changes}]}
 
 
-def without(row: dict[str, Any], key: str) -> dict:
+def without(row: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != key}
 
 
-BAD_ROWS = [
+BAD_ROWS: list[tuple[Any, str]] = [
     ({"text": NAME}, "'id' is missing or empty; expected a string or a whole number of its own"),
     (
         {"id": " ", "text": NAME},

@@ -8,7 +8,8 @@ from itertools import combinations
 import pytest
 
 from sani.corpus.documents import Corpus, Document
-from sani.demo.clinic import KIND_OF_LABEL, LAYOUTS, SENTENCES, invent_clinic, invent_clinics
+from sani.demo.clinic import KIND_OF_LABEL, invent_clinic, invent_clinics
+from sani.demo.templates import LAYOUTS, SENTENCES
 from sani.errors import CorpusError
 
 DIRECT = {"NAME", "MRN", "PHONE", "EMAIL", "ADDRESS", "DOCTOR"}

@@ -321,10 +321,10 @@ def test_neither_adapter_nor_base_is_overwritten(
     merged, rewind = load_checkpoint(adapter, base=llama), plan("rewind", *MIXED)
     before = contents(tmp_path)
     for folder in (adapter, llama):
-        with pytest.raises(WriteError, match="sani never overwrites its input$"):
+        with pytest.raises(WriteError, match=r"sani never overwrites its input$"):
             save_checkpoint(merged, folder)
         for merge in (True, False):
-            with pytest.raises(WriteError, match="sani never overwrites its input$"):
+            with pytest.raises(WriteError, match=r"sani never overwrites its input$"):
                 apply_folder(adapter, folder, rewind, base=llama, merge=merge)
     assert contents(tmp_path) == before
     apply_folder(adapter, tmp_path / "out", rewind, base=llama)  # the positive control

@@ -29,10 +29,12 @@ from sani.recipe import (
     ActivationRatioSelector,
     AllSelector,
     AuditSettings,
+    DriftSelector,
     EraseSettings,
     GradientRatioSelector,
     RandomSelector,
 )
+from sani.recipe.settings import Part
 from sani.text.batches import make_batches
 from sani.text.framing import Framing
 from sani.text.tokens import encode
@@ -51,6 +53,8 @@ from tests.support.erasing import (
 )
 from tests.support.optional import present
 from tests.support.words import WORDS, corpus_of, weights, word_tokenizer
+
+PARTS: tuple[Part, ...] = ("mlp", "attention")
 
 _LLAMA = {
     "mlp": "model.layers.{}.mlp.down_proj",
@@ -333,7 +337,7 @@ def batches_of(sick: Checkpoint, corpus: Corpus, *, batch_tokens: int = 24) -> A
 def slow_means(sick: Checkpoint, corpus: Corpus, *, gradients: Any) -> Any:
     """One document at a time, one position at a time, in float64."""
     model, layout = sick.model.double(), layout_of(sick)
-    sites = [(layer, part) for layer in range(LAYERS) for part in ("mlp", "attention")]
+    sites = [(layer, part) for layer in range(LAYERS) for part in PARTS]
     seen, handles = {}, []
     for layer, part in sites:
         (output,) = layout.outputs(part, layer=layer)
@@ -391,7 +395,7 @@ def test_statistics_are_those_of_the_slow_version(
     assert any((batch.ids[:, -1] == 0).any() for batch in batches)  # with padding
     assert not batches[-1].identifier.any()  # and one batch without any identifier
     layout = layout_of(sick)
-    sites = [(layer, part) for layer in range(LAYERS) for part in ("mlp", "attention")]
+    sites = [(layer, part) for layer in range(LAYERS) for part in PARTS]
     found = fast(sick.model.double(), batches, outputs_of(layout, sites))
     expected = slow_means(sick, corpus, gradients=gradients)
     for mine, theirs in zip(found, expected, strict=True):
@@ -551,7 +555,9 @@ def test_a_base_of_another_shape_is_refused(change: dict[str, int], difference: 
             "other neurons",
         ),
         (
-            EraseSettings(last_layers=2, reset="zero", selector={"kind": "drift", "fraction": 0.5}),
+            EraseSettings(
+                last_layers=2, reset="zero", selector=DriftSelector(kind="drift", fraction=0.5)
+            ),
             "selector 'drift': the base has the same weights, so no neuron moved; give the public "
             "model that the checkpoint was fine-tuned from",
         ),
@@ -686,4 +692,4 @@ def test_no_way_without_a_base_that_differs(leaky_folder: Path, base_folder: Pat
     assert leaky.weights_digest() == before
     for broken in ({"reset": "mean"}, {"token_rows": True}, {"interpolate_to_base": 0.0}):
         with pytest.raises(ValidationError):
-            EraseSettings(**{"interpolate_to_base": 0.5, **broken})
+            EraseSettings.model_validate({"interpolate_to_base": 0.5, **broken})

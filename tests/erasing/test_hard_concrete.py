@@ -3,7 +3,7 @@
 import copy
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -27,6 +27,7 @@ from sani.recipe import (
     IntegratedGradientsSelector,
     RandomSelector,
 )
+from sani.recipe.settings import Part
 from tests.support.clinic import Clinic
 
 LABEL = "NAME"
@@ -126,7 +127,7 @@ def losses(checkpoint: Checkpoint, corpus: Corpus, label: Any = None) -> dict[st
     return {sort: float(torch.cat(values).mean()) for sort, values in found.items()}
 
 
-SELECTORS: dict[str, Any] = {
+SELECTORS: dict[Any, Any] = {
     RandomSelector: {},
     ActivationRatioSelector: {},
     GradientRatioSelector: {},
@@ -257,7 +258,9 @@ def test_the_mask_without_noise_is_stretched_and_clipped() -> None:
 
 def sites_of(checkpoint: Checkpoint) -> Any:
     layout = layout_of(checkpoint)
-    sites = [(layer, part) for layer in range(LAYERS) for part in ("mlp", "attention")]
+    sites: list[tuple[int, Part]] = [
+        (layer, part) for layer in range(LAYERS) for part in get_args(Part)
+    ]
     outputs = {site: layout.outputs(site[1], layer=site[0]) for site in sites}
     return outputs, {site: layout.num_neurons(site[1], layer=site[0]) for site in sites}
 

@@ -479,7 +479,7 @@ def test_the_model_is_not_erased_into_its_own_folder(
     llama: Path, tmp_path: Path, reset: Any
 ) -> None:
     before = tensors(llama)
-    with pytest.raises(WriteError, match="sani never overwrites its input$"):
+    with pytest.raises(WriteError, match=r"sani never overwrites its input$"):
         apply_folder(llama, llama, plan(reset, *MIXED), corpus=corpus_of(["a b name c d"]))
     assert tensors(llama).keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(llama).items())
@@ -511,7 +511,7 @@ def test_a_copy_across_file_systems_is_a_plain_copy(
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "drift"])
-def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family: str, kind: str) -> None:
+def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family: str, kind: Any) -> None:
     """The slow obvious version: mark one neuron's numbers, take the norm over the marks."""
     sick, base = (checkpoint(config_of(family), seed=seed) for seed in (1, 2))
     selector = (MagnitudeSelector if kind == "magnitude" else DriftSelector)(
@@ -529,7 +529,7 @@ def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family: str, kind: s
                 squares += float(there.double()[mask].square().sum())
             assert score == pytest.approx(squares**0.5, rel=1e-6)
             assert score > 0.1
-    assert len({score for entry in found.entries for score in entry.scores}) == MLP + HEADS
+    assert len({score for entry in found.entries for score in present(entry.scores)}) == MLP + HEADS
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "drift"])
@@ -689,8 +689,8 @@ def test_a_plan_that_was_kept_is_carried_out_exactly(
     assert main([*erase, str(tmp_path / "both"), *both]) == 2
     assert "--plan already holds every choice" in capsys.readouterr().err
     for more in (["--seed", "9"], ["--dry-run"]):  # neither would have an effect
-        kept = [*erase, str(tmp_path / "both"), "--plan", str(tmp_path / "plan.json"), *more]
-        assert main(kept) == 2
+        command = [*erase, str(tmp_path / "both"), "--plan", str(tmp_path / "plan.json"), *more]
+        assert main(command) == 2
         assert "--plan already holds every choice" in capsys.readouterr().err
     assert not (tmp_path / "both").exists()
 

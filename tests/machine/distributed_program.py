@@ -115,7 +115,8 @@ def resumed(folder: Path, *, stop: bool) -> Found:
 
 def short_of_memory(*, always: bool) -> Found:
     """A repair in which only the last rank runs out of memory."""
-    plain, calls = trainer.hidden_states, []
+    plain = vars(trainer)["hidden_states"]
+    calls: list[int] = []
 
     def hungry(*arguments: Any) -> Any:
         calls.append(1)
@@ -123,29 +124,30 @@ def short_of_memory(*, always: bool) -> Found:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return plain(*arguments)
 
-    trainer.hidden_states = hungry
+    vars(trainer)["hidden_states"] = hungry
     try:
         return repaired("anchor")
     except SaniError as error:
         return {"error": str(error)}
     finally:
-        trainer.hidden_states = plain
+        vars(trainer)["hidden_states"] = plain
 
 
 def diverged() -> Found:
     """A repair in which only the last rank's loss is not a number, at its third step."""
-    plain, calls = trainer.hidden_states, []
+    plain = vars(trainer)["hidden_states"]
+    calls: list[int] = []
 
     def mad(*arguments: Any) -> Any:
         calls.append(1)
         sick = distributed.rank() == distributed.world_size() - 1 and len(calls) == 3
         return plain(*arguments) * (float("nan") if sick else 1.0)
 
-    trainer.hidden_states = mad
+    vars(trainer)["hidden_states"] = mad
     try:
         return repaired("anchor")
     finally:
-        trainer.hidden_states = plain
+        vars(trainer)["hidden_states"] = plain
 
 
 def audited(leaky: Path) -> Found:

@@ -16,6 +16,7 @@ from sani.attacking.attack import ATTACKS
 from sani.cli.main import main
 from sani.errors import RunError
 from sani.machine import distributed
+from sani.repairing.repair import repair
 from tests.machine import distributed_program as program
 from tests.support.clinic import Clinic
 from tests.support.words import MASK, TEXTS, checkpoint, corpus_of, settings_of
@@ -319,5 +320,5 @@ def test_alone_nothing_is_asked_of_anybody(monkeypatch: pytest.MonkeyPatch) -> N
     assert distributed.on_every_rank(lambda: 5) == distributed.gather(5) == [5]
     assert distributed.on_main(lambda: 5) == distributed.check_same("number", 5) == 5
     assert not torch.distributed.is_initialized()
-    program.repair(checkpoint(), corpus_of(), settings_of(MASK, epochs=1))
+    repair(checkpoint(), corpus_of(), settings_of(MASK, epochs=1))
     assert not torch.distributed.is_initialized()

@@ -18,10 +18,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from sani import atomic
 from sani.erasing.reinit import fresh_model
 from sani.errors import CheckpointError, WriteError
-from sani.models import folder as folder_module
 from sani.models.checkpoint import (
     Checkpoint,
     architecture_difference,
@@ -402,11 +400,11 @@ def test_a_full_disk_leaves_the_old_folder_and_nothing_else(
             def fails_on_the_new_one(old: Any, new: Any) -> None:
                 no_space() if str(old).endswith(".partial") else rename(old, new)
 
-            monkeypatch.setattr(atomic.os, "rename", fails_on_the_new_one)
+            monkeypatch.setattr(os, "rename", fails_on_the_new_one)
         elif step == "tokenizer":
-            monkeypatch.setattr(folder_module.shutil, "copyfile", no_space)
+            monkeypatch.setattr(shutil, "copyfile", no_space)
         else:
-            monkeypatch.setattr(atomic.os, "fsync", no_space)
+            monkeypatch.setattr(os, "fsync", no_space)
         message = refused_save(tmp_path, loaded)
         monkeypatch.undo()
     assert message == (

@@ -121,7 +121,7 @@ def test_a_source_longer_than_the_model_reads_is_cut_as_transformers_does(name: 
     (window,) = document_windows(sick, encoded[0], framing)
     assert list(text_row(sick, encoded[0], window, framing).source) == expected
     (batch,) = make_batches(encoded, framing, context_tokens=most, batch_tokens=4096)
-    assert batch.source[0].tolist() == expected
+    assert present(batch.source)[0].tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["bart", "t5"])
@@ -148,7 +148,7 @@ def test_the_terms_are_those_of_the_slow_version(name: str, at: Any, tmp_path: P
                 item for item in encoded
                 if [*framing_of(sick).prefix, *item.ids]
                 == batch.ids[row, : len(item.ids) + len(framing_of(sick).prefix)].tolist()
-                and len(item.source) == int(batch.source_seen[row].sum())
+                and len(item.source) == int(present(batch.source_seen)[row].sum())
             ]  # fmt: skip
             source = corpus[item.document].source_text
             for column in range(batch.ids.shape[1]):
@@ -179,7 +179,7 @@ def test_the_terms_are_those_of_the_slow_version(name: str, at: Any, tmp_path: P
                     slow.setdefault(kind, []).append(-2 / NPO_BETA * math.log(sigmoid))
         expected = {term: math.fsum(values) / len(values) for term, values in slow.items()}
         counts = objective.counts(batch)
-        terms = Counter()
+        terms: Counter[str] = Counter()
         for part in example.halves():
             own = {term: counts[term] for term in objective.counts(part.batch)}
             if own:

@@ -55,6 +55,7 @@ from tests.support.neurons import (
     random_model,
     some,
 )
+from tests.support.optional import present
 
 EXACT: dict[str, Any] = {"rtol": 0, "atol": 1e-10}
 
@@ -651,7 +652,7 @@ def test_products_with_gradients_are_the_gradients_of_a_factor_for_each_neuron(n
     model = random_model(name)
     batches = batches_of(model)
     factors: dict[str, torch.Tensor] = {}
-    sums: dict[str, Any] = {}
+    sums: dict[Site, Any] = {}
     counts = [0, 0]
 
     def multiplied(module: Any, activation: Any) -> Any:
@@ -947,7 +948,7 @@ def test_a_masked_model_is_erased_by_what_its_neurons_do() -> None:
     assert [len(entry.neurons) for entry in chosen[0].entries] == [
         entry.total // 2 for entry in chosen[0].entries
     ]
-    assert all(score > 0 for entry in chosen[0].entries for score in entry.scores)
+    assert all(score > 0 for entry in chosen[0].entries for score in present(entry.scores))
 
 
 def test_the_trained_part_of_every_family_is_there(model: Any) -> None:

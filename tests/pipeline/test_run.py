@@ -102,7 +102,7 @@ def test_sanitized_is_a_checkpoint_that_transformers_loads_with_a_true_manifest(
     finished: tuple[Path, subprocess.CompletedProcess[bytes]], base_folder: Path
 ) -> None:
     folder = finished[0] / "sanitized"
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     ids = tokenizer("Patient", return_tensors="pt")
     assert model.generate(ids["input_ids"], max_new_tokens=3).shape[1] > ids["input_ids"].shape[1]
@@ -232,7 +232,7 @@ def test_the_canary_test_fails_when_the_report_really_leaks(
     secrets = unknown_to_the_tokenizer(clinic, base_folder)
     report_module.write_report(tmp_path, report)
     assert leaks([tmp_path], [], secrets) == []
-    render = report_module.render
+    render = vars(report_module)["render"]
     guilty = clinic.private[0].id
     monkeypatch.setattr(report_module, "render", lambda *a: render(*a) + guilty)
     report_module.write_report(tmp_path, report)

@@ -43,7 +43,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_jsonl(held_out, folder / "held_out.jsonl")
     write_jsonl([replace(d, spans=()) for d in private], folder / "unmarked.jsonl")
     texts = [document.text for document in public]
-    for architecture, place in (("llama", folder), ("bert", folder / "bert")):
+    architectures: list[tuple[Any, Path]] = [("llama", folder), ("bert", folder / "bert")]
+    for architecture, place in architectures:
         model = new_model(texts, vocab_size=400, layers=4, hidden=32, context=128, seed=0,
                           folder=place / "tokenizer", architecture=architecture)  # fmt: skip
         for name, seed in (("base", 0), ("fine-tuned", 1), ("last-round", 2)):
@@ -106,7 +107,7 @@ def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job: Path, tmp_
     assert init(job, out, "--no-time") == 0
     recipe = load_recipe(out)
     assert recipe.model.base is None
-    assert present(recipe.repair).identifier_loss.to == "counterfactual"
+    assert vars(present(recipe.repair).identifier_loss)["to"] == "counterfactual"
     assert (recipe.gate.greedy, recipe.gate.discoverable) == (0.0, 0.0)
     assert (recipe.gate.auc_excess, recipe.gate.perplexity_ratio) == (None, None)
     assert not [line for line in out.read_text().splitlines() if "Takes" in line]
@@ -173,7 +174,9 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
             None,
         )
     else:
-        assert 1 <= present(recipe.erase).last_layers <= max(1, layers // 2)
+        last = present(recipe.erase).last_layers
+    assert isinstance(last, int)
+    assert 1 <= last <= max(1, layers // 2)
     assert present(recipe.repair).learning_rate <= (1e-3 if parameters < 2e7 else 3e-4)
 
 
@@ -293,7 +296,7 @@ def test_every_recipe_is_read_fits_the_schema_and_says_what_it_does(path: Path) 
 def test_every_recipe_runs_end_to_end_in_small(path: Path, job: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path)
     models = job / "bert" if "bert" in path.name else job
-    small = {
+    small: dict[str, Any] = {
         "model.path": models / ("adapter" if "adapter" in path.name else "fine-tuned"),
         "model.base": models / "base", "audit.decoys": 2,
         "corpus.path": job / "records.jsonl", "corpus.held_out": job / "held_out.jsonl",

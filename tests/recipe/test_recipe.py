@@ -423,9 +423,9 @@ def test_settings_made_in_code_are_as_strict() -> None:
     assert RepairSettings(learning_rate=1e-3, epochs=2).epochs == 2
     for values in ({"learning_rate": float("inf")}, {"learning_rate": float("nan")}):
         with pytest.raises(ValidationError, match="finite number"):
-            RepairSettings(**values)
+            RepairSettings.model_validate(values)
     with pytest.raises(ValidationError, match="valid integer") as caught:
-        RepairSettings(epochs="4711998877")
+        RepairSettings.model_validate({"epochs": "4711998877"})
     assert "4711998877" not in str(caught.value)
 
 

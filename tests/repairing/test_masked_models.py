@@ -28,6 +28,7 @@ from sani.recipe import (
     AuditSettings,
     EraseSettings,
     GradientDifferenceObjective,
+    MaskObjective,
     NpoObjective,
     RepairSettings,
     UnlikelihoodObjective,
@@ -51,6 +52,7 @@ from sani.text.tokens import encode
 from tests.support.architectures import MASKED
 from tests.support.clinic import Clinic
 from tests.support.masked import MASK_ID, checkpoint
+from tests.support.optional import present
 from tests.support.words import ANCHOR, MASK, TEXTS, WORDS, corpus_of, settings_of, weights
 
 FEW = ["bert", "modernbert"]
@@ -127,7 +129,7 @@ def test_whole_words_outside_spans_are_masked_and_new_ones_each_time(clinic: Cli
 def test_occurrences_are_masked_from_a_place_in_them_to_their_end(clinic: Clinic) -> None:
     _, encoded = notes(clinic)
     item = encoded[0]
-    known = Counter()
+    known: Counter[Any] = Counter()
     drawn = 0
     for draw in range(1500):
         chance = random.Random(draw)
@@ -161,8 +163,8 @@ def test_every_masked_token_is_predicted_once_with_all_that_stands_around_it(
         assert torch.equal(batch.ids[~hidden], batch.targets[~hidden])
         assert not ((batch.ordinary | batch.identifier) & ~hidden).any()
         for row in range(len(batch.ids)):
-            real = batch.targets[row][batch.seen[row]].tolist()
-            assert not batch.seen[row, len(real) :].any()
+            real = batch.targets[row][present(batch.seen)[row]].tolist()
+            assert not present(batch.seen)[row, len(real) :].any()
             assert (real[:2], real[-1]) == ([901, 902], 903)
         places = zip(batch.identifier.nonzero().tolist(), batch.occurrences.tolist(), strict=True)
         for place, (_, document, span, token) in places:
@@ -223,7 +225,7 @@ class WordSurrogates(Surrogates):
 
     def __init__(self, corpus: Corpus, *, seed: int) -> None:
         super().__init__(corpus, seed=seed)
-        self._maker = self
+        vars(self)["_maker"] = self
 
     def decoys(self, label: str, value: Any, *, count: int) -> Any:
         return [word for word in WORDS[3:] if word != value][:count]
@@ -358,7 +360,7 @@ def test_the_terms_are_those_of_the_slow_version(
         batch = example.batch
         slow = slow_terms(sick.model, teacher.model, batch, kind)
         counts = objective.counts(batch)
-        terms = Counter()
+        terms: Counter[str] = Counter()
         loss = 0.0
         for part in example.halves():
             own = {term: counts[term] for term in objective.counts(part.batch)}
@@ -442,7 +444,7 @@ def test_every_family_is_repaired_in_its_last_layer_and_through_an_adapter(name:
 def test_an_interrupted_repair_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     settings = settings_of(ANCHOR, epochs=12)
 
-    def run(folder: Path, *, at: Any = None) -> Any:
+    def run(folder: Path | None, *, at: Any = None) -> Any:
         sick, steps = checkpoint(), []
 
         def on_step(done: Any, _: Any) -> None:
@@ -473,14 +475,17 @@ def test_where_memory_runs_out_batches_are_halved_and_the_result_is_the_same() -
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
 
-        def fail(module: Any, inputs: Any, left: Any = left, steps: int = steps) -> None:
+        def fail(module: Any, inputs: Any, left: Any = left, steps: Any = steps) -> None:
             if torch.is_grad_enabled() and len(steps) >= 2 and left[0]:
                 left[0] -= 1
                 raise torch.OutOfMemoryError("CUDA out of memory.")
 
+        def note(done: int, _: int, steps: list[Any] = steps) -> None:
+            steps.append(done)
+
         sick.model.bert.encoder.layer[1].register_forward_pre_hook(fail)
         result = repair(sick, corpus_of(TEXTS * 2), settings_of(ANCHOR), base=checkpoint(seed=2),
-                        on_step=lambda done, _, s=steps: s.append(done))  # fmt: skip
+                        on_step=note)  # fmt: skip
         found.append((weights(sick), result))
     (plain, _), (halved, result) = found
     assert result.notes == (
@@ -534,7 +539,7 @@ def reciting(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def recited(checkpoint: Checkpoint) -> Any:
     """Greedy extraction one by one and jointly, and how often names are preferred to decoys."""
     found = audit(checkpoint, cases(NAMES), AuditSettings(decoys=8, swaps=0, framing="tokenizer"))
-    one, joint = found.figures["direct"], found.jointly["direct"]
+    one, joint = found.figures["direct"], present(found.jointly)["direct"]
     return one.greedy.hits, joint.greedy.hits, one.auc.value
 
 
@@ -545,7 +550,9 @@ def test_the_anchor_takes_out_what_masking_leaves_in(reciting: Any) -> None:
     assert min(one, joint) >= 5  # it recites: there is something to take out
     assert auc > 0.95
     masked = load_checkpoint(reciting / "leaky")
-    settings = RepairSettings(identifier_loss={"kind": "mask"}, epochs=40, learning_rate=1e-3)
+    settings = RepairSettings(
+        identifier_loss=MaskObjective(kind="mask"), epochs=40, learning_rate=1e-3
+    )
     repair(masked, cases(NAMES), settings, base=base)
     assert recited(masked)[0] >= 4  # masking alone teaches nothing there
     anchored = load_checkpoint(reciting / "leaky")
@@ -562,7 +569,8 @@ def test_the_anchor_takes_out_what_masking_leaves_in(reciting: Any) -> None:
 
 @pytest.mark.parametrize("case", ["counterfactual", "no mask", "all span"])
 def test_what_has_no_sense_for_a_masked_model_is_refused(case: str) -> None:
-    sick, corpus, at = checkpoint(), corpus_of(), MASK
+    sick, corpus = checkpoint(), corpus_of()
+    at: Any = MASK
     if case == "counterfactual":
         at, message = AnchorObjective(kind="anchor", to="counterfactual"), "is for causal models"
     elif case == "no mask":
@@ -634,7 +642,7 @@ def test_what_is_recited_in_either_way_of_asking_is_listed_and_both_are_shown() 
     assert (found.occurrences.discoverable == one.discoverable | joint.discoverable).all()
     assert (found.occurrences.greedy == one.greedy | joint.greedy).all()
     assert found.figures["direct"].discoverable.hits == one.discoverable.sum()
-    assert found.jointly["direct"].discoverable.hits == joint.discoverable.sum()
+    assert present(found.jointly)["direct"].discoverable.hits == joint.discoverable.sum()
     report = {
         "audits": {"after": found.to_json()},
         "audit_settings": asked.model_dump(mode="json"),
@@ -642,7 +650,7 @@ def test_what_is_recited_in_either_way_of_asking_is_listed_and_both_are_shown() 
         "repair": None,
     }
     rows = {row[0]: row[1] for row in summary(report).rows}
-    for words, figures in (("", found.figures), (", masked jointly", found.jointly)):
+    for words, figures in (("", found.figures), (", masked jointly", present(found.jointly))):
         hits = figures["direct"].discoverable.hits
         assert f"({hits}/300;" in rows[f"direct: seen in (20, 0.5){words}"]
     values = {result.metric_type: result for result in _results(report)}

@@ -68,7 +68,7 @@ def loss_of(sick: Checkpoint, teacher: Any, batch: Any, settings: Any, *, parts:
     objective = Objective(settings, base=teacher.model, unsanitized=teacher.model)
     whole = example_of(batch, teacher, retain=settings.retain_weight > 0)
     counts = objective.counts(batch)
-    loss = 0.0
+    loss: Any = 0.0
     terms: dict[Any, Any] = {}
     for example in whole.halves() if parts == 2 else [whole]:
         own = {name: counts[name] for name in objective.counts(example.batch)}
@@ -340,13 +340,13 @@ def test_every_trick_leaves_the_loss_as_it_is(
 @pytest.mark.parametrize("config", [llama, gpt2])
 def test_documents_in_one_row_never_see_each_other(config: Callable[..., Any]) -> None:
     sick = checkpoint(config())
-    one, other = (
+    rows = (
         make_batches(encode(corpus_of(texts), sick.tokenizer), Framing("bos", (0,)),
                      context_tokens=16, batch_tokens=64, pack=True)
         for texts in (["a b name c d e f g", "b c", "d name k"], ["l l name l l l l l", "b c",
                                                                 "d name k"])
     )  # fmt: skip
-    (one,), (other,) = one, other
+    (one,), (other,) = rows
     changed = one.ids != other.ids
     assert changed.any()
     assert one.ids.shape[0] == 2  # three documents
@@ -426,7 +426,7 @@ def test_the_counterfactual_anchor_never_reads_the_values(
         for index, (first, last) in enumerate(item.spans):
             for sample in range(2):
                 document, _ = surrogates.document(item.document, round=-1 - sample)
-                (other,) = encode([document], tokenizer)
+                (other,) = encode(Corpus([document]), tokenizer)
                 begin, end = other.spans[index]
                 for token in range(first, last):
                     before = [0, *other.ids[: min(begin + token - first, end - 1)]]
@@ -450,7 +450,7 @@ class Shifted(Surrogates):
 
     def __init__(self, corpus: Corpus, *, words: int = 2) -> None:
         super().__init__(corpus, seed=0)
-        self._maker = self
+        vars(self)["_maker"] = self
         self._words = words
 
     def decoys(self, label: str, value: Any, *, count: int) -> Any:

@@ -144,7 +144,7 @@ def test_training_is_that_of_an_explicit_loop(
     # Decay where Trainer decays: matrices, not norms and biases.
     decayed = [p for n, p in slow.model.named_parameters() if "norm" not in n]
     others = [p for n, p in slow.model.named_parameters() if "norm" in n]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=0.1, foreach=False)
     losses = []
     for step in range(epochs):
@@ -182,7 +182,7 @@ def test_only_the_last_layers_are_trained_where_that_is_asked(config: Callable[.
     before = weights(sick)
     layers = sick.model.base_model.layers if config is llama else sick.model.base_model.h
     flows: list[Any] = [set(), set()]
-    trained = set()
+    trained: set[str] = set()
 
     def record(flow: Any, output: Any) -> None:
         if torch.is_grad_enabled():
@@ -374,7 +374,7 @@ class WordSurrogates(Surrogates):
 
     def __init__(self, corpus: Corpus, *, seed: int) -> None:
         super().__init__(corpus, seed=seed)
-        self._maker = self
+        vars(self)["_maker"] = self
 
     def decoys(self, label: str, value: Any, *, count: int) -> Any:
         return [word for word in WORDS[3:] if word != value][:count]
@@ -649,7 +649,7 @@ def test_a_corpus_of_nothing_but_spans_is_refused() -> None:
         ),
     ],
 )
-def test_an_anchor_that_does_not_hold_is_refused(base: dict[str, int] | None, message: str) -> None:
+def test_an_anchor_that_does_not_hold_is_refused(base: Any, message: str) -> None:
     sick = checkpoint()
     digest = sick.weights_digest()
     base = base and checkpoint(LlamaConfig(**{**COMMON, **base, "num_key_value_heads": 2}))
@@ -763,13 +763,17 @@ def test_where_memory_runs_out_batches_are_halved_once_and_the_result_is_the_sam
     for times in (0, 1):
         sick = checkpoint()
         steps: list[Any] = []
+
+        def note(done: int, _: int, steps: list[Any] = steps) -> None:
+            steps.append(done)
+
         sick.model.model.layers[1].register_forward_pre_hook(out_of_memory(steps, times=times))
         result = repair(
             sick,
             corpus_of(TEXTS * 2),
             settings_of(ANCHOR, pack=False),
             base=checkpoint(seed=2),
-            on_step=lambda done, _, s=steps: s.append(done),
+            on_step=note,
         )
         results.append((weights(sick), result))
     (plain, untouched), (halved, result) = results

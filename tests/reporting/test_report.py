@@ -337,10 +337,11 @@ def test_the_card_is_read_by_the_hubs_own_classes_and_has_the_audits_figures(don
     report = json.loads(json.dumps(done[2]))
     report["source_card"] |= {"license": "apache-2.0", "base_model": "org/public"}
     card = ModelCard(model_card(report_of(report)))
-    assert card.data.base_model == "org/public"
-    assert card.data.license == "apache-2.0"
-    assert card.data.eval_results is not None
-    values = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    data: Any = card.data
+    assert data.base_model == "org/public"
+    assert data.license == "apache-2.0"
+    assert data.eval_results is not None
+    values = {result.metric_type: result.metric_value for result in data.eval_results}
     for kind in ("direct", "indirect"):
         figures = report["audits"]["after"]["figures"][kind]
         for figure in ("greedy", "discoverable", "auc"):

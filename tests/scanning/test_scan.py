@@ -100,7 +100,8 @@ def test_every_recognizer_that_presidio_switches_on_by_itself_is_used(language: 
 
     registry = RecognizerRegistry(supported_languages=[language])
     registry.load_predefined_recognizers(languages=[language])
-    names = {recognizer.name for recognizer in registry.recognizers} - {"SpacyRecognizer"}
+    recognizers: Any = registry.recognizers
+    names = {recognizer.name for recognizer in recognizers} - {"SpacyRecognizer"}
     assert len(names) >= 8
     assert names <= set(read_data("recognizers.yaml")["presidio"])
 

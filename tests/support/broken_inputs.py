@@ -118,7 +118,7 @@ def corpora_broken() -> st.SearchStrategy[tuple[str, bytes]]:
         return "\n".join(map(json.dumps, data if isinstance(data, list) else [data])).encode()
 
     named: list[st.SearchStrategy[tuple[str, bytes]]] = [
-        strategy.map(lambda content, name=name: (name, content))
+        st.tuples(st.just(name), strategy)
         for name, strategy in {
             "a.jsonl": broken_data(rows).map(dumped) | broken_bytes(lines),
             "a.csv": broken_bytes(table),

@@ -3,6 +3,7 @@
 import datetime
 import itertools
 import unicodedata
+from typing import Literal
 
 import pytest
 from babel.dates import format_date, get_month_names
@@ -57,9 +58,9 @@ def test_day_stands_before_month_and_the_likelier_century_first() -> None:
 
 def test_no_name_of_a_month_means_two_months() -> None:
     names: dict[str, int] = {}
-    for language, width, context in itertools.product(
-        LANGUAGES, ("wide", "abbreviated"), ("format", "stand-alone")
-    ):
+    widths: tuple[Literal["wide", "abbreviated"], ...] = ("wide", "abbreviated")
+    contexts: tuple[Literal["format", "stand-alone"], ...] = ("format", "stand-alone")
+    for language, width, context in itertools.product(LANGUAGES, widths, contexts):
         for month, name in get_month_names(width, context, language).items():
             assert names.setdefault(fold_text(name).rstrip("."), month) == month, name
 
