@@ -87,7 +87,7 @@ class IdentifierIndex:
     def __init__(self, corpus: Corpus, *, kinds: Sequence[Kind] = ("direct",)) -> None:
         """Index the values of every span of these kinds."""
         subjects = {name: at for at, name in enumerate(sorted({d.subject_id for d in corpus}))}
-        found: dict[_Key, tuple[set[str], set[int]]] = {}
+        owners_of: dict[_Key, tuple[set[str], set[int]]] = {}
         short: dict[str, set[_Key]] = defaultdict(set)
         for document in corpus:
             for span in document.spans:
@@ -98,17 +98,17 @@ class IdentifierIndex:
                 if _too_short(key, value) and span.source != TERM_SOURCE:
                     short[span.label].add(key)
                     continue
-                labels, owners = found.setdefault(key, (set(), set()))
+                labels, owners = owners_of.setdefault(key, (set(), set()))
                 labels.add(span.label)
                 owners.add(subjects[document.subject_id])
         self.too_short = {label: len(keys) for label, keys in sorted(short.items())}
         self.identifiers = tuple(
             Identifier(tuple(sorted(labels)), tuple(sorted(owners)))
-            for labels, owners in found.values()
+            for labels, owners in owners_of.values()
         )
         self._dates: dict[datetime.date, list[tuple[int, Days]]] = defaultdict(list)
         patterns: dict[str, list[Hit]] = {}
-        for number, key in enumerate(found):
+        for number, key in enumerate(owners_of):
             if isinstance(key, str):
                 patterns[key] = [Hit(number, exact=True)]
             else:

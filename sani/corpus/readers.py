@@ -131,23 +131,23 @@ def _resolve_folder(path: Path, format: Format | None) -> Format:
     """Return the format of a folder, by the files it holds."""
     if format is not None and format not in _FOLDER_FORMATS:
         raise CorpusError(f"{path}: it is a folder; the format {format} is read from one file")
-    found: dict[Format, bool] = {
+    holds: dict[Format, bool] = {
         "i2b2": bool(list_files(path, ".xml")),
         "brat": bool(list_files(path, ".ann")),
     }
     if format == "text":
         return format
-    if format is None and all(found.values()):
+    if format is None and all(holds.values()):
         raise CorpusError(
             f"{path}: it holds both .xml and .ann files; say which to read with the format "
             "i2b2 or brat"
         )
-    if not any(found.values()) or (format is not None and not found[format]):
+    if not any(holds.values()) or (format is not None and not holds[format]):
         raise CorpusError(
             f"{path}: the folder holds no documents; expected .xml files (i2b2) or pairs of "
             ".txt and .ann files (brat); .txt files alone are read with the format text"
         )
-    return format or ("i2b2" if found["i2b2"] else "brat")
+    return format or ("i2b2" if holds["i2b2"] else "brat")
 
 
 def _collect(

@@ -106,12 +106,14 @@ def _conversation(
             if not isinstance(role, str) or not role.strip():
                 raise RecordError("'role' is no name; expected one such as user or assistant")
             content = _check_text(item.get("content"), "content")
-            own = _to_spans(item.get("spans"), content, kinds=kinds)
+            turn_spans = _to_spans(item.get("spans"), content, kinds=kinds)
         except RecordError as problem:
             raise RecordError(f"message {number}: {problem}") from None
         text += BETWEEN_TURNS if turns else ""
         start = len(text)
-        spans += [replace(span, start=start + span.start, end=start + span.end) for span in own]
+        spans += [
+            replace(span, start=start + span.start, end=start + span.end) for span in turn_spans
+        ]
         text += content
         turns.append(Turn(role, start, len(text)))
     return text, tuple(spans), tuple(turns)

@@ -94,13 +94,13 @@ def _row_of(document: Document) -> dict[str, object]:
         return row
     messages: list[dict[str, Any]] = []
     for turn in document.turns:
-        own = [
+        turn_spans = [
             replace(span, start=span.start - turn.start, end=span.end - turn.start)
             for span in document.spans
             if turn.start <= span.start and span.end <= turn.end
         ]
         content = document.text[turn.start : turn.end]
-        spans = [_span_to_json(span) for span in own]
+        spans = [_span_to_json(span) for span in turn_spans]
         messages.append({"role": turn.role, "content": content, "spans": spans})
     if sum(len(message["spans"]) for message in messages) < len(document.spans):
         raise CorpusError("a span reaches from one message into the next; cut it in two")

@@ -27,7 +27,7 @@ from sani.pipeline.inputs import Documents, check_base, check_kind, read_corpora
 from sani.recipe import AttackSettings, EraseSettings, EscalationSettings, Recipe, Rung
 from sani.releasing.identifiers_in_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
-from sani.scanning.detection import asked_of, load_detector
+from sani.scanning.detection import detector_settings, load_detector
 from sani.scanning.inventory import take_inventory
 from sani.text.chat import rendered
 from sani.text.tokens import encode
@@ -145,7 +145,7 @@ def _corpus(inputs: _Inputs) -> str:
     held_out = inputs.documents.held_out
     num_held_out = f", {len(held_out)} held out" if held_out else ", none held out"
     if recipe.scan.detects:
-        load_detector(asked_of(recipe.scan))
+        load_detector(detector_settings(recipe.scan))
         if recipe.scan.gold is not None:
             read_corpus(recipe.scan.gold, kinds=recipe.corpus.kinds)
         spans = corpus.num_spans

@@ -79,14 +79,14 @@ def files_not_released(folder: Path) -> dict[str, int]:
     TensorBoard logs are found in folders too. The names of files that training does not write are
     not told.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     read = ADAPTER_FILES if is_adapter(folder) else ()
     for entry in folder.iterdir():
         if entry.is_file() and (may_be_released(entry.name) or entry.name in read):
             continue
         logs = entry.is_dir() and any(entry.rglob("events.out.tfevents.*"))
-        found["TensorBoard logs" if logs else _kind_of(entry.name)] += 1
-    return dict(sorted(found.items(), key=lambda item: (item[0] == OTHER, item[0])))
+        counts["TensorBoard logs" if logs else _kind_of(entry.name)] += 1
+    return dict(sorted(counts.items(), key=lambda item: (item[0] == OTHER, item[0])))
 
 
 def _kind_of(name: str) -> str:
@@ -122,18 +122,18 @@ def check_texts(
             continue
         if name in BINARY_VOCABULARIES:
             pieces = (folder / name).read_bytes().decode(errors="ignore").replace("▁", " ")
-            found = _standing(secrets.telling, [pieces], whole_words=False)
+            leaked = _standing(secrets.telling, [pieces], whole_words=False)
         elif name in VOCABULARIES:
             public = set(_vocabulary(base / name)) if base and (base / name).is_file() else set()
-            own = (piece for piece in _vocabulary(folder / name) if piece not in public)
-            found = _standing(secrets.telling, own)
+            not_public = (piece for piece in _vocabulary(folder / name) if piece not in public)
+            leaked = _standing(secrets.telling, not_public)
         else:
-            found = _standing(secrets.all, _strings(_parse(folder / name)))
+            leaked = _standing(secrets.all, _strings(_parse(folder / name)))
         if name in ADDED_TOKENS:
             added = list(_added_tokens(name, _parse(folder / name)))
-            found |= _standing(secrets.direct, added, whole_words=False)
-            found |= _standing(secrets.all, added)
-        _refuse(folder, name, found)
+            leaked |= _standing(secrets.direct, added, whole_words=False)
+            leaked |= _standing(secrets.all, added)
+        _refuse(folder, name, leaked)
     for file in sorted(folder.glob("*.safetensors")):
         if may_be_released(file.name):
             _refuse(folder, file.name, _standing(secrets.all, _strings(_metadata(file))))
@@ -172,14 +172,14 @@ class _Secrets:
     """
 
     def __init__(self, corpus: Corpus) -> None:
-        found: dict[Kind, set[tuple[str, bool]]] = {"direct": set(), "indirect": set()}
+        values: dict[Kind, set[tuple[str, bool]]] = {"direct": set(), "indirect": set()}
         for document in corpus:
             for s in document.spans:
                 sure = s.source in (ANNOTATION, TERM_SOURCE)
-                found[s.kind].add((fold_text(document.value(s)), sure))
-            found["direct"] |= {(fold_text(n), True) for n in (document.id, document.subject_id)}
+                values[s.kind].add((fold_text(document.value(s)), sure))
+            values["direct"] |= {(fold_text(n), True) for n in (document.id, document.subject_id)}
         direct, indirect = (
-            {(value, sure) for value, sure in found[kind] if len(value) >= SHORTEST}
+            {(value, sure) for value, sure in values[kind] if len(value) >= SHORTEST}
             for kind in KINDS
         )
         known = {value for value, sure in direct if sure or not value.isalpha()}
@@ -220,10 +220,10 @@ def _inside(text: str, start: int, end: int) -> bool:
     return re.match(r"\w", before) is not None or re.match(r"\w", after) is not None
 
 
-def _refuse(folder: Path, name: str, found: set[str]) -> None:
-    if found:
+def _refuse(folder: Path, name: str, leaked: set[str]) -> None:
+    if leaked:
         raise CheckpointError(
-            f"model folder {folder}: {name} holds {len(found)} identifiers or ids of the corpus, "
+            f"model folder {folder}: {name} holds {len(leaked)} identifiers or ids of the corpus, "
             "and it is released in clear; remove them first"
         )
 

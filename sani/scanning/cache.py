@@ -61,22 +61,22 @@ class SpanCache:
 
     def load(self, texts: Iterable[str]) -> list[tuple[Span, ...] | None]:
         """Return the spans of each text; None for one that is not known."""
-        found = []
+        spans = []
         for text in texts:
             row = self._entries.execute(
                 "SELECT spans FROM spans WHERE key = ?", (self._digest(text),)
             ).fetchone()
             try:
-                found.append(None if row is None else spans_from_json(row[0]))
+                spans.append(None if row is None else spans_from_json(row[0]))
             except (ValueError, TypeError):  # a damaged entry is none
-                found.append(None)
-        return found
+                spans.append(None)
+        return spans
 
     def save(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> None:
         """Keep the spans of these texts."""
         rows = [
-            (self._digest(text), spans_to_json(found))
-            for text, found in zip(texts, spans, strict=True)
+            (self._digest(text), spans_to_json(spans_of_text))
+            for text, spans_of_text in zip(texts, spans, strict=True)
         ]
         with self._entries:
             self._entries.executemany("INSERT OR REPLACE INTO spans VALUES (?, ?)", rows)
@@ -102,12 +102,12 @@ def _secret(place: Path) -> bytes:
         ValueError: If the file holds anything else.
     """
     if not place.exists():
-        own = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
-        with open(os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        temporary = place.with_name(f".{place.name}.{secrets.token_hex(8)}")
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(secrets.token_bytes(32))
         with suppress(FileExistsError):
-            os.link(own, place)  # never over another's, never half-written
-        own.unlink()
+            os.link(temporary, place)  # never over another's, never half-written
+        temporary.unlink()
     secret = place.read_bytes()
     if len(secret) != 32:
         raise ValueError("not a key")

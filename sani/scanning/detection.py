@@ -60,8 +60,8 @@ def detect(
         ScanError: If a detector cannot be loaded, or a document cannot be looked at to its end.
     """
     report = on_step or (lambda stage, done, total: None)
-    found = _find_all(corpus, settings, cache_folder, report)
-    documents = [_with(document, spans) for document, spans in zip(corpus, found, strict=True)]
+    spans_of = _find_all(corpus, settings, cache_folder, report)
+    documents = [_with(document, spans) for document, spans in zip(corpus, spans_of, strict=True)]
     if settings.propagate:
         more = propagate(
             documents, scope=settings.propagate, on_step=lambda *n: report("scan: propagate", *n)
@@ -113,8 +113,8 @@ def estimate(
         )
     bare = Corpus([replace(document, spans=()) for document in gold])
     alone = settings.model_copy(update={"indirect": None})
-    found = detect(bare, alone, cache_folder=cache_folder, on_step=on_step)
-    return evaluate(gold, [document.spans for document in found])
+    scanned = detect(bare, alone, cache_folder=cache_folder, on_step=on_step)
+    return evaluate(gold, [document.spans for document in scanned])
 
 
 def _with(document: Document, spans: Sequence[Span]) -> Document:
@@ -138,8 +138,8 @@ def _find_all(
     """Find the spans of each document by itself; ranks share the work, the main one caches."""
     if not (settings.patterns or settings.ner or settings.terms):
         return [()] * len(corpus)
-    asked = asked_of(settings)
-    detector = load_detector(asked)
+    settings_text = detector_settings(settings)
+    detector = load_detector(settings_text)
     if settings.num_proc > 1 and detector.ner is not None and not detector.ner.forks:
         raise ScanError(
             "num_proc: processes cannot share a model on an accelerator; leave num_proc at 1, or "
@@ -148,18 +148,18 @@ def _find_all(
     distributed.check_same("detectors", detector.name)
     texts = [document.text for document in corpus]
     known = distributed.on_main(lambda: _known(cache_folder, detector, texts))
-    found = {number: spans for number, spans in enumerate(known) if spans is not None}
-    rest = [number for number in range(len(texts)) if number not in found]
+    spans_of = {number: spans for number, spans in enumerate(known) if spans is not None}
+    rest = [number for number in range(len(texts)) if number not in spans_of]
     if rest and settings.patterns:
         load_patterns()  # here, so that processes share it
     step = _CHUNK * settings.num_proc * distributed.world_size()
     for first in range(0, len(rest), step):
         numbers = rest[first : first + step]
-        new = _find_together(numbers, texts, asked, settings.num_proc)
+        new = _find_together(numbers, texts, settings_text, settings.num_proc)
         distributed.on_main(partial(_keep, cache_folder, detector, texts, new))
-        found |= new
-        report("scan: detect", len(found), len(texts))
-    return [found[number] for number in range(len(texts))]
+        spans_of |= new
+        report("scan: detect", len(spans_of), len(texts))
+    return [spans_of[number] for number in range(len(texts))]
 
 
 def _known(
@@ -168,39 +168,41 @@ def _known(
     """Return the cached spans of each text; None for a text that is not cached."""
     if folder is None:
         return [None] * len(texts)
-    with SpanCache(folder, detector=detector.name) as kept:
-        return kept.load(texts)
+    with SpanCache(folder, detector=detector.name) as cache:
+        return cache.load(texts)
 
 
 def _keep(
     folder: Path | None,
     detector: Detector,
     texts: Sequence[str],
-    found: Mapping[int, tuple[Span, ...]],
+    spans_of: Mapping[int, tuple[Span, ...]],
 ) -> None:
     if folder is not None:
-        with SpanCache(folder, detector=detector.name) as kept:
-            kept.save([texts[number] for number in found], list(found.values()))
+        with SpanCache(folder, detector=detector.name) as cache:
+            cache.save([texts[number] for number in spans_of], list(spans_of.values()))
 
 
 def _find_together(
-    numbers: Sequence[int], texts: Sequence[str], asked: str, num_proc: int
+    numbers: Sequence[int], texts: Sequence[str], settings_text: str, num_proc: int
 ) -> dict[int, tuple[Span, ...]]:
     """Find the spans of the texts of these numbers; each text is one rank's."""
-    mine = [
+    own_numbers = [
         numbers[index] for index in distributed.shard([len(texts[number]) for number in numbers])
     ]
 
     def work() -> list[tuple[int, tuple[Span, ...]]]:
-        spans = _find_chunk(mine, [texts[number] for number in mine], asked, num_proc)
-        return list(zip(mine, spans, strict=True))
+        spans = _find_chunk(
+            own_numbers, [texts[number] for number in own_numbers], settings_text, num_proc
+        )
+        return list(zip(own_numbers, spans, strict=True))
 
-    found = distributed.on_every_rank(work)
-    return {number: spans for part in found for number, spans in part}
+    parts = distributed.on_every_rank(work)
+    return {number: spans for part in parts for number, spans in part}
 
 
 def _find_chunk(
-    numbers: Sequence[int], texts: Sequence[str], asked: str, num_proc: int
+    numbers: Sequence[int], texts: Sequence[str], settings_text: str, num_proc: int
 ) -> list[tuple[Span, ...]]:
     """Find the spans of each text with ``num_proc`` processes."""
     # Long and short texts are dealt out in turn, so that the processes end together.
@@ -211,7 +213,7 @@ def _find_chunk(
         "text": [texts[i] for i in order],
     }
     if num_proc == 1 or len(texts) < num_proc:
-        answers = _find_batch(batch, asked)
+        answers = _find_batch(batch, settings_text)
     else:
         from datasets import Dataset
 
@@ -222,7 +224,7 @@ def _find_chunk(
             batch_size=_BATCH,
             num_proc=num_proc,
             remove_columns=["number", "text"],
-            fn_kwargs={"asked": asked},
+            fn_kwargs={"settings_text": settings_text},
             keep_in_memory=True,
             load_from_cache_file=False,
             new_fingerprint="scan",
@@ -236,21 +238,21 @@ def _find_chunk(
     return spans
 
 
-def _find_batch(batch: dict[str, list[Any]], asked: str) -> dict[str, list[str]]:
+def _find_batch(batch: dict[str, list[Any]], settings_text: str) -> dict[str, list[str]]:
     """Return the spans, or the problem: a pool whose process raises can hang as it is closed."""
     count = len(batch["text"])
     try:
-        found = load_detector(asked).find(batch["text"], numbers=batch["number"])
+        spans_of = load_detector(settings_text).find(batch["text"], numbers=batch["number"])
     except ScanError as problem:
         return {"found": [""] * count, "problem": [str(problem)] * count}
-    return {"found": [spans_to_json(spans) for spans in found], "problem": [""] * count}
+    return {"found": [spans_to_json(spans) for spans in spans_of], "problem": [""] * count}
 
 
-def asked_of(settings: ScanSettings) -> str:
+def detector_settings(settings: ScanSettings) -> str:
     """Return the settings that decide the findings in a document, as JSON for other processes."""
     read = settings.terms.read_bytes() if settings.terms and settings.terms.is_file() else b""
-    asked = settings.model_dump(mode="json", include={"patterns", "ner", "terms"})
-    return json.dumps({**asked, "terms_digest": hashlib.sha256(read).hexdigest()})
+    chosen = settings.model_dump(mode="json", include={"patterns", "ner", "terms"})
+    return json.dumps({**chosen, "terms_digest": hashlib.sha256(read).hexdigest()})
 
 
 @dataclass(frozen=True)
@@ -271,8 +273,8 @@ class Detector:
 
     def find(self, texts: Sequence[str], *, numbers: Sequence[int]) -> list[tuple[Span, ...]]:
         """Find the spans of each text, without overlaps; ``numbers`` name the texts in an error."""
-        found = self.ner.find(texts) if self.ner else [[] for _ in texts]
-        for number, text, spans in zip(numbers, texts, found, strict=True):
+        spans_of = self.ner.find(texts) if self.ner else [[] for _ in texts]
+        for number, text, spans in zip(numbers, texts, spans_of, strict=True):
             if self.patterns:
                 try:
                     spans += find_by_pattern(text)
@@ -280,18 +282,18 @@ class Detector:
                     raise ScanError(f"document {number}: {problem}") from None
             if self.terms:
                 spans += self.terms.find(text)
-        return [resolve(spans, text) for spans, text in zip(found, texts, strict=True)]
+        return [resolve(spans, text) for spans, text in zip(spans_of, texts, strict=True)]
 
 
 @cache
-def load_detector(asked: str) -> Detector:
+def load_detector(settings_text: str) -> Detector:
     """Return the detector of these settings; loaded once a process.
 
     Args:
-        asked: Settings ``patterns``, ``ner`` and ``terms`` as JSON, and the digest of the terms,
+        settings_text: Settings ``patterns``, ``ner`` and ``terms`` as JSON, and the digest of the terms,
             so that a changed list is read again.
     """
-    data = json.loads(asked)
+    data = json.loads(settings_text)
     data.pop("terms_digest")
     settings = settings_from(ScanSettings, data)
     names: list[str] = [f"{library} {version(library)}" for library in _LIBRARIES]

@@ -100,25 +100,25 @@ class Evaluation:
         }
 
 
-def evaluate(gold: Iterable[Document], found: Iterable[Sequence[Span]]) -> Evaluation:
-    """Hold found spans against the gold spans of the same documents, in the same order.
+def evaluate(gold: Iterable[Document], predicted: Iterable[Sequence[Span]]) -> Evaluation:
+    """Compare the scan's spans with the gold spans of the same documents, in the same order.
 
     Args:
         gold: Documents whose spans are right and complete; labels in any corpus's words.
-        found: The scan's spans of each.
+        predicted: The scan's spans of each.
     """
     result = Evaluation()
-    for document, spans in zip(gold, found, strict=True):
+    for document, spans in zip(gold, predicted, strict=True):
         result.documents += 1
         _compare(document, spans, result)
     return result
 
 
-def _compare(document: Document, found: Sequence[Span], result: Evaluation) -> None:
+def _compare(document: Document, scan_spans: Sequence[Span], result: Evaluation) -> None:
     text = document.text
     gold = [(span, scan_label(span.label)) for span in document.spans]
-    hits = [(span, scan_label(span.label)) for span in found]
-    covered = _mask(text, (span for span in found))
+    hits = [(span, scan_label(span.label)) for span in scan_spans]
+    covered = _mask(text, (span for span in scan_spans))
     real = _mask(text, document.spans)
     direct = _mask(text, (span for span in document.spans if span.kind == "direct"))
     solid = np.fromiter((c.isalnum() for c in text), dtype=bool, count=len(text))
@@ -134,13 +134,13 @@ def _compare(document: Document, found: Sequence[Span], result: Evaluation) -> N
                 result.missed[label] += 1
     for label in {name for _, name in (*gold, *hits)}:
         scores = result.labels.setdefault(label, LabelScores())
-        ours = [span for span, name in gold if name == label]
-        theirs = [span for span, name in hits if name == label]
-        mine, other = _mask(text, ours), _mask(text, theirs)
-        _count(scores.characters, mine & solid, other & solid)
-        _count(scores.covered, mine & solid, covered & solid)
-        extents = {(span.start, span.end) for span in ours}
-        claimed = {(span.start, span.end) for span in theirs}
+        gold_spans = [span for span, name in gold if name == label]
+        predicted_spans = [span for span, name in hits if name == label]
+        gold_mask, predicted_mask = _mask(text, gold_spans), _mask(text, predicted_spans)
+        _count(scores.characters, gold_mask & solid, predicted_mask & solid)
+        _count(scores.covered, gold_mask & solid, covered & solid)
+        extents = {(span.start, span.end) for span in gold_spans}
+        claimed = {(span.start, span.end) for span in predicted_spans}
         both = len(extents & claimed)
         scores.strict.gold += len(extents)
         scores.strict.predicted += len(claimed)
@@ -148,8 +148,8 @@ def _compare(document: Document, found: Sequence[Span], result: Evaluation) -> N
         scores.strict.predicted_matched += both
         scores.overlapping.gold += len(extents)
         scores.overlapping.predicted += len(claimed)
-        scores.overlapping.gold_matched += sum(bool(other[a:b].any()) for a, b in extents)
-        scores.overlapping.predicted_matched += sum(bool(mine[a:b].any()) for a, b in claimed)
+        scores.overlapping.gold_matched += sum(bool(predicted_mask[a:b].any()) for a, b in extents)
+        scores.overlapping.predicted_matched += sum(bool(gold_mask[a:b].any()) for a, b in claimed)
 
 
 def _mask(text: str, spans: Iterable[Span]) -> np.ndarray:
@@ -159,9 +159,9 @@ def _mask(text: str, spans: Iterable[Span]) -> np.ndarray:
     return mask
 
 
-def _count(tally: Tally, gold: np.ndarray, found: np.ndarray) -> None:
-    both = int((gold & found).sum())
+def _count(tally: Tally, gold: np.ndarray, predicted_mask: np.ndarray) -> None:
+    both = int((gold & predicted_mask).sum())
     tally.gold += int(gold.sum())
-    tally.predicted += int(found.sum())
+    tally.predicted += int(predicted_mask.sum())
     tally.gold_matched += both
     tally.predicted_matched += both

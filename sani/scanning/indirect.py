@@ -68,14 +68,14 @@ def find_indirect(
             f"indirect: {len(subjects)} subjects are fewer than k = {settings.k}, so every word "
             "would be indirect; give more documents, their subject_id, or leave it out"
         )
-    found: list[list[Span]] = [[] for _ in documents]
+    spans: list[list[Span]] = [[] for _ in documents]
     with tempfile.TemporaryDirectory(prefix="sani-") as folder:
         engine = _engine(Path(folder), memory=memory, threads=threads)
         try:
             _load(engine, documents, subjects, settings)
             _count(engine, settings, num_subjects=len(subjects))
             for document, places in _places(engine):
-                found[document] = _spans(documents[document].text, places)
+                spans[document] = _spans(documents[document].text, places)
                 if on_step:
                     on_step(document + 1, len(documents))
         except duckdb.Error as error:
@@ -85,7 +85,7 @@ def find_indirect(
             ) from None
         finally:
             engine.close()
-    return found
+    return spans
 
 
 def _engine(folder: Path, *, memory: str, threads: int) -> Any:
@@ -210,9 +210,9 @@ def _disputed() -> dict[int, str]:
         f"WHERE regexp_full_match(chr(code), '{_TOKEN}')",
         [codes],
     ).fetchall()
-    theirs = {code for (code,) in rows}
-    ours = {code for code in codes if _token.fullmatch(chr(code))}
-    return dict.fromkeys(theirs ^ ours, " ")
+    by_duckdb = {code for (code,) in rows}
+    by_python = {code for code in codes if _token.fullmatch(chr(code))}
+    return dict.fromkeys(by_duckdb ^ by_python, " ")
 
 
 def lower(text: str) -> str:

@@ -85,7 +85,7 @@ class SpacyNer:
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Find the spans of each text; spaCy gives no score, so all have `SPACY_SCORE`."""
-        found: list[list[Span]] = [[] for _ in texts]
+        spans: list[list[Span]] = [[] for _ in texts]
         pieces = [(window.text, (number, window)) for number, window in _all_windows(texts)]
         for document, (number, window) in self._pipeline.pipe(
             pieces, as_tuples=True, batch_size=_BATCH
@@ -95,8 +95,8 @@ class SpacyNer:
                 share = window.share(entity.start_char, entity.end_char)
                 if share and label in _LABELS:
                     start, end = (window.offset + place for place in share)
-                    found[number].append(_span(start, end, label, SPACY_SCORE))
-        return found
+                    spans[number].append(_span(start, end, label, SPACY_SCORE))
+        return spans
 
 
 def _content_digest(folder: Path) -> str:
@@ -155,17 +155,17 @@ class TransformersNer:
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Find the spans of each text; the score is the probability of the label."""
-        found: list[list[Span]] = [[] for _ in texts]
+        spans: list[list[Span]] = [[] for _ in texts]
         pieces = list(_all_windows(texts))
         for first in range(0, len(pieces), _BATCH):
             batch = pieces[first : first + _BATCH]
             words = self._words([window.text for _, window in batch])
-            for (number, window), mine in zip(batch, words, strict=True):
-                for start, end, label, score in _runs(window.text, mine):
+            for (number, window), words_of_window in zip(batch, words, strict=True):
+                for start, end, label, score in _runs(window.text, words_of_window):
                     if share := window.share(start, end):
                         start, end = (window.offset + place for place in share)
-                        found[number].append(_span(start, end, label, score))
-        return found
+                        spans[number].append(_span(start, end, label, score))
+        return spans
 
     def _words(self, texts: list[str]) -> list[list[Word]]:
         """Return the words of each text."""
@@ -196,14 +196,14 @@ class TransformersNer:
             ):
                 special = encoded["special_tokens_mask"][row].tolist()
                 offsets = encoded["offset_mapping"][row].tolist()
-                mine = tokens[int(encoded["overflow_to_sample_mapping"][row])]
+                of_text = tokens[int(encoded["overflow_to_sample_mapping"][row])]
                 places = [place for place, is_special in enumerate(special) if not is_special]
                 for place in places:
                     start, end = offsets[place]
                     edge = min(place - places[0], places[-1] - place)
-                    if end > start and edge >= mine.get((start, end), _NO_TOKEN)[0]:
-                        mine[start, end] = (edge, self._labels[chosen[place]], sure[place])
-        return [_whole_words(text, mine) for text, mine in zip(texts, tokens, strict=True)]
+                    if end > start and edge >= of_text.get((start, end), _NO_TOKEN)[0]:
+                        of_text[start, end] = (edge, self._labels[chosen[place]], sure[place])
+        return [_whole_words(text, of_text) for text, of_text in zip(texts, tokens, strict=True)]
 
 
 Word = tuple[int, int, str, float]  # start, end, label ("" for none), probability

@@ -20,20 +20,20 @@ from sani.corpus.documents import ANNOTATION, TERM_SOURCE, Span
 def resolve(spans: Iterable[Span], text: str) -> tuple[Span, ...]:
     """Return spans that cover the same letters of a text and, annotations aside, never overlap."""
     spans = set(spans)
-    kept = {span for span in spans if span.source == ANNOTATION}
-    rest = sorted(spans - kept, key=_rank)
+    resolved = {span for span in spans if span.source == ANNOTATION}
+    rest = sorted(spans - resolved, key=_rank)
     if not rest:
-        return tuple(sorted(kept))
+        return tuple(sorted(resolved))
     taken = np.zeros(len(text), dtype=bool)
-    for span in kept:
+    for span in resolved:
         taken[span.start : span.end] = True
     for span in rest:
         pieces = set(_pieces(span, text, taken))
         lone = {piece for piece in pieces if piece != span and _is_letter(text, piece)}
-        kept |= pieces - lone
+        resolved |= pieces - lone
         taken[span.start : span.end] = True
         taken[[piece.start for piece in lone]] = False
-    return tuple(sorted(kept))
+    return tuple(sorted(resolved))
 
 
 def _rank(span: Span) -> tuple[object, ...]:

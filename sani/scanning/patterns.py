@@ -48,21 +48,21 @@ def find_by_pattern(text: str) -> list[Span]:
         ScanError: If an expression takes longer than `TIMEOUT_SECONDS` on one window of the text:
             what it would have found is not known, so nothing is passed over in silence.
     """
-    found: set[Span] = set()
+    spans: set[Span] = set()
     for window in windows(text):
         folded = fold(window.text)
         try:
             for recognize in (_presidio, _fields, _expressions):
                 for span in recognize(window.text, folded):
                     if share := window.share(span.start, span.end):
-                        mine = replace(span, start=share[0], end=share[1])
-                        found.add(moved(mine, window.offset))
+                        owned = replace(span, start=share[0], end=share[1])
+                        spans.add(moved(owned, window.offset))
         except TimeoutError:
             raise ScanError(
                 f"{recognize.__name__.strip('_')}: an expression took longer than "
                 f"{TIMEOUT_SECONDS:.0f} s; look for a long run without blanks in the text"
             ) from None
-    return sorted(found)
+    return sorted(spans)
 
 
 def load_patterns() -> None:

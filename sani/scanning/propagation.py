@@ -54,7 +54,7 @@ def propagate(
     groups: dict[str, list[int]] = defaultdict(list)
     for number, document in enumerate(documents):
         groups[document.subject_id if scope == "subject" else ""].append(number)
-    found: list[list[Span]] = [[] for _ in documents]
+    spans_of: list[list[Span]] = [[] for _ in documents]
     done = 0
     for numbers in groups.values():
         values = {
@@ -68,13 +68,13 @@ def propagate(
         digits = _known_numbers(values)
         for number in numbers:
             text = documents[number].text
-            found[number] = sorted(
+            spans_of[number] = sorted(
                 {*finder.find(text), *_find_dates(text, dates), *_find_numbers(text, digits)}
             )
             done += 1
             if on_step:
                 on_step(done, len(documents))
-    return found
+    return spans_of
 
 
 def forms(label: str, kind: Kind, value: str) -> Iterator[Value]:

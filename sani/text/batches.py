@@ -116,15 +116,17 @@ def _rows(encoded: Sequence[Encoded], framing: Framing, context_tokens: int) -> 
             targets = range(window.start - lead + 1, window.end + 1)
             scored = [window.new <= token < window.end and token >= 0 for token in targets]
             if len(ids) > 1:
-                found = [
+                identifier = [
                     (len(rows), item.document, owner[token], token)
                     if new and owner[token] >= 0
                     else None
                     for token, new in zip(targets, scored, strict=True)
                 ]
-                ordinary = [new and place is None for new, place in zip(scored, found, strict=True)]
+                ordinary = [
+                    new and place is None for new, place in zip(scored, identifier, strict=True)
+                ]
                 source = item.source_within(context_tokens)
-                rows.append(Row(ids, [*ids[1:], 0], ordinary, found, source))
+                rows.append(Row(ids, [*ids[1:], 0], ordinary, identifier, source))
     return rows
 
 
@@ -190,10 +192,12 @@ def padded(groups: Sequence[Sequence[Row]], *, both_sides: bool = False) -> Batc
             ids[place] = torch.tensor(row.ids)
             targets[place] = torch.tensor(row.targets)
             ordinary[place] = torch.tensor(row.ordinary)
-            identifier[place] = torch.tensor([found is not None for found in row.identifier])
+            identifier[place] = torch.tensor(
+                [occurrence is not None for occurrence in row.identifier]
+            )
             positions[place] = torch.arange(len(row.ids))
             seen[place] = True
-            occurrences += [found for found in row.identifier if found is not None]
+            occurrences += [occurrence for occurrence in row.identifier if occurrence is not None]
     return Batch(
         ids,
         targets,

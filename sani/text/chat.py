@@ -112,33 +112,33 @@ def _places(
     text: str, pieces: Sequence[str], contents: Sequence[str]
 ) -> list[tuple[int, int, int]]:
     """Return each content's place [start, end) in the text, and the blanks taken off its front."""
-    found, end = [], 0
+    places, end = [], 0
     for number, content in enumerate(contents):
         if not text.startswith(pieces[number], end):
             break
         start = end + len(pieces[number])
         behind, last = pieces[number + 1], number == len(contents) - 1
         blank = len(content) - len(content.lstrip())
-        for taken, kept in (
+        for taken, stripped in (
             (0, content),
             (blank, content.lstrip()),
             (0, content.rstrip()),
             (blank, content.strip()),
         ):
-            end = start + len(kept)
+            end = start + len(stripped)
             whole = text[end:] == behind if last else text.startswith(behind, end)
-            if text.startswith(kept, start) and whole:
-                found.append((start, end, taken))
+            if text.startswith(stripped, start) and whole:
+                places.append((start, end, taken))
                 break
         else:
             break
-    if len(found) < len(contents):
+    if len(places) < len(contents):
         raise _RenderingError(
             "the chat template rewrites a message (more than white space around it), so its spans "
             "cannot be found in what the model reads; give the text that the model was trained on "
             "instead of messages"
         )
-    return found
+    return places
 
 
 def _moved(span: Span, document: Document, places: Sequence[tuple[int, int, int]]) -> Span:

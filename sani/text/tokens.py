@@ -89,19 +89,19 @@ def encode(corpus: Corpus, tokenizer: Any) -> list[Encoded]:
 
 
 def _words(
-    text: str, own: Sequence[int | None], starts: Sequence[int], ends: Sequence[int]
+    text: str, word_ids: Sequence[int | None], starts: Sequence[int], ends: Sequence[int]
 ) -> list[int]:
     """Return the number of each token's word: the tokenizer's words, cut at white space.
 
     Some tokenizers (SentencePiece without pre-tokenization) call a whole document one word.
     """
     words: list[int] = []
-    for token, word in enumerate(own):
+    for token, word in enumerate(word_ids):
         if token == 0:
             words.append(0)
             continue
         between = text[ends[token - 1] : starts[token] + 1]
-        new = word is None or word != own[token - 1] or any(map(str.isspace, between))
+        new = word is None or word != word_ids[token - 1] or any(map(str.isspace, between))
         words.append(words[-1] + new)
     return words
 
@@ -139,8 +139,8 @@ def windows(length: int, *, item: int, capacity: int) -> list[Window]:
     if length <= capacity:
         return [Window(item, 0, length, 0)]
     stride = max(1, capacity // 2)
-    found = [Window(item, 0, capacity, 0)]
-    while found[-1].end < length:
-        end = min(found[-1].end + stride, length)
-        found.append(Window(item, end - capacity, end, found[-1].end))
-    return found
+    cut = [Window(item, 0, capacity, 0)]
+    while cut[-1].end < length:
+        end = min(cut[-1].end + stride, length)
+        cut.append(Window(item, end - capacity, end, cut[-1].end))
+    return cut

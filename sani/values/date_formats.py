@@ -83,19 +83,19 @@ class DateFormats:
         self._months = _Months.of(values, languages)
         self._orders = self._guess_orders(values)
         self._partial = False
-        full = sum(any(not found.is_partial for found in self.find(value)) for value in values)
+        full = sum(any(not written.is_partial for written in self.find(value)) for value in values)
         self._partial = full > sum(any(map(str.isdigit, value)) for value in values) / 4
         # (style, field) -> how the label's dates write it.
         self._fields: dict[tuple[str, int], list[str]] = defaultdict(list)
         self._day_texts: dict[int, str] = {}
         known: list[datetime.date] = []
         for value in values:
-            for found in self.find(value):
-                for field, text in enumerate(found.texts):
-                    self._fields[found.style, field].append(text)
-                    if found.kinds[field] == "d" and not text.isdigit():
+            for written in self.find(value):
+                for field, text in enumerate(written.texts):
+                    self._fields[written.style, field].append(text)
+                    if written.kinds[field] == "d" and not text.isdigit():
                         self._day_texts[_number(text)] = text
-                if not found.is_partial and (day := self._date(found.kinds, found.texts)):
+                if not written.is_partial and (day := self._date(written.kinds, written.texts)):
                     known.append(day)
         self._known = known
 
@@ -113,12 +113,12 @@ class DateFormats:
 
     def find(self, value: str) -> list[WrittenDate]:
         """Return the dates in a value, from left to right."""
-        found: list[WrittenDate] = []
+        dates: list[WrittenDate] = []
         candidates = [*self._named(value), *self._numeric(value)]
         for one in sorted(candidates, key=lambda one: (one.start, -one.end)):
-            if not found or found[-1].end <= one.start:
-                found.append(one)
-        return found
+            if not dates or dates[-1].end <= one.start:
+                dates.append(one)
+        return dates
 
     def draw(self, date: WrittenDate, chance: random.Random, *, fresh: bool) -> str | None:
         """Return another date in the same format, within the label's range; None if the try fails.
