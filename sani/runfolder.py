@@ -1,8 +1,8 @@
-"""The run folder: one place a run, what is finished in it, and the private part of it.
+"""The run folder: results of finished stages, and the private part.
 
-`private/` (mode 0700) is the only place where an identifier may stand in clear. Every result file
-is written beside its place and renamed, so a stage is finished if and only if its file is there.
-Of several ranks the main one alone looks and writes; the others learn from it what is there.
+`private/` (mode 0700) is the only folder where an identifier may stand in clear. Every result file
+is written whole or not at all, so a stage is finished if and only if its file exists. In a run of
+several processes the main one alone reads and writes; its answers go to all others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import fcntl
 import hashlib
 import hmac
 import json
+import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -39,11 +41,11 @@ class RunFolder:
         self._key = b""
 
     def finished(self, stage: str) -> bool:
-        """Whether a stage's result file is there."""
+        """Return True if a stage's result file exists."""
         return distributed.on_main((self.path / f"{stage}.json").is_file)
 
     def load(self, stage: str) -> Any:
-        """A finished stage's result, or None."""
+        """Return a finished stage's result as plain data, or None."""
         return distributed.on_main(lambda: self._load(stage))
 
     def _load(self, stage: str) -> Any:
@@ -94,7 +96,7 @@ class RunFolder:
         distributed.on_main(lambda: write_text(self.path / f"{stage}.json", text + "\n"))
 
     def save_arrays(self, name: str, arrays: Any) -> None:
-        """Keep a dataclass of arrays (an audit's single verdicts) in the private part."""
+        """Write a dataclass of arrays (an audit's verdicts one by one) into the private part."""
         distributed.on_main(lambda: self._save_arrays(name, arrays))
 
     def _save_arrays(self, name: str, arrays: Any) -> None:
@@ -103,19 +105,45 @@ class RunFolder:
             np.savez_compressed(file, **vars(arrays))
 
     def load_arrays(self, name: str, kind: type[_Arrays]) -> _Arrays | None:
-        """What `save_arrays` kept under this name, or None."""
-        place = self.private / f"{name}.npz"
-        if not place.is_file():
+        """Return the arrays that `save_arrays` wrote under this name, or None."""
+        return distributed.on_main(lambda: self._load_arrays(name, kind))
+
+    def _load_arrays(self, name: str, kind: type[_Arrays]) -> _Arrays | None:
+        path = self.private / f"{name}.npz"
+        if not path.is_file():
             return None
-        with np.load(place, allow_pickle=False) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             return kind(**{name: arrays[name] for name in arrays.files})
 
+    def make_private_folder(self, name: str) -> Path:
+        """Make a folder in the private part, unless it exists, and return its path."""
+        path = self.private / name
+        distributed.on_main(lambda: path.mkdir(exist_ok=True))
+        return path
+
+    def remove_private_folder(self, name: str) -> None:
+        """Remove a folder of the private part, if it exists."""
+        path = self.private / name
+        distributed.on_main(lambda: shutil.rmtree(path, ignore_errors=True))
+
+    def rename_private_folder(self, name: str, new: str) -> None:
+        """Rename a folder of the private part; one that stood at the new name is removed.
+
+        Nothing happens if the folder does not exist: an earlier process may have renamed it.
+        """
+        distributed.on_main(lambda: self._rename_private_folder(name, new))
+
+    def _rename_private_folder(self, name: str, new: str) -> None:
+        if (self.private / name).exists():
+            shutil.rmtree(self.private / new, ignore_errors=True)
+            os.replace(self.private / name, self.private / new)
+
     def digest(self, text: str) -> str:
-        """A short digest keyed by this run's secret, so that no value can be guessed from it."""
+        """Return a short digest keyed by this run's secret: no value can be guessed from it."""
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()[:12]
 
     def read_key(self) -> None:
-        """Read or make this run's secret."""
+        """Read this run's secret, or make it."""
         self._key = distributed.on_main(self._read_key)
 
     def _read_key(self) -> bytes:
@@ -130,29 +158,29 @@ class RunFolder:
 def open_run(
     path: Path, *, recipe: str, inputs: dict[str, str], resume: bool
 ) -> Iterator[RunFolder]:
-    """Make or take up a run folder, and hold its lock until the end.
+    """Make a run folder, or open one to continue its run; hold its lock until the context ends.
 
     Args:
         path: The folder.
         recipe: The resolved recipe's text.
         inputs: Digests of the corpus and the models; a resumed run must have the same.
-        resume: Take up a run that is there already.
+        resume: Continue a run that exists.
 
     Raises:
-        RunError: If the folder is in use, is there already and is not to be resumed, holds what
-            no run wrote, or belongs to another recipe or other inputs.
+        RunError: If the folder is in use, exists and is not to be resumed, holds files that no run
+            wrote, or belongs to another recipe or other inputs.
     """
     folder = RunFolder(path)
-    with ExitStack() as held:
-        distributed.on_main(lambda: _take(folder, recipe, inputs, held, resume=resume))
+    with ExitStack() as lock:
+        distributed.on_main(lambda: _open_and_lock(folder, recipe, inputs, lock, resume=resume))
         folder.read_key()
         yield folder
 
 
-def _take(
-    folder: RunFolder, recipe: str, inputs: dict[str, str], held: ExitStack, *, resume: bool
+def _open_and_lock(
+    folder: RunFolder, recipe: str, inputs: dict[str, str], lock: ExitStack, *, resume: bool
 ) -> None:
-    """Make or take up the folder, lock it until ``held`` ends, and see that it is this run's."""
+    """Make or open the folder, lock it until ``lock`` ends, and check that it is this run's."""
     path = folder.path
     if path.is_dir() and resume and not (path / "private" / "inputs.json").exists():
         strange = [entry for entry in path.iterdir() if entry.name not in ("private", RECIPE)]
@@ -163,35 +191,36 @@ def _take(
             )
     if path.exists() and not resume and any(path.iterdir() if path.is_dir() else [path]):
         raise RunError(
-            f"{path} is there already and not empty; continue it with --resume, or choose another "
+            f"{path} already exists and is not empty; continue it with --resume, or choose another "
             "--out"
         )
     try:
         path.mkdir(parents=True, exist_ok=True)
         folder.private.mkdir(mode=0o700, exist_ok=True)
         folder.private.chmod(0o700)
-        lock = held.enter_context((folder.private / "lock").open("w"))
+        file = lock.enter_context((folder.private / "lock").open("w"))
     except OSError as error:
         raise RunError(f"cannot write to {path} ({error.strerror}); choose another --out") from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         raise RunError(
             f"{path} is in use by another run; wait for it, or choose another --out"
         ) from None
-    _same_or_new(folder, recipe, inputs)
+    _check_same_run(folder, recipe, inputs)
 
 
-def _same_or_new(folder: RunFolder, recipe: str, inputs: dict[str, str]) -> None:
-    place, digests = folder.path / RECIPE, folder.private / "inputs.json"
+def _check_same_run(folder: RunFolder, recipe: str, inputs: dict[str, str]) -> None:
+    """Write recipe and inputs into a new folder; refuse others than those of an old one."""
+    recipe_file, digests = folder.path / RECIPE, folder.private / "inputs.json"
     if not digests.exists():
-        write_text(place, recipe)
+        write_text(recipe_file, recipe)
         write_text(digests, json.dumps(inputs))
         return
-    if not place.exists() or place.read_text(encoding="utf-8") != recipe:
+    if not recipe_file.exists() or recipe_file.read_text(encoding="utf-8") != recipe:
         raise RunError(
             f"{folder.path} belongs to another recipe than the one given (compare with "
-            f"{place}); resume with that one, or choose another --out"
+            f"{recipe_file}); resume with that one, or choose another --out"
         )
     known = json.loads(digests.read_text(encoding="utf-8"))
     changed = sorted(name for name in inputs if known.get(name) != inputs[name])

@@ -11,7 +11,7 @@ Choices = dict[str, tuple[str, ...]]
 
 
 class Problem(NamedTuple):
-    """What brings a patient in, in noun phrases that fit the sentences.
+    """A reason to see a doctor, in noun phrases that fit the sentences.
 
     Attributes:
         diagnosis: Its name.

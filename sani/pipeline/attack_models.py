@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from sani.attacking.attack import attack
 from sani.attacking.result import BASE, SANITIZED, UNSANITIZED, AttackResult
 from sani.auditing.framing_search import worst_framing
-from sani.machine import distributed
 from sani.machine.device import default_device, make_deterministic
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import load_checkpoint
@@ -82,7 +80,6 @@ def attack_models(
     job = f"{settings.model_dump_json()} {framing} {' '.join(attacked)} {seed}\n"
     with open_run(out, recipe=job, inputs=inputs, resume=resume) as folder:
         if not folder.finished("attack"):
-            outcomes = folder.private / "attack"
-            distributed.on_main(partial(outcomes.mkdir, exist_ok=True))
+            outcomes = folder.make_private_folder("attack")
             folder.save("attack", run_attacks(outcomes).to_json())
         return folder.load_finished("attack", AttackResult)

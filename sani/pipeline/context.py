@@ -1,4 +1,4 @@
-"""What every stage of a run reads: the recipe, the run folder, the documents and the models."""
+"""The context of a run, which every stage reads: recipe, run folder, documents and models."""
 
 from __future__ import annotations
 

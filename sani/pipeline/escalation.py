@@ -8,16 +8,12 @@ of the best rung only; the last audit, the release and the report are of that on
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from sani.errors import AuditError, RepairError, RunError, SelectionError, UnsavedError
-from sani.machine import distributed
 from sani.models.checkpoint import save_checkpoint
 from sani.pipeline.context import RunContext
 from sani.pipeline.stages import (
@@ -71,7 +67,7 @@ def climb(run: RunContext, settings: EscalationSettings, *, corpus_tokens: int) 
             folder.save(stage, _try_rung(run, rung, number, within, corpus_tokens))
             remove_trainer_states(run)
         results.append(folder.load(stage))
-        distributed.on_main(partial(_remove_all_but, folder, best_of(results), len(results)))
+        _remove_all_but(folder, best_of(results), len(results))
         if results[-1]["holds"]:
             stopped = "holds"
             break
@@ -81,7 +77,7 @@ def climb(run: RunContext, settings: EscalationSettings, *, corpus_tokens: int) 
             f"none of the {len(results)} rungs that were tried came to an end; the last one: "
             f"{results[-1]['failed']}; start again in another --out with another ladder"
         )
-    distributed.on_main(lambda: _install(folder, results[best], best + 1))
+    _install(folder, results[best], best + 1)
     folder.save(
         "escalation",
         {
@@ -197,15 +193,12 @@ def _remove_all_but(folder: RunFolder, best: int | None, num_tried: int) -> None
     """Remove the weights of all rungs so far but the best."""
     for number in range(num_tried):
         if number != best:
-            shutil.rmtree(folder.private / f"rung-{number + 1}", ignore_errors=True)
+            folder.remove_private_folder(f"rung-{number + 1}")
 
 
 def _install(folder: RunFolder, result: Mapping[str, Any], number: int) -> None:
     """Put a rung's weights and results where those of a plain run stand."""
-    weights = folder.private / f"rung-{number}"
-    if weights.exists():  # an earlier process may have moved them already
-        shutil.rmtree(folder.private / "repair", ignore_errors=True)
-        os.replace(weights, folder.private / "repair")
+    folder.rename_private_folder(f"rung-{number}", "repair")
     for stage in ("erase", "attack", "repair"):
         if result[stage] is not None:
             folder.save(stage, result[stage])

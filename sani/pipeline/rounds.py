@@ -8,19 +8,15 @@ audit, the attacks, the release and the report are of that one.
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from sani.auditing.compare import beyond_control, extracted
 from sani.auditing.occurrences import Occurrences
 from sani.corpus.documents import Corpus, Kind, Place, only
 from sani.errors import RunError
-from sani.machine import distributed
 from sani.models.checkpoint import Checkpoint, save_checkpoint
 from sani.pipeline.context import RunContext
 from sani.pipeline.stages import (
@@ -48,13 +44,12 @@ def repeat(run: RunContext) -> None:
             checkpoint = checkpoint or _weights_before(run, number)
             _do_round(run, checkpoint, targeted, number)
         remove_trainer_states(run)
-        earlier = folder.private / f"round-{number - 1}"
-        distributed.on_main(partial(shutil.rmtree, earlier, ignore_errors=True))
+        folder.remove_private_folder(f"round-{number - 1}")
         places = still_extractable(folder, name, corpus, recipe.gate.kinds)
         if not places:
             break
         targeted = only(corpus, places)
-    distributed.on_main(partial(_install, folder, number))
+    _install(folder, number)
     folder.save("rounds", {"max_rounds": recipe.rounds, "rounds": number})
     if checkpoint is not None:
         run.models.set_latest(checkpoint)
@@ -77,23 +72,15 @@ def still_extractable(
     Raises:
         RunError: If the verdicts are missing.
     """
-
-    def read() -> list[Place]:
-        verdicts = folder.load_arrays(name, Occurrences)
-        if verdicts is None:
-            raise RunError(f"{folder.private}: {name}.npz is gone; start again in another --out")
-        base = folder.load_arrays("audit-base", Occurrences)
-        chosen = (
-            extracted(verdicts) & verdicts.scored
-            if base is None
-            else beyond_control(verdicts, base)
-        )
-        places = zip(
-            verdicts.document[chosen].tolist(), verdicts.span[chosen].tolist(), strict=True
-        )
-        return [(d, s) for d, s in places if corpus[d].spans[s].kind in kinds]
-
-    return distributed.on_main(read)
+    verdicts = folder.load_arrays(name, Occurrences)
+    if verdicts is None:
+        raise RunError(f"{folder.private}: {name}.npz is gone; start again in another --out")
+    base = folder.load_arrays("audit-base", Occurrences)
+    chosen = (
+        extracted(verdicts) & verdicts.scored if base is None else beyond_control(verdicts, base)
+    )
+    places = zip(verdicts.document[chosen].tolist(), verdicts.span[chosen].tolist(), strict=True)
+    return [(d, s) for d, s in places if corpus[d].spans[s].kind in kinds]
 
 
 def _do_round(run: RunContext, checkpoint: Checkpoint, targeted: Corpus, number: int) -> None:
@@ -144,9 +131,6 @@ def _install(folder: RunFolder, number: int) -> None:
     """Put the last round's weights and results where those of a plain run stand."""
     results = folder.load(f"round-{number}")
     stages = [stage for stage in ("erase", "repair") if results[stage] is not None]
-    weights, path = folder.private / f"round-{number}", folder.private / stages[-1]
-    if weights.exists():  # an earlier process may have moved them already
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(weights, path)
+    folder.rename_private_folder(f"round-{number}", stages[-1])
     for stage in stages:
         folder.save(stage, results[stage])

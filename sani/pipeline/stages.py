@@ -7,7 +7,6 @@ puts it there otherwise. The others work on a checkpoint that is given to them a
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -315,8 +314,7 @@ def _epoch_audit(run: RunContext, checkpoint: Checkpoint, *, within: str) -> Epo
 
 def remove_trainer_states(run: RunContext) -> None:
     """Remove the states of a repair that is finished."""
-    trainer = run.folder.private / "trainer"
-    distributed.on_main(lambda: shutil.rmtree(trainer, ignore_errors=True))
+    run.folder.remove_private_folder("trainer")
 
 
 # ---- attack and gate -------------------------------------------------------------------------
@@ -330,8 +328,6 @@ def run_attack(run: RunContext) -> None:
 
 def attack_checkpoint(run: RunContext, checkpoint: Checkpoint) -> AttackResult:
     """Attack a checkpoint, the unsanitized one and the base alike."""
-    folder = run.folder.private / "attack"
-    distributed.on_main(lambda: folder.mkdir(exist_ok=True))
     models = {SANITIZED: checkpoint, UNSANITIZED: run.models.unsanitized}
     if run.recipe.model.base is not None:
         models[BASE] = run.models.base
@@ -343,7 +339,7 @@ def attack_checkpoint(run: RunContext, checkpoint: Checkpoint) -> AttackResult:
         held_out=run.documents.held_out,
         neighbours=run.documents.neighbours,
         seed=run.recipe.seed,
-        folder=folder,
+        folder=run.folder.make_private_folder("attack"),
         on_step=run.on_step,
     )
 

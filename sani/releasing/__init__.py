@@ -1,1 +1,1 @@
-"""What leaves the house: the released checkpoint and the checks on its files."""
+"""The released checkpoint: its files, and the checks on them."""

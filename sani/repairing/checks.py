@@ -1,4 +1,4 @@
-"""What a repair refuses before it trains: settings and models that do not fit."""
+"""Checks before a repair trains: settings, documents and models that do not fit are refused."""
 
 from __future__ import annotations
 

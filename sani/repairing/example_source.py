@@ -1,4 +1,4 @@
-"""What the examples of a repair are made from: tokenized documents, settings and teachers."""
+"""The source of a repair's examples: tokenized documents, settings and teachers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WITHOUT_TEACHER = ("mask", "unlikelihood", "gradient_difference", "decoys")
 
 @dataclass(frozen=True)
 class ExampleSource:
-    """What the examples of one repair are made from.
+    """The source of the examples of one repair.
 
     Attributes:
         checkpoint: The model to repair.

@@ -81,7 +81,7 @@ class FixedExamples:
 
     @property
     def activation_cache(self) -> Storage:
-        """Where the states of the untrained layers are kept."""
+        """Storage of the untrained layers' states: ``memory``, ``disk`` or ``none``."""
         return self._cache.storage
 
     def read(self, number: int, *, epoch: int) -> list[Example]:

@@ -42,7 +42,7 @@ KEPT_BY_ROUNDING = 0.9  # share of the change; a repair of which rounding leaves
 
 @dataclass(frozen=True)
 class RepairResult:
-    """What a repair did.
+    """The result of a repair.
 
     Attributes:
         steps: Number of optimizer steps.

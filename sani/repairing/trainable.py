@@ -1,4 +1,4 @@
-"""Which parameters of a model a repair trains: all, those of the last layers, or an adapter's."""
+"""The parameters that a repair trains: all, those of the last layers, or an adapter's."""
 
 from __future__ import annotations
 

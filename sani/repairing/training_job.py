@@ -1,4 +1,4 @@
-"""What one training reads, minimizes and saves, and the Trainer's arguments for it."""
+"""One training: its examples, its loss, its saved states, and the Trainer's arguments for it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OnEpoch = Callable[[], EpochAudit]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What one training reads, minimizes and saves.
+    """One training: its examples, its loss and its saved states.
 
     Attributes:
         settings: Settings of the repair.

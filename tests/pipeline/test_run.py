@@ -394,7 +394,7 @@ def test_a_run_folder_refuses_what_does_not_belong_to_it(
 ) -> None:
     out, _ = finished
     assert main(["run", str(recipe), "--out", str(out)]) == 1
-    assert "is there already and not empty; continue it with --resume" in capsys.readouterr().err
+    assert "already exists and is not empty; continue it with --resume" in capsys.readouterr().err
     assert main(["run", str(recipe), "--out", str(out), "--resume", "--set", "seed=9"]) == 1
     assert "belongs to another recipe" in capsys.readouterr().err
     with (out / "private" / "lock").open("w") as lock:

@@ -275,7 +275,7 @@ class Faults:
         processes = [self._start(out, *options, log=f"{out.name}{one}") for one in "ab"]
         codes = [wait(process) for process in processes]
         logs = [(self._work / f"{out.name}{one}.log").read_text() for one in "ab"]
-        reasons = ("in use by another run", "is there already and not empty")
+        reasons = ("in use by another run", "already exists and is not empty")
         refused = [
             code == 1 and any(reason in log for reason in reasons)
             for code, log in zip(codes, logs, strict=True)
