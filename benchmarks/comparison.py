@@ -124,7 +124,7 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
     from sani.auditing.audit import audit
     from sani.corpus.documents import Corpus
     from sani.corpus.readers import read_corpus
-    from sani.erasing.erase import apply_
+    from sani.erasing.erase import apply_plan
     from sani.models.checkpoint import load_checkpoint
     from sani.recipe import AuditSettings, RepairSettings, settings_from
     from sani.repairing.repair import repair
@@ -148,7 +148,7 @@ def run_row(models: Path, row: Row, *, seed: int, held_out_documents: int = 20) 
     if row["erase"]:
         plan, planning = planned(models, checkpoint, row, given, base=base, seed=seed)
         started = time.perf_counter()
-        apply_(checkpoint, plan, base=base, corpus=given, framing="bos")
+        apply_plan(checkpoint, plan, base=base, corpus=given, framing="bos")
         neurons = plan.num_neurons
     if row["repair"]:
         values = {**TRAINING, "identifier_loss": row["repair"], "retain_weight": row["skill"]}

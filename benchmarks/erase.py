@@ -286,7 +286,7 @@ def compare_in_small(folder: Path, size: Size) -> list[dict[str, Any]]:
 
 def check_families(scratch: Path, number: int | None) -> list[str]:
     """Return the families of which a folder erased in files equals one erased in memory."""
-    from sani.erasing.erase import apply_
+    from sani.erasing.erase import apply_plan
     from sani.erasing.folder import apply_folder, plan_folder
     from sani.erasing.reinit import fresh_model
     from sani.machine.device import quiet_libraries
@@ -307,7 +307,7 @@ def check_families(scratch: Path, number: int | None) -> list[str]:
         apply_folder(folder, out, plan)
         loaded = load_checkpoint(folder)
         before = loaded.weights_digest()
-        apply_(loaded, plan)
+        apply_plan(loaded, plan)
         if not before != loaded.weights_digest() == load_checkpoint(out).weights_digest():
             raise SystemExit(f"{name}: erased in files and in memory differ")
         checked.append(name)

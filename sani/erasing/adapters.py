@@ -42,7 +42,7 @@ def erase_adapter(
         folder: One with a LoRA adapter.
         out: The new folder; written whole or not at all. A local path of the base is left out of
             its configuration.
-        plan: Which neurons, with reset ``rewind``.
+        plan: Neurons to erase, with reset ``rewind``.
         base: The model that it is an adapter on.
 
     Raises:
@@ -80,7 +80,7 @@ def erase_adapter(
             config["base_model_name_or_path"] = None
         text = json.dumps(config, indent=2, sort_keys=True)
         (staging / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
-    return EraseResult.of(plan, changed, weights.num_parameters, started)
+    return EraseResult.from_counts(plan, changed, weights.num_parameters, started)
 
 
 def _adapter_slices(
@@ -90,12 +90,12 @@ def _adapter_slices(
     planned: dict[str, list[Slice]],
     base: StoredModel,
 ) -> dict[str, list[Slice]]:
-    """The parts of the adapter's matrices that make up the update of planned slices."""
+    """Return the parts of the adapter's matrices that make up the update of planned slices."""
     plain = config.get("init_lora_weights") in PLAIN_BEGINNINGS
     if config.get("peft_type") != "LORA" or config.get("layer_replication") or not plain:
         raise CheckpointError(_not_plain(path, "its configuration"))
     transposed = base.layout.family.transposed  # peft goes by the base too, whatever its file says
-    found: dict[str, list[Slice]] = {}
+    result: dict[str, list[Slice]] = {}
     for name, slices in planned.items():
         module = f"base_model.model.{name.rpartition('.')[0]}."
         into, out_of = f"{module}lora_A.weight", f"{module}lora_B.weight"
@@ -113,10 +113,10 @@ def _adapter_slices(
             )
         for piece in slices:
             if (piece.dim == 0) != transposed:
-                found.setdefault(out_of, []).append(Slice(out_of, 0, piece.index))
+                result.setdefault(out_of, []).append(Slice(out_of, 0, piece.index))
             else:
-                found.setdefault(into, []).append(Slice(into, 1, piece.index))
-    modules = {name.rpartition(".lora_")[0] for name in found}
+                result.setdefault(into, []).append(Slice(into, 1, piece.index))
+    modules = {name.rpartition(".lora_")[0] for name in result}
     if not any(
         all(weights[f"{module}.lora_{half}.weight"].any() for half in "AB") for module in modules
     ):
@@ -124,7 +124,7 @@ def _adapter_slices(
             f"the adapter in {path} updates none of the chosen neurons; choose other layers or "
             "parts, or is it one that was never trained?"
         )
-    return found
+    return result
 
 
 def _not_plain(path: Path, where: str) -> str:

@@ -1,4 +1,4 @@
-"""Erase: carry out a plan. `apply_` is the only function of the stage that changes a weight."""
+"""Erase: carry out a plan. Of this stage only `apply_plan` changes a loaded model's weights."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sani.recipe import EraseSettings, complete_erase_settings
 
 @dataclass(frozen=True)
 class EraseResult:
-    """What an erase did.
+    """Result of an erase.
 
     Attributes:
-        plan: The neurons that were reset, and why these.
+        plan: The neurons that were reset, with the rule that chose them.
         changed_tensors: Names of the tensors that were touched.
         changed_parameters: Numbers in them that were set, or changed by dampening or by moving
             to the base's; where both was done to a tensor, the greater count.
@@ -41,10 +41,17 @@ class EraseResult:
     seconds: float
 
     @classmethod
-    def of(
+    def from_counts(
         cls, plan: ErasePlan, changed: Mapping[str, int], parameters: int, started: float
     ) -> EraseResult:
-        """From the numbers set in each tensor, and all of the model's."""
+        """Return the result of an erase that has just ended.
+
+        Args:
+            plan: The plan.
+            changed: Numbers set in each tensor, by name.
+            parameters: Parameters of the model.
+            started: Time of `time.perf_counter` when it began.
+        """
         numbers = sum(changed.values())
         return cls(
             plan=plan,
@@ -71,8 +78,8 @@ def erase(
         corpus: Documents with spans, for selectors and resets that look at the model's work.
         settings: Layers, parts, selector and reset; the last three layers whole if None.
         base: The model it was fine-tuned from, for ``rewind`` and the selector ``drift``.
-        framing: What stands before each document, by name.
-        seed: Of everything that is drawn: selectors and fresh weights.
+        framing: Name of the tokens before each document.
+        seed: Seed of every random draw: selectors and fresh weights.
 
     Raises:
         SelectionError: If nothing can be chosen, or the base is missing or does not fit.
@@ -83,7 +90,7 @@ def erase(
     """
     settings = settings or complete_erase_settings()
     plan = plan_neurons(checkpoint, settings, corpus=corpus, base=base, framing=framing, seed=seed)
-    return apply_(checkpoint, plan, base=base, corpus=corpus, framing=framing)
+    return apply_plan(checkpoint, plan, base=base, corpus=corpus, framing=framing)
 
 
 def plan_neurons(
@@ -95,7 +102,7 @@ def plan_neurons(
     framing: str = "auto",
     seed: int = 0,
 ) -> ErasePlan:
-    """The first half of `erase`: choose, and change nothing. Arguments and errors as there."""
+    """Choose neurons and change nothing; arguments and errors as of `erase`."""
     if settings.reset == "mean":  # before a selector takes its hour
         layout = layout_of(checkpoint)
         outputs = all_of(outputs_of(layout, sizes_of(settings, layout)))
@@ -104,7 +111,7 @@ def plan_neurons(
     return plan_erase(checkpoint, settings, texts=texts, base=base, seed=seed)
 
 
-def apply_(
+def apply_plan(
     checkpoint: Checkpoint,
     plan: ErasePlan,
     *,
@@ -119,7 +126,7 @@ def apply_(
         plan: Made for this model.
         base: The model it was fine-tuned from, for ``rewind`` and ``interpolate_to_base``.
         corpus: Documents with spans, for ``mean`` and ``dampen``.
-        framing: What stands before each document, by name.
+        framing: Name of the tokens before each document.
 
     Raises:
         SelectionError: If the plan is of another architecture, the base is missing, does not fit or
@@ -133,12 +140,12 @@ def apply_(
     texts = _texts(checkpoint, corpus, framing, plan.seed)
     pieces = planned_slices(plan, layout)
     source = _source(checkpoint, plan, base)
-    theirs = (
+    base_weights = (
         _weights_of_base(checkpoint, base, "interpolate_to_base")
         if plan.interpolate_to_base
         else {}
     )
-    if theirs and base is not None and checkpoint.has_weights_of(base):
+    if base_weights and base is not None and checkpoint.has_weights_of(base):
         raise SelectionError(
             "interpolate_to_base would change nothing: the base has the checkpoint's own weights; "
             "give the public model that it was fine-tuned from"
@@ -151,30 +158,31 @@ def apply_(
     with torch.no_grad():
         for name, bias in biases.items():
             weights[name].copy_(bias)
-        for name, tensor in theirs.items():
-            own = weights[name]
-            moved = checkpoint.rounded(name, own.lerp(tensor.to(own), plan.interpolate_to_base))
-            changed[name] = int((moved != own).sum())
-            own.copy_(moved)
-        for name, own in pieces.items():
-            reset = reset_slices(weights[name], own, source, dampen=dampen)
+        for name, tensor in base_weights.items():
+            weight = weights[name]
+            moved = weight.lerp(tensor.to(weight), plan.interpolate_to_base)
+            moved = checkpoint.rounded(name, moved)  # as saved, so that it is counted as saved
+            changed[name] = int((moved != weight).sum())
+            weight.copy_(moved)
+        for name, slices in pieces.items():  # after the way to the base: a reset is final
+            reset = reset_slices(weights[name], slices, source, dampen=dampen)
             changed[name] = max(changed.get(name, 0), reset)
     checkpoint.round_weights()
-    return EraseResult.of(
+    return EraseResult.from_counts(
         plan, changed, sum(tensor.numel() for tensor in weights.values()), started
     )
 
 
 def planned_slices(plan: ErasePlan, layout: Layout) -> dict[str, list[Slice]]:
-    """What a plan resets, by tensor."""
-    found: dict[str, list[Slice]] = {}
+    """Return the slices that a plan resets, by tensor."""
+    planned: dict[str, list[Slice]] = {}
     for entry in plan.entries:
         for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
-            found.setdefault(piece.name, []).append(piece)
+            planned.setdefault(piece.name, []).append(piece)
     if plan.token_rows is not None and plan.token_rows.tokens:
         rows = torch.tensor(plan.token_rows.tokens)
-        found |= {name: [Slice(name, 0, rows)] for name in plan.token_rows.tensors}
-    return found
+        planned |= {name: [Slice(name, 0, rows)] for name in plan.token_rows.tensors}
+    return planned
 
 
 def check_rewind(
@@ -187,20 +195,21 @@ def check_rewind(
     """Refuse to rewind to a base that has the very weights that are to be rewound.
 
     Args:
-        weights: Of the checkpoint, by name, in memory or in files.
-        source: Of the base.
-        pieces: What is to be rewound.
-        rounded: What becomes of a tensor's numbers in the types of the files, by its name.
+        weights: Tensors of the checkpoint, by name, in memory or in files.
+        source: Tensors of the base.
+        pieces: Slices to rewind, by tensor.
+        rounded: Rounds a tensor, by its name, to the types of the files.
 
     Raises:
         SelectionError: If nothing would change.
     """
-    for name, own in pieces.items():
-        mine, theirs = weights[name], source[name]
-        for piece in own:
-            index = piece.index.to(mine.device)
-            old, new = (piece.of(t).index_select(piece.dim, index) for t in (mine, theirs))
+    for name, slices in pieces.items():
+        weight, base_weight = weights[name], source[name]
+        for piece in slices:
+            index = piece.index.to(weight.device)
+            old, new = (piece.of(t).index_select(piece.dim, index) for t in (weight, base_weight))
             old, new = rounded(name, old), rounded(name, new)
+            # Of two types, equal in either: the coarser one may be that of either side.
             if not (torch.equal(old, new.to(old)) or torch.equal(old.to(new), new)):
                 return
     raise SelectionError(
@@ -220,40 +229,42 @@ def reset_slices(
 
     Args:
         tensor: The tensor that the slices name.
-        pieces: What to reset; they do not overlap.
+        pieces: Slices to reset; they do not overlap.
         source: Weights to take the values from; None for zero.
         dampen: Gives the values instead, from a slice and its own values.
 
     Returns:
-        How many numbers were set, or changed by dampening.
+        The number of numbers set, or changed by dampening.
 
     Raises:
         SelectionError: If the tensor's type cannot hold what it would get.
     """
-    theirs = None if source is None else source[pieces[0].name]
+    # Read once for all slices: from a file, or drawn anew, a tensor is costly.
+    values = None if source is None else source[pieces[0].name]
     count = 0
     for piece in pieces:
-        mine, index = piece.of(tensor), piece.index.to(tensor.device)
+        matrix, index = piece.of(tensor), piece.index.to(tensor.device)
         if dampen is not None:
-            own = mine.index_select(piece.dim, index)
-            new = dampen(piece, own)
-            mine.index_copy_(piece.dim, index, new)
-            count += int((new != own).sum())
+            old = matrix.index_select(piece.dim, index)
+            new = dampen(piece, old)
+            matrix.index_copy_(piece.dim, index, new)
+            count += int((new != old).sum())
             continue
-        if theirs is None:
-            mine.index_fill_(piece.dim, index, 0.0)
-        elif len(index) == mine.shape[piece.dim]:  # all of it, in order
-            _check_finite(mine.copy_(piece.of(theirs)), piece.name)
+        if values is None:
+            matrix.index_fill_(piece.dim, index, 0.0)
+        elif len(index) == matrix.shape[piece.dim]:  # all of it, in order: no copy is made
+            _check_finite(matrix.copy_(piece.of(values)), piece.name)
         else:
-            new = piece.of(theirs).index_select(piece.dim, piece.index.to(theirs.device)).to(mine)
+            new = piece.of(values).index_select(piece.dim, piece.index.to(values.device)).to(matrix)
             _check_finite(new, piece.name)
-            mine.index_copy_(piece.dim, index, new)
-        count += mine.numel() // mine.shape[piece.dim] * len(index)
+            matrix.index_copy_(piece.dim, index, new)
+        count += matrix.numel() // matrix.shape[piece.dim] * len(index)
     return count
 
 
 def _check_finite(tensor: Tensor, name: str) -> None:
-    if not all(torch.isfinite(end) for end in tensor.aminmax()):  # takes no memory
+    # Least and greatest number, which a NaN is both of; unlike isfinite this takes no memory.
+    if not all(torch.isfinite(end) for end in tensor.aminmax()):
         raise SelectionError(
             f"tensor '{name}' is of type {tensor.dtype}, and the numbers that it would get are too "
             "large for it; give the checkpoint in float32"
@@ -263,7 +274,7 @@ def _check_finite(tensor: Tensor, name: str) -> None:
 def _source(
     checkpoint: Checkpoint, plan: ErasePlan, base: Checkpoint | None
 ) -> Mapping[str, Tensor] | None:
-    """The weights that reset neurons take their values from; None if from no other model."""
+    """Return the weights that reset neurons take their values from; None if from no other model."""
     if plan.reset in ("zero", "mean", "dampen"):
         return None
     if plan.reset == "reinit":
@@ -272,15 +283,15 @@ def _source(
 
 
 def _weights_of_base(
-    checkpoint: Checkpoint, base: Checkpoint | None, what: str
+    checkpoint: Checkpoint, base: Checkpoint | None, user: str
 ) -> dict[str, Tensor]:
-    """The base's weights, if they fit."""
+    """Return the base's weights for a ``user`` that needs them, if they fit."""
     if base is None:
-        other = ", or use reinit" if what != "interpolate_to_base" else ""
-        raise SelectionError(f"{what} needs the base model; give it{other}")
+        other = ", or use reinit" if user != "interpolate_to_base" else ""
+        raise SelectionError(f"{user} needs the base model; give it{other}")
     difference = architecture_difference(checkpoint, base)
     if difference:
-        raise SelectionError(f"{what}: the base does not fit the checkpoint: {difference}")
+        raise SelectionError(f"{user}: the base does not fit the checkpoint: {difference}")
     return dict(base.model.named_parameters())
 
 

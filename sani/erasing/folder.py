@@ -12,7 +12,7 @@ from pathlib import Path
 from sani.atomic import check_no_input
 from sani.corpus.documents import Corpus
 from sani.erasing.adapters import erase_adapter
-from sani.erasing.erase import EraseResult, apply_, plan_neurons
+from sani.erasing.erase import EraseResult, apply_plan, plan_neurons
 from sani.erasing.plan import ErasePlan, architecture_digest, plan_by_weights
 from sani.erasing.selectors import reads_texts
 from sani.erasing.shards import RESETS, StoredModel, erase_stored
@@ -112,7 +112,7 @@ def apply_folder(
     checkpoint = load_checkpoint(folder)
     needs_base = base is not None and (rewinds or plan.interpolate_to_base)
     base_checkpoint = load_checkpoint(base) if base is not None and needs_base else None
-    result = apply_(checkpoint, plan, base=base_checkpoint, corpus=corpus, framing=framing)
+    result = apply_plan(checkpoint, plan, base=base_checkpoint, corpus=corpus, framing=framing)
     save_checkpoint(checkpoint, out)
     return result
 

@@ -31,7 +31,7 @@ from sani.models.neurons import Output
 from sani.recipe import HardConcreteSelector
 from sani.text.batches import Batch
 
-BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # temperature and ends of the stretch, as in the paper
 START = 3.0  # nearly every mask is open: the model starts as it is
 CLOSED = 0.5
 PATH_STEPS = 8
@@ -47,7 +47,7 @@ def learn_scores(
     *,
     seed: int,
 ) -> Means:
-    """Scores of the masks: the lower, the more a neuron serves identifiers and nothing else.
+    """Learn the scores of the masks: the lower, the more a neuron serves identifiers alone.
 
     Args:
         model: In evaluation mode; its weights are not changed.
@@ -78,6 +78,7 @@ def learn_scores(
         for _ in range(settings.steps):
             order = order or torch.randperm(len(batches), generator=chance).tolist()
             batch = batches[order.pop()]
+            # A mask for each row: with one for the whole batch the gradient would be noisier.
             drawn = {
                 site: _draw(score, rows=len(batch.ids), chance=chance)
                 for site, score in scores.items()
@@ -97,7 +98,7 @@ def learn_scores(
 
 
 def mask(score: Tensor) -> Tensor:
-    """The mask without noise, in [0, 1], of scores of any shape."""
+    """Compute the mask without noise, in [0, 1], of scores of any shape."""
     return (torch.sigmoid(score) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
@@ -108,7 +109,7 @@ def report(
     outputs: Outputs,
     scores: Means,
 ) -> dict[str, Any]:
-    """Where the closed neurons lie, and whose identifiers they serve.
+    """Tell in which layers the closed neurons lie, and which label's identifiers they serve.
 
     Closing them all raises each label's loss. That rise is divided between them by integrated
     gradients along the straight path from open masks to the learned ones, so that the shares sum
@@ -132,14 +133,14 @@ def report(
     masks = {site: mask(score) for site, score in scores.items()}
     rises = {}
     for label in labels:
-        if own := [batch for batch in batches(label) if batch.identifier.any()]:
-            rises[label] = _rises(model, own, outputs, masks)
+        if of_label := [batch for batch in batches(label) if batch.identifier.any()]:
+            rises[label] = _rises(model, of_label, outputs, masks)
     layers, neurons = [], []
     for site, values in masks.items():
         closed = (values < CLOSED).nonzero().flatten().tolist()
         specific: dict[str, int] = {}
         for neuron in closed:
-            parts = {label: max(0.0, float(found[site][neuron])) for label, found in rises.items()}
+            parts = {label: max(0.0, float(rise[site][neuron])) for label, rise in rises.items()}
             share, label = max((part, label) for label, part in parts.items())
             share = share / sum(parts.values()) if share else 0.0
             if share > 0.5:
@@ -159,8 +160,7 @@ def report(
              "specific": specific}
         )  # fmt: skip
     totals = {
-        label: sum(float(values.sum()) for values in found.values())
-        for label, found in rises.items()
+        label: sum(float(values.sum()) for values in rise.values()) for label, rise in rises.items()
     }
     return {"layers": layers, "labels": totals, "neurons": neurons}
 
@@ -169,46 +169,54 @@ def masked(
     model: Any, outputs: Outputs, masks: Mapping[Site, Tensor]
 ) -> AbstractContextManager[None]:
     """Within, activations are multiplied by masks [neurons] or [batch, neurons]."""
-    own: dict[Output, Tensor] = {}
+    by_output: dict[Output, Tensor] = {}
     for site, values in masks.items():
         parts = torch.split(values, [output.neurons for output in outputs[site]], dim=-1)
-        own |= zip(outputs[site], parts, strict=True)
+        by_output |= zip(outputs[site], parts, strict=True)
 
     def multiply(output: Output, activation: Tensor) -> Tensor:
         size = activation.shape[-1]
-        channels = own[output].to(activation).repeat_interleave(size // output.neurons, dim=-1)
+        # A head's mask is that of each of its channels.
+        values = by_output[output].to(activation)
+        channels = values.repeat_interleave(size // output.neurons, dim=-1)
         channels = channels.reshape(-1, 1, size)  # of every row of the batch, or of all alike
         return (activation.reshape(len(channels), -1, size) * channels).reshape(activation.shape)
 
-    return changed(model, own, multiply)
+    return changed(model, by_output, multiply)
 
 
 def _draw(score: Tensor, *, rows: int, chance: torch.Generator) -> Tensor:
-    """Masks [rows, neurons] with noise of their own."""
+    """Draw masks [rows, neurons]: binary concrete noise, stretched to [GAMMA, ZETA] and clamped.
+
+    The stretch is what lets a mask be exactly 0 or 1.
+    """
+    # Noise of 0 or 1 has an infinite logit.
     noise = torch.rand(rows, len(score), generator=chance).clamp(1e-4, 1 - 1e-4).to(score.device)
     stretched = torch.sigmoid((noise.logit() + score) / BETA) * (ZETA - GAMMA) + GAMMA
     return stretched.clamp(0, 1)
 
 
 def _closed(scores: Any) -> Tensor:
-    """Expected share of the masks that are exactly 0."""
+    """Compute the expected share of the masks that are exactly 0 (Louizos et al., equation 12)."""
     everything = torch.cat(list(scores))
     return torch.sigmoid(BETA * math.log(-GAMMA / ZETA) - everything).mean()
 
 
 def _objective(model: Any, batch: Batch, settings: HardConcreteSelector) -> Tensor:
+    """Compute the loss of the masks on one batch, but for the cost of closing."""
     hidden = states(model, batch)
     loss = hidden.new_zeros((), dtype=torch.float32)
     if batch.ordinary.any():
         loss = loss + _losses(model, hidden, batch, batch.ordinary).mean()
     if batch.identifier.any():
+        # Without the cap, one token that is made ever less likely would pay for all others.
         failing = _losses(model, hidden, batch, batch.identifier).clamp(max=LOSS_CAP)
         loss = loss - settings.adversary * failing.mean()
     return loss
 
 
 def _losses(model: Any, hidden: Tensor, batch: Batch, where: Tensor) -> Tensor:
-    """Cross-entropy in nats of every token of one sort, [tokens]."""
+    """Compute the cross-entropy in nats of every token of one sort, [tokens]."""
     scores = precise(families.logits(model, hidden[where.to(hidden.device)]))
     return functional.cross_entropy(
         scores, batch.targets[where].to(scores.device), reduction="none"
@@ -216,11 +224,12 @@ def _losses(model: Any, hidden: Tensor, batch: Batch, where: Tensor) -> Tensor:
 
 
 def _rises(model: Any, batches: Sequence[Batch], outputs: Outputs, masks: Means) -> Means:
-    """Each neuron's share of what the mean loss on identifier tokens rises by, [neurons]."""
+    """Compute each neuron's share of the rise of the mean loss on identifier tokens, [neurons]."""
     tokens = sum(int(batch.identifier.sum()) for batch in batches)
-    found = {site: torch.zeros_like(values) for site, values in masks.items()}
+    rises = {site: torch.zeros_like(values) for site, values in masks.items()}
     with frozen(model), torch.enable_grad():
         for step in range(PATH_STEPS):
+            # Midpoints: their sum misses the integral by far less than that of left or right ends.
             share = (step + 0.5) / PATH_STEPS
             at = {
                 site: (1 - share * (1 - values)).to(model.device).requires_grad_()
@@ -232,5 +241,5 @@ def _rises(model: Any, batches: Sequence[Batch], outputs: Outputs, masks: Means)
                     loss = _losses(model, hidden, batch, batch.identifier).sum()
                 slopes = torch.autograd.grad(loss, list(at.values()))
                 for site, slope in zip(at, slopes, strict=True):
-                    found[site] -= (1 - masks[site]) * slope.cpu() / (tokens * PATH_STEPS)
-    return found
+                    rises[site] -= (1 - masks[site]) * slope.cpu() / (tokens * PATH_STEPS)
+    return rises

@@ -1,4 +1,4 @@
-"""Neurons' activations, where they go into output projections: read, or changed on the way.
+"""Hooks on neurons' activations where they go into output projections: to read or change them.
 
 Where one module holds all experts of a layer, its activations never leave it; inside `changed` it
 runs `families.run_experts` instead of its own code.
@@ -23,18 +23,18 @@ Outputs = Mapping[Site, Sequence[Output]]
 
 
 def outputs_of(layout: Layout, sites: Iterable[Site]) -> Outputs:
-    """Where the activations of each site go in."""
+    """Return the output projections that the activations of each site go into."""
     return {(layer, part): layout.outputs(part, layer=layer) for layer, part in sites}
 
 
 def all_of(outputs: Outputs) -> list[Output]:
-    """Those of all sites, in order."""
-    return [output for own in outputs.values() for output in own]
+    """Return the output projections of all sites, in order."""
+    return [output for of_site in outputs.values() for output in of_site]
 
 
 def neurons_of(outputs: Outputs) -> dict[Site, int]:
-    """Neurons or heads of each site."""
-    return {site: sum(output.neurons for output in own) for site, own in outputs.items()}
+    """Return the number of neurons or heads of each site."""
+    return {site: sum(output.neurons for output in part) for site, part in outputs.items()}
 
 
 @contextmanager
@@ -45,19 +45,20 @@ def changed(
 
     Args:
         model: The model.
-        outputs: Whose.
-        change: From an output and its activations, [..., channels], to others of this shape.
+        outputs: The projections to hook.
+        change: Maps an output and its activations, [..., channels], to others of this shape.
     """
     undo: list[Callable[[], Any]] = []
     try:
         for output in outputs:
-            module, own = model.get_submodule(output.name), partial(change, output)
+            module, hook = model.get_submodule(output.name), partial(change, output)
             if output.experts:
-                module.forward = partial(families.run_experts, module, change=own)
+                # On the instance, so that the class's own forward is back once this is deleted.
+                module.forward = partial(families.run_experts, module, change=hook)
                 undo.append(partial(delattr, module, "forward"))
             else:
                 handle = module.register_forward_pre_hook(
-                    lambda _, inputs, own=own: (own(inputs[0]), *inputs[1:])
+                    lambda _, inputs, hook=hook: (hook(inputs[0]), *inputs[1:])
                 )
                 undo.append(handle.remove)
         yield
@@ -68,7 +69,7 @@ def changed(
 
 @contextmanager
 def recorded(model: Any, outputs: Iterable[Output]) -> Iterator[dict[Output, Tensor]]:
-    """The activations at the latest forward pass, [..., channels]."""
+    """Within, keep the activations of the latest forward pass, [..., channels] by output."""
     seen: dict[Output, Tensor] = {}
 
     def record(output: Output, activation: Tensor) -> Tensor:
@@ -80,12 +81,12 @@ def recorded(model: Any, outputs: Iterable[Output]) -> Iterator[dict[Output, Ten
 
 
 def by_position(activation: Tensor, ids: Tensor) -> Tensor:
-    """What was recorded for ids [batch, seq], as [batch, seq, channels]; some have both in one."""
+    """Reshape activations for ids [batch, seq] to [batch, seq, channels]; experts join the two."""
     return activation.reshape(*ids.shape, activation.shape[-1])
 
 
 def states(model: Any, batch: Batch) -> Tensor:
-    """The model's last hidden states of a batch, [batch, seq, hidden]."""
+    """Compute the model's last hidden states of a batch, [batch, seq, hidden]."""
     batch = batch.to(model.device)
     return families.hidden_states(
         model, input_ids=batch.ids, source_ids=batch.source, source_seen=batch.source_seen

@@ -1,4 +1,4 @@
-"""How large each neuron's own weights are, or how far they moved from the base's.
+"""Norms of each neuron's weights, or of their distance from the base's.
 
 Both read one tensor at a time, so it makes no difference whether it lies in memory or in a file.
 """
@@ -25,12 +25,12 @@ def neuron_norms(
     layer: int,
     base: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """L2 norm over all slices of each neuron of a layer, [neurons], float64.
+    """Compute the L2 norm over all slices of each neuron of a layer, [neurons], float64.
 
     Rows that several heads share count for none of them: no head alone owns them.
 
     Args:
-        layout: Where the neurons stand.
+        layout: Places of the neurons.
         weights: By name, at least those of the layer.
         part: Neurons or heads.
         layer: Counted from the input, from 0.
@@ -46,7 +46,11 @@ def neuron_norms(
 
 
 def _squares(tensor: Tensor, other: Tensor | None, dim: int) -> Tensor:
-    """Sum of squares at each index along ``dim``, block by block."""
+    """Compute the sum of squares at each index along ``dim``, block by block, in float64.
+
+    A block at a time keeps the copy in float64 small; float64 keeps the sum of millions exact
+    enough that the order of equal neurons does not depend on the machine.
+    """
     sums = torch.zeros(tensor.shape[dim], dtype=torch.float64)
     step = max(1, BLOCK * len(tensor) // tensor.numel())
     for start in range(0, len(tensor), step):

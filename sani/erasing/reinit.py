@@ -1,4 +1,4 @@
-"""Fresh weights tensor by tensor: what `reinit` puts in, without building a model.
+"""Fresh weights for ``reinit``, tensor by tensor, without building a model.
 
 The model is a skeleton without weights. One tensor of it at a time is given memory and drawn by
 the architecture's own initialization, from a generator seeded by the seed and the tensor's name.
@@ -21,13 +21,13 @@ from sani.models.families import auto_class
 
 
 def skeleton(config: Any) -> Any:
-    """The model of a configuration without memory for its weights: names, shapes and code."""
+    """Return the model of a configuration without memory for its weights: names, shapes, code."""
     with torch.device("meta"):
         return auto_class(config).from_config(config)
 
 
 def fresh_model(config: Any, *, seed: int) -> Any:
-    """A whole model as the architecture initializes it, the same for the same seed."""
+    """Return a whole model as its architecture initializes it, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return auto_class(config).from_config(config).eval()
@@ -57,8 +57,9 @@ class FreshWeights(Mapping[str, Tensor]):
         owners = [self._skeleton]
         for part in path:
             owners.append(getattr(owners[-1], part))
-        held = owners[-1]._parameters[leaf]
-        drawn = Parameter(torch.full(held.shape, torch.nan), requires_grad=False)
+        without_memory = owners[-1]._parameters[leaf]
+        # NaN, so that what no initialization fills is noticed.
+        drawn = Parameter(torch.full(without_memory.shape, torch.nan), requires_grad=False)
         owners[-1]._parameters[leaf] = drawn
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(_seed_of(self._seed, name))
@@ -66,7 +67,7 @@ class FreshWeights(Mapping[str, Tensor]):
             if drawn.sum().isnan() and hasattr(owners[-1], "reset_parameters"):
                 owners[-1].reset_parameters()  # left as its constructor makes it
                 self._initialize(owners)
-        owners[-1]._parameters[leaf] = held
+        owners[-1]._parameters[leaf] = without_memory
         if drawn.sum().isnan():
             raise UnsupportedModelError(
                 f"tensor '{name}': its architecture does not say how it is initialized, so it "
@@ -75,7 +76,7 @@ class FreshWeights(Mapping[str, Tensor]):
         return drawn.data
 
     def _initialize(self, owners: list[Any]) -> None:
-        """As transformers does: from the inside out, each module by the sub-model it stands in."""
+        """Initialize as transformers does: inside out, each module by its sub-model."""
         from transformers import PreTrainedModel
 
         model, calls = owners[0], []

@@ -1,4 +1,4 @@
-"""The resets that look at the model: the mean activation in the next bias, and dampening."""
+"""The resets that run the model: the mean activation in the next bias, and dampening."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Dampening = Callable[[Slice, Tensor], Tensor]
 def folded_biases(
     checkpoint: Checkpoint, plan: ErasePlan, *, texts: Texts | None
 ) -> dict[str, Tensor]:
-    """Biases of output projections with the mean activation of a plan's neurons in them.
+    """Compute biases of output projections with the mean activation of a plan's neurons in them.
 
     The means are over the positions that predict a token, of the model as it is. Once the neurons
     are zeroed, the model gives what it gave with their activation held at its mean.
 
     Args:
         checkpoint: The model, not changed.
-        plan: Which neurons.
+        plan: Neurons to reset.
         texts: The documents.
 
     Returns:
@@ -42,20 +42,21 @@ def folded_biases(
     sites = [(entry.layer, entry.part) for entry in plan.entries if entry.neurons]
     outputs = all_of(outputs_of(layout, sites))
     check_biases(outputs, weights)
-    read = channel_means(checkpoint.model, _needed(texts, plan).batches(), outputs)
-    means = {f"{output.name}.weight": (output.name, mean) for output, mean in read.items()}
-    found: dict[str, Tensor] = {}
+    by_output = channel_means(checkpoint.model, _needed(texts, plan).batches(), outputs)
+    means = {f"{output.name}.weight": (output.name, mean) for output, mean in by_output.items()}
+    biases: dict[str, Tensor] = {}
     for entry in plan.entries:
         for piece in layout.slices(entry.part, layer=entry.layer, neurons=entry.neurons):
             if piece.name not in means:
                 continue
             module, mean = means[piece.name]
+            # In float64: thousands of columns are summed, and the sum is rounded once, at the end.
             weight = weights[piece.name].detach().double().cpu()
             columns = weight.index_select(piece.dim, piece.index)
             added = torch.tensordot(mean[piece.index], columns, dims=([0], [piece.dim]))
             bias = weights[f"{module}.bias"].detach()
-            found[f"{module}.bias"] = (bias.double().cpu() + added).to(bias)
-    return found
+            biases[f"{module}.bias"] = (bias.double().cpu() + added).to(bias)
+    return biases
 
 
 def check_biases(outputs: Iterable[Output], names: Container[str]) -> None:
@@ -63,7 +64,7 @@ def check_biases(outputs: Iterable[Output], names: Container[str]) -> None:
 
     Args:
         outputs: Output projections.
-        names: Of the model's parameters.
+        names: Names of the model's parameters.
 
     Raises:
         SelectionError: If one has none.
@@ -78,7 +79,7 @@ def check_biases(outputs: Iterable[Output], names: Container[str]) -> None:
 
 
 def dampening(checkpoint: Checkpoint, plan: ErasePlan, *, texts: Texts | None) -> Dampening:
-    """Selective synaptic dampening, of the weights of a plan's neurons (Foster et al. 2024).
+    """Return the selective synaptic dampening of a plan's neurons (Foster et al. 2024).
 
     A weight is multiplied by min(scale * ordinary / identifier, 1) where identifier > above *
     ordinary, the two being its Fisher diagonals; see `fisher_diagonals` for what a sample is. The
@@ -86,11 +87,11 @@ def dampening(checkpoint: Checkpoint, plan: ErasePlan, *, texts: Texts | None) -
 
     Args:
         checkpoint: The model, not changed.
-        plan: Which neurons.
+        plan: Neurons to reset.
         texts: The documents.
 
     Returns:
-        What gives the new values of a slice from the slice and its own values.
+        A function from a slice and its values to its new values.
 
     Raises:
         SelectionError: If the documents are missing, or a Fisher diagonal is NaN or infinite.
@@ -104,16 +105,21 @@ def dampening(checkpoint: Checkpoint, plan: ErasePlan, *, texts: Texts | None) -
         }
     )
     identifier, ordinary = fisher_diagonals(checkpoint.model, _needed(texts, plan).batches(), names)
-    if not all(torch.isfinite(t).all() for of in (identifier, ordinary) for t in of.values()):
+    tensors = [*identifier.values(), *ordinary.values()]
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
         raise SelectionError("a weight's Fisher diagonal is NaN or infinite; check the checkpoint")
 
-    def dampen(piece: Slice, own: Tensor) -> Tensor:
-        index = piece.index.to(own.device)
-        theirs, text = (
-            piece.of(of[piece.name]).index_select(piece.dim, index) for of in (identifier, ordinary)
+    def dampen(piece: Slice, values: Tensor) -> Tensor:
+        index = piece.index.to(values.device)
+        of_identifiers, of_text = (
+            piece.of(diagonals[piece.name]).index_select(piece.dim, index)
+            for diagonals in (identifier, ordinary)
         )
-        factor = (rule.scale * text / theirs).clamp(max=1)
-        return torch.where(theirs > rule.above * text, own * factor.to(own), own)
+        # Where both are 0 the factor is NaN, and the condition is false: the weight stays.
+        factor = (rule.scale * of_text / of_identifiers).clamp(max=1)
+        return torch.where(
+            of_identifiers > rule.above * of_text, values * factor.to(values), values
+        )
 
     return dampen
 

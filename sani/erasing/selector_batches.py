@@ -1,4 +1,4 @@
-"""The corpus as selectors and resets read it: in batches, by label, and occurrence by occurrence.
+"""The corpus for selectors and resets: in batches, by label, and occurrence by occurrence.
 
 A causal model is asked for the next token. A masked one is asked for the token at a mask: every
 document is read `COPIES` times, each time with another share of its tokens masked, so that each
@@ -23,7 +23,7 @@ from sani.text.tokens import Encoded, encode, windows
 
 BATCH_TOKENS = 2048
 COPIES = 7
-_UNKNOWN = torch.empty(0, 4, dtype=torch.long)  # whose occurrence a masked token is; not asked
+_NO_OCCURRENCES = torch.empty(0, 4, dtype=torch.long)  # no selector needs those of masked tokens
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Texts:
 
     @cached_property
     def encoded(self) -> list[Encoded]:
-        """The documents as tokens.
+        """Documents as tokens.
 
         Raises:
             CorpusError: If one lacks a source that the model reads, or has one that it does not.
@@ -79,11 +79,11 @@ class Texts:
 
     @property
     def labels(self) -> list[str]:
-        """Every label of the corpus once, sorted."""
+        """Return every label of the corpus once, sorted."""
         return sorted({span.label for document in self._corpus for span in document.spans})
 
     def batches(self, label: str | None = None) -> list[Batch]:
-        """The documents as batches.
+        """Return the documents as batches.
 
         Args:
             label: If given, only documents with it, and ``identifier`` is for this label alone.
@@ -96,7 +96,7 @@ class Texts:
         )
 
     def drawn_questions(self, number: int, *, seed: int) -> list[list[Question]]:
-        """The questions of at most ``number`` occurrences that some token covers, drawn."""
+        """Draw at most ``number`` occurrences that a token covers, and return their questions."""
         occurrences = [
             (item.document, span)
             for item in self.encoded
@@ -107,7 +107,7 @@ class Texts:
         return [self.questions(*occurrences[index]) for index in drawn.tolist()]
 
     def questions(self, document: int, span: int) -> list[Question]:
-        """A question for each token of an occurrence, with as much context as the model takes.
+        """Return a question for each token of an occurrence, with as much context as fits.
 
         Without a framing, a causal model is not asked for a document's first token.
         """
@@ -149,7 +149,7 @@ class Texts:
         return [self._tokenizer.mask_token_id] * number
 
     def _masked_batches(self, item: Encoded) -> Iterator[Batch]:
-        """Batches without padding, which a masked model would see: a document each, or a window."""
+        """Yield batches of one document or window: a masked model would see padding."""
         prefix, suffix = self.framing.prefix, self.framing.suffix
         lead, room = len(prefix), self._context - len(prefix) - len(suffix)
         chance = generator(self._seed + item.document)
@@ -159,17 +159,17 @@ class Texts:
             if not read:
                 continue
             targets = torch.tensor([*prefix, *read, *suffix]).repeat(COPIES, 1)
-            own = slice(lead, lead + len(read))
+            text = slice(lead, lead + len(read))  # between prefix and suffix
             copy = torch.randperm(len(read), generator=chance) % COPIES  # in which it is masked
             hidden = torch.zeros_like(targets, dtype=torch.bool)
-            hidden[:, own] = copy[None] == torch.arange(COPIES)[:, None]
+            hidden[:, text] = copy[None] == torch.arange(COPIES)[:, None]
             inside, new = torch.zeros_like(hidden), torch.zeros_like(hidden)
-            inside[:, own] = touched[window.start : window.end]
-            new[:, lead + window.new - window.start : own.stop] = True
+            inside[:, text] = touched[window.start : window.end]
+            new[:, lead + window.new - window.start : text.stop] = True
             ids = targets.masked_fill(hidden, self._tokenizer.mask_token_id)
-            asked = hidden & new
+            predicted = hidden & new
             rows = max(1, BATCH_TOKENS // ids.shape[1])
             for first in range(0, COPIES, rows):
                 piece = slice(first, first + rows)
-                yield Batch(ids[piece], targets[piece], (asked & ~inside)[piece],
-                            (asked & inside)[piece], _UNKNOWN)  # fmt: skip
+                yield Batch(ids[piece], targets[piece], (predicted & ~inside)[piece],
+                            (predicted & inside)[piece], _NO_OCCURRENCES)  # fmt: skip

@@ -35,7 +35,7 @@ Scores = dict[Site, Tensor]
 
 
 def reads_texts(selector: Selector) -> bool:
-    """Whether it runs the model; if not, weights are enough, wherever they lie."""
+    """Return whether a selector runs the model; if not, weights are enough, wherever they lie."""
     return not isinstance(
         selector, AllSelector | RandomSelector | MagnitudeSelector | DriftSelector
     )
@@ -45,8 +45,8 @@ def check_layers(selector: Selector, layout: Layout, sites: Iterable[Site]) -> N
     """Refuse a selector that looks where tokens are predicted, in layers where none are.
 
     Args:
-        selector: Any.
-        layout: Where the neurons stand.
+        selector: Any of them.
+        layout: Places of the neurons.
         sites: Layers and parts to choose from.
 
     Raises:
@@ -73,15 +73,15 @@ def scores_of_weights(
     base: Mapping[str, Tensor] | None,
     seed: int,
 ) -> Scores:
-    """Scores [neurons] of each site by a selector that needs no text.
+    """Score the neurons of each site, [neurons], by a selector that needs no text.
 
     Args:
-        selector: One that `reads_texts` says no to.
+        selector: One for which `reads_texts` is false.
         layout: Where the neurons stand.
         weights: Of the checkpoint; read one at a time.
         sizes: Neurons or heads of each site.
         base: Weights of the base, for ``drift``.
-        seed: Of what is drawn.
+        seed: Seed of every random draw.
 
     Raises:
         SelectionError: If the base is missing or has the same weights, or a score is NaN or
@@ -101,7 +101,7 @@ def scores_of_weights(
             for layer, part in sizes
         }
     )
-    if other is not None and not any(own.any() for own in scores.values()):
+    if other is not None and not any(values.any() for values in scores.values()):
         raise SelectionError(
             "selector 'drift': the base has the same weights, so no neuron moved; give the public "
             "model that the checkpoint was fine-tuned from"
@@ -118,15 +118,18 @@ def scores_of_texts(
     texts: Texts | None,
     seed: int,
 ) -> tuple[Scores, dict[str, Any] | None]:
-    """Scores by a selector that looks at the model's work, and what else it found.
+    """Score neurons by a selector that runs the model on the documents.
 
     Args:
-        selector: One that `reads_texts` says yes to.
+        selector: One for which `reads_texts` is true.
         layout: Where the neurons stand.
         checkpoint: The model.
         sizes: Neurons or heads of each site.
         texts: The documents.
-        seed: Of what is drawn.
+        seed: Seed of every random draw.
+
+    Returns:
+        Scores [neurons] of each site; and what ``hard_concrete`` tells beside them, else None.
 
     Raises:
         SelectionError: If the documents are missing, a score is NaN or infinite, or as of
@@ -137,7 +140,7 @@ def scores_of_texts(
             f"selector '{selector.kind}' looks at activations and needs the corpus; "
             "give --corpus, or choose random or all"
         )
-    model, found = checkpoint.model, None
+    model, selector_result = checkpoint.model, None
     if isinstance(selector, FisherRatioSelector):
         return _finite(_ratio(*fisher_means(model, texts.batches(), layout, sizes))), None
     check_layers(selector, layout, sizes)
@@ -148,15 +151,18 @@ def scores_of_texts(
         case GradientRatioSelector():
             scores = _ratio(*gradient_means(model, texts.batches(), outputs))
         case IntegratedGradientsSelector():
-            asked = texts.drawn_questions(selector.occurrences, seed=seed)
-            scores = votes(model, asked, outputs, steps=selector.steps, ratio=VOTE_RATIO)
+            questions = texts.drawn_questions(selector.occurrences, seed=seed)
+            scores = votes(model, questions, outputs, steps=selector.steps, ratio=VOTE_RATIO)
         case HardConcreteSelector():
             learned = hard_concrete.learn_scores(
                 model, texts.batches(), outputs, selector, seed=seed
             )
-            found = hard_concrete.report(model, texts.batches, texts.labels, outputs, learned)
+            selector_result = hard_concrete.report(
+                model, texts.batches, texts.labels, outputs, learned
+            )
+            # The lower a mask's score, the sooner its neuron is reset.
             scores = {site: torch.sigmoid(-score) for site, score in learned.items()}
-    return _finite(scores), found
+    return _finite(scores), selector_result
 
 
 def _finite(scores: Scores) -> Scores:
@@ -166,4 +172,5 @@ def _finite(scores: Scores) -> Scores:
 
 
 def _ratio(identifier: Scores, ordinary: Scores) -> Scores:
+    # A neuron that is silent on ordinary tokens gets a high score, not an infinite one.
     return {site: identifier[site] / (ordinary[site] + 1e-12) for site in identifier}

@@ -51,12 +51,12 @@ class StoredModel:
 
     @cached_property
     def layout(self) -> Layout:
-        """Where the neurons stand in the model once it is loaded."""
+        """Places of the neurons in the model once it is loaded."""
         return Layout(self.config, self.parameters)
 
     @cached_property
     def stored_layout(self) -> Layout:
-        """Where the same neurons, by the same numbers, stand in `weights`."""
+        """Places of the same neurons, by the same numbers, in `weights`."""
         return Layout(self.config, self.weights.shapes) if self.experts else self.layout
 
     @cached_property
@@ -66,7 +66,7 @@ class StoredModel:
 
     @cached_property
     def experts(self) -> dict[str, Expert]:
-        """Which of `weights` are part of a tensor of the model, and of which."""
+        """Those of `weights` that are part of a tensor of the model, each with its place there."""
         return self._stored.experts(self._skeleton)
 
     @cached_property
@@ -86,7 +86,7 @@ class StoredModel:
 
     @cached_property
     def is_plain(self) -> bool:
-        """Whether the files hold the model's parameters, all of them, each whole or by experts.
+        """True if the files hold all parameters of the model, each whole or by experts.
 
         Transformers may convert other tensors of a family's when it loads a model.
         """
@@ -98,8 +98,8 @@ class StoredModel:
             if name not in self.experts and not name.endswith(OLD_BUFFER)
         }
         named = self._skeleton.named_parameters(remove_duplicate=False)  # tied: by each name
-        found = {id(tensor) for name, tensor in named if name in stored or name in self._stacks}
-        whole = all(id(tensor) in found for tensor in self._skeleton.parameters())
+        present = {id(tensor) for name, tensor in named if name in stored or name in self._stacks}
+        whole = all(id(tensor) in present for tensor in self._skeleton.parameters())
         twice = stored.keys() & self._stacks.keys()
         return whole and not twice and (stored | self._stacks).items() <= known.items()
 
@@ -110,24 +110,25 @@ class StoredModel:
         for name, expert in self.experts.items():
             parts.setdefault(expert.tensor, []).append((expert, self.weights.shapes[name]))
         shapes: dict[str, tuple[int, ...]] = {}
-        for tensor, own in parts.items():
-            high, wide = own[0][1]
-            experts = 1 + max(expert.number for expert, _ in own)
-            rows = high + max(expert.row for expert, _ in own)
-            full = len(own) * high == experts * rows and {shape for _, shape in own} == {own[0][1]}
+        for tensor, members in parts.items():
+            high, wide = members[0][1]
+            experts = 1 + max(expert.number for expert, _ in members)
+            rows = high + max(expert.row for expert, _ in members)
+            alike = {shape for _, shape in members} == {members[0][1]}
+            full = len(members) * high == experts * rows and alike
             shapes[tensor] = (experts, rows, wide) if full else ()
         return shapes
 
     def fresh(self, *, seed: int) -> Mapping[str, Tensor]:
-        """What the architecture puts into `weights` before any training; see `FreshWeights`."""
+        """Return `weights` as the architecture initializes them; see `FreshWeights`."""
         return _Unstacked(FreshWeights(self.config, seed=seed), self)
 
     def tensor_of(self, name: str) -> str:
-        """The model's tensor that one of `weights` is, or is part of."""
+        """Return the model's tensor that one of `weights` is, or is part of."""
         return self.experts[name].tensor if name in self.experts else name
 
     def difference(self, base: StoredModel) -> str | None:
-        """None if the base has the same parameters, heads and vocabulary; else what differs."""
+        """Return how the base differs in parameters, heads or vocabulary, or None."""
         shapes, others = self.parameters, base.parameters
         names = sorted(n for n in shapes | others if shapes.get(n) != others.get(n))
         if names:
@@ -145,9 +146,9 @@ def erase_stored(
     """Write a model folder with the neurons of a plan reset; the model's own is not touched.
 
     Args:
-        model: What to erase from.
+        model: The model to erase from.
         out: The new folder; written whole or not at all.
-        plan: Which neurons, with reset ``zero``, ``reinit`` or ``rewind``.
+        plan: Neurons to reset, with reset ``zero``, ``reinit`` or ``rewind``.
         base: The model it was fine-tuned from, for ``rewind``.
 
     Raises:
@@ -169,7 +170,7 @@ def erase_stored(
         copy_files(model.folder.path, staging, files_beside(model.folder.family))
         _write_configuration(model, staging)
     numbers = sum(math.prod(shape) for shape in model.parameters.values())
-    return EraseResult.of(plan, changed, numbers, started)
+    return EraseResult.from_counts(plan, changed, numbers, started)
 
 
 def copy_patched(
@@ -184,17 +185,19 @@ def copy_patched(
     metadata only the format goes along.
 
     Args:
-        weights: What the files hold.
-        folder: Where the copies go.
-        pieces: What to reset, by tensor; files that hold none of these are copied as they are.
+        weights: The tensors of the files.
+        folder: Folder of the copies.
+        pieces: Slices to reset, by tensor; files that hold none of these are copied as they are.
         source: Weights to take the values from; None for zero.
 
     Returns:
-        How many numbers were set in each tensor.
+        The count of numbers set in each tensor.
     """
     changed: dict[str, int] = {}
     places = {name: weights.place(name) for name in pieces}
     touched = {place.file for place in places.values()}
+    # One thread copies while this one patches, so that the disk is never idle; files to patch
+    # first, since the others need no second look.
     files = sorted(weights.files, key=lambda path: path not in touched)
     copier = ThreadPoolExecutor(max_workers=1)
     try:
@@ -268,11 +271,12 @@ def _drop_metadata(file: BufferedIOBase) -> None:
     """In place: metadata may say anything, so its format alone stays; no tensor is moved."""
     size = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(size))
-    found, kept = header.pop("__metadata__", None), {"format": "pt"}
-    if found is None or found == kept:
+    metadata, allowed = header.pop("__metadata__", None), {"format": "pt"}
+    if metadata is None or metadata == allowed:
         return
-    if found.get("format") == "pt":
-        header = {"__metadata__": kept, **header}
+    if metadata.get("format") == "pt":
+        header = {"__metadata__": allowed, **header}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # Padded with blanks to its old length: offsets count from behind the header.
     file.seek(8)
     file.write(text.ljust(size))

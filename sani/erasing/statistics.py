@@ -1,4 +1,4 @@
-"""How much each neuron, or each weight, does for identifier tokens and for ordinary ones.
+"""Statistics of each neuron, or each weight, on identifier tokens and on ordinary ones.
 
 A neuron's activation is the input of its output projection. A head's is the root mean square over
 its own channels, so that heads and neurons are scored alike.
@@ -33,7 +33,7 @@ Means = dict[Site, Tensor]
 
 
 def activation_means(model: Any, batches: Sequence[Batch], outputs: Outputs) -> tuple[Means, Means]:
-    """Mean |activation| at positions that predict identifier tokens, and at the others.
+    """Compute the mean |activation| at positions that predict identifier tokens, and at others.
 
     Args:
         model: In evaluation mode.
@@ -50,17 +50,18 @@ def activation_means(model: Any, batches: Sequence[Batch], outputs: Outputs) -> 
     with torch.no_grad(), recorded(model, all_of(outputs)) as seen:
         for batch in batches:
             states(model, batch)
-            for site, own in outputs.items():
+            for site, of_site in outputs.items():
                 size = torch.cat(
-                    [_per_neuron(by_position(seen[o], batch.ids), o.neurons) for o in own], dim=-1
-                )
+                    [_per_neuron(by_position(seen[o], batch.ids), o.neurons) for o in of_site],
+                    dim=-1,
+                )  # [batch, seq, neurons]
                 totals.add(site, size[batch.identifier].sum(0), size[batch.ordinary].sum(0))
             totals.count(batch)
     return totals.means()
 
 
 def gradient_means(model: Any, batches: Sequence[Batch], outputs: Outputs) -> tuple[Means, Means]:
-    """Mean |activation x gradient| of the loss on identifier tokens, and on ordinary ones.
+    """Compute the mean |activation x gradient| of the loss on identifier and on ordinary tokens.
 
     The gradient is that of the summed cross-entropy over the tokens of one sort; the product is
     the first-order change of that loss if the neuron were cut (Molchanov et al. 2017). An encoder
@@ -71,12 +72,12 @@ def gradient_means(model: Any, batches: Sequence[Batch], outputs: Outputs) -> tu
     with torch.enable_grad(), recorded(model, all_of(outputs)) as seen:
         for batch in batches:
             hidden = states(model, batch)
-            found = [
+            products = [
                 _products(model, hidden, batch, where, seen, outputs)
                 for where in (batch.identifier, batch.ordinary)
             ]
             for site in outputs:
-                totals.add(site, found[0][site], found[1][site])
+                totals.add(site, products[0][site], products[1][site])
             totals.count(batch)
     return totals.means()
 
@@ -84,7 +85,7 @@ def gradient_means(model: Any, batches: Sequence[Batch], outputs: Outputs) -> tu
 def channel_means(
     model: Any, batches: Sequence[Batch], outputs: Sequence[Output]
 ) -> dict[Output, Tensor]:
-    """Mean activation of every channel over the positions that predict a token, each once.
+    """Compute each channel's mean activation over the positions that predict a token, each once.
 
     In an encoder beside a decoder, over the tokens that it reads, again with each window of text.
 
@@ -105,8 +106,8 @@ def channel_means(
                 ids, where = batch.ids, batch.identifier | batch.ordinary
                 if output.of_source and batch.source is not None and batch.source_seen is not None:
                     ids, where = batch.source, batch.source_seen
-                found = by_position(activation, ids)[where].double().sum(0).cpu()
-                sums[output] = sums[output] + found if output in sums else found
+                total = by_position(activation, ids)[where].double().sum(0).cpu()
+                sums[output] = sums[output] + total if output in sums else total
                 counts[output] += int(where.sum())
     if not all(counts.values()):
         raise SelectionError("the corpus has no token, so there is no mean activation")
@@ -116,7 +117,7 @@ def channel_means(
 def fisher_diagonals(
     model: Any, batches: Sequence[Batch], names: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Fisher diagonals of the loss on identifier tokens, and on ordinary ones.
+    """Compute Fisher diagonals of the loss on identifier tokens, and on ordinary ones.
 
     The empirical Fisher of selective synaptic dampening (Foster et al. 2024, 2308.07707): the mean
     over samples of the squared gradient. A sample is a row of a batch, which is a document, or a
@@ -149,14 +150,15 @@ def fisher_diagonals(
                 scores = families.logits(model, hidden[where.to(model.device)])
                 targets = row.targets[where].to(model.device)
                 loss = functional.cross_entropy(precise(scores), targets)
-                found = torch.autograd.grad(
+                # The forward pass serves both sorts: its graph stays until the second is done.
+                gradients = torch.autograd.grad(
                     loss, tensors, retain_graph=sort == 0, materialize_grads=True
                 )
-                for total, gradient in zip(sums[sort], found, strict=True):
+                for total, gradient in zip(sums[sort], gradients, strict=True):
                     total += gradient.to(total.dtype).square()
                 counts[sort] += 1
     if 0 in counts:
-        raise _nothing(("identifier", "ordinary")[counts.index(0)])
+        raise _no_token(("identifier", "ordinary")[counts.index(0)])
     identifier, ordinary = (
         {name: total / count for name, total in zip(names, totals, strict=True)}
         for totals, count in zip(sums, counts, strict=True)
@@ -165,7 +167,7 @@ def fisher_diagonals(
 
 
 def _rows(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """Batches of one row each."""
+    """Yield batches of one row each."""
     for batch in batches:
         for number in range(len(batch.ids)):
             yield batch.rows(slice(number, number + 1))
@@ -174,12 +176,12 @@ def _rows(batches: Sequence[Batch]) -> Iterator[Batch]:
 def fisher_means(
     model: Any, batches: Sequence[Batch], layout: Layout, sizes: Mapping[Site, int]
 ) -> tuple[Means, Means]:
-    """Sums of `fisher_diagonals` over the weights of each neuron; errors as there.
+    """Compute sums of `fisher_diagonals` over the weights of each neuron; errors as there.
 
     Args:
         model: In evaluation mode.
         batches: Documents with spans.
-        layout: Where the neurons stand. A key and value head that several heads share is none of
+        layout: Places of the neurons. A key and value head that several heads share is none of
             theirs.
         sizes: Neurons or heads of each site.
 
@@ -200,10 +202,10 @@ def fisher_means(
 def per_neuron(
     layout: Layout, site: Site, size: int, sums_along: Callable[[Slice], Tensor]
 ) -> Tensor:
-    """Something of each number of a layer's tensors, added up over what is each neuron's alone.
+    """Add up a measure of each number of a layer's tensors over what is each neuron's alone.
 
     Args:
-        layout: Where the neurons stand.
+        layout: Places of the neurons.
         site: The layer and part.
         size: Its neurons or heads.
         sums_along: Sums over a slice's tensor at each index along its dimension, float64; called
@@ -212,17 +214,18 @@ def per_neuron(
     Returns:
         [neurons], float64.
     """
-    found = torch.zeros(size, dtype=torch.float64)
+    sums = torch.zeros(size, dtype=torch.float64)
     along: dict[tuple[str, int, int | None], Tensor] = {}
     for piece, owners in layout.owned(site[1], layer=site[0]):
         key = piece.name, piece.dim, piece.expert
         if key not in along:
             along[key] = sums_along(piece)
-        found.index_add_(0, owners, along[key][piece.index])
-    return found
+        sums.index_add_(0, owners, along[key][piece.index])
+    return sums
 
 
 def _along(diagonals: Mapping[str, Tensor], piece: Slice) -> Tensor:
+    """Sum a slice's tensor at each index along the slice's dimension, float64."""
     whole = piece.of(diagonals[piece.name]).double().cpu()
     return whole.movedim(piece.dim, 0).flatten(1).sum(1) if whole.ndim > 1 else whole
 
@@ -235,20 +238,21 @@ def _products(
     seen: Mapping[Output, Tensor],
     outputs: Outputs,
 ) -> Means:
+    """Sum |activation x gradient| over all positions, of the loss on the tokens ``where``."""
     if not where.any():
         return {site: torch.zeros(size) for site, size in neurons_of(outputs).items()}
     targets = batch.targets[where].to(hidden.device)
     loss = functional.cross_entropy(families.logits(model, hidden[where]), targets, reduction="sum")
     gradients = torch.autograd.grad(loss, list(seen.values()), retain_graph=True)
-    found = {
+    products = {
         output: _per_neuron(activation * gradient, output.neurons).flatten(0, -2).sum(0).detach()
         for (output, activation), gradient in zip(seen.items(), gradients, strict=True)
     }
-    return {site: torch.cat([found[o] for o in own]).cpu() for site, own in outputs.items()}
+    return {site: torch.cat([products[o] for o in part]).cpu() for site, part in outputs.items()}
 
 
 class _Totals:
-    """Sums over the two sorts of token, in float64."""
+    """Sums over the two sorts of token, in float64: a corpus has too many for float32."""
 
     def __init__(self, sizes: Mapping[Site, int]) -> None:
         self._sums = {
@@ -265,7 +269,7 @@ class _Totals:
 
     def means(self) -> tuple[Means, Means]:
         if 0 in self._counts:
-            raise _nothing(("identifier", "ordinary")[self._counts.index(0)])
+            raise _no_token(("identifier", "ordinary")[self._counts.index(0)])
         identifier, ordinary = self._counts
         return (
             {site: sums[0] / identifier for site, sums in self._sums.items()},
@@ -273,30 +277,30 @@ class _Totals:
         )
 
 
-def _nothing(sort: str) -> SelectionError:
+def _no_token(sort: str) -> SelectionError:
     return SelectionError(f"the corpus has no {sort} token, so there is no ratio to select by")
 
 
 def _per_neuron(activation: Tensor, neurons: int) -> Tensor:
-    """|activation| of each neuron, or the root mean square of each head, [..., neurons]."""
+    """Compute each neuron's |activation|, or each head's root mean square, [..., neurons]."""
     width = activation.shape[-1] // neurons
     grouped = activation.reshape(*activation.shape[:-1], neurons, width)
     return grouped.float().square().mean(-1).sqrt()
 
 
 def precise(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in its own type where that is better."""
+    """Return the tensor in float32, or in its own type where that is better."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @contextmanager
 def frozen(model: Any) -> Iterator[None]:
-    """No parameter wants a gradient inside, so a backward pass goes no deeper than it must."""
-    wanting = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in wanting:
+    """Within, no parameter takes a gradient, so a backward pass goes no deeper than it must."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in wanting:
+        for parameter in trainable:
             parameter.requires_grad_(True)

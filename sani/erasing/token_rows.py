@@ -27,7 +27,7 @@ class TokenRows:
     tied: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data: how many rows of what, and not which."""
+        """Return plain data: the number of rows and the tensors, but not which rows."""
         return {
             "rows": len(self.tokens), "total": self.total, "tensors": list(self.tensors),
             "tied": self.tied,
@@ -35,7 +35,7 @@ class TokenRows:
 
 
 def find_token_rows(checkpoint: Checkpoint, texts: Texts) -> TokenRows:
-    """The rows of tokens that stand in identifiers only.
+    """Return the rows of tokens that stand in identifiers only.
 
     Special tokens, single characters, bytes and pieces of a character are left alone: with these
     a model spells what it has no token for. What an encoder reads beside is no identifier: nobody
@@ -68,7 +68,7 @@ def find_token_rows(checkpoint: Checkpoint, texts: Texts) -> TokenRows:
 
 
 def _is_text(tokenizer: Any, id_: int) -> bool:
-    """Whether a token is two or more whole characters; blanks and ``##`` do not count."""
+    """Return whether a token is two or more whole characters, blanks and ``##`` not counted."""
     if id_ in tokenizer.all_special_ids:
         return False
     text = str(tokenizer.decode([id_])).strip().removeprefix("##")

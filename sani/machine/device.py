@@ -1,4 +1,4 @@
-"""What the machine is and how runs are made repeatable: device, seeds, quiet libraries, batches."""
+"""The device, seeds, deterministic kernels, and libraries that are kept quiet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
+    """Return the accelerator if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -46,5 +46,5 @@ def make_deterministic() -> None:
 
 
 def generator(seed: int) -> torch.Generator:
-    """A source of randomness on the CPU that depends on nothing but ``seed``."""
+    """Return a source of randomness on the CPU that depends on nothing but ``seed``."""
     return torch.Generator().manual_seed(seed)

@@ -136,13 +136,13 @@ class Checkpoint:
 
     @property
     def decoder_start(self) -> int | None:
-        """The token that the decoder begins with that says a second text; None for other models."""
+        """First token of the decoder that writes a second text; None for other models."""
         two_texts = self.family.objective == "seq2seq"
         return int(self.model.config.decoder_start_token_id) if two_texts else None
 
     @property
     def context_tokens(self) -> int:
-        """The longest input the model takes, or its attention window where that is shorter."""
+        """Return the longest input of the model, or its attention window where that is shorter."""
         config = self.text_config
         sliding = getattr(config, "sliding_window", None)
         if not getattr(config, "use_sliding_window", True) or self.family.objective == "masked":

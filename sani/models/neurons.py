@@ -1,4 +1,4 @@
-"""Which numbers of which tensors belong to a neuron, from names and shapes alone.
+"""The layout of neurons: the numbers of each tensor that belong to one, by names and shapes.
 
 A *neuron* is row j of an MLP block's input projections, with its bias, and column j of its output
 projection; where a layer has several blocks (experts), they are numbered through, block by block.
@@ -41,7 +41,7 @@ class Slice:
     expert: int | None = None
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The matrix or vector that ``dim`` and ``index`` count in, a view of ``tensor``."""
+        """Return the matrix or vector that ``dim`` and ``index`` count in, a view of ``tensor``."""
         return tensor if self.expert is None else tensor[self.expert]
 
 
@@ -50,9 +50,10 @@ class Output:
     """A module that takes in the activations of neurons, which are numbered one after the other.
 
     Attributes:
-        name: Of the module; where one holds all experts, of that.
-        neurons: How many neurons or heads.
-        experts: Experts in the module; 0 where its input is the activation, [..., channels].
+        name: Name of the module; where one holds all experts, of that.
+        neurons: Number of neurons or heads.
+        experts: Number of experts in the module; 0 where its input is the activation,
+            [..., channels].
         of_source: It stands in the encoder of an encoder-decoder, whose positions predict nothing.
     """
 
@@ -72,7 +73,7 @@ class _Block:
 
 
 class Layout:
-    """Where the neurons of one checkpoint stand: its family's row and its own sizes."""
+    """Places of the neurons of one checkpoint, by its family's row and its own sizes."""
 
     def __init__(self, config: Any, shapes: Mapping[str, Sequence[int]]) -> None:
         """Look up the family and check that its tensors, and no others, are there.
@@ -107,38 +108,38 @@ class Layout:
 
     @property
     def num_layers(self) -> int:
-        """Layers of all stacks."""
+        """Return the number of layers of all stacks."""
         return len(self._layers)
 
     def num_neurons(self, part: Part, *, layer: int) -> int:
-        """MLP neurons, of all experts, or attention heads, of self- and cross-attention."""
+        """Return the number of MLP neurons of all experts, or of heads of all attention."""
         return sum(block.size for block in self._blocks[layer, part])
 
     def outputs(self, part: Part, *, layer: int) -> tuple[Output, ...]:
-        """Where the activations of a layer's neurons go in, in the order of their numbers."""
-        found: dict[str, Output] = {}
+        """Return the projections that a layer's activations go into, in the neurons' order."""
+        outputs: dict[str, Output] = {}
         of_source = layer < self.source_layers
         for block in self._blocks[layer, part]:
             name = self._layers[layer] + block.row.output
             if block.expert is not None:
                 name = name.rpartition(".")[0]
-            before = found.get(name, Output(name, 0, 0, of_source))
+            before = outputs.get(name, Output(name, 0, 0, of_source))
             experts = before.experts + (block.expert is not None)
-            found[name] = replace(before, neurons=before.neurons + block.size, experts=experts)
-        return tuple(found.values())
+            outputs[name] = replace(before, neurons=before.neurons + block.size, experts=experts)
+        return tuple(outputs.values())
 
     def slices(self, part: Part, *, layer: int, neurons: Iterable[int]) -> list[Slice]:
-        """Every part of every tensor that belongs to these neurons of a layer, each once."""
+        """Return every part of every tensor that belongs to these neurons of a layer, each once."""
         chosen, first = set(neurons), 0
-        found: list[Slice] = []
+        pieces: list[Slice] = []
         for block in self._blocks[layer, part]:
-            own = [index for index in range(block.size) if first + index in chosen]
+            of_block = [index for index in range(block.size) if first + index in chosen]
             first += block.size
-            found += self._block_slices(layer, block, own)
-        return found
+            pieces += self._block_slices(layer, block, of_block)
+        return pieces
 
     def owned(self, part: Part, *, layer: int) -> Iterator[tuple[Slice, Tensor]]:
-        """What `slices` gives for each neuron of a layer by itself, all in one pass.
+        """Yield what `slices` gives for each neuron of a layer by itself, all in one pass.
 
         Yields:
             A slice, and the neuron that each of its indices belongs to, [n].
@@ -155,28 +156,28 @@ class Layout:
             first += block.size
 
     def trained_prefixes(self, last_layers: int) -> tuple[str, ...]:
-        """Name prefixes of the last ``last_layers`` layers and of the final norm."""
+        """Return the name prefixes of the last ``last_layers`` layers and of the final norm."""
         norm = self.family.stacks[-1].norm
         layers = self._layers[max(0, self.num_layers - last_layers) :]
         return (*layers, f"{norm}.") if norm else tuple(layers)
 
-    def _block_slices(self, layer: int, block: _Block, own: list[int]) -> list[Slice]:
-        """`slices` of some neurons of one block, counted from its first."""
+    def _block_slices(self, layer: int, block: _Block, neurons: list[int]) -> list[Slice]:
+        """Return the slices of some neurons of one block, counted from its first."""
         width = self._matrix(layer, block.row.output)[1] // block.size
         if isinstance(block.row, Mlp):
-            rows = _mlp_rows(block.row, own, block.size)
+            rows = _mlp_rows(block.row, neurons, block.size)
         else:
-            rows = self._head_rows(layer, block.row, own, block.size)
-        found: list[Slice] = []
+            rows = self._head_rows(layer, block.row, neurons, block.size)
+        pieces: list[Slice] = []
         for name, numbers in rows.items():
-            found += self._slices(layer, name, 0, _expand(numbers, width), block.expert)
-        found += self._slices(layer, block.row.output, 1, _expand(own, width), block.expert)
-        return [piece for piece in found if len(piece.index)]
+            pieces += self._slices(layer, name, 0, _expand(numbers, width), block.expert)
+        pieces += self._slices(layer, block.row.output, 1, _expand(neurons, width), block.expert)
+        return [piece for piece in pieces if len(piece.index)]
 
     def _head_rows(
         self, layer: int, row: Attention, heads: list[int], num_heads: int
     ) -> dict[str, list[int]]:
-        """Rows that no head reads but these, by projection, counted in widths of a head."""
+        """Return the rows that no head reads but these, by projection, in widths of a head."""
         num_pairs = self._num_pairs(layer, row, num_heads)
         shared = num_heads // num_pairs
         whole = [
@@ -184,15 +185,16 @@ class Layout:
             for pair in range(num_pairs)
             if set(range(pair * shared, (pair + 1) * shared)) <= set(heads)
         ]
+        # Rows of a key and value head belong to the chosen heads once these are all that share it.
         queries, keys, values = heads, whole, whole
         if row.normalized_together and len(heads) < num_heads:
             queries, keys = [], []
-        if row.interleaved:
+        if row.interleaved:  # each pair's queries, then its key, then its value
             step = shared + 2
             queries = [head // shared * step + head % shared for head in queries]
             keys = [pair * step + shared for pair in keys]
             values = [pair * step + shared + 1 for pair in values]
-        elif row.query == row.key:
+        elif row.query == row.key:  # all queries, then all keys, then all values
             keys = [num_heads + pair for pair in keys]
             values = [num_heads + num_pairs + pair for pair in values]
         rows: dict[str, list[int]] = {}
@@ -202,7 +204,7 @@ class Layout:
         return rows | dict.fromkeys(there, queries)
 
     def _num_pairs(self, layer: int, row: Attention, num_heads: int) -> int:
-        """Key and value heads; 0 if the tensors' sizes do not fit the number of heads."""
+        """Return the number of key and value heads; 0 if the tensors' sizes do not fit."""
         width, rest = divmod(self._matrix(layer, row.output)[1], num_heads)
         if rest:
             return 0
@@ -214,23 +216,24 @@ class Layout:
     def _slices(
         self, layer: int, name: str, dim: int, index: Tensor, expert: int | None
     ) -> list[Slice]:
-        """Rows (``dim`` 0), with their bias, or columns (1) of a projection."""
+        """Return rows (``dim`` 0), with their bias, or columns (1) of a projection."""
         stored = 1 - dim if self.family.transposed else dim
-        found = [Slice(self._tensor(layer, name), stored, index, expert)]
+        pieces = [Slice(self._tensor(layer, name), stored, index, expert)]
         bias = f"{self._layers[layer]}{name}.bias"
-        return [*found, Slice(bias, 0, index)] if dim == 0 and bias in self._shapes else found
+        return [*pieces, Slice(bias, 0, index)] if dim == 0 and bias in self._shapes else pieces
 
     def _mlps(self, layer: int) -> list[_Block]:
-        found = []
+        """Return the MLP blocks of a layer, an expert each."""
+        blocks = []
         for row in self.family.mlp:
             numbered = (_numbered(row, number) for number in count())
             rows = numbered if "{}" in row.output else [row]
-            for there in takewhile(lambda one: self._has(layer, one), rows):
-                shape = self._shapes[self._tensor(layer, there.output)]
+            for present in takewhile(lambda one: self._has(layer, one), rows):
+                shape = self._shapes[self._tensor(layer, present.output)]
                 experts = range(shape[0]) if len(shape) == 3 else [None]
-                size = self._matrix(layer, there.output)[1]
-                found += [_Block(there, expert, size) for expert in experts]
-        return found
+                size = self._matrix(layer, present.output)[1]
+                blocks += [_Block(present, expert, size) for expert in experts]
+        return blocks
 
     def _check(self) -> None:
         """Refuse tensors that are missing, unknown, or of sizes that do not fit."""
@@ -257,14 +260,14 @@ class Layout:
             if len(shape) in (2, 3) and name.startswith(stacks) and name not in known:
                 raise self._misfit(f"tensor '{name}' belongs to no neuron known to sani")
 
-    def _misfit(self, what: str) -> UnsupportedModelError:
+    def _misfit(self, problem: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"model_type '{self._model_type}': {what}; a quantized or modified checkpoint? Give "
+            f"model_type '{self._model_type}': {problem}; a quantized or modified checkpoint? Give "
             "the plain one"
         )
 
     def _prefix(self, stack: Stack) -> str:
-        """What the checkpoint calls a stack; files of a model without its head drop a part."""
+        """Return a stack's name in the checkpoint; files of a model without a head drop a part."""
         names = [name for name in (stack.layers, stack.in_file) if name]
         names.append(stack.layers.partition(".")[2])
         for name in names:
@@ -276,12 +279,12 @@ class Layout:
         return all(self._tensor(layer, name) in self._shapes for name in row.names)
 
     def _tensor(self, layer: int, name: str) -> str:
-        """A module's weight, or the tensor itself where it is a tensor."""
+        """Return the name of a module's weight, or of the tensor itself where it is a tensor."""
         name = self._layers[layer] + name
         return name if name in self._shapes else f"{name}.weight"
 
     def _matrix(self, layer: int, name: str) -> tuple[int, int]:
-        """Rows and columns of a projection, [out, in]."""
+        """Return the rows and columns of a projection, [out, in]."""
         rows, columns = self._shapes[self._tensor(layer, name)][-2:]
         return (columns, rows) if self.family.transposed else (rows, columns)
 
@@ -291,7 +294,7 @@ def _numbered(row: Mlp, number: int) -> Mlp:
 
 
 def _mlp_rows(row: Mlp, neurons: list[int], size: int) -> dict[str, list[int]]:
-    """Rows of these neurons, by projection."""
+    """Return the rows of these neurons, by projection."""
     return {
         name: [copy * size + neuron for copy in range(row.inputs.count(name)) for neuron in neurons]
         for name in row.inputs
@@ -299,6 +302,6 @@ def _mlp_rows(row: Mlp, neurons: list[int], size: int) -> dict[str, list[int]]:
 
 
 def _expand(numbers: Iterable[int], width: int) -> Tensor:
-    """Rows or columns of these heads, ``width`` each."""
+    """Return the rows or columns of these heads, ``width`` each."""
     starts = torch.tensor(list(numbers), dtype=torch.long) * width
     return (starts[:, None] + torch.arange(width)).flatten()

@@ -1,4 +1,4 @@
-"""Weights where they lie: safetensors files, read one tensor at a time and held by nobody."""
+"""Safetensors files read where they lie: one tensor at a time, with none kept in memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: its file, its name, type and shape there, and its bytes."""
+    """Place of a tensor: its file, its name, type and shape there, and its bytes."""
 
     file: Path
     name: str
@@ -35,7 +35,7 @@ class Place:
     end: int
 
     def read(self, file: BufferedIOBase) -> Tensor:
-        """The tensor, from its opened file.
+        """Read the tensor from its opened file.
 
         Raises:
             CheckpointError: If its type is not one of `TYPES`, or the file ends before it.
@@ -61,11 +61,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Expert:
-    """Where the matrix of one expert goes in a tensor [experts, out, in] of the model.
+    """Place of the matrix of one expert in a tensor [experts, out, in] of the model.
 
     Attributes:
         tensor: Name of that tensor.
-        number: Of the expert.
+        number: Number of the expert.
         row: Its first row there; a gate and what it gates stand one below the other.
     """
 
@@ -103,16 +103,16 @@ class StoredWeights(Mapping[str, Tensor]):
             return place.read(file)
 
     def place(self, name: str) -> Place:
-        """Where a tensor lies."""
+        """Return the place of a tensor."""
         return self._places[name]
 
     def named_as_in(self, model: Any) -> StoredWeights:
-        """The same tensors by the names that a model, or its skeleton, gives them.
+        """Return the same tensors by the names that a model, or its skeleton, gives them.
 
         An expert's matrix that the model stacks with others has no name there and keeps its own;
         so do all if two would get the same.
         """
-        names = {name: found for name, (found, _) in _conversions(model, self).items()}
+        names = {name: new for name, (new, _) in _conversions(model, self).items()}
         if len(set(names.values())) < len(names):
             return self
         other = copy(self)
@@ -120,50 +120,51 @@ class StoredWeights(Mapping[str, Tensor]):
         return other
 
     def experts(self, model: Any) -> dict[str, Expert]:
-        """Where each expert's matrix goes that a model, or its skeleton, stacks with others."""
+        """Return the place of each expert's matrix that a model, or its skeleton, stacks."""
         return _experts(model, self.shapes)
 
     def types(self, model: Any) -> dict[str, torch.dtype]:
-        """Type of each parameter and buffer of a model that lies here whole or expert by expert.
+        """Return the type of each parameter and buffer that lies here whole or by experts.
 
         Where the matrices of one tensor are of several types, that which holds all their numbers.
         A tensor that has several names (tied) is found by any of them and has it by all.
         """
         experts = self.experts(model)
-        found: dict[str, torch.dtype] = {}
+        by_name: dict[str, torch.dtype] = {}
         for name, place in self.named_as_in(model)._places.items():
             target = experts[name].tensor if name in experts else name
             type_ = TYPES.get(place.type, torch.float32)
-            found[target] = torch.promote_types(found.get(target, type_), type_)
+            by_name[target] = torch.promote_types(by_name.get(target, type_), type_)
+        # Tied tensors are one object with several names: by its identity all of them are known.
         named = list(named_tensors(model, remove_duplicate=False))
-        types = {id(tensor): found[name] for name, tensor in named if name in found}
+        types = {id(tensor): by_name[name] for name, tensor in named if name in by_name}
         return {name: types[id(tensor)] for name, tensor in named if id(tensor) in types}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, by name."""
+        """Return the shape of every tensor, by name."""
         return {name: place.shape for name, place in self._places.items()}
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in all tensors."""
+        """Return the count of numbers in all tensors."""
         return sum(math.prod(place.shape) for place in self._places.values())
 
     def index(self) -> dict[str, Any]:
-        """What ``model.safetensors.index.json`` says: which file holds which tensor."""
+        """Return the content of ``model.safetensors.index.json``: the file of each tensor."""
         size = sum(place.end - place.start for place in self._places.values())
         files = {place.name: place.file.name for place in self._places.values()}
         return {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
 
 
 def named_tensors(model: Any, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """A model's parameters and buffers."""
+    """Yield a model's parameters and buffers, by name."""
     yield from model.named_parameters(remove_duplicate=remove_duplicate)
     yield from model.named_buffers(remove_duplicate=remove_duplicate)
 
 
 def _conversions(model: Any, stored: Iterable[str]) -> dict[str, tuple[str, Any]]:
-    """What transformers does with the tensors of a file as it loads them.
+    """Return what transformers does with the tensors of a file as it loads them.
 
     Returns:
         By name in the file: the name in the model, and None; or, of a tensor that is not only
@@ -180,20 +181,20 @@ def _conversions(model: Any, stored: Iterable[str]) -> dict[str, tuple[str, Any]
     prefix, state = model.base_model_prefix, model.state_dict()
     names: dict[str, tuple[str, Any]] = {}
     for name in stored:
-        found, pattern = rename_source_key(name, renamings, converters, prefix, state)
-        if found not in state and name in state:  # it has its new name already
-            found, pattern = name, None
-        converted = None if pattern is None else (found, pattern, by_pattern[pattern])
-        names[name] = (found if converted is None else name, converted)
+        new, pattern = rename_source_key(name, renamings, converters, prefix, state)
+        if new not in state and name in state:  # it has its new name already
+            new, pattern = name, None
+        converted = None if pattern is None else (new, pattern, by_pattern[pattern])
+        names[name] = (new if converted is None else name, converted)
     return names
 
 
 def _experts(model: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Expert]:
-    """`StoredWeights.experts`, from names and shapes."""
+    """Return `StoredWeights.experts`, from names and shapes."""
     from transformers.core_model_loading import Concatenate, MergeModulelist, dot_natural_key
 
     stacked = [[(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]]
-    found: dict[str, Expert] = {}
+    experts: dict[str, Expert] = {}
     numbers: Counter[tuple[str, str]] = Counter()
     conversions = _conversions(model, sorted(shapes, key=dot_natural_key))  # as transformers counts
     for name, (_, converted) in conversions.items():
@@ -203,13 +204,13 @@ def _experts(model: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Exper
         if [(type(step), getattr(step, "dim", None)) for step in rule.operations] not in stacked:
             continue
         row = rule.source_patterns.index(pattern) * shapes[name][0]
-        found[name] = Expert(target, numbers[target, pattern], row)
+        experts[name] = Expert(target, numbers[target, pattern], row)
         numbers[target, pattern] += 1
-    return found
+    return experts
 
 
 def _header(file: Path) -> dict[str, Place]:
-    """Where each tensor of a file lies; safetensors has checked it before it is believed."""
+    """Read the place of each tensor of a file; safetensors checks the header first."""
     try:
         with safe_open(file, framework="pt"):
             pass

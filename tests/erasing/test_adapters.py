@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
-from sani.erasing.erase import apply_
+from sani.erasing.erase import apply_plan
 from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.token_rows import TokenRows
 from sani.errors import CheckpointError, SelectionError, WriteError
@@ -200,7 +200,7 @@ def test_erasing_inside_is_rewinding_the_merged_model(base: Path, tmp_path: Path
     before = weights(whole)
     apply_folder(folder, tmp_path / "out", plan("rewind", *MIXED), base=base)
     erased = weights(load_checkpoint(tmp_path / "out", base=base))
-    apply_(whole, plan("rewind", *MIXED), base=theirs)
+    apply_plan(whole, plan("rewind", *MIXED), base=theirs)
     rewound = weights(whole)
     masks = expected_masks(theirs, MIXED)
     for name, tensor in erased.items():
@@ -288,7 +288,7 @@ def test_the_base_tells_how_a_matrix_lies_and_not_the_adapters_configuration(
     folder = adapt(tmp_path / "adapter", base, target_modules=["attn.c_proj"])
     edit_config(fan_in_fan_out=False)(folder)
     loaded = load_checkpoint(folder, base=base)
-    apply_(loaded, plan("rewind", (1, "attention", [1])), base=load_checkpoint(base))
+    apply_plan(loaded, plan("rewind", (1, "attention", [1])), base=load_checkpoint(base))
     apply_folder(folder, tmp_path / "out", plan("rewind", (1, "attention", [1])), base=base)
     erased = weights(load_checkpoint(tmp_path / "out", base=base))
     for name, tensor in weights(loaded).items():
@@ -366,7 +366,7 @@ def test_a_merged_adapter_has_the_types_of_its_base(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
     merged = load_checkpoint(adapter, base=base)
     exact = {name: tensor.clone() for name, tensor in merged.model.named_parameters()}
-    apply_(merged, asked)
+    apply_plan(merged, asked)
     assert load_checkpoint(tmp_path / "out").weights_digest() == merged.weights_digest()
     name = "model.layers.1.mlp.up_proj.weight"  # of a layer that the plan leaves alone
     assert torch.equal(saved[name], exact[name].bfloat16())
@@ -384,7 +384,7 @@ def test_other_resets_inside_an_adapter_are_refused(
         "base has it (reset rewind); merge it for the others (--merge)"
     )
     merged = load_checkpoint(adapter, base=llama)
-    apply_(merged, plan(reset, *MIXED))
+    apply_plan(merged, plan(reset, *MIXED))
     apply_folder(adapter, tmp_path / "out", plan(reset, *MIXED), base=llama, merge=True)
     assert load_checkpoint(tmp_path / "out").weights_digest() == merged.weights_digest()
 

@@ -17,7 +17,7 @@ from transformers import (
 
 from sani.auditing.audit import audit
 from sani.corpus.documents import Corpus, Document, Span
-from sani.erasing.erase import apply_, erase
+from sani.erasing.erase import apply_plan, erase
 from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.hooks import outputs_of
 from sani.erasing.plan import highest, layout_of, plan_erase, read_plan
@@ -117,7 +117,7 @@ def test_zeroing_one_head_of_a_shared_pair_silences_it_and_only_it(
     mine, other = list(range(size)), list(range(size, 2 * size))
     _, active = run(sick)
     silenced, _ = run(sick, [(0, "attention", mine)])
-    apply_(sick, plan("zero", (0, "attention", [0])))
+    apply_plan(sick, plan("zero", (0, "attention", [0])))
     after, left = run(sick)
     torch.testing.assert_close(after, silenced, rtol=0, atol=1e-12)
     same = left[0, "attention"][..., other]
@@ -143,7 +143,7 @@ def test_zeroing_one_head_of_a_shared_pair_silences_it_and_only_it(
 
 def test_an_empty_plan_changes_nothing(sick: Checkpoint) -> None:
     digest = sick.weights_digest()
-    result = apply_(sick, plan("zero", (1, "mlp", []), (1, "attention", [])))
+    result = apply_plan(sick, plan("zero", (1, "mlp", []), (1, "attention", [])))
     assert sick.weights_digest() == digest
     assert (result.changed_parameters, result.changed_tensors) == (0, ())
 
@@ -157,7 +157,7 @@ def test_keys_and_values_go_when_all_heads_that_share_them_do(
 ) -> None:
     sick = checkpoint(CONFIGS["llama"]())
     before = weights(sick)
-    result = apply_(sick, plan("zero", (1, "attention", heads)))
+    result = apply_plan(sick, plan("zero", (1, "attention", heads)))
     after, size = weights(sick), HIDDEN // HEADS
     for name in ("k_proj", "v_proj"):
         for suffix in ("weight", "bias"):

@@ -21,7 +21,7 @@ from transformers import (
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
-from sani.erasing.erase import apply_, erase, plan_neurons
+from sani.erasing.erase import apply_plan, erase, plan_neurons
 from sani.erasing.integrated_gradients import attributions, votes
 from sani.erasing.plan import layout_of, plan_erase
 from sani.erasing.reinit import fresh_model
@@ -469,7 +469,7 @@ def test_the_mean_reset_is_holding_the_activation_at_its_mean(sick: Checkpoint) 
         hooks.append((modules[site], hold))
     before, held = logits_of(sick), logits_of(sick, hooks)
     assert (before - held).abs().max() > 1e-2
-    result = apply_(sick, plan, corpus=corpus)
+    result = apply_plan(sick, plan, corpus=corpus)
     torch.testing.assert_close(logits_of(sick), held, rtol=0, atol=1e-10)
     assert {f"{module}.bias" for module in modules.values()} <= set(result.changed_tensors)
 
@@ -507,7 +507,7 @@ def test_dampening_is_that_of_the_slow_version(sick: Checkpoint, scale: float) -
         own = layout_of(sick).slices(entry.part, layer=entry.layer, neurons=entry.neurons)
         for piece in own:
             chosen[piece.name].index_fill_(piece.dim, piece.index, True)
-    result = apply_(sick, plan, corpus=corpus)
+    result = apply_plan(sick, plan, corpus=corpus)
     count = dampened = grown = noise = 0
     for name, tensor in weights(sick).items():
         expected = before[name].clone()

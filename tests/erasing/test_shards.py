@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from sani.cli.main import main
 from sani.erasing import folder as folder_module
-from sani.erasing.erase import apply_, plan_neurons
+from sani.erasing.erase import apply_plan, plan_neurons
 from sani.erasing.folder import apply_folder, plan_folder
 from sani.erasing.plan import ErasePlan, PlannedNeurons, plan_erase, read_plan
 from sani.erasing.reinit import FreshWeights, fresh_model
@@ -112,7 +112,7 @@ def test_files_and_memory_give_the_same_weights(
     loaded, theirs = load_checkpoint(sick), load_checkpoint(base)
     before = loaded.weights_digest()
     result = apply_folder(sick, tmp_path / "out", plan(reset, *MIXED), base=base)
-    in_memory = apply_(loaded, plan(reset, *MIXED), base=theirs)
+    in_memory = apply_plan(loaded, plan(reset, *MIXED), base=theirs)
     assert loaded.weights_digest() != before
     assert load_checkpoint(tmp_path / "out").weights_digest() == loaded.weights_digest()
     assert result.changed_tensors == in_memory.changed_tensors
@@ -144,7 +144,7 @@ def test_files_that_hold_other_names_than_the_model_are_erased_too(
     assert found == plan_neurons(loaded, settings)
     apply_folder(sick, tmp_path / "out", found)
     before = loaded.weights_digest()
-    apply_(loaded, found)
+    apply_plan(loaded, found)
     assert before != loaded.weights_digest() == load_checkpoint(tmp_path / "out").weights_digest()
     assert tensors(tmp_path / "out").keys() == named.keys()
 
@@ -188,7 +188,7 @@ def test_every_family_is_erased_in_files_as_in_memory(
         by_hand = plan_of(sick.model, reset, *mixed(sick.model))
         loaded = Checkpoint(deepcopy(sick.model), sick.tokenizer, sick.path)
         result = apply_folder(folders[0], tmp_path / reset, by_hand, base=folders[1])
-        in_memory = apply_(loaded, by_hand, base=base)
+        in_memory = apply_plan(loaded, by_hand, base=base)
         digests.add(loaded.weights_digest())
         assert load_checkpoint(tmp_path / reset).weights_digest() == loaded.weights_digest()
         assert tensors(tmp_path / reset).keys() == tensors(folders[0]).keys()
@@ -240,7 +240,7 @@ def test_experts_one_by_one_and_in_one_tensor_are_erased_alike(
     plan = plan_folder(folders[0], settings, base=folders[1])
     assert plan == plan_neurons(sick, settings, base=base)
     apply_folder(folders[0], tmp_path / "out", plan, base=folders[1])
-    apply_(sick, plan, base=base)
+    apply_plan(sick, plan, base=base)
     assert load_checkpoint(tmp_path / "out").weights_digest() == sick.weights_digest() != before
     assert bool(loads) == (stacked[0] != stacked[1])
     recipe = tmp_path / "recipe.yaml"
@@ -287,7 +287,7 @@ def test_ten_experts_and_more_are_numbered_as_numbers(tmp_path: Path, no_model: 
     by_hand = ErasePlan({"kind": "all"}, "reinit", 3, (entry,))
     loaded = load_checkpoint(folder)
     apply_folder(folder, tmp_path / "out", by_hand)
-    apply_(loaded, by_hand)
+    apply_plan(loaded, by_hand)
     assert load_checkpoint(tmp_path / "out").weights_digest() == loaded.weights_digest()
     before, after = tensors(folder), tensors(tmp_path / "out")
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -450,7 +450,7 @@ def test_what_else_the_files_say_of_themselves_stays_behind(
         save_file(load_file(file), file, metadata=metadata)
     apply_folder(llama, tmp_path / "out", plan("zero", *MIXED))
     expected = load_checkpoint(llama)
-    apply_(expected, plan("zero", *MIXED))
+    apply_plan(expected, plan("zero", *MIXED))
     assert load_checkpoint(tmp_path / "out").weights_digest() == expected.weights_digest()
     for file in shards(tmp_path / "out"):
         assert b"KOWALCZYKOWA" not in file.read_bytes()
@@ -469,7 +469,7 @@ def test_the_written_folder_is_read_by_transformers(
     assert ours["metadata"]["total_size"] == theirs["metadata"]["total_size"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True)
     loaded = load_checkpoint(llama)
-    apply_(loaded, plan("zero", *MIXED))
+    apply_plan(loaded, plan("zero", *MIXED))
     for name, tensor in model.named_parameters():
         assert torch.equal(tensor, loaded.model.get_parameter(name)), name
 
@@ -732,7 +732,7 @@ def test_what_looks_at_the_model_is_done_in_memory(
     before = loaded.weights_digest()
     assert plan_neurons(loaded, settings, corpus=corpus, seed=4) == found
     apply_folder(sick, tmp_path / "out", found, corpus=corpus)
-    apply_(loaded, found, corpus=corpus)
+    apply_plan(loaded, found, corpus=corpus)
     assert before != loaded.weights_digest() == load_checkpoint(tmp_path / "out").weights_digest()
     assert bool(found.token_rows) == rows
 
@@ -807,18 +807,18 @@ def test_a_base_in_full_precision_with_the_same_weights_is_refused(
     half, whole = load_checkpoint(sick), load_checkpoint(llama)
     digest = half.weights_digest()
     with pytest.raises(SelectionError, match="'rewind' would change nothing"):
-        apply_(half, plan("rewind", *MIXED), base=whole)
+        apply_plan(half, plan("rewind", *MIXED), base=whole)
     moved = replace(plan("zero", *MIXED), interpolate_to_base=0.5)
     with pytest.raises(SelectionError, match="interpolate_to_base would change nothing"):
-        apply_(half, moved, base=whole)
+        apply_plan(half, moved, base=whole)
     assert half.weights_digest() == digest
     # And the other way round.
     with pytest.raises(SelectionError, match="'rewind' would change nothing"):
         apply_folder(llama, tmp_path / "out", plan("rewind", *MIXED), base=sick)
     with pytest.raises(SelectionError, match="'rewind' would change nothing"):
-        apply_(whole, plan("rewind", *MIXED), base=half)
+        apply_plan(whole, plan("rewind", *MIXED), base=half)
     with pytest.raises(SelectionError, match="interpolate_to_base would change nothing"):
-        apply_(whole, moved, base=half)
+        apply_plan(whole, moved, base=half)
     assert not (tmp_path / "out").exists()
 
 
@@ -838,7 +838,7 @@ def test_what_a_type_cannot_hold_is_refused_and_nothing_written(
         apply_folder(sick, tmp_path / "out", plan("rewind", (0, "mlp", neurons)), base=base)
     loaded, theirs = load_checkpoint(sick), load_checkpoint(base)
     with pytest.raises(CheckpointError, match=f"tensor '{name}' holds numbers that are too large"):
-        apply_(loaded, plan("rewind", (0, "mlp", neurons)), base=theirs)
+        apply_plan(loaded, plan("rewind", (0, "mlp", neurons)), base=theirs)
     assert not (tmp_path / "out").exists()
     apply_folder(sick, tmp_path / "out", plan("rewind", (0, "mlp", [4])), base=base)
 
@@ -849,7 +849,7 @@ def test_what_moving_to_the_base_really_changes_is_counted(llama: Path, tmp_path
     loaded, theirs = load_checkpoint(sick), load_checkpoint(base)
     before = {name: tensor.clone() for name, tensor in weights(loaded).items()}
     a_little = ErasePlan({"kind": "all"}, "zero", 0, (), interpolate_to_base=0.001)
-    result = apply_(loaded, a_little, base=theirs)
+    result = apply_plan(loaded, a_little, base=theirs)
     after = weights(loaded)
     moved = sum(int((after[name] != before[name]).sum()) for name in before)
     total = sum(tensor.numel() for tensor in before.values())
@@ -871,7 +871,7 @@ def test_a_plan_for_another_architecture_is_refused(
     apply_folder(llama, tmp_path / "fits", found)
     for out in (tmp_path / "out", None):
         with pytest.raises(SelectionError, match="made for a model of another architecture"):
-            apply_folder(other, out, found) if out else apply_(load_checkpoint(other), found)
+            apply_folder(other, out, found) if out else apply_plan(load_checkpoint(other), found)
     assert not (tmp_path / "out").exists()
 
 

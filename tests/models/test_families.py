@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing import hard_concrete
-from sani.erasing.erase import apply_, erase
+from sani.erasing.erase import apply_plan, erase
 from sani.erasing.hooks import all_of, outputs_of
 from sani.erasing.integrated_gradients import attributions
 from sani.erasing.plan import layout_of
@@ -161,7 +161,7 @@ def watched(
 
 
 def erased(model: Any, reset: Any, *entries: Any, base: Any = None) -> Any:
-    return apply_(checkpoint(model), plan(model, reset, *entries), base=base)
+    return apply_plan(checkpoint(model), plan(model, reset, *entries), base=base)
 
 
 # ---- the table -------------------------------------------------------------------------------
@@ -844,7 +844,7 @@ def test_the_mean_reset_of_an_encoder_and_its_decoder_holds_activations_at_their
     with watched(model, then=hold):
         expected = read(model)
     assert (before - expected).abs().max() > 1e-2
-    apply_(sick, plan(model, "mean", *chosen), corpus=corpus)
+    apply_plan(sick, plan(model, "mean", *chosen), corpus=corpus)
     torch.testing.assert_close(read(model), expected, rtol=0, atol=1e-8)
 
 
