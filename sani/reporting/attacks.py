@@ -148,7 +148,8 @@ def _checks(attacks: AttackResult) -> Iterator[Section]:
             "leak-at-k",
             "Leak@k",
             (
-                "The chance that an occurrence comes up in k samples, in closed form: the mean over "
+                "The chance that an occurrence comes up in k samples, in closed form: the mean "
+                "over "
                 "occurrences. Beside it, the number of identifiers that real samples contain and "
                 "the number that the closed form expects.",
             ),

@@ -25,7 +25,8 @@ def generation(audits: Mapping[_Name, AuditRecord]) -> Iterator[Section]:
         "generation",
         TITLE,
         (
-            f"From each kind of prompt, samples of {last.new_tokens} tokens were drawn and searched "
+            f"From each kind of prompt, samples of {last.new_tokens} tokens were drawn and "
+            "searched "
             f"for {last.searched} distinct identifiers. {sum(last.too_short.values())} values are "
             "too short to be searched for. What stands in a prompt never counts. Inexact: only a "
             "looser reading finds the identifier (day and month in either order, words turned "

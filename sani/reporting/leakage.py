@@ -160,7 +160,8 @@ def labels(report: Report) -> Section:
         "labels",
         "By label",
         (
-            f"There are {len(shown)} labels; those of which most is left stand first. The chart shows "
+            f"There are {len(shown)} labels; those of which most is left stand first. The chart "
+            "shows "
             f"{min(len(shown), MAX_CHARTED)} of them, the table {min(len(shown), MAX_LISTED)}.",
         ),
         (
@@ -262,7 +263,8 @@ def subjects(report: Report) -> Iterator[Section]:
             f"worst-{kind}",
             f"The ten subjects of whom most {kind} identifiers are left",
             (
-                "The subject of whom the sanitized checkpoint gives most stands first; of equal ones, "
+                "The subject of whom the sanitized checkpoint gives most stands first; of equal "
+                "ones, "
                 "the one with the highest AUC. A digest that is keyed to this run names the subject.",
             ),
             (

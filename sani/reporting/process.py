@@ -55,7 +55,8 @@ def scan(report: Report) -> Section:
         (
             f"There are {scan.documents} documents of {scan.subjects} subjects, with "
             f"{scan.occurrences} occurrences of identifiers. {scan.documents_without_spans} "
-            f"documents mark none. At {scan.unmarked} places a marked direct identifier of the same "
+            f"documents mark none. At {scan.unmarked} places a marked direct identifier of the "
+            "same "
             f"subject stands unmarked. Found by: {sources}.",
             _scan_quality(quality),
         ),
