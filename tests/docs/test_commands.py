@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +156,7 @@ class Reader:
 @pytest.fixture
 def reader(
     workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> Iterator[Reader]:
+) -> Reader:
     folder = tmp_path / "here"
     shutil.copytree(workplace, folder)
     monkeypatch.chdir(folder)
