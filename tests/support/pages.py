@@ -13,7 +13,7 @@ import yaml
 from sani.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
-SANI: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+SANI: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
 _FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
