@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def link_elsewhere(folder: Path) -> None:
     (folder / "config.json").symlink_to("nowhere")
 
 
-CHANGES = {
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit of the weights": (lambda f: flip(f / "model.safetensors"), "changed"),
     "a blank in the config": (
         lambda f: (f / "config.json").write_text((f / "config.json").read_text() + " "),
@@ -214,8 +215,8 @@ NAME, NUMBER, SHORT, AGE, PLACE = "Kowalczyk Łucja", "4471-99-X", "Ann", "41 ye
 
 def corpus() -> Corpus:
     text = f"{NAME} {NUMBER} {SHORT} {AGE} {PLACE}"
-    values = [(NAME, "direct"), (NUMBER, "direct"), (SHORT, "direct"), (AGE, "indirect"),
-              (PLACE, "indirect")]  # fmt: skip
+    direct: list[tuple[str, Any]] = [(value, "direct") for value in (NAME, NUMBER, SHORT)]
+    values = [*direct, (AGE, "indirect"), (PLACE, "indirect")]
     spans = [
         Span(text.index(value), text.index(value) + len(value), "X", kind) for value, kind in values
     ]
