@@ -154,9 +154,7 @@ class Reader:
 
 
 @pytest.fixture
-def reader(
-    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> Reader:
+def reader(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Reader:
     folder = tmp_path / "here"
     shutil.copytree(workplace, folder)
     monkeypatch.chdir(folder)
