@@ -7,6 +7,8 @@ With ``--check`` nothing is written, and the exit code is 1 if a file differs.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ import typer
 import typer.main
 from pydantic import BaseModel
 
+import sani
 from sani.cli.main import app
 from sani.models.families import FAMILIES
 from sani.models.family import Family
@@ -83,11 +86,14 @@ def _holds(path: Path, text: str) -> bool:
 def generated() -> dict[Path, str]:
     """Return the text of every file that is generated, or has a generated part."""
     models, scanning = DOCS / "models.md", DOCS / "scanning.md"
+    python, architecture = DOCS / "python.md", DOCS / "architecture.md"
     return {
         DOCS / "recipe.md": RECIPE_INTRO + "\n".join(recipe_sections()) + "\n",
         DOCS / "cli.md": CLI_INTRO + "\n".join(commands()) + "\n",
         models: between_markers(models, "families", families_table()),
         scanning: between_markers(scanning, "hipaa", hipaa_table()),
+        python: between_markers(python, "names", "\n".join(public_names())),
+        architecture: between_markers(architecture, "tree", "\n".join(tree())),
     }
 
 
@@ -150,8 +156,8 @@ class _Sections:
                     text = _first_sentence(self._models[names[0]].get("description", ""))
                 new = [name for name in names if name not in self._shown]
                 target = where if new else self._shown[names[0]]
-                anchor = re.sub(r"[^a-z_-]", "", target)
-                text = f"{text.rstrip('.')}. See [{target}](#{anchor}).".lstrip(". ")
+                link = f"[{target}](#{re.sub(r'[^a-z_-]', '', target)})"
+                text = f"{text.rstrip('.')}. See {link}." if text else f"See {link}."
                 if new:
                     below.append((where, new))
                     self._shown |= dict.fromkeys(new, where)
@@ -205,7 +211,7 @@ def _paragraph(docstring: str) -> str:
 
 
 def _first_sentence(docstring: str) -> str:
-    return re.split(r"(?<=\.) ", _paragraph(docstring))[0]
+    return re.split(r"(?<=[.?]) ", _paragraph(docstring))[0].replace("``", "`")
 
 
 def _models_of(field: Node) -> list[str]:
@@ -382,6 +388,69 @@ def hipaa_table() -> str:
         by = f"not covered: {row.not_covered}" if row.not_covered else needs
         rows.append((row.letter, row.name, labels or "none", by))
     return table(("letter", "identifier", "labels of the scan (kind)", "found by"), rows)
+
+
+# ---- names in python.md, tree in architecture.md ---------------------------------------------
+
+
+def public_names() -> Iterator[str]:
+    """Yield the functions of the package with their signatures, then its classes and errors."""
+    public = {name: getattr(sani, name) for name in sorted(sani.__all__)}
+    classes = {name: value for name, value in public.items() if inspect.isclass(value)}
+    errors = {name: value for name, value in classes.items() if issubclass(value, Exception)}
+    yield "### Functions\n"
+    for name, function in public.items():
+        if name not in classes and callable(function):
+            yield f"**`{name}`**: {_first_sentence(inspect.getdoc(function) or '')}\n"
+            yield f"```text\n{name}{_signature(function)}\n```\n"
+    yield "### Classes\n"
+    yield _described({name: value for name, value in classes.items() if name not in errors})
+    yield "### Errors\n"
+    yield _described(errors)
+
+
+def _described(classes: Mapping[str, Any]) -> str:
+    rows = [
+        (f"`{name}`", f"`{value.__module__}`", _first_sentence(inspect.getdoc(value) or ""))
+        for name, value in classes.items()
+    ]
+    return table(("name", "defined in", "meaning"), rows)
+
+
+def _signature(function: Any) -> str:
+    """Return a function's parameters, one a line, without the modules of their types."""
+    signature, lines, starred = inspect.signature(function), [], False
+    for parameter in signature.parameters.values():
+        if parameter.kind == parameter.KEYWORD_ONLY and not starred:
+            lines.append("*")
+            starred = True
+        known = parameter.default is not parameter.empty
+        default = f" = {parameter.default!r}" if known else ""
+        lines.append(f"{parameter.name}: {_type_name(parameter.annotation)}{default}")
+    inside = "".join(f"\n    {line}," for line in lines)
+    return f"({inside}\n) -> {_type_name(signature.return_annotation)}"
+
+
+def _type_name(annotation: Any) -> str:
+    name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "Any")
+    return re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", name)
+
+
+def tree() -> Iterator[str]:
+    """Yield the tree of the package: each file with the first sentence of its docstring."""
+    package = DOCS.parent / "sani"
+    folders = sorted(path.parent for path in package.rglob("__init__.py"))
+    for folder in folders:
+        name = folder.relative_to(DOCS.parent).as_posix()
+        yield f"**`{name}/`**: {_purpose(folder / '__init__.py')}\n"
+        files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+        if files:
+            rows = [(f"`{path.name}`", _purpose(path)) for path in files]
+            yield table(("file", "what it holds"), rows)
+
+
+def _purpose(path: Path) -> str:
+    return _first_sentence(ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "")
 
 
 if __name__ == "__main__":

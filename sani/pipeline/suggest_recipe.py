@@ -285,7 +285,7 @@ def _lines(
     else:
         yield "  # held_out: held_out.jsonl  # records it was not trained on: utility, membership"
     if facts.occurrences:
-        yield "scan: {}  # the corpus's own spans count; see README, Finding identifiers"
+        yield "scan: {}  # the corpus's own spans count; see docs/scanning.md"
     else:
         yield "scan: {patterns: true, propagate: subject}  # nothing is marked; add ner for names"
     yield from _erase(facts, has_base=base is not None)

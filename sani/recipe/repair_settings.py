@@ -26,7 +26,7 @@ class AnchorObjective(Settings):
         "replaced; decoys: cross-entropy with decoys as targets",
     )
     weight: float = Field(
-        20.0, gt=0.0, description="factor of the term; measured, see benchmarks/RESULTS.md"
+        20.0, gt=0.0, description="factor of the term; measured, see docs/results.md"
     )
     samples: int = Field(
         3, ge=1, description="number of replaced documents whose mean is the anchor"

@@ -160,7 +160,8 @@ class Objective:
         factors = {name: self._weights[name] / n for name, n in counts.items()}
         totals: dict[str, float] = dict.fromkeys(counts, 0.0)
         trained = [p for p in model.parameters() if p.requires_grad]
-        loss: Tensor = _LossByChunk.apply(chunks, factors, totals, states, *trained)
+        apply: Any = _LossByChunk.apply  # torch gives it no types
+        loss: Tensor = apply(chunks, factors, totals, states, *trained)
         return loss, {name: value / counts[name] for name, value in totals.items()}
 
     def _ordinary_sums(

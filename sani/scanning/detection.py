@@ -290,8 +290,8 @@ def load_detector(settings_text: str) -> Detector:
     """Return the detector of these settings; loaded once a process.
 
     Args:
-        settings_text: Settings ``patterns``, ``ner`` and ``terms`` as JSON, and the digest of the terms,
-            so that a changed list is read again.
+        settings_text: Settings ``patterns``, ``ner`` and ``terms`` as JSON, and the digest of the
+            terms, so that a changed list is read again.
     """
     data = json.loads(settings_text)
     data.pop("terms_digest")

@@ -120,7 +120,8 @@ def places(
 def slow_logits(checkpoint: Checkpoint, left: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
     """Logits at the position before each token, from one plain forward pass, [tokens, vocab]."""
     ids = torch.tensor([[*left, *tokens[:-1]]])
-    return checkpoint.model(input_ids=ids).logits[0, len(left) - 1 :].double()
+    logits: torch.Tensor = checkpoint.model(input_ids=ids).logits[0, len(left) - 1 :]
+    return logits.double()
 
 
 def slow_log_probability(

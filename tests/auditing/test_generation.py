@@ -139,7 +139,7 @@ def test_figures_agree_with_the_hits_one_by_one(audited: list[Any]) -> None:
     result, one_by_one = audited[0], audited[0].one_by_one
     assert len(np.unique(one_by_one.hits[:, :2], axis=0)) == len(one_by_one.hits) > 0
     for kind, figures in result.recited.items():
-        samples = range(len(one_by_one.kinds))
+        samples = list(range(len(one_by_one.kinds)))
         if kind != "all":
             samples = [at for at in samples if PROMPTS[one_by_one.kinds[at]] == kind]
         hits = [hit for hit in one_by_one.hits.tolist() if hit[0] in samples]
@@ -649,7 +649,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says(together: int) -
 def test_what_is_still_to_come_follows_chao_and_is_no_more_than_is_searched_for() -> None:
     # Of 10 samples, 4 identifiers stand in one, 2 in two, 1 in all.
     samples = [{0}, {0}, {0}, {0}, {0, 1}, {0, 2}, {0, 3, 5}, {0, 4, 5}, {0, 6}, {0, 6}]
-    unseen, doubled = incidence(samples).still_to_come()
+    unseen, doubled = map(present, incidence(samples).still_to_come())
     assert unseen == pytest.approx(9 / 10 * 4**2 / (2 * 2))
     assert doubled == pytest.approx(unseen * (1 - (1 - 4 / (10 * unseen + 4)) ** 10))
     assert incidence(samples, searched=8).still_to_come()[0] == 1.0

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,7 +66,7 @@ COMMON: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 1,
 }
-CONFIGS = {
+CONFIGS: dict[str, Callable[..., Any]] = {
     "gpt2": lambda **own: GPT2Config(**{**COMMON, "n_inner": MLP, **own}),
     "llama": lambda **own: LlamaConfig(
         **{**COMMON, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True, **own}

@@ -534,7 +534,7 @@ def test_scores_are_norms_over_all_that_a_neuron_is_made_of(family: str, kind: A
 
 @pytest.mark.parametrize("kind", ["magnitude", "drift"])
 def test_the_largest_and_the_farthest_moved_are_chosen(
-    kind: str, base: Path, family: str, tmp_path: Path
+    kind: Any, base: Path, family: str, tmp_path: Path
 ) -> None:
     grown = load_checkpoint(base)
     planted = plan("zero", (0, "mlp", [3, 17]), (2, "attention", [0, 1]))

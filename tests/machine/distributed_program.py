@@ -175,9 +175,8 @@ def attacked(leaky: Path) -> Found:
     models = {name: load_checkpoint(leaky) for name in ("sanitized", "unsanitized")}
     settings = QUICK.model_copy(update={"documents": 4})
     behind_bos = AuditSettings(framing="bos")
-    return attack(models, private, settings, audit=behind_bos, held_out=held_out).to_json()[
-        "attacks"
-    ]
+    result = attack(models, private, settings, audit=behind_bos, held_out=held_out)
+    return dict(result.to_json()["attacks"])
 
 
 def scanned(folder: Path) -> Found:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sani.errors import CheckpointError
 from sani.releasing.identifiers_in_files import check_release, check_texts, files_not_released
 from sani.releasing.manifest import MANIFEST, SIGNATURE, sign, verify, write_manifest
 from tests.support.folders import CONFIGS, LEFTOVERS, write_source
-from tests.support.releases import REPORT, make_keys
+from tests.support.releases import REPORT, make_keys, report_of
 
 
 @pytest.fixture
@@ -54,12 +55,18 @@ def flip(file: Path) -> None:
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
+def write_new(file: Path) -> None:
+    """Write an empty file in folders that are not there yet."""
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+
+
 def link_elsewhere(folder: Path) -> None:
     (folder / "config.json").rename(folder.with_name("elsewhere.json"))
     (folder / "config.json").symlink_to("nowhere")
 
 
-CHANGES = {
+CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "a bit of the weights": (lambda f: flip(f / "model.safetensors"), "changed"),
     "a blank in the config": (
         lambda f: (f / "config.json").write_text((f / "config.json").read_text() + " "),
@@ -70,11 +77,11 @@ CHANGES = {
     "another file": (lambda f: (f / "optimizer.pt").write_text(""), "added"),
     "a hidden file": (lambda f: (f / ".hidden").write_text(""), "added"),
     "a file further down": (
-        lambda f: ((f / "a" / "b").mkdir(parents=True), (f / "a" / "b" / "c").write_text("")),
+        lambda f: write_new(f / "a" / "b" / "c"),
         "added",
     ),
     "a second manifest": (
-        lambda f: ((f / "a").mkdir(), (f / "a" / MANIFEST).write_text("")),
+        lambda f: write_new(f / "a" / MANIFEST),
         "added",
     ),
     "a link to a folder": (lambda f: (f / "link").symlink_to(f.parent), "added"),
@@ -106,7 +113,7 @@ def test_every_change_is_found_and_named(
 def test_a_checkpoint_whose_gate_did_not_hold_does_not_verify(
     source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_manifest(source, REPORT | {"gate": {"holds": False, "checks": []}}, weights_digest="0")
+    write_manifest(source, report_of(holds=False), weights_digest="0")
     assert main(["verify", str(source)]) == 3
     assert "The gate of the run DID NOT HOLD" in capsys.readouterr().out
 
@@ -214,8 +221,8 @@ NAME, NUMBER, SHORT, AGE, PLACE = "Kowalczyk Łucja", "4471-99-X", "Ann", "41 ye
 
 def corpus() -> Corpus:
     text = f"{NAME} {NUMBER} {SHORT} {AGE} {PLACE}"
-    values = [(NAME, "direct"), (NUMBER, "direct"), (SHORT, "direct"), (AGE, "indirect"),
-              (PLACE, "indirect")]  # fmt: skip
+    direct: list[tuple[str, Any]] = [(value, "direct") for value in (NAME, NUMBER, SHORT)]
+    values = [*direct, (AGE, "indirect"), (PLACE, "indirect")]
     spans = [
         Span(text.index(value), text.index(value) + len(value), "X", kind) for value, kind in values
     ]

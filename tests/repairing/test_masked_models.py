@@ -650,9 +650,9 @@ def test_what_is_recited_in_either_way_of_asking_is_listed_and_both_are_shown() 
         "repair": None,
     }
     rows = {row[0]: row[1] for row in summary(report).rows}
-    for words, figures in (("", found.figures), (", masked jointly", present(found.jointly))):
+    for suffix, figures in (("", found.figures), (", masked jointly", present(found.jointly))):
         hits = figures["direct"].discoverable.hits
-        assert f"({hits}/300;" in rows[f"direct: seen in (20, 0.5){words}"]
+        assert f"({hits}/300;" in rows[f"direct: seen in (20, 0.5){suffix}"]
     values = {result.metric_type: result for result in _results(report)}
     assert values["discoverable_direct_jointly"].metric_value == pytest.approx(
         joint.discoverable.mean(), abs=1e-6

@@ -17,6 +17,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from sani import run
+from sani.auditing.occurrences import Occurrences
 from sani.cli.main import main
 from sani.corpus.documents import Corpus
 from sani.corpus.tables import write_jsonl
@@ -237,7 +238,7 @@ def test_junit_has_a_case_for_each_limit_and_a_failure_for_each_broken_one(done:
 
 def test_subjects_are_counted_as_one_by_one() -> None:
     corpus = corpus_of(30, 7)
-    verdicts = {
+    verdicts: dict[Any, Occurrences] = {
         "before": verdicts_of(corpus, memory=0.9, seed=1),
         "after": verdicts_of(corpus, memory=0.2, seed=2),
     }
@@ -294,7 +295,9 @@ def test_the_scatter_has_every_occurrence_once_and_knows_above_from_below() -> N
 
 def test_without_a_base_the_scatter_is_against_the_unsanitized_checkpoint() -> None:
     corpus = corpus_of(4, 3)
-    verdicts = {stage: verdicts_of(corpus, memory=0.5, seed=3) for stage in ("before", "after")}
+    verdicts: dict[Any, Occurrences] = {
+        stage: verdicts_of(corpus, memory=0.5, seed=3) for stage in ("before", "after")
+    }
     found = against_control(verdicts, corpus).model_dump(mode="json")
     assert found["against"] == "before"
     assert set(found["kinds"]["direct"]) == {"after"}

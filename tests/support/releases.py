@@ -6,10 +6,23 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-REPORT: dict[str, Any] = {
-    "gate": {"holds": True, "checks": []},
-    "provenance": {"seed": 0, "recipe_digest": "0123456789ab", "corpus_digest": "ba9876543210"},
-}
+from sani.reporting.schema import Gate, Provenance, Report
+
+
+def report_of(*, holds: bool) -> Report:
+    """Return a report with no more in it than a manifest quotes."""
+    provenance: dict[str, Any] = {
+        "seed": 0,
+        "recipe_digest": "0123456789ab",
+        "corpus_digest": "ba9876543210",
+    }
+    return Report.model_construct(
+        gate=Gate.model_construct(holds=holds, checks=[]),
+        provenance=Provenance.model_construct(**provenance),
+    )
+
+
+REPORT = report_of(holds=True)
 
 
 def make_keys(folder: Path, name: str, password: bytes | None = None) -> tuple[Path, Path]:
