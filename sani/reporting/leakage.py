@@ -206,7 +206,8 @@ def listed(report: Report) -> Iterator[Section]:
                 key,
                 title,
                 (
-                    f"{count} occurrences; {len(listed)} are listed. A digest stands for the value. "
+                    f"{count} occurrences; {len(listed)} are listed. A digest stands for the "
+                    "value. "
                     "It is keyed to this run: the same value has the same digest, and no value "
                     "can be guessed from it.",
                 ),
@@ -265,7 +266,8 @@ def subjects(report: Report) -> Iterator[Section]:
             (
                 "The subject of whom the sanitized checkpoint gives most stands first; of equal "
                 "ones, "
-                "the one with the highest AUC. A digest that is keyed to this run names the subject.",
+                "the one with the highest AUC. A digest that is keyed to this run names the "
+                "subject.",
             ),
             (
                 "subject",
@@ -293,8 +295,10 @@ def log_prob_scatter(report: Report) -> Section:
         "log_prob_scatter",
         "Occurrence by occurrence",
         (
-            f"The log-probability of each occurrence, in nats, against that under {against}. On the "
-            "line the checkpoint knows no more than that one, above the line it knows more. A dot "
+            f"The log-probability of each occurrence, in nats, against that under {against}. On "
+            "the "
+            "line the checkpoint knows no more than that one, above the line it knows more. A "
+            "dot "
             "stands for all occurrences that fall together. The axes are stretched near 0, where "
             f"values are likely, and end at {scatter.low:.0f}: what is less likely stands at the "
             "edge.",
