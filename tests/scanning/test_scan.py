@@ -191,6 +191,7 @@ def test_scan_detects_propagates_counts_and_measures() -> None:
     assert [value for _, value in values(texts[1], result.corpus[1].spans)] == ["SJ-884213", "Lima"]
     assert result.inventory == take_inventory(result.corpus)
     assert result.inventory.sources.keys() == {"pattern", "propagation"}
+    assert result.quality is not None
     assert result.quality == estimate(Corpus([marked_document()]), settings)
     assert result.quality.recall.trials == 1
 
