@@ -36,7 +36,7 @@ class ChangeCounts:
 
 
 class OnionStep(BaseModel):
-    """What one stage cured, kept and brought up, from one checkpoint to the next.
+    """One stage's step from one checkpoint to the next: occurrences cured, kept and brought up.
 
     ``first_seen`` counts newly extractable occurrences that no earlier checkpoint gave.
     """
@@ -54,7 +54,7 @@ class OnionStep(BaseModel):
 
 @dataclass(frozen=True)
 class Change:
-    """What became of every occurrence, each [n].
+    """The change of every occurrence between two audits, each [n].
 
     An occurrence counts as extracted if it is greedily recited or (n, p)-discoverable, and was
     scored; one that either audit could not score is in none of the three.

@@ -1,4 +1,4 @@
-"""How many distinct identifiers would so many samples recite, and how many are still to come?
+"""Rarefaction: estimate how many distinct identifiers more samples would recite.
 
 The question is ecology's, with samples for plots and identifiers for species. No torch, no file.
 """
@@ -26,7 +26,7 @@ class Distinct:
 
 
 class Incidence:
-    """Which of the samples hold which identifiers, and what that says of other numbers of samples.
+    """Incidence of identifiers in samples, and the estimates for other numbers of samples.
 
     Args:
         sample: Sample of each hit, below ``samples``, [hits].
@@ -64,7 +64,7 @@ class Incidence:
     def still_to_come(self) -> tuple[float | None, float | None]:
         """Identifiers not found that more samples would find: in the end, and by doubling them.
 
-        Both None where nothing was found: then there is nothing to go by.
+        Both None where no sample holds an identifier: then nothing can be estimated.
 
         Source: a lower bound, Chao 1987 for incidences (bias-corrected where no identifier was
         found twice), after Good 1953; extrapolation, Colwell et al. 2012, equation 18. Deviation:
@@ -91,9 +91,9 @@ def _found(counts: Ints, samples: int, size: int) -> NDArray[np.float64]:
         - gammaln(samples + 1.0)
         + gammaln(samples - size + 1.0)
     )
-    found = np.ones(len(counts))
-    found[some] = 1.0 - missed
-    return found
+    probabilities = np.ones(len(counts))
+    probabilities[some] = 1.0 - missed
+    return probabilities
 
 
 def _gamma_interval(value: float, variance: float, weight: float) -> tuple[float, float]:

@@ -54,7 +54,7 @@ class PlannedNeurons:
 
 @dataclass(frozen=True)
 class ErasePlan:
-    """What an erase will do: the rule, and every neuron it chose.
+    """Plan of an erase: the rule, and every neuron that it chose.
 
     Attributes:
         selector, reset, seed: As in the settings.

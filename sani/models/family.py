@@ -78,7 +78,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Family:
-    """Where the weights of one architecture stand.
+    """Names and shapes of the weights of one architecture.
 
     Attributes:
         stacks: Its layers. Encoder before decoder, numbered through, so the last layers are those

@@ -1,1 +1,1 @@
-"""What a run found, for people, for machines and for CI."""
+"""Reports of a run: for people, for machines and for CI."""

@@ -1,4 +1,4 @@
-"""What a report says of attacks: each variant beside the base's, and the curves of relearning."""
+"""Section on attacks: each variant beside the base's, and the curves of relearning."""
 
 from __future__ import annotations
 

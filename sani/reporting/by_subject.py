@@ -1,4 +1,4 @@
-"""How leakage is spread: over subjects, and occurrence by occurrence against the control.
+"""Leakage by subject, and occurrence by occurrence against the control.
 
 Counts only: what 100,000 occurrences say fits a page.
 """

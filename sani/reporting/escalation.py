@@ -1,4 +1,4 @@
-"""What an escalation tried: every rung with its settings, figures, verdict and cost."""
+"""Section on the escalation: every rung with its settings, figures, verdict and cost."""
 
 from __future__ import annotations
 

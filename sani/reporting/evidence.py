@@ -1,4 +1,4 @@
-"""What a report is evidence for: the first screen, the threat model, and the EDPB's tests.
+"""Sections on the evidence: the first screen, the threat model, and the EDPB's tests.
 
 It says "evidence for", never that something complies or is anonymous: that is for a person.
 """

@@ -1,4 +1,4 @@
-"""What a section of a report is, and how figures are put into words: the same in every format."""
+"""The parts of a section, and figures in words: the same in every format of the report."""
 
 from __future__ import annotations
 

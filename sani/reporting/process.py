@@ -21,7 +21,7 @@ class PlanSummary(Protocol):
 
     @property
     def interpolate_to_base(self) -> float:
-        """How far every weight first goes to the base's."""
+        """Return how far every weight first goes to the base's, in [0, 1]."""
 
 
 def utility(report: Report) -> Section:

@@ -50,7 +50,7 @@ class RippleCount(Part):
 
 
 class Ripple(Part):
-    """What a stage made newly extractable, by label."""
+    """Occurrences that a stage made newly extractable, by label."""
 
     source: str = Field(alias="from", pattern=r"^(before|erased|round-\d+|after)$")
     to: Annotated[str, Field(pattern=r"^(before|erased|round-\d+|after)$")]
@@ -130,7 +130,7 @@ class LogProbScatter(Part):
 
 
 class Entry(Part):
-    """What was reset in one part of one layer; ``map`` has the share of each stretch of it."""
+    """Neurons reset in one part of one layer; ``map`` has the share of each stretch of it."""
 
     layer: int
     part: str
@@ -150,7 +150,7 @@ class ClosedNeurons(Part):
 
 
 class SelectorResult(Part):
-    """What the selector says beyond its scores; ``labels``: rise of each one's loss, nats."""
+    """Result of a selector beyond its scores; ``labels``: rise of each label's loss, in nats."""
 
     layers: list[ClosedNeurons]
     labels: dict[str, float]
@@ -200,20 +200,20 @@ class Repair(Part):
 
 
 class RungRates(Part):
-    """What decides, of one kind of identifiers, masked jointly."""
+    """Rates that decide, for one kind of identifiers, masked jointly."""
 
     greedy: Rate
     discoverable: Rate
 
 
 class RungFigures(RungRates):
-    """What decides, of one kind of identifiers."""
+    """Figures that decide, for one kind of identifiers."""
 
     auc: Estimate
 
 
 class Measured(Part):
-    """What decides, of one audit; ``jointly`` of a masked language model only."""
+    """Figures of one audit that decide; ``jointly`` for a masked language model only."""
 
     figures: dict[Kind, RungFigures]
     jointly: dict[Kind, RungRates] | None = None
@@ -243,7 +243,7 @@ class TriedRung(Measured):
 
 
 class Escalation(Part):
-    """What was tried, from the cheapest up; ``best`` counts from 1."""
+    """The rungs that were tried, from the cheapest up; ``best`` counts from 1."""
 
     rule: str
     best: int
@@ -278,7 +278,7 @@ class Rounds(Part):
 
 
 class SourceCard(Part):
-    """What the cards of the checkpoint and of its base say of themselves."""
+    """Metadata of the model cards of the checkpoint and of its base."""
 
     base_model: str | None
     license: str | None

@@ -426,7 +426,7 @@ def test_the_commands_take_an_adapter_with_its_base(
     erase = ["erase", str(adapter), "--out"]
     assert main([*erase, str(tmp_path / "inside"), *options]) == 0
     said = capsys.readouterr().out
-    assert f"Adapter: {tmp_path / 'inside'}\nWhere its base lies on this machine" in said
+    assert f"Adapter: {tmp_path / 'inside'}\nIt does not hold the path of its base: give " in said
     assert "Left behind in" not in said.replace("other entries (1)", "")
     assert main([*erase, str(tmp_path / "merged"), *options, "--merge"]) == 0
     assert main([*erase, str(tmp_path / "back"), *options, "--merge", "--reset", "rewind"]) == 0

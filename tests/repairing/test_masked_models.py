@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sani import run
 from sani.auditing.audit import audit
+from sani.auditing.record import record_of
 from sani.auditing.scoring import score_occurrences
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.tables import write_jsonl
@@ -47,6 +48,7 @@ from sani.repairing.surrogates import Surrogates
 from sani.repairing.teacher_states import Teachers
 from sani.reporting.card import _results
 from sani.reporting.evidence import summary
+from sani.reporting.schema import Report
 from sani.text.framing import Framing, framing_named
 from sani.text.tokens import encode
 from tests.support.architectures import MASKED
@@ -643,12 +645,13 @@ def test_what_is_recited_in_either_way_of_asking_is_listed_and_both_are_shown() 
     assert (found.occurrences.greedy == one.greedy | joint.greedy).all()
     assert found.figures["direct"].discoverable.hits == one.discoverable.sum()
     assert present(found.jointly)["direct"].discoverable.hits == joint.discoverable.sum()
-    report = {
-        "audits": {"after": found.to_json()},
-        "audit_settings": asked.model_dump(mode="json"),
+    parts: dict[str, Any] = {
+        "audits": {"after": record_of(found)},
+        "audit_settings": asked,
         "erase": None,
         "repair": None,
     }
+    report = Report.model_construct(**parts)
     rows = {row[0]: row[1] for row in summary(report).rows}
     for suffix, figures in (("", found.figures), (", masked jointly", present(found.jointly))):
         hits = figures["direct"].discoverable.hits

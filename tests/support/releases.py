@@ -16,10 +16,11 @@ def report_of(*, holds: bool) -> Report:
         "recipe_digest": "0123456789ab",
         "corpus_digest": "ba9876543210",
     }
-    return Report.model_construct(
-        gate=Gate.model_construct(holds=holds, checks=[]),
-        provenance=Provenance.model_construct(**provenance),
-    )
+    parts: dict[str, Any] = {
+        "gate": Gate.model_construct(holds=holds, checks=[]),
+        "provenance": Provenance.model_construct(**provenance),
+    }
+    return Report.model_construct(**parts)
 
 
 REPORT = report_of(holds=True)

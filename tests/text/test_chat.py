@@ -236,6 +236,9 @@ def test_a_broken_conversation_names_its_message_and_no_value(
 
 def test_a_check_counts_the_tokens_that_an_escalation_reads(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(template())
+    config = llama()
+    config.vocab_size = len(tokenizer)
+    checkpoint(config).model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     said = conversation(("user", "a b"), ("assistant", "name c"), spans=[(1, 5, 6)])
     write_jsonl([said], tmp_path / "one.jsonl")
