@@ -689,7 +689,7 @@ def test_what_was_tried_on_a_masked_model_is_shown_one_by_one_and_jointly(
 ) -> None:
     texts = [document.text for document in clinic.public]
     model = new_model(texts, vocab_size=500, layers=2, hidden=32, context=128, seed=0,
-                      folder=tmp_path / "base", architecture="bert")  # fmt: skip
+                      folder=tmp_path / "tokenizer", architecture="bert")  # fmt: skip
     save_checkpoint(model, tmp_path / "base")
     model.model = fresh_model(model.model.config, seed=1)
     save_checkpoint(model, tmp_path / "leaky")

@@ -175,8 +175,8 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
         )
     else:
         last = present(recipe.erase).last_layers
-    assert isinstance(last, int)
-    assert 1 <= last <= max(1, layers // 2)
+        assert isinstance(last, int)
+        assert 1 <= last <= max(1, layers // 2)
     assert present(recipe.repair).learning_rate <= (1e-3 if parameters < 2e7 else 3e-4)
 
 

@@ -529,7 +529,7 @@ def reciting(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("bert")
     texts = [document.text for document in cases(OTHERS)] * 3  # each time with other masks
     model = new_model([*texts, " ".join(NAMES)], vocab_size=300, layers=2, hidden=64, context=64,
-                      folder=folder / "base", seed=0, architecture="bert")  # fmt: skip
+                      folder=folder / "tokenizer", seed=0, architecture="bert")  # fmt: skip
     train_on_text(model, texts, epochs=60, learning_rate=3e-3, seed=0)
     save_checkpoint(model, folder / "base")
     texts = [document.text for document in cases(NAMES)] * 8
