@@ -1,6 +1,7 @@
 """The shape of the code: what may import what, how long things may be, and where they are."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -194,6 +195,20 @@ def test_no_function_is_longer_than_80_lines_or_has_more_than_10_parameters() ->
         if lines > 80 or len(parameters) > 10:
             too_large[f"{module_of(path)}.{node.name}"] = (lines, len(parameters))
     assert too_large == {}
+
+
+def test_docstrings_do_not_begin_with_a_question_word() -> None:
+    first = re.compile(r"(What|Whether|Of|How|Who|Where|Which|Why|When|If)\b")
+    assert first.match("What a full disk is told to the user as.")
+    assert not first.match("Return the error shown when the disk is full.")
+    described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    wrong = [
+        f"{module_of(path)}:{getattr(node, 'lineno', 1)}"
+        for path in FILES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, described) and first.match(ast.get_docstring(node) or "")
+    ]
+    assert wrong == []
 
 
 def test_no_module_is_called_utils() -> None:
