@@ -165,6 +165,7 @@ def test_rounding_takes_each_weight_to_the_nearest_value_of_its_own_grid(
     assert not torch.equal(rounded, matrix)
 
 
+@pytest.mark.long
 def test_four_bits_bring_back_what_an_update_within_the_grid_hid(
     clinic: Clinic, leaky: Checkpoint, base: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +213,7 @@ def _half_step(weight: torch.Tensor, group: int) -> torch.Tensor:
 # Relearning.
 
 
+@pytest.mark.long
 def test_relearning_brings_back_what_ascent_hid_where_it_was_not_trained_on(
     clinic: Clinic, leaky: Checkpoint, base: Checkpoint
 ) -> None:
@@ -259,6 +261,7 @@ def test_what_masking_alone_left_survives_relearning(
     assert greedy(found, "relearn", "part, learning rate 0.002", "base") <= 0.02
 
 
+@pytest.mark.long
 def test_relearning_trains_on_what_it_names_and_counts_what_stands_nowhere_in_that(
     clinic: Clinic, base: Checkpoint
 ) -> None:
@@ -1019,6 +1022,7 @@ def test_the_command_attacks_keeps_what_is_done_and_exits_by_the_gate(
     assert json.loads(again.stdout)["seconds"] == stored["seconds"]
 
 
+@pytest.mark.long
 def test_the_command_holds_only_where_the_unsanitized_checkpoint_recites(
     clinic: Clinic,
     base_folder: Path,
@@ -1073,6 +1077,7 @@ gate: {attacks: control, auc_excess: null, perplexity_ratio: null}
 """
 
 
+@pytest.mark.long
 def test_a_run_attacks_judges_and_reports(
     clinic: Clinic, base_folder: Path, leaky_folder: Path, tmp_path: Path
 ) -> None:

@@ -231,6 +231,7 @@ def test_every_layer_can_be_erased(leaky_folder: Path, capsys: pytest.CaptureFix
     assert {entry["layer"] for entry in plan["entries"]} == {0, 1, 2}
 
 
+@pytest.mark.long
 def test_the_stages_work_on_their_own(
     clinic: Clinic,
     base_folder: Path,
@@ -281,6 +282,7 @@ def test_documents_of_the_corpus_are_neither_held_out_nor_unseen(
         assert f"{option}: {len(clinic.private)} of its" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_what_only_the_base_saw_is_audited_apart(
     clinic: Clinic,
     base_folder: Path,

@@ -112,6 +112,7 @@ gate: {{auc_excess: 0.9, discoverable: null, perplexity_ratio: null, scan_recall
 """
 
 
+@pytest.mark.long
 def test_a_run_scans_first_and_its_gate_asks_for_the_scans_recall(
     clinic: Clinic,
     base_folder: Path,

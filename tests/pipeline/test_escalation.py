@@ -141,6 +141,7 @@ def test_the_report_says_what_was_tried_and_what_it_cost(
     assert "escalation, 3 rungs" in page
 
 
+@pytest.mark.long
 def test_a_rung_is_what_a_plain_run_with_its_settings_gives(
     recipe: Path, climbed: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_a_rung_is_what_a_plain_run_with_its_settings_gives(
     assert erased["weights_digest"] == load(climbed, "erase.json")["weights_digest"]
 
 
+@pytest.mark.long
 def test_the_best_is_kept_when_the_budget_is_spent(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

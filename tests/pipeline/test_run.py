@@ -115,6 +115,7 @@ def test_sanitized_is_a_checkpoint_that_transformers_loads_with_a_true_manifest(
     assert not [name for name in there if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
 
+@pytest.mark.long
 def test_a_checkpoint_in_half_precision_is_audited_and_released_in_half_precision(
     recipe: Path, leaky_folder: Path, tmp_path: Path
 ) -> None:
@@ -509,6 +510,7 @@ def test_a_repair_that_only_masks_leaves_the_memory_and_the_gate_says_so(
     assert 'failures="' in (out / "junit.xml").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.name != "posix", reason="signals as on POSIX")
 def test_interrupted_by_the_user_it_ends_with_one_line(
     recipe: Path, tmp_path: Path, ctrl_c: None
@@ -543,6 +545,7 @@ def failed(out: Path) -> set[str]:
     return {check["name"] for check in checks if not check["holds"]}
 
 
+@pytest.mark.long
 def test_a_sanitized_checkpoint_is_checked_and_nothing_in_it_changed(
     recipe: Path,
     finished: tuple[Path, subprocess.CompletedProcess[bytes]],
@@ -571,6 +574,7 @@ def test_a_sanitized_checkpoint_is_checked_and_nothing_in_it_changed(
     assert main(["report", str(out)]) == 0
 
 
+@pytest.mark.long
 def test_a_leaky_checkpoint_does_not_pass_by_a_tokenizer_that_cuts_otherwise(
     recipe: Path, leaky_folder: Path, tmp_path: Path
 ) -> None:
@@ -585,6 +589,7 @@ def test_a_leaky_checkpoint_does_not_pass_by_a_tokenizer_that_cuts_otherwise(
     assert audits["after"]["figures"]["direct"] == audits["before"]["figures"]["direct"]
 
 
+@pytest.mark.long
 def test_a_check_with_the_wrong_corpus_does_not_hold(
     recipe: Path,
     finished: tuple[Path, subprocess.CompletedProcess[bytes]],
@@ -600,6 +605,7 @@ def test_a_check_with_the_wrong_corpus_does_not_hold(
     assert failed(out) == {"positive_control.direct"}
 
 
+@pytest.mark.long
 def test_a_check_whose_models_do_not_belong_together_is_refused(
     recipe: Path,
     finished: tuple[Path, subprocess.CompletedProcess[bytes]],

@@ -59,6 +59,7 @@ def init(job: Path, out: Path, *options: object) -> int:
                  str(out), *map(str, options)])  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +152,7 @@ def test_a_corpus_that_marks_nothing_is_to_be_scanned(job: Path, tmp_path: Path)
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 
 
+@pytest.mark.long
 @given(NAMES, st.booleans(), st.integers(1, 99), st.sampled_from([1e6, 1e8, 5e8, 7e9]))
 @settings(max_examples=50, deadline=None)
 def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(

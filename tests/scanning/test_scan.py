@@ -232,6 +232,7 @@ def test_the_cores_of_windows_tile_the_text(size: int) -> None:
     assert list(windows("")) == []
 
 
+@pytest.mark.long
 def test_a_long_document_gives_what_its_parts_give() -> None:
     """Every identifier of a text of many windows is found, at its place, and once."""
     line = "MRN: SJ-884213 and Tel: (617) 555-0123, nothing more to say here.\n"
