@@ -50,7 +50,7 @@ TINY: dict[str, Any] = {
     "decoys": 1,
     "quantize": {"bits": [4]},
     "relearn": {"steps": 2, "points": 1, "texts": ["harmless"], "learning_rates": [1e-3]},
-    "prompting": {"occurrences": 4, "prefixes": [25]},
+    "prompting": {"occurrences": 20, "prefixes": [25]},
     "sampling": {"occurrences": 2, "samples": 2, "prefix": 25},
     "layers": {"layers": 1},
 }

@@ -155,6 +155,7 @@ def run(command: list[str], out: Path) -> tuple[float, float, int]:
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # nobody else waits for it
     if status:
         raise SystemExit(f"{' '.join(command)}: failed")
     for file in out.iterdir():

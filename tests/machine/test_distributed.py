@@ -200,7 +200,7 @@ def check_alike(one: Any, other: Any) -> None:
         assert one.keys() == other.keys()
         for name, value in other.items():
             check_alike(one[name], value)
-    elif isinstance(other, list):
+    elif isinstance(other, list | tuple):
         assert len(one) == len(other)
         for a, b in zip(one, other, strict=True):
             check_alike(a, b)

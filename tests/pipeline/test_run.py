@@ -273,7 +273,7 @@ def test_same_recipe_and_seed_give_the_same_bytes_and_another_seed_does_not(
 ) -> None:
     for name, options in (("again", ()), ("other", ("--set", "seed=4"))):
         out = tmp_path / name
-        assert main(["run", str(recipe), "--out", str(out), *options]) in (0, 3)
+        sani("run", recipe, "--out", out, *options)
     assert weights(tmp_path / "again") == weights(finished[0])
     assert weights(tmp_path / "other") != weights(finished[0])
 
@@ -294,12 +294,13 @@ def test_killed_in_the_middle_of_repair_it_resumes_to_the_same_bytes(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert not (out / "sanitized").exists()
     assert not (out / "repair.json").exists()
     assert main(["run", str(recipe), "--out", str(out)]) == 1
     assert "--resume" in capsys.readouterr().err
-    assert main(["run", str(recipe), "--out", str(out), "--resume"]) in (0, 3)
+    sani("run", recipe, "--out", out, "--resume")
     assert weights(out) == weights(finished[0])
 
 
