@@ -213,7 +213,7 @@ def demo_recipe(folder: Path, *, on_step: Callable[[str, int, int], None]) -> Pa
             layers=4,
             hidden=128,
             context=512,
-            folder=folder / "base",
+            folder=folder / "tokenizer",
             seed=SEED,
         )
         for name, corpus, epochs in (

@@ -215,7 +215,7 @@ def test_retraining_begins_with_every_weight_of_the_base(
     )
     repair(retrained, clinic.private, settings, framing="bos", seed=3)
     assert load(out, "rung-1.json")["weights_digest"] == retrained.weights_digest()
-    assert "Every weight is the base" in (out / "report.md").read_text()
+    assert "every weight was set to the base" in (out / "report.md").read_text()
     assert "Retrained: every weight" in (out / "sanitized" / "README.md").read_text()
 
 
