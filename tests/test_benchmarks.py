@@ -53,11 +53,11 @@ FIELDS = {
 
 
 @pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """Undo what benchmarks set for the whole process."""
-    threads, exact = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep the threads of this process, and undo what benchmarks set for all of it."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    exact = torch.are_deterministic_algorithms_enabled()
     yield
-    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(exact, warn_only=True)  # as sani sets it
 
 
