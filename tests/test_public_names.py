@@ -61,7 +61,7 @@ def test_importing_the_errors_and_settings_loads_no_torch() -> None:
 
 @pytest.mark.parametrize("name", ["audit", "detect", "erase", "repair", "scan", "attack"])
 def test_public_functions_take_their_arguments_in_one_order(name: str) -> None:
-    """What is worked on, the corpus, the settings; everything else by name."""
+    """The checkpoint, the corpus, the settings come in this order; all else by name."""
     order = ["checkpoint", "models", "corpus", "settings"]
     parameters = inspect.signature(getattr(sani, name)).parameters.values()
     positional = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]

@@ -32,7 +32,7 @@ def scripts(job: Any) -> list[str]:
 
 
 def lint(text: str) -> list[str]:
-    """What is wrong with a CI job; `sani` may not be asked for what it does not have."""
+    """Return the problems of a CI job; an option that `sani` does not have is one."""
     job = yaml.safe_load(text)
     problems = []
     if text.startswith(GITHUB):

@@ -1,4 +1,4 @@
-"""What a release is signed with, and the part of a report that its manifest quotes."""
+"""Keys that sign a release, and the part of a report that its manifest quotes."""
 
 from pathlib import Path
 from typing import Any
