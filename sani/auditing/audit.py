@@ -8,13 +8,14 @@ every occurrence in it. What passes cannot tell is measured by generation, if th
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sani.auditing.figures import Figures, figures_by_scope
-from sani.auditing.framing_search import find_worst_framing
+from sani.auditing.framing_search import rank_framings
 from sani.auditing.generation import GenerationResult, generate_audit
 from sani.auditing.membership import (
     DocumentScores,
@@ -25,7 +26,7 @@ from sani.auditing.membership import (
     score_documents,
     score_tokens,
 )
-from sani.auditing.occurrences import Occurrences, recited_either_way
+from sani.auditing.occurrences import Occurrences, join_framings, recited_either_way
 from sani.auditing.scoring import score_both_ways
 from sani.auditing.utility import Utility, utility_of
 from sani.corpus.documents import Corpus
@@ -39,6 +40,8 @@ from sani.text.framing import Framing, framing_of
 from sani.text.tokens import Encoded, encode
 from sani.values.decoys import DecoyMaker
 
+MIN_FRAMINGS = 2  # that every document is read behind
+
 
 @dataclass(frozen=True)
 class AuditResult:
@@ -46,6 +49,8 @@ class AuditResult:
 
     Attributes:
         framing: Name of the framing around each document: the worst of those tried.
+        framings: Names of all framings behind which every document was read; an occurrence counts
+            as recited if it is recited behind any of them.
         framings_tried: Greedy extraction on the sample, by framing.
         figures: By scope: ``all``, ``direct``, ``indirect``, ``direct:cued``, ``direct:uncued``,
             ``label:NAME``, ...
@@ -59,11 +64,14 @@ class AuditResult:
         seconds: Wall time.
         occurrences: Verdicts one by one. A masked language model recites an occurrence that it
             gives in either way of masking.
+        held_out_occurrences: The same of held-out documents, whose people the model never read;
+            None where they have no span.
         documents: Membership scores document by document; None without held-out documents.
         generation: What sampling brought up; None if the settings do not ask for it.
     """
 
     framing: str
+    framings: tuple[str, ...]
     framings_tried: dict[str, Rate]
     figures: dict[str, Figures]
     jointly: dict[str, Figures] | None
@@ -74,14 +82,15 @@ class AuditResult:
     tokens: int
     seconds: float
     occurrences: Occurrences = field(repr=False)
+    held_out_occurrences: Occurrences | None = field(repr=False)
     documents: DocumentScores | None = field(repr=False)
     generation: GenerationResult | None
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the single verdicts as plain data."""
-        shown = replace(self, occurrences=None, documents=None, generation=None)  # type: ignore[arg-type]
-        data = asdict(shown)
-        del data["occurrences"], data["documents"]
+        arrays = ("occurrences", "held_out_occurrences", "documents", "generation")
+        shown: Any = replace(self, **dict.fromkeys(arrays))  # type: ignore[arg-type]
+        data = {name: value for name, value in asdict(shown).items() if name not in arrays}
         return {**data, "generation": self.generation.to_json() if self.generation else None}
 
 
@@ -112,8 +121,9 @@ def audit(
         corpus: Documents with spans.
         settings: What is measured; the defaults if None.
         held_out: Documents it was not trained on, for utility and membership.
-        control_framing: Name of the framing around held-out documents and prompts; the framing
-            found worst if None. Give all checkpoints the same one, or they do not compare.
+        control_framing: Name of the framing that was worst for the unsanitized checkpoint, for
+            the audits of all others. Documents are read behind it too, and it alone stands around
+            prompts and around held-out documents for utility. None for the worst of this audit.
         seed: Seed of the decoys, the bootstrap and the sampling.
         on_step: Called with (steps done, steps in all) of the longest parts in turn.
 
@@ -138,14 +148,19 @@ def audit(
     checkpoint.check_tokenizer()
     documents = _read(checkpoint, corpus)
     outside = _read(checkpoint, held_out) if held_out else None
-    framing, tried = find_worst_framing(checkpoint, documents.corpus, documents.encoded, settings)
+    ranked, tried = rank_framings(checkpoint, documents.corpus, documents.encoded, settings)
+    control = framing_of(checkpoint, control_framing or ranked[0].name)
+    framings = _framings_to_score(ranked, control if settings.framing == "auto" else ranked[0])
     maker = DecoyMaker([documents.corpus, *([outside.corpus] if outside else [])], seed=seed)
-    occurrences, jointly = score_both_ways(
-        checkpoint, documents.corpus, documents.encoded, framing, settings,
-        maker=maker, on_step=on_step,
-    )  # fmt: skip
+    occurrences, jointly = _score_behind(
+        checkpoint, documents, framings, settings, maker=maker, on_step=on_step
+    )
     _check_scored(occurrences)
-    control = framing_of(checkpoint, control_framing or framing.name)
+    held_out_occurrences = None
+    if outside and outside.corpus.num_spans and settings.decoys:
+        held_out_occurrences, _ = _score_behind(
+            checkpoint, outside, framings, settings, maker=maker, on_step=on_step
+        )
     utility = documents_scores = generation = None
     if outside:
         utility, documents_scores = _score_held_out(
@@ -157,7 +172,8 @@ def audit(
             framing=control, batch_tokens=settings.batch_tokens, seed=seed, on_step=on_step,
         )  # fmt: skip
     return AuditResult(
-        framing=framing.name,
+        framing=ranked[0].name,
+        framings=tuple(framing.name for framing in framings),
         framings_tried=tried,
         figures=figures_by_scope(documents.corpus, occurrences, settings, seed=seed),
         jointly=figures_by_scope(documents.corpus, jointly, settings, seed=seed)
@@ -170,9 +186,43 @@ def audit(
         tokens=sum(len(item.ids) for item in documents.encoded),
         seconds=time.perf_counter() - started,
         occurrences=recited_either_way(occurrences, jointly) if jointly else occurrences,
+        held_out_occurrences=held_out_occurrences,
         documents=documents_scores,
         generation=generation,
     )
+
+
+def _framings_to_score(ranked: Sequence[Framing], control: Framing) -> list[Framing]:
+    """Return the framings that every document is read behind: the worst, the control's, the next.
+
+    They are at least two, where the tokenizer has two: the sample may have missed the worst one.
+    """
+    framings = {framing.name: framing for framing in (ranked[0], control)}
+    for framing in ranked:
+        if len(framings) < MIN_FRAMINGS:
+            framings.setdefault(framing.name, framing)
+    return list(framings.values())
+
+
+def _score_behind(
+    checkpoint: Checkpoint,
+    documents: _Documents,
+    framings: Sequence[Framing],
+    settings: AuditSettings,
+    *,
+    maker: DecoyMaker,
+    on_step: OnStep | None,
+) -> tuple[Occurrences, Occurrences | None]:
+    """Score documents behind each framing; return the worst verdicts, see `join_framings`."""
+    both = [
+        score_both_ways(
+            checkpoint, documents.corpus, documents.encoded, framing, settings,
+            maker=maker, on_step=on_step,
+        )
+        for framing in framings
+    ]  # fmt: skip
+    jointly = [each for _, each in both if each is not None]
+    return join_framings([each for each, _ in both]), join_framings(jointly) if jointly else None
 
 
 def _check_scored(occurrences: Occurrences) -> None:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
+from sani.auditing.control_tests import ControlTests, Verdicts, tests_by_kind
 from sani.auditing.generation import Hits, beyond
 from sani.auditing.identifier_index import Identifier
 from sani.auditing.membership import DocumentScores, membership
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.record import AuditRecord
+from sani.corpus.documents import Corpus, Kind
 from sani.recipe import AuditSettings
 
 Bools = NDArray[np.bool_]
@@ -133,6 +135,14 @@ def onion(names: Sequence[str], verdicts: Mapping[str, Occurrences]) -> list[Oni
     return steps
 
 
+@dataclass(frozen=True)
+class Corpora:
+    """The documents that were audited: the records, and held-out documents if there are any."""
+
+    records: Corpus
+    held_out: Corpus | None
+
+
 def beyond_control(after: Occurrences, control: Occurrences) -> Bools:
     """Return which occurrences the sanitized model gives and the base does not, [n]."""
     return after.scored & extracted(after) & ~extracted(control)
@@ -140,6 +150,8 @@ def beyond_control(after: Occurrences, control: Occurrences) -> Bools:
 
 def compare_audits(
     audits: Mapping[_Name, _Audit],
+    verdicts: Mapping[_Name, Verdicts],
+    corpora: Corpora,
     documents: Mapping[_Name, DocumentScores],
     generated: Mapping[_Name, Hits],
     identifiers: Sequence[Identifier],
@@ -150,14 +162,16 @@ def compare_audits(
 
     Args:
         audits: Audits by name; ``base`` is the control.
+        verdicts: Their verdicts one by one.
+        corpora: The documents of these verdicts.
         documents: Their membership scores; may be empty.
         generated: What sampling from them brought up; may be empty.
         identifiers: Those that sampling was searched for, by number.
         seed: Seed of the bootstrap.
 
     Returns:
-        The audits, with membership inference that also looks at the base's loss, and with what
-        sampling brought up ``beyond`` the base.
+        The audits, with their control tests, with membership inference that also looks at the
+        base's loss, and with what sampling brought up ``beyond`` the base.
     """
     by_name: dict[str, DocumentScores] = {str(name): each for name, each in documents.items()}
     samples: dict[str, Hits] = {str(name): each for name, each in generated.items()}
@@ -169,8 +183,37 @@ def compare_audits(
         attacks = membership(scores, reference=reference, seed=seed) if scores else None
         if generation and hits is not None and name != "base" and "base" in samples:
             generation = replace(generation, beyond=beyond(hits, samples["base"], identifiers))
-        compared[name] = replace(audit, membership=attacks, generation=generation)
+        compared[name] = replace(
+            audit,
+            membership=attacks,
+            generation=generation,
+            control_tests=control_tests_of(name, verdicts, corpora, seed=seed),
+        )
     return compared
+
+
+def control_tests_of(
+    name: _Name, verdicts: Mapping[_Name, Verdicts], corpora: Corpora, *, seed: int
+) -> dict[Kind, ControlTests] | None:
+    """Test one audit against the base, or the base itself, and where there is none, decoys alone.
+
+    Args:
+        name: Name of the audit.
+        verdicts: Verdicts by name of the audit; ``base`` is the control.
+        corpora: The documents of these verdicts.
+        seed: Seed of the bootstrap and of the draws.
+
+    Returns:
+        The tests by kind; None for an audit without verdicts.
+    """
+    by_name: dict[str, Verdicts] = {str(each): pair for each, pair in verdicts.items()}
+    if str(name) not in by_name:
+        return None
+    control = None if name == "base" else by_name.get("base")
+    tests = tests_by_kind(
+        corpora.records, by_name[str(name)], control, held_out=corpora.held_out, seed=seed
+    )
+    return {kind: result for kind, (result, _) in tests.items()}
 
 
 def changes_since_base(verdicts: Mapping[_Name, Occurrences]) -> dict[_Name, ChangeCounts]:

@@ -17,8 +17,11 @@ REDRAWN = 8  # how many times as many values to draw where too few fit
 
 def decoy_tokens(
     tokenizer: Any, corpus: Corpus, item: Encoded, span: int, maker: DecoyMaker, *, count: int
-) -> list[list[int]]:
+) -> list[tuple[int, list[int]]]:
     """Return the tokens of up to ``count`` decoys in the place of an occurrence.
+
+    Each comes with its number among the decoys of its value: the same number stands for the same
+    decoy wherever the value occurs.
 
     Args:
         tokenizer: The checkpoint's tokenizer.
@@ -43,7 +46,7 @@ def decoy_tokens(
 
 def swap_tokens(
     tokenizer: Any, corpus: Corpus, item: Encoded, span: int, maker: DecoyMaker, *, count: int
-) -> list[list[int]]:
+) -> list[tuple[int, list[int]]]:
     """Return the tokens of up to ``count`` other subjects' values in the place of an occurrence.
 
     Arguments as for `decoy_tokens`.
@@ -68,7 +71,7 @@ def _in_place(
     span: int,
     draw: Callable[[int], list[str]],
     count: int,
-) -> list[list[int]]:
+) -> list[tuple[int, list[int]]]:
     """Tokenize values between the same neighbours as the occurrence.
 
     A value that would merge with the token before it cannot follow the context as it stands: it is
@@ -91,7 +94,7 @@ def _in_place(
     tail = document.text[target.end : item.ends[last - 1]]
     # The identifier's first token may start before the span: what stands before it is context.
     context_end = (item.ends[first - 1] if first else 0) - begin
-    candidates: list[list[int]] = []
+    candidates: list[tuple[int, list[int]]] = []
     for drawn in (count, REDRAWN * count):
         values = draw(drawn) if count else []
         if not values:
@@ -103,7 +106,8 @@ def _in_place(
             verbose=False,
         )
         candidates = []
-        for ids, offsets in zip(encodings["input_ids"], encodings["offset_mapping"], strict=True):
+        tokens = zip(encodings["input_ids"], encodings["offset_mapping"], strict=True)
+        for number, (ids, offsets) in enumerate(tokens):
             # The value follows the context if a token ends where the context ends, and it is the
             # same token as in the document.
             known = sum(end <= context_end for _, end in offsets)
@@ -113,7 +117,7 @@ def _in_place(
                 and ids[known - 1] == item.ids[first - 1]
             )
             if follows and known < len(ids):
-                candidates.append(ids[known:])
+                candidates.append((number, ids[known:]))
         if len(candidates) >= count:
             break
     return candidates[:count]

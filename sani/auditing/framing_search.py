@@ -6,6 +6,7 @@ So every plausible framing is tried on a sample of the documents, and the audit 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from sani.text.chat import rendered
 from sani.text.framing import Framing, framing_of, framings_of
 from sani.text.tokens import Encoded, encode
 
+MAX_SUBJECTS = 2000  # a document of each is in the sample; of more subjects, so many are drawn
 MIN_OCCURRENCES = 300  # of the sample
 MIN_DOCUMENTS = 8  # of the sample
 # A framing that fills more of the context than this is not tried: it leaves too little to read.
@@ -39,16 +41,17 @@ def worst_framing(
     """
     corpus = rendered(corpus, checkpoint.tokenizer)
     encoded = encode(corpus, checkpoint.tokenizer)
-    return find_worst_framing(checkpoint, corpus, encoded, settings or AuditSettings())[0]
+    return rank_framings(checkpoint, corpus, encoded, settings or AuditSettings())[0][0]
 
 
-def find_worst_framing(
+def rank_framings(
     checkpoint: Checkpoint, corpus: Corpus, encoded: Sequence[Encoded], settings: AuditSettings
-) -> tuple[Framing, dict[str, Rate]]:
-    """Return the framing under which a sample leaks most, and the greedy rate under each.
+) -> tuple[list[Framing], dict[str, Rate]]:
+    """Return the framings by how much a sample leaks, the worst first, and the greedy rates.
 
     The worst framing has most occurrences recited greedily; among equal ones, the highest mean
-    log-probability.
+    log-probability. The sample has a document of every subject: one person who is recited behind
+    one framing only must not be missed.
 
     Args:
         checkpoint: The model and its tokenizer.
@@ -57,26 +60,22 @@ def find_worst_framing(
         settings: Tokens per pass, and the framing itself if it is not ``auto``.
     """
     if settings.framing != "auto":
-        return framing_of(checkpoint, settings.framing), {}
+        return [framing_of(checkpoint, settings.framing)], {}
     candidates = _candidates(checkpoint)
-    sample = _sample(encoded)
+    sample = _sample(corpus, encoded)
     # Where nothing stands before a document, its first token is given away and counts for nothing:
     # an identifier that starts there would look likelier under `none` for that alone.
     whole = np.array([first > 0 for item in sample for first, _ in item.spans])
-    best: tuple[float, float] | None = None
     tried: dict[str, Rate] = {}
-    worst = candidates[0]
+    leakage: dict[str, tuple[float, float]] = {}
     for framing in candidates:
         occurrences, _ = score_both_ways(checkpoint, corpus, sample, framing, settings)
         scored = occurrences.scored
         tried[framing.name] = rate(int(occurrences.greedy[scored].sum()), int(scored.sum()))
-        if scored.any():
-            compared = occurrences.log_probability[scored & whole]
-            mean = float(compared.mean()) if len(compared) else -np.inf
-            key = (float(occurrences.greedy.sum()), mean)
-            if best is None or key > best:
-                best, worst = key, framing
-    return worst, tried
+        compared = occurrences.log_probability[scored & whole]
+        mean = float(compared.mean()) if len(compared) else -np.inf
+        leakage[framing.name] = (float(occurrences.greedy.sum()), mean)
+    return sorted(candidates, key=lambda framing: leakage[framing.name], reverse=True), tried
 
 
 def _candidates(checkpoint: Checkpoint) -> list[Framing]:
@@ -90,9 +89,23 @@ def _candidates(checkpoint: Checkpoint) -> list[Framing]:
     ]
 
 
-def _sample(encoded: Sequence[Encoded]) -> list[Encoded]:
-    """Return evenly spaced documents with spans, as few as give enough occurrences."""
+def _sample(corpus: Corpus, encoded: Sequence[Encoded]) -> list[Encoded]:
+    """Return a document of every subject, or of `MAX_SUBJECTS` drawn ones, and a few more.
+
+    It is the subject's document with most spans. Evenly spaced documents are added until there are
+    enough occurrences.
+    """
     with_spans = [item for item in encoded if item.spans]
+    of_subject: dict[str, Encoded] = {}
+    for item in with_spans:
+        subject = corpus[item.document].subject_id
+        if subject not in of_subject or len(item.spans) > len(of_subject[subject].spans):
+            of_subject[subject] = item
+    subjects = list(of_subject)
+    if len(subjects) > MAX_SUBJECTS:
+        subjects = random.Random(0).sample(subjects, MAX_SUBJECTS)
+    chosen = {of_subject[subject].document for subject in subjects}
     num_occurrences = sum(len(item.spans) for item in with_spans)
     step = min(num_occurrences // MIN_OCCURRENCES, len(with_spans) // MIN_DOCUMENTS)
-    return with_spans[:: max(1, step)]
+    chosen |= {item.document for item in with_spans[:: max(1, step)]}
+    return [item for item in with_spans if item.document in chosen]

@@ -165,13 +165,13 @@ def _score_shard(
         rows,
         num_slots=len(where),
         batch_tokens=batch_tokens,
-        request=ScoreRequest(num_ranked=len(where), moments=True),
+        request=ScoreRequest(num_sampled=len(where), moments=True),
     )
     return TokenScores(
         document=np.array([document for document, _ in where], dtype=np.int64),
         in_span=np.array([inside for _, inside in where], dtype=np.bool_),
         log_probability=scores.log_probability,
-        likeliest=scores.rank == 1,
+        likeliest=scores.likeliest,
         mean=scores.mean,
         deviation=scores.deviation,
     )

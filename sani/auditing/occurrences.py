@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sani.auditing.metrics import preference
+
 
 @dataclass(frozen=True)
 class Occurrences:
@@ -28,6 +30,11 @@ class Occurrences:
         exposure: Exposure in bits, NaN without decoys, [n].
         first, chance: Share of the first place among its decoys, and that share by chance, [n].
         swap_auc, swap_first, swap_chance: The same against other subjects' values, [n].
+        num_decoys: Number of its decoys, [n].
+        decoy_number: Number of each decoy among those of its value, [sum of num_decoys].
+        decoy_log_probability: log p of each decoy in its place, in nats, [sum of num_decoys].
+        decoy_greedy: True where greedy decoding gives that decoy, [sum of num_decoys].
+        decoy_discoverable: True where that decoy is (n, p)-discoverable, [sum of num_decoys].
     """
 
     document: NDArray[np.int64]
@@ -47,6 +54,11 @@ class Occurrences:
     swap_auc: NDArray[np.float64]
     swap_first: NDArray[np.float64]
     swap_chance: NDArray[np.float64]
+    num_decoys: NDArray[np.int64]
+    decoy_number: NDArray[np.int64]
+    decoy_log_probability: NDArray[np.float64]
+    decoy_greedy: NDArray[np.bool_]
+    decoy_discoverable: NDArray[np.bool_]
 
     @property
     def scored(self) -> NDArray[np.bool_]:
@@ -66,14 +78,40 @@ class Occurrences:
     def in_order(self) -> Occurrences:
         """Return the same verdicts in the order of documents and spans."""
         order = np.lexsort((self.span, self.document))
-        ranks_of = self.ranks_of
-        ranks = np.concatenate([self.ranks[:0], *(ranks_of[index] for index in order)])
-        arrays = {name: array[order] for name, array in vars(self).items() if name != "ranks"}
-        return Occurrences(**arrays, ranks=ranks)
+        arrays = {}
+        for name, array in vars(self).items():
+            if name in RAGGED:
+                parts = np.split(array, np.cumsum(getattr(self, RAGGED[name]))[:-1])
+                array = np.concatenate([array[:0], *(parts[index] for index in order)])
+            else:
+                array = array[order]
+            arrays[name] = array
+        return Occurrences(**arrays)
 
 
-# The figures that compare an occurrence with decoys and with other subjects' values.
-COMPARED = ("auc", "exposure", "first", "chance", "swap_auc", "swap_first", "swap_chance")
+# Arrays of several entries an occurrence, and the array that counts these.
+RAGGED = {
+    "ranks": "num_tokens",
+    "decoy_number": "num_decoys",
+    "decoy_log_probability": "num_decoys",
+    "decoy_greedy": "num_decoys",
+    "decoy_discoverable": "num_decoys",
+}
+# The arrays that compare an occurrence with decoys and with other subjects' values.
+COMPARED = (
+    "auc",
+    "exposure",
+    "first",
+    "chance",
+    "swap_auc",
+    "swap_first",
+    "swap_chance",
+    "num_decoys",
+    "decoy_number",
+    "decoy_log_probability",
+    "decoy_greedy",
+    "decoy_discoverable",
+)
 
 
 def join_occurrences(parts: Sequence[Occurrences]) -> Occurrences:
@@ -82,6 +120,74 @@ def join_occurrences(parts: Sequence[Occurrences]) -> Occurrences:
     return Occurrences(
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
     )
+
+
+def join_framings(parts: Sequence[Occurrences]) -> Occurrences:
+    """Return the worst verdicts of the same occurrences behind several framings.
+
+    An occurrence, or a decoy, counts as given if it is given behind any of them, and its
+    log-probability is the highest. So the true value and its decoys have the same chances. Figures
+    against other subjects' values, and ranks of tokens, are those of the framing under which the
+    true value is likeliest.
+
+    Args:
+        parts: Verdicts on the same occurrences in the same order, one behind each framing.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    tokens = np.stack([part.num_tokens for part in parts])
+    # Where nothing stands before a document, its first token is given away: fewer tokens are
+    # scored and look likelier for that. Such a framing counts only where no other one scores.
+    whole = (tokens == tokens.max(axis=0)) & (tokens > 0)
+    log_p = np.where(whole, np.stack([part.log_probability for part in parts]), -np.inf)
+    best = log_p.argmax(axis=0)  # [n]
+    # Decoys of all framings in one list; the same number of the same occurrence is one decoy.
+    rows = [np.repeat(np.arange(len(best)), part.num_decoys) for part in parts]
+    usable = np.concatenate([use[row] for use, row in zip(whole, rows, strict=True)])
+
+    def listed(name: str) -> NDArray[np.float64]:
+        return np.asarray(np.concatenate([getattr(part, name) for part in parts])[usable])
+
+    pairs = np.stack([np.concatenate(rows)[usable], listed("decoy_number")], axis=1)
+    pairs, where = np.unique(pairs.astype(np.int64), axis=0, return_inverse=True)
+    highest = np.full((3, len(pairs)), -np.inf)
+    for row, name in enumerate(("decoy_log_probability", "decoy_greedy", "decoy_discoverable")):
+        np.maximum.at(highest[row], where.reshape(-1), listed(name))
+    num_decoys = np.bincount(pairs[:, 0], minlength=len(best))
+    chosen = _chosen(parts, best)
+    compared = preference(chosen.log_probability, np.split(highest[0], np.cumsum(num_decoys)[:-1]))
+    return replace(
+        chosen,
+        greedy=np.any([part.greedy for part in parts], axis=0),
+        sampled=np.max([part.sampled for part in parts], axis=0),
+        discoverable=np.any([part.discoverable for part in parts], axis=0),
+        auc=compared.auc,
+        exposure=compared.exposure,
+        first=compared.first,
+        chance=compared.chance,
+        num_decoys=num_decoys,
+        decoy_number=pairs[:, 1],
+        decoy_log_probability=highest[0],
+        decoy_greedy=highest[1] > 0,
+        decoy_discoverable=highest[2] > 0,
+    )
+
+
+def _chosen(parts: Sequence[Occurrences], best: NDArray[np.int64]) -> Occurrences:
+    """Return each occurrence as the part of that number has it."""
+    arrays = {}
+    for name in vars(parts[0]):
+        each = [getattr(part, name) for part in parts]
+        if name not in RAGGED:
+            arrays[name] = np.stack(each)[best, np.arange(len(best))]
+        else:
+            pieces = [
+                np.split(array, np.cumsum(getattr(part, RAGGED[name]))[:-1])
+                for array, part in zip(each, parts, strict=True)
+            ]
+            rows = (pieces[number][row] for row, number in enumerate(best))
+            arrays[name] = np.concatenate([each[0][:0], *rows])
+    return Occurrences(**arrays)
 
 
 def recited_either_way(one_at_a_time: Occurrences, jointly: Occurrences) -> Occurrences:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
 from sani.auditing.audit import AuditResult
+from sani.auditing.control_tests import ControlTests, Verdicts
 from sani.auditing.figures import Figures
 from sani.auditing.generation import Beyond, Recited
 from sani.auditing.membership import Membership
+from sani.auditing.occurrences import Occurrences
 from sani.auditing.utility import Utility
+from sani.corpus.documents import Kind
 from sani.intervals import Rate
+from sani.runfolder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,16 @@ class AuditRecord:
     """The record of one audit; fields as in `sani.auditing.audit.AuditResult`.
 
     It has every figure and no single occurrence.
+
+    Attributes:
+        control_tests: Tests against the base and the decoys by kind of identifier; None where the
+            audit was not compared. See `sani.auditing.control_tests`.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     framing: str
+    framings: tuple[str, ...]
     framings_tried: dict[str, Rate]
     figures: dict[str, Figures]
     jointly: dict[str, Figures] | None
@@ -51,6 +60,7 @@ class AuditRecord:
     tokens: int
     seconds: float
     generation: GenerationRecord | None
+    control_tests: dict[Kind, ControlTests] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain data."""
@@ -61,7 +71,7 @@ class AuditRecord:
 class CheckpointAudit(AuditRecord):
     """An audit of a run, in ``audit-STAGE.json``, with the digest of the audited weights."""
 
-    weights_digest: str
+    weights_digest: str = field(kw_only=True)
 
 
 def record_of(result: AuditResult) -> AuditRecord:
@@ -69,6 +79,7 @@ def record_of(result: AuditResult) -> AuditRecord:
     generation = result.generation
     return AuditRecord(
         framing=result.framing,
+        framings=result.framings,
         framings_tried=result.framings_tried,
         figures=result.figures,
         jointly=result.jointly,
@@ -89,3 +100,16 @@ def record_of(result: AuditResult) -> AuditRecord:
             recited=generation.recited,
         ),
     )
+
+
+def verdicts_of(result: AuditResult) -> Verdicts:
+    """Return the verdicts of an audit one by one, for its control tests."""
+    return Verdicts(result.occurrences, result.held_out_occurrences)
+
+
+def load_verdicts(folder: RunFolder, stage: str) -> Verdicts | None:
+    """Return the verdicts that a run kept of one stage's audit; None if there are none."""
+    records = folder.load_arrays(f"audit-{stage}", Occurrences)
+    if records is None:
+        return None
+    return Verdicts(records, folder.load_arrays(f"audit-{stage}-held-out", Occurrences))

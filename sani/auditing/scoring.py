@@ -75,8 +75,12 @@ def score_occurrences(
                 plan.rows,
                 num_slots=plan.num_slots,
                 batch_tokens=settings.batch_tokens,
-                # Decoys need neither rank nor sampler: they are compared by log-probability.
-                request=ScoreRequest(num_ranked=plan.num_true_tokens, sampler=sampler),
+                # Decoys need no rank, and swaps are compared by log-probability alone.
+                request=ScoreRequest(
+                    num_ranked=plan.num_true_tokens,
+                    num_sampled=plan.num_sampled_tokens,
+                    sampler=sampler,
+                ),
                 reader=reader,
             )
             parts.append(

@@ -62,6 +62,7 @@ class _Candidate:
     Attributes:
         occurrence: Number of the occurrence it is compared with.
         swap: True for another subject's value.
+        number: Its number among the decoys, or swaps, of the true value.
         tokens: Its tokens.
         row: The row of text that it belongs to.
         target: The occurrence's tokens in that row.
@@ -69,6 +70,7 @@ class _Candidate:
 
     occurrence: int
     swap: bool
+    number: int
     tokens: list[int]
     row: Row
     target: Target
@@ -78,16 +80,18 @@ class _Candidate:
 class ScoringPlan:
     """Rows to score, and the slots in which each occurrence finds its scores.
 
-    Slots begin with every token of every occurrence; every token of every candidate follows.
+    Slots begin with every token of every occurrence; those of the decoys follow, then the swaps.
 
     Attributes:
         rows: Inputs of the model with their reads.
         num_true_tokens: Slots of occurrences.
+        num_sampled_tokens: Slots of occurrences and of decoys.
         num_slots: Slots of occurrences and of candidates.
     """
 
     rows: list[Row]
     num_true_tokens: int
+    num_sampled_tokens: int
     num_slots: int
     _occurrences: list[_PlannedOccurrence]
     _candidates: list[tuple[_Candidate, slice]]
@@ -105,40 +109,42 @@ class ScoringPlan:
         """
         planned = self._occurrences
         where = np.array([(p.document, p.span) for p in planned], dtype=np.int64).reshape(-1, 2)
-        order = np.lexsort((where[:, 1], where[:, 0]))
+        true = _values(scores, [p.slots for p in planned], queries, probability)
         reason = np.array([p.reason for p in planned], dtype=np.str_)
         scored = reason == ""
-        true, sampled = np.full(len(planned), np.nan), np.full(len(planned), -np.inf)
-        greedy = np.zeros(len(planned), dtype=np.bool_)
-        for index in np.flatnonzero(scored):
-            tokens = planned[index].slots
-            # The chain rule: log p of a value is the sum over its tokens, each behind the others.
-            true[index] = scores.log_probability[tokens].sum()
-            sampled[index] = scores.sampled[tokens].sum()
-            greedy[index] = (scores.rank[tokens] == 1).all()
-        within = discoverable(sampled, queries=queries, probability=probability)
-        decoys = self._preference(true, scores, swap=False)
-        swaps = self._preference(true, scores, swap=True)
-        slots = [planned[index].slots for index in order]
-        return Occurrences(
-            document=where[order, 0],
-            span=where[order, 1],
-            reason=reason[order],
-            cued=np.array([p.cued for p in planned], dtype=np.bool_)[order],
-            greedy=greedy[order],
-            log_probability=true[order],
-            sampled=sampled[order],
-            discoverable=(within & scored)[order],
-            num_tokens=np.array([s.stop - s.start for s in slots], dtype=np.int64),
-            ranks=np.concatenate([scores.rank[:0], *(scores.rank[s] for s in slots)]),
-            auc=decoys.auc[order],
-            exposure=decoys.exposure[order],
-            first=decoys.first[order],
-            chance=decoys.chance[order],
-            swap_auc=swaps.auc[order],
-            swap_first=swaps.first[order],
-            swap_chance=swaps.chance[order],
+        decoys = sorted(
+            (pair for pair in self._candidates if not pair[0].swap),
+            key=lambda pair: (pair[0].occurrence, pair[0].number),
         )
+        decoyed = _values(scores, [slots for _, slots in decoys], queries, probability)
+        occurrence_of = np.array([decoy.occurrence for decoy, _ in decoys], dtype=np.int64)
+        log_p = np.where(scored, true.log_probability, np.nan)
+        among_decoys = self._preference(log_p, scores, swap=False)
+        among_swaps = self._preference(log_p, scores, swap=True)
+        return Occurrences(
+            document=where[:, 0],
+            span=where[:, 1],
+            reason=reason,
+            cued=np.array([p.cued for p in planned], dtype=np.bool_),
+            greedy=true.greedy & scored,
+            log_probability=log_p,
+            sampled=np.where(scored, true.sampled, -np.inf),
+            discoverable=true.discoverable & scored,
+            num_tokens=np.array([p.slots.stop - p.slots.start for p in planned], dtype=np.int64),
+            ranks=np.concatenate([scores.rank[:0], *(scores.rank[p.slots] for p in planned)]),
+            auc=among_decoys.auc,
+            exposure=among_decoys.exposure,
+            first=among_decoys.first,
+            chance=among_decoys.chance,
+            swap_auc=among_swaps.auc,
+            swap_first=among_swaps.first,
+            swap_chance=among_swaps.chance,
+            num_decoys=np.bincount(occurrence_of, minlength=len(planned)),
+            decoy_number=np.array([decoy.number for decoy, _ in decoys], dtype=np.int64),
+            decoy_log_probability=decoyed.log_probability,
+            decoy_greedy=decoyed.greedy,
+            decoy_discoverable=decoyed.discoverable,
+        ).in_order()
 
     def _preference(self, true: NDArray[np.float64], scores: Scores, *, swap: bool) -> Preference:
         """Rank each true value among its decoys, or among its swaps."""
@@ -148,6 +154,29 @@ class ScoringPlan:
                 total = float(scores.log_probability[slots].sum())
                 compared[candidate.occurrence].append(total)
         return preference(true, [np.array(values) for values in compared])
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Scores of whole values, put together from those of their tokens, [values] each."""
+
+    log_probability: NDArray[np.float64]
+    sampled: NDArray[np.float64]
+    greedy: NDArray[np.bool_]
+    discoverable: NDArray[np.bool_]
+
+
+def _values(scores: Scores, slots_of: Sequence[slice], queries: int, probability: float) -> _Values:
+    """Put the scores of tokens together to those of values; a value of no tokens is not given."""
+    # The chain rule: log p of a value is the sum over its tokens, each behind the others.
+    log_p = np.array([scores.log_probability[slots].sum() for slots in slots_of], dtype=np.float64)
+    sampled = np.array([scores.sampled[slots].sum() for slots in slots_of], dtype=np.float64)
+    return _Values(
+        log_probability=log_p,
+        sampled=sampled,
+        greedy=np.array([scores.likeliest[slots].all() for slots in slots_of], dtype=np.bool_),
+        discoverable=discoverable(sampled, queries=queries, probability=probability),
+    )
 
 
 def plan_scoring(
@@ -232,7 +261,8 @@ class _Planner:
     def finish(self) -> ScoringPlan:
         """Add the reads of the candidates, behind those of the occurrences."""
         slot, candidates = self._num_true_tokens, []
-        for candidate in self._candidates:
+        # Decoys before swaps: slots up to a number are sampled, and swaps are not.
+        for candidate in sorted(self._candidates, key=lambda candidate: candidate.swap):
             tokens, target = candidate.tokens, candidate.target
             slots = slice(slot, slot + len(tokens))
             if self._masked:
@@ -241,7 +271,13 @@ class _Planner:
                 candidate.row.add_branch(target.before - 1, tokens, range(slots.start, slots.stop))
             candidates.append((candidate, slots))
             slot = slots.stop
-        return ScoringPlan(self._rows, self._num_true_tokens, slot, self._occurrences, candidates)
+        num_sampled = max(
+            (slots.stop for candidate, slots in candidates if not candidate.swap),
+            default=self._num_true_tokens,
+        )
+        return ScoringPlan(
+            self._rows, self._num_true_tokens, num_sampled, slot, self._occurrences, candidates
+        )
 
     def _is_cued(self, cues: CueFinder, target: Target, window: Window) -> bool:
         """Return True if the text that the model sees gives the occurrence away."""
@@ -269,9 +305,9 @@ class _Planner:
             row.reads.append((position, token, slot + offset))
         if given:
             return
-        for swap, candidate in self._compared(target):
-            if target.before + len(candidate) - 1 <= self._capacity:
-                self._candidates.append(_Candidate(occurrence, swap, candidate, row, target))
+        for swap, number, value in self._compared(target):
+            if target.before + len(value) - 1 <= self._capacity:
+                self._candidates.append(_Candidate(occurrence, swap, number, value, row, target))
 
     def _add_masked(self, row: Row, target: Target, cued: bool) -> None:
         """Add an occurrence of a masked model: a row for each time that tokens are masked.
@@ -283,10 +319,10 @@ class _Planner:
             target.item, target.span, "", num_tokens=len(tokens), cued=cued
         )
         self._mask_out(occurrence, row, target, tokens, slot)
-        for swap, candidate in self._compared(target):
-            length = len(row.tokens) - len(tokens) + len(candidate)
+        for swap, number, value in self._compared(target):
+            length = len(row.tokens) - len(tokens) + len(value)
             if length <= self._capacity:
-                self._candidates.append(_Candidate(occurrence, swap, candidate, row, target))
+                self._candidates.append(_Candidate(occurrence, swap, number, value, row, target))
 
     def _mask_out(
         self, occurrence: int, row: Row, target: Target, tokens: Sequence[int], slot: int
@@ -316,12 +352,12 @@ class _Planner:
         self._num_true_tokens = slots.stop
         return len(self._occurrences) - 1, slots.start
 
-    def _compared(self, target: Target) -> Iterator[tuple[bool, list[int]]]:
-        """Yield the candidates of an occurrence: (is it another subject's value?, its tokens)."""
+    def _compared(self, target: Target) -> Iterator[tuple[bool, int, list[int]]]:
+        """Yield the candidates of an occurrence: (is it a swap?, its number, its tokens)."""
         if self._maker is None:
             return
         place = (self._checkpoint.tokenizer, self._corpus, target.item, target.span, self._maker)
-        for tokens in decoy_tokens(*place, count=self._settings.decoys):
-            yield False, tokens
-        for tokens in swap_tokens(*place, count=self._settings.swaps):
-            yield True, tokens
+        for number, tokens in decoy_tokens(*place, count=self._settings.decoys):
+            yield False, number, tokens
+        for number, tokens in swap_tokens(*place, count=self._settings.swaps):
+            yield True, number, tokens

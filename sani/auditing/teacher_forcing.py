@@ -34,15 +34,18 @@ class Scores:
     Attributes:
         log_probability: log p(target | tokens before) in nats, [slots].
         sampled: The same under the declared sampler, -inf where it never draws the target; NaN
-            for slots that are not ranked, [slots].
-        rank: 1 + the number of tokens that are likelier than the target, so that a tie counts as
-            reciting; 0 for slots that are not ranked, [slots].
+            for slots that are not sampled, [slots].
+        likeliest: True where no token is likelier than the target, so that a tie counts as
+            reciting; False for slots that are not sampled, [slots].
+        rank: 1 + the number of tokens that are likelier than the target; 0 for slots that are not
+            ranked, [slots].
         mean, deviation: Mean and standard deviation of log p over the vocabulary, each token
             weighted by its p, in nats; NaN unless requested, [slots].
     """
 
     log_probability: NDArray[np.float64]
     sampled: NDArray[np.float64]
+    likeliest: NDArray[np.bool_]
     rank: NDArray[np.int64]
     mean: NDArray[np.float64]
     deviation: NDArray[np.float64]
@@ -52,7 +55,7 @@ class Scores:
         """Return scores in which nothing is read yet."""
         unknown = [np.full(num_slots, np.nan) for _ in range(4)]
         rank = np.zeros(num_slots, dtype=np.int64)
-        return cls(unknown[0], unknown[1], rank, unknown[2], unknown[3])
+        return cls(unknown[0], unknown[1], rank > 0, rank, unknown[2], unknown[3])
 
 
 @dataclass(frozen=True)
@@ -60,13 +63,15 @@ class ScoreRequest:
     """The scores to compute beside the log-probability.
 
     Attributes:
-        num_ranked: Number of slots, from 0, that also get a rank and the log-probability under
-            the sampler.
+        num_ranked: Number of slots, from 0, that also get a rank.
+        num_sampled: Number of slots, from 0, that also get the log-probability under the sampler
+            and are compared with the likeliest token.
         sampler: Temperature, top-k and top-p; None for no sampler.
         moments: True to compute mean and deviation for every slot.
     """
 
     num_ranked: int = 0
+    num_sampled: int = 0
     sampler: Sampler | None = None
     moments: bool = False
 
@@ -312,30 +317,40 @@ def _read_logits(
         deviation = (square - mean.square()).clamp(min=0).sqrt()
         result.mean[slots] = mean[rows].double().cpu().numpy()
         result.deviation[slots] = deviation[rows].double().cpu().numpy()
-    ranked = slots < request.num_ranked
-    if not ranked.any():
-        return
-    chosen = torch.from_numpy(ranked).to(logits.device)
-    logits, true, targets = logits[rows[chosen]], true[chosen], targets[chosen]
     # Only likelier tokens count. A tie is broken by the order of the vocabulary in one library and
     # by rounding in another, so a tie counts as reciting: that overstates rather than hides.
-    result.rank[slots[ranked]] = 1 + (logits > true[:, None]).sum(dim=1).cpu().numpy()
-    if request.sampler is not None:
-        sampled = sampled_log_probability(logits, targets, request.sampler)
-        if sampled.isnan().any():
-            raise AuditError("the model gives NaN under the sampler; check the checkpoint")
-        result.sampled[slots[ranked]] = sampled.double().cpu().numpy()
+    ranked = slots < request.num_ranked
+    if ranked.any():
+        chosen = torch.from_numpy(ranked).to(logits.device)
+        likelier = logits[rows[chosen]] > true[chosen, None]
+        result.rank[slots[ranked]] = 1 + likelier.sum(dim=1).cpu().numpy()
+    sampled = slots < request.num_sampled
+    if sampled.any():
+        chosen = torch.from_numpy(sampled).to(logits.device)
+        # A value and its decoys ask at one position: sort its vocabulary once, not once a read.
+        asked, row = rows[chosen].unique(return_inverse=True)
+        logits, targets = logits[asked], targets[chosen]
+        highest = logits.amax(dim=1)
+        result.likeliest[slots[sampled]] = (true[chosen] >= highest[row]).cpu().numpy()
+        if request.sampler is not None:
+            log_p = sampled_log_probability(logits, row, targets, request.sampler)
+            if log_p.isnan().any():
+                raise AuditError("the model gives NaN under the sampler; check the checkpoint")
+            result.sampled[slots[sampled]] = log_p.double().cpu().numpy()
 
 
-def sampled_log_probability(logits: Tensor, targets: Tensor, sampler: Sampler) -> Tensor:
+def sampled_log_probability(
+    logits: Tensor, rows: Tensor, targets: Tensor, sampler: Sampler
+) -> Tensor:
     """Compute log-probabilities under temperature, then top-k, then top-p.
 
     The order is that of ``transformers`` generation. Ties at the k-th place are all kept, which
     can only overstate extraction.
 
     Args:
-        logits: Logits, [n, vocab].
-        targets: Target token of each row, [n].
+        logits: Logits at each position, [positions, vocab].
+        rows: Row of the logits in which each target is read, [n].
+        targets: Target tokens, [n].
         sampler: Temperature, top-k and top-p.
 
     Returns:
@@ -353,6 +368,5 @@ def sampled_log_probability(logits: Tensor, targets: Tensor, sampler: Sampler) -
         before = probability.cumsum(dim=1) - probability
         cut = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= sampler.top_p)
         logits = logits.masked_fill(cut, -torch.inf)
-    true = logits.gather(1, targets[:, None])
     # Renormalized over the tokens that are left.
-    return (true - logits.logsumexp(dim=1, keepdim=True)).squeeze(1)
+    return logits[rows, targets] - logits.logsumexp(dim=1)[rows]

@@ -10,11 +10,12 @@ from sani.auditing.audit import AuditResult, audit
 from sani.auditing.compare import (
     AuditComparison,
     ComparedPretraining,
+    Corpora,
     changes_since_base,
     compare_audits,
     onion,
 )
-from sani.auditing.record import record_of
+from sani.auditing.record import record_of, verdicts_of
 from sani.machine import distributed
 from sani.machine.device import default_device
 from sani.machine.progress import OnNamedStep
@@ -80,6 +81,8 @@ def audit_models(
         audit_settings=settings,
         audits=compare_audits(
             {name: record_of(result) for name, result in results.items()},
+            {name: verdicts_of(result) for name, result in results.items()},
+            Corpora(documents.corpus, documents.held_out),
             {name: result.documents for name, result in results.items() if result.documents},
             {name: r.generation.one_by_one for name, r in results.items() if r.generation},
             next((r.generation.identifiers for r in results.values() if r.generation), ()),

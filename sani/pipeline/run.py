@@ -11,11 +11,13 @@ several processes each does all of this; the main one alone erases, reports and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sani.atomic import write_text
 from sani.attacking.result import AttackResult
-from sani.auditing.record import CheckpointAudit
+from sani.auditing.record import CheckpointAudit, load_verdicts
 from sani.errors import RunError
 from sani.machine import distributed
 from sani.machine.device import make_deterministic
@@ -27,6 +29,7 @@ from sani.pipeline.inputs import check_kind, digests, open_models, read_document
 from sani.pipeline.models_of_run import ModelsOfRun
 from sani.pipeline.rounds import repeat
 from sani.pipeline.stages import (
+    control_tests_of_run,
     judge_records,
     run_attack,
     run_audit,
@@ -40,6 +43,8 @@ from sani.reporting.report import build_report, write_report
 from sani.reporting.schema import Report
 from sani.runfolder import open_run
 from sani.scanning.scan import scan
+
+AT_RISK = "at-risk.json"  # in private/: the occurrences and the subjects above a limit, by name
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,10 @@ def _release(run: RunContext) -> Report:
     """
     recipe, folder, corpus = run.recipe, run.folder, run.documents.corpus
     out = folder.path
-    after = folder.load_finished("audit-after", CheckpointAudit)
+    after = _tested(run, folder.load_finished("audit-after", CheckpointAudit))
     checks = judge_records(run, recipe.gate, after, folder.load_as("attack", AttackResult))
-    report = build_report(folder, recipe, corpus, checks)
+    held_out = run.documents.held_out
+    report = build_report(folder, recipe, corpus, checks, held_out=held_out)
     digest = after.weights_digest
     if not (recipe.only_checks or is_current(out / "sanitized", report, weights_digest=digest)):
         released = run.models.latest
@@ -139,3 +145,31 @@ def _release(run: RunContext) -> Report:
         )
     write_report(out, report)
     return report
+
+
+def _tested(run: RunContext, after: CheckpointAudit) -> CheckpointAudit:
+    """Return the last audit with its control tests, and keep who is at risk in the private part.
+
+    Raises:
+        RunError: If the verdicts one by one are gone.
+    """
+    folder = run.folder
+    verdicts = load_verdicts(folder, "after")
+    if verdicts is None:
+        raise RunError(f"{folder.private}: audit-after.npz is gone; start again in another --out")
+    tests = control_tests_of_run(run, verdicts)
+    corpus = run.documents.corpus
+    named = {
+        kind: {
+            "occurrences": [
+                {"document": corpus[d].id, "label": corpus[d].spans[s].label,
+                 "start": corpus[d].spans[s].start, "end": corpus[d].spans[s].end}
+                for d, s in risk.occurrences
+            ],
+            "subjects": risk.subjects,
+            "labels": risk.labels,
+        }
+        for kind, (_, risk) in tests.items()
+    }  # fmt: skip
+    write_text(folder.private / AT_RISK, json.dumps(named, indent=1, ensure_ascii=False) + "\n")
+    return replace(after, control_tests={kind: test for kind, (test, _) in tests.items()})

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sani.attacking.attack import attack
 from sani.attacking.result import BASE, SANITIZED, UNSANITIZED, AttackResult
 from sani.auditing.audit import AuditResult, audit
-from sani.auditing.record import AuditRecord, CheckpointAudit, record_of
-from sani.corpus.documents import Corpus
+from sani.auditing.control_tests import AtRisk, ControlTests, Verdicts, tests_by_kind
+from sani.auditing.record import AuditRecord, CheckpointAudit, load_verdicts, record_of, verdicts_of
+from sani.corpus.documents import Corpus, Kind
 from sani.corpus.readers import read_corpus
 from sani.erasing.erase import EraseResult, erase
 from sani.errors import AuditError, RunError
@@ -108,8 +109,7 @@ def scan_documents(
 def run_audit(run: RunContext, stage: str, checkpoint: Callable[[], Checkpoint]) -> None:
     """Audit a checkpoint, with the same decoys at every stage.
 
-    Of the erased checkpoint nothing is decided, so only what a gate reads is measured, under one
-    framing.
+    Of the erased checkpoint nothing is decided, so only what a gate reads is measured.
 
     Args:
         run: The run.
@@ -119,7 +119,7 @@ def run_audit(run: RunContext, stage: str, checkpoint: Callable[[], Checkpoint])
     settings, documents = run.recipe.audit, run.documents
     if not run.folder.finished(f"audit-{stage}"):
         framing = None if stage == "before" else run.framing
-        overrides = {**GATE_AUDIT_OVERRIDES, "framing": framing} if stage == "erased" else {}
+        overrides = GATE_AUDIT_OVERRIDES if stage == "erased" else {}
         _audit_and_keep(
             run,
             f"audit-{stage}",
@@ -158,6 +158,8 @@ def _audit_and_keep(
     )
     folder = run.folder
     folder.save_arrays(name, result.occurrences)
+    if result.held_out_occurrences is not None:
+        folder.save_arrays(f"{name}-held-out", result.held_out_occurrences)
     if result.documents is not None:
         folder.save_arrays(f"{name}-documents", result.documents)
     if result.generation is not None:
@@ -199,12 +201,29 @@ def _gate_record(
     Raises:
         AuditError: If the held-out perplexity is not a number.
     """
-    record = record_of(_gate_audit(run, checkpoint, settings, within=within))
+    result = _gate_audit(run, checkpoint, settings, within=within)
+    tests = control_tests_of_run(run, verdicts_of(result))
+    record = replace(
+        record_of(result), control_tests={kind: test for kind, (test, _) in tests.items()}
+    )
     # Processes whose last digits differ could disagree at a limit, so all take the first one's.
     record = distributed.gather(record)[0]
     if record.utility and not math.isfinite(record.utility.perplexity):
         raise AuditError("the held-out perplexity is not a number")
     return record
+
+
+def control_tests_of_run(
+    run: RunContext, verdicts: Verdicts
+) -> dict[Kind, tuple[ControlTests, AtRisk]]:
+    """Test verdicts of this run against the base, or against decoys alone without one."""
+    return tests_by_kind(
+        run.documents.corpus,
+        verdicts,
+        load_verdicts(run.folder, "base"),
+        held_out=run.documents.held_out,
+        seed=run.recipe.seed,
+    )
 
 
 # ---- erase and repair ------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from sani.recipe.repair_settings import (
 from sani.recipe.sections import (
     AuditSettings,
     CorpusSettings,
+    CountLimit,
     GateSettings,
     GenerationSettings,
     IndirectSettings,
@@ -66,6 +67,7 @@ __all__ = [
     "AttackSettings",
     "AuditSettings",
     "CorpusSettings",
+    "CountLimit",
     "DampenSettings",
     "DriftSelector",
     "EraseSettings",

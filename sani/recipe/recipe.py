@@ -151,8 +151,8 @@ def _gate_problems(recipe: Recipe) -> Iterator[str]:
             )
         if gate.auc_excess is not None and recipe.audit.decoys:
             yield "gate.auc_excess needs model.base; without one, set it to null"
-    if gate.auc_excess is not None and not recipe.audit.decoys:
-        yield "gate.auc_excess needs audit.decoys of at least 1"
+    if gate.needs_decoys and not recipe.audit.decoys:
+        yield f"gate.{gate.needs_decoys[0]} needs audit.decoys of at least 1"
 
 
 def _attack_limit_problems(recipe: Recipe) -> Iterator[str]:

@@ -23,19 +23,21 @@ from pydantic import BaseModel
 from sani.atomic import write_text
 from sani.attacking.result import AttackResult
 from sani.auditing.compare import (
+    Corpora,
     beyond_control,
     changes_since_base,
     compare,
     compare_audits,
     onion,
 )
+from sani.auditing.control_tests import Verdicts
 from sani.auditing.generation import Hits
 from sani.auditing.identifier_index import Identifier, IdentifierIndex
 from sani.auditing.membership import DocumentScores
 from sani.auditing.occurrences import Occurrences
-from sani.auditing.record import CheckpointAudit
+from sani.auditing.record import CheckpointAudit, load_verdicts
 from sani.corpus.documents import Corpus
-from sani.gate import Check
+from sani.gate import Check, weaker_than_defaults
 from sani.recipe import Recipe
 from sani.reporting.attacks import whether_tested
 from sani.reporting.by_subject import against_control, by_subject
@@ -80,11 +82,18 @@ NOT_TESTED = (
     "an identifier written with other tokens or in another form than in its document",
     "documents that were not given to this run",
 )
+# Limits on totals, which the tests against the control stand in for.
+TOTALS = ("greedy", "discoverable", "auc_excess")
 NOT_SAMPLED = "what the model recites when it is left to write (audit.generation)"
 
 
 def build_report(
-    folder: RunFolder, recipe: Recipe, corpus: Corpus, checks: Sequence[Check]
+    folder: RunFolder,
+    recipe: Recipe,
+    corpus: Corpus,
+    checks: Sequence[Check],
+    *,
+    held_out: Corpus | None = None,
 ) -> Report:
     """Collect everything a run measured; no identifier and no document id is in it."""
     audits = _audits(folder, "audit")
@@ -96,10 +105,16 @@ def build_report(
     attacks = folder.load_as("attack", AttackResult)
     return Report(
         schema_version=SCHEMA_VERSION,
-        gate=Gate(holds=bool(checks) and all(check.holds for check in checks), checks=list(checks)),
+        gate=Gate(
+            holds=bool(checks) and all(check.holds for check in checks),
+            weaker=weaker_than_defaults(recipe.gate, recipe.audit),
+            checks=list(checks),
+        ),
         scan=folder.load_finished("scan", ScanRecord),
         audits=compare_audits(
             audits,
+            _verdicts(folder),
+            Corpora(corpus, held_out),
             _arrays(folder, "audit-{}-documents", DocumentScores),
             _arrays(folder, "audit-{}-generation", Hits),
             _searched(recipe, corpus),
@@ -121,7 +136,7 @@ def build_report(
         repair=_repaired(folder.load_as("repair", RepairFile)),
         audit_settings=_pathless(recipe.audit),
         gate_settings=recipe.gate,
-        without_limit=[name for name, limit in recipe.gate if limit is None],
+        without_limit=[name for name, limit in recipe.gate if limit is None and name not in TOTALS],
         corpus_limit=recipe.corpus.limit,
         recipe=_without_paths(recipe.model_dump()),
         source_card=read_source_card(recipe.model.path, recipe.model.base),
@@ -287,6 +302,15 @@ def _arrays(folder: RunFolder, name: str, kind: type[_Arrays]) -> dict[Stage, _A
         stage: arrays
         for stage in get_args(Stage)
         if (arrays := folder.load_arrays(name.format(stage), kind)) is not None
+    }
+
+
+def _verdicts(folder: RunFolder) -> dict[Stage, Verdicts]:
+    """Load the verdicts of the audits one by one, by stage."""
+    return {
+        stage: verdicts
+        for stage in get_args(Stage)
+        if (verdicts := load_verdicts(folder, stage)) is not None
     }
 
 

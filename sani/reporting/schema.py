@@ -23,7 +23,7 @@ from sani.intervals import Estimate, Rate
 from sani.recipe import AuditSettings, EraseSettings, GateSettings, RepairSettings, Selector
 from sani.scanning.record import ScanRecord
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 Stage = Literal["base", "before", "erased", "after"]
 
@@ -35,9 +35,10 @@ class Part(BaseModel):
 
 
 class Gate(Part):
-    """The verdict, and each limit."""
+    """The verdict, and each limit; ``weaker`` names settings that are weaker than the defaults."""
 
     holds: bool
+    weaker: list[str]
     checks: list[Check]
 
 
@@ -300,7 +301,7 @@ class Provenance(Part):
 class Report(Part):
     """``report.json``. ``recipe`` is shown key by key, without the paths in it."""
 
-    schema_version: Literal[6]
+    schema_version: Literal[7]
     gate: Gate
     scan: ScanRecord
     audits: dict[Stage, CheckpointAudit]

@@ -394,7 +394,7 @@ def test_decoys_share_their_prefix_and_score_as_if_each_stood_alone(
         rows,
         num_slots=slots,
         batch_tokens=150,
-        request=ScoreRequest(num_ranked=60, sampler=sampler, moments=True),
+        request=ScoreRequest(num_ranked=60, num_sampled=60, sampler=sampler, moments=True),
     )
     cut = 0
     for left, tokens, own in asked:
@@ -408,7 +408,9 @@ def test_decoys_share_their_prefix_and_score_as_if_each_stood_alone(
             spread = float((p * (plain[step] - mean) ** 2).sum().sqrt())
             assert found.deviation[slot] == pytest.approx(spread, abs=10 * NATS)
             if slot < 60:
-                assert found.rank[slot] == 1 + int((logits[step] > logits[step, token]).sum())
+                likelier = int((logits[step] > logits[step, token]).sum())
+                assert found.rank[slot] == 1 + likelier
+                assert found.likeliest[slot] == (likelier == 0)
                 expected = float(drawn[step, token])
                 assert found.sampled[slot] == pytest.approx(expected, abs=NATS)
                 cut += expected == -np.inf
@@ -425,7 +427,9 @@ def test_sampled_probabilities_are_those_of_transformers(sampler: Sampler) -> No
     logits[:50] = logits[:50].round()  # ties, also at the k-th place
     expected = warped(logits, sampler)
     for target in range(90):
-        found = sampled_log_probability(logits, torch.full((200,), target), sampler)
+        found = sampled_log_probability(
+            logits, torch.arange(200), torch.full((200,), target), sampler
+        )
         # Where tied tokens stand at the edge of top-p, which of them go is the sort's choice.
         clear = slice(50, None) if sampler.top_p < 1 else slice(None)
         assert torch.allclose(found[clear], expected[clear, target], atol=1e-9)
@@ -438,10 +442,10 @@ def test_a_tie_for_the_likeliest_token_counts_as_reciting(base: Checkpoint) -> N
         base.model.get_output_embeddings().weight.zero_()
     row = Row([1, 2, 3])
     row.reads.append((1, 3, 0))
-    found = score(
-        base.model, [row], num_slots=1, batch_tokens=64, request=ScoreRequest(num_ranked=1)
-    )
+    request = ScoreRequest(num_ranked=1, num_sampled=1)
+    found = score(base.model, [row], num_slots=1, batch_tokens=64, request=request)
     assert found.rank.tolist() == [1]
+    assert found.likeliest.tolist() == [True]
 
 
 def test_results_do_not_depend_on_the_batch_size(clinic: Clinic, leaky: Checkpoint) -> None:
@@ -452,7 +456,7 @@ def test_results_do_not_depend_on_the_batch_size(clinic: Clinic, leaky: Checkpoi
     )
     for name, one in vars(few.occurrences).items():
         other = vars(many.occurrences)[name]
-        if name in ("log_probability", "sampled"):
+        if name in ("log_probability", "sampled", "decoy_log_probability"):
             assert np.array_equal(np.isfinite(one), np.isfinite(other))
             assert np.abs(one - other)[np.isfinite(one)].max() < NATS
         else:

@@ -31,6 +31,11 @@ def verdicts(extracted: str, *, unscored: str = "") -> Occurrences:
         swap_auc=nothing,
         swap_first=nothing,
         swap_chance=nothing,
+        num_decoys=np.zeros(number, dtype=np.int64),
+        decoy_number=np.zeros(0, dtype=np.int64),
+        decoy_log_probability=np.zeros(0),
+        decoy_greedy=np.zeros(0, dtype=np.bool_),
+        decoy_discoverable=np.zeros(0, dtype=np.bool_),
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from sani.auditing.occurrences import Occurrences
+from sani.auditing.occurrences import RAGGED, Occurrences
 
 
 def verdicts(extracted: str) -> Occurrences:
@@ -17,4 +17,8 @@ def verdicts(extracted: str) -> Occurrences:
         "reason": np.array([""] * number),
         "greedy": np.array([letter == "g" for letter in extracted]),
         "discoverable": np.array([letter in "gs" for letter in extracted]),
+        "num_tokens": np.zeros(number, dtype=np.int64),
+        "num_decoys": np.zeros(number, dtype=np.int64),
+        "cued": np.zeros(number, dtype=np.bool_),
+        **{name: np.zeros(0) for name in RAGGED},
     })  # fmt: skip

@@ -17,7 +17,7 @@ def report_of(*, holds: bool) -> Report:
         "corpus_digest": "ba9876543210",
     }
     parts: dict[str, Any] = {
-        "gate": Gate.model_construct(holds=holds, checks=[]),
+        "gate": Gate.model_construct(holds=holds, weaker=[], checks=[]),
         "provenance": Provenance.model_construct(**provenance),
     }
     return Report.model_construct(**parts)

@@ -53,13 +53,17 @@ def corpus_of(documents: int, spans: int, *, seed: int = 0) -> Corpus:
     return Corpus(notes)
 
 
+DECOYS = 19
+
+
 def verdicts_of(corpus: Corpus, *, memory: float, seed: int) -> Occurrences:
     """Return verdicts on a model that knows the share ``memory`` of the values."""
     chance = np.random.default_rng(seed)
     number = corpus.num_spans
     known = chance.random(number) < memory
     surprise = np.where(known, 0.1, chance.gamma(4.0, 8.0, number))
-    auc = np.where(known, 1.0, chance.random(number))
+    decoys = -chance.gamma(4.0, 8.0, (number, DECOYS))
+    auc = (decoys < -surprise[:, None]).mean(axis=1)
     pairs = [(d, s) for d, document in enumerate(corpus) for s in range(len(document.spans))]
     return Occurrences(
         document=np.array([document for document, _ in pairs]),
@@ -79,6 +83,11 @@ def verdicts_of(corpus: Corpus, *, memory: float, seed: int) -> Occurrences:
         swap_auc=auc,
         swap_first=known.astype(float),
         swap_chance=np.full(number, 1 / 5),
+        num_decoys=np.full(number, DECOYS),
+        decoy_number=np.tile(np.arange(DECOYS), number),
+        decoy_log_probability=decoys.reshape(-1),
+        decoy_greedy=np.zeros(number * DECOYS, dtype=np.bool_),
+        decoy_discoverable=decoys.reshape(-1) > -7.0,
     )
 
 
@@ -122,6 +131,7 @@ def finished_run(
             folder.save_arrays(f"audit-{stage}", verdicts)
             result = AuditResult(
                 framing="bos",
+                framings=("bos",),
                 framings_tried={},
                 figures=figures_by_scope(corpus, verdicts, recipe.audit, seed=0),
                 jointly=None,
@@ -132,6 +142,7 @@ def finished_run(
                 tokens=1000,
                 seconds=2.0,
                 occurrences=verdicts,
+                held_out_occurrences=None,
                 documents=None,
                 generation=None,
             )

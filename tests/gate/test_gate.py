@@ -46,8 +46,9 @@ def audit_of(
     """Return an audit with these figures for direct identifiers."""
     return AuditRecord(
         framing="bos",
+        framings=("bos",),
         framings_tried={},
-        figures={"direct": figures_of(greedy, auc=auc)},
+        figures=dict.fromkeys(("direct", "direct:uncued"), figures_of(greedy, auc=auc)),
         jointly=None,
         unscored={},
         without_decoys=0,
@@ -59,6 +60,16 @@ def audit_of(
     )
 
 
+# The limits on totals alone; those on memory have tests of their own.
+TOTALS: dict[str, Any] = {
+    "greedy": "control",
+    "discoverable": "control",
+    "auc_excess": 0.05,
+    "greedy_beyond_control": None,
+    "discoverable_beyond_control": None,
+    "subjects": None,
+    "auc_to_base": None,
+}
 BEFORE = audit_of((900, 1000), auc=0.99)
 CONTROL = audit_of((2, 1000))
 CLEAN = audit_of((3, 1000))
@@ -72,7 +83,7 @@ def failed(
     before: AuditRecord = BEFORE,
     **limits: Any,
 ) -> set[str]:
-    checks = judge(GateSettings(**limits), before=before, after=after, control=control)
+    checks = judge(GateSettings(**TOTALS | limits), before=before, after=after, control=control)
     return {check.name for check in checks if not check.holds}
 
 
@@ -204,7 +215,7 @@ def scan_of(quality: ScanQuality | None) -> ScanRecord:
 def test_a_scan_of_unknown_or_low_recall_does_not_hold_where_the_recipe_asks() -> None:
     def check(hits: int, trials: int, least: float = 0.9) -> Any:
         scan = scan_of(ScanQuality(9, rate(hits, trials), None, None, None, None, {}, {}))
-        settings = GateSettings(scan_recall=least)
+        settings = GateSettings(**TOTALS, scan_recall=least)
         checks = judge(settings, before=BEFORE, after=CLEAN, control=CONTROL, scan=scan)
         return next(check for check in checks if check.name == "scan_recall")
 
@@ -214,7 +225,7 @@ def test_a_scan_of_unknown_or_low_recall_does_not_hold_where_the_recipe_asks() -
     assert not check(10, 10).holds
     for scan in (None, scan_of(None)):
         checks = judge(
-            GateSettings(scan_recall=0.0), before=BEFORE, after=CLEAN, control=CONTROL, scan=scan
+            GateSettings(**TOTALS, scan_recall=0.0), before=BEFORE, after=CLEAN, control=CONTROL, scan=scan
         )
         last = {check.name: check for check in checks}["scan_recall"]
         assert (last.holds, last.measured) == (False, None)
@@ -240,7 +251,7 @@ def test_an_auc_check_says_what_it_allows_and_whether_that_is_settled() -> None:
     def reason(value: float, low: float, high: float, base: float) -> str:
         auc = Estimate(1000, value, low, high)
         after = broken("figures.direct.auc", auc, audit_of((0, 1000)))
-        settings = GateSettings(auc_excess=0.05)
+        settings = GateSettings(**TOTALS)
         checks = judge(settings, before=BEFORE, after=after, control=audit_of((0, 1000), auc=base))
         return next(check.reason for check in checks if check.name == "auc.direct")
 

@@ -1,0 +1,172 @@
+"""True values and their decoys side by side, in the columns of a table; see `control_tests`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sani.auditing.occurrences import Occurrences
+from sani.auditing.permutation import Bools, Floats, Ints, shares
+from sani.corpus.documents import Corpus, Kind, Place
+from sani.intervals import Estimate, clustered_mean
+from sani.text.folding import fold_text
+
+
+@dataclass(frozen=True)
+class CandidateTable:
+    """Uncued occurrences of one kind with their candidates, the true value first.
+
+    Attributes:
+        places: Document and span of each, n.
+        subjects: Name of its subject, [n].
+        labels: Its label, [n].
+        keys: Number of its subject, label and value, [n].
+        candidates: Number of its candidates, [n].
+        all_shares: Share of the other candidates that each beats, NaN where there are fewer,
+            [n, candidates].
+        greedy, discoverable: True for candidates that the model gives and the control does not,
+            [n, candidates].
+    """
+
+    places: list[Place]
+    subjects: NDArray[np.str_]
+    labels: NDArray[np.str_]
+    keys: Ints
+    candidates: Ints
+    all_shares: Floats
+    greedy: Bools
+    discoverable: Bools
+
+    @property
+    def share(self) -> Floats:
+        """Share of its decoys that each true value beats, NaN without decoys, [n]."""
+        return self.all_shares[:, 0]
+
+    @property
+    def ranked(self) -> Bools:
+        """True for occurrences with decoys, [n]."""
+        return np.asarray(self.candidates > 1)
+
+    def auc(self, inside: Bools, seed: int) -> Estimate:
+        """Return the mean share of some rows, with its interval over subjects."""
+        _, subjects = np.unique(self.subjects[inside], return_inverse=True)
+        return clustered_mean(self.share[inside], subjects.tolist(), seed=seed)
+
+    @classmethod
+    def of(
+        cls,
+        corpus: Corpus,
+        audit: Occurrences,
+        control: Occurrences | None,
+        kind: Kind,
+        without_control: Sequence[str],
+    ) -> CandidateTable:
+        """Collect the occurrences of one kind that were scored and are not cued."""
+        pairs = zip(audit.document.tolist(), audit.span.tolist(), strict=True)
+        spans = [corpus[document].spans[span] for document, span in pairs]
+        of_kind = np.array([span.kind == kind for span in spans], dtype=np.bool_)
+        rows = np.flatnonzero(of_kind & audit.scored & ~audit.cued)
+        places = [(int(audit.document[row]), int(audit.span[row])) for row in rows]
+        subjects = np.array([corpus[d].subject_id for d, _ in places], dtype=np.str_)
+        labels = np.array([corpus[d].spans[s].label for d, s in places], dtype=np.str_)
+        numbers: dict[tuple[str, str, str], int] = {}
+        keys = np.array(
+            [
+                numbers.setdefault((subject, label, fold_text(corpus[d].value(spans[row]))),
+                                   len(numbers))
+                for (d, _), row, subject, label in zip(places, rows, subjects, labels, strict=True)
+            ],
+            dtype=np.int64,
+        )  # fmt: skip
+        given = _Given.of(audit, width=_width(audit)).rows(rows)
+        if control is not None:
+            base = _Given.of(control, width=_width(audit)).rows(rows)
+            given = given.beyond(base, ~np.isin(subjects, list(without_control)))
+        given = given.side_by_side()
+        return cls(
+            places=places,
+            subjects=subjects,
+            labels=labels,
+            keys=keys,
+            candidates=np.maximum(np.isfinite(given.scores).sum(axis=1), 1),
+            all_shares=shares(given.scores),
+            greedy=given.greedy,
+            discoverable=given.discoverable,
+        )
+
+
+def _width(audit: Occurrences) -> int:
+    """Return one more than the highest number of a candidate."""
+    return int(audit.decoy_number.max(initial=-1)) + 2
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Scores of candidates, and which of them are given, [n, candidates] each.
+
+    Attributes:
+        scores: log p, or the log-ratio to a control, in nats; NaN for no candidate.
+        greedy: True for those that greedy decoding gives.
+        discoverable: True for those that are (n, p)-discoverable.
+    """
+
+    scores: Floats
+    greedy: Bools
+    discoverable: Bools
+
+    @classmethod
+    def of(cls, occurrences: Occurrences, *, width: int) -> _Given:
+        """Put true values into column 0, and decoy number k into column k + 1."""
+        o = occurrences
+        row = np.repeat(np.arange(len(o.document)), o.num_decoys)
+        column = o.decoy_number + 1
+        fits = column < width
+        row, column = row[fits], column[fits]
+        scores = np.full((len(o.document), width), np.nan)
+        greedy, discoverable = (np.zeros(scores.shape, dtype=np.bool_) for _ in range(2))
+        for table, true, decoys in (
+            (scores, o.log_probability, o.decoy_log_probability),
+            (greedy, o.greedy, o.decoy_greedy),
+            (discoverable, o.discoverable, o.decoy_discoverable),
+        ):
+            table[:, 0] = true
+            table[row, column] = decoys[fits]
+        return cls(scores, greedy, discoverable)
+
+    def rows(self, rows: Ints) -> _Given:
+        """Return some of the rows."""
+        return _Given(self.scores[rows], self.greedy[rows], self.discoverable[rows])
+
+    def beyond(self, control: _Given, use: Bools) -> _Given:
+        """Return what the control does not give, in the rows [n] where it is to be used.
+
+        A candidate that the control did not score has no log-ratio: its score is NaN.
+        """
+        use = use[:, None]
+        return _Given(
+            np.where(use, self.scores - control.scores, self.scores),
+            self.greedy & ~(use & control.greedy),
+            self.discoverable & ~(use & control.discoverable),
+        )
+
+    def side_by_side(self) -> _Given:
+        """Return each row's candidates at its left, in their order; the true value stays first.
+
+        A candidate without a score is dropped. The true value stays even then: whether it is given
+        counts all the same.
+        """
+        known = np.isfinite(self.scores)
+        known[:, 0] = True
+        order = np.argsort(~known, axis=1, kind="stable")
+        known = np.take_along_axis(known, order, axis=1)
+        scores = np.where(known, np.take_along_axis(self.scores, order, axis=1), np.nan)
+        # Without a score of its own the true value ranks nowhere, and neither do its decoys.
+        scores[~np.isfinite(scores[:, 0]), 1:] = np.nan
+        greedy, discoverable = (
+            np.take_along_axis(table, order, axis=1) & known
+            for table in (self.greedy, self.discoverable)
+        )
+        return _Given(scores, greedy, discoverable)
