@@ -35,6 +35,7 @@ from sani.pipeline.stages import (
     scan_documents,
 )
 from sani.recipe import Recipe, dump_recipe
+from sani.releasing.leftovers import check_leftovers
 from sani.releasing.release import is_current, write_release_files
 from sani.reporting.report import build_report, write_report
 from sani.reporting.schema import Report
@@ -121,6 +122,8 @@ def _release(run: RunContext) -> Report:
     out = folder.path
     after = folder.load_finished("audit-after", CheckpointAudit)
     checks = judge_records(run, recipe.gate, after, folder.load_as("attack", AttackResult))
+    if recipe.only_checks:
+        checks.append(check_leftovers(recipe.model.path))
     report = build_report(folder, recipe, corpus, checks)
     digest = after.weights_digest
     if not (recipe.only_checks or is_current(out / "sanitized", report, weights_digest=digest)):
