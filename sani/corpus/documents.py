@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 Kind = Literal["direct", "indirect"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -102,7 +102,11 @@ class Corpus(Sequence[Document]):
         """Return the documents in order."""
         return iter(self._documents)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Document, ...]: ...
+    def __getitem__(self, index: int | slice) -> Document | tuple[Document, ...]:
         """Return the document with this number, or a tuple of them for a slice."""
         return self._documents[index]
 

@@ -200,17 +200,16 @@ def on_every_rank(work: Callable[[], _T]) -> list[_T]:
     """
     if _group.world_size == 1:
         return [work()]
-    result: _T | None = None
-    error: Exception | None = None
+    outcome: tuple[Any, Exception | None]
     try:
-        result = work()
+        outcome = work(), None
     except (SaniError, OSError) as caught:  # the others wait for this rank's word
-        error = caught
-    outcomes = gather((result, error))
+        outcome = None, caught
+    outcomes: list[tuple[Any, Exception | None]] = gather(outcome)
     for _, error in outcomes:
         if error is not None:
             raise error
-    return [result for result, _ in outcomes]  # type: ignore[misc]
+    return [result for result, _ in outcomes]
 
 
 def on_main(work: Callable[[], _T]) -> _T:

@@ -27,6 +27,7 @@ from sani.errors import CheckpointError
 from sani.machine.device import quiet_libraries
 from sani.models.families import family_of
 from sani.models.family import Family
+from sani.models.weight_files import check_one_set
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -109,8 +110,7 @@ class ModelFolder:
         single = self.path / (ADAPTER_WEIGHTS if self.is_adapter else WEIGHTS)
         if single.is_file():
             return (single,)
-        files = read_json(self.path, WEIGHTS_INDEX).get("weight_map")
-        names = sorted(set(files.values())) if isinstance(files, dict) else []
+        names = _indexed(self.path)
         for name in names:
             if Path(name).name != name or not (self.path / name).is_file():
                 raise CheckpointError(
@@ -183,8 +183,8 @@ def open_folder(path: Path | str, *, base: Path | str | None = None) -> ModelFol
         base: Of the model that it is an adapter on; without meaning if it is none.
 
     Raises:
-        CheckpointError: If it is missing, a hub name, a quantized or pickled checkpoint, or an
-            adapter without its base.
+        CheckpointError: If it is missing, a hub name, a quantized or pickled checkpoint, an
+            adapter without its base, or holds two sets of weights.
     """
     quiet_libraries()
     path = Path(path)
@@ -211,6 +211,12 @@ def open_folder(path: Path | str, *, base: Path | str | None = None) -> ModelFol
         raise CheckpointError(
             f"model folder {path}: expected {WEIGHTS}, found {_other_weights(names)}; "
             "save it with save_pretrained(..., safe_serialization=True)"
+        )
+    check_one_set(path, WEIGHTS, _indexed(path) if WEIGHTS_INDEX in names else [])
+    if "transformers_weights" in read_json(path, "config.json"):
+        raise CheckpointError(
+            f"model folder {path}: config.json names other weights (transformers_weights), which "
+            f"only transformers would read; remove that field, and call the weights {WEIGHTS}"
         )
     if "tokenizer.json" not in names:
         raise CheckpointError(
@@ -284,6 +290,13 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError):
         raise CheckpointError(f"model folder {path}: {name} is not valid JSON") from None
     return data if isinstance(data, dict) else {}
+
+
+def _indexed(path: Path) -> list[str]:
+    """Return the names of the files that the index of a folder lists, in order."""
+    files = read_json(path, WEIGHTS_INDEX).get("weight_map")
+    values = set(files.values()) if isinstance(files, dict) else set()
+    return sorted(map(str, values))
 
 
 def _has_safetensors(names: set[str]) -> bool:

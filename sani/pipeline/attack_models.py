@@ -12,6 +12,7 @@ from sani.machine.device import default_device, make_deterministic
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import load_checkpoint
 from sani.models.folder import open_folder
+from sani.models.weight_files import check_only_weights
 from sani.pipeline.inputs import Documents, check_control, read_neighbours
 from sani.recipe import AttackSettings, AuditSettings
 from sani.runfolder import open_run
@@ -46,10 +47,12 @@ def attack_models(
 
     Raises:
         RecipeError: If the base is no control.
+        CheckpointError: If the folder of the sanitized checkpoint holds other weights too.
         RunError: If ``out`` belongs to other models, documents or settings.
     """
     make_deterministic()
     folders = {name: open_folder(path, base=models.get(BASE)) for name, path in models.items()}
+    check_only_weights(folders[SANITIZED], below=False)
     loaded = {
         name: load_checkpoint(folder, device=default_device()) for name, folder in folders.items()
     }

@@ -21,6 +21,7 @@ from sani.machine.device import default_device
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.models.folder import ModelFolder, open_folder
+from sani.models.weight_files import check_only_weights
 from sani.pipeline.inputs import Documents, check_base, check_control
 from sani.recipe import AuditSettings
 
@@ -48,9 +49,12 @@ def audit_models(
 
     Raises:
         RecipeError: If the base is no control.
+        CheckpointError: If a folder is not a checkpoint that sani reads, or that of the model in
+            question holds other weights too.
     """
     # All are opened before the first takes its hours.
     folders = {name: open_folder(path, base=models.get("base")) for name, path in models.items()}
+    check_only_weights(folders["model"], below=False)
     loaded = _load_control(folders["model"], folders["base"]) if "base" in folders else {}
     distributed.check_same("documents", documents.digests())
     results: dict[str, AuditResult] = {}

@@ -6,13 +6,19 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
 
 from sani.auditing.prompts import read_prompts
 from sani.corpus.documents import Corpus, Kind
 from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError, RepairError
 from sani.models.checkpoint import Checkpoint
+from sani.models.configurations import numerical_difference
 from sani.models.folder import ModelFolder, open_folder
+from sani.models.weight_files import check_only_weights
 from sani.recipe import AttackSettings, ModelSettings, Recipe
 from sani.repairing.checks import check_settings
 
@@ -24,6 +30,10 @@ KINDS_OF_MODELS = {
 NO_CONTROL = (
     "{}: has the same weights as {}, so it is no control: every leak would count as "
     "harmless. Give the public model it was fine-tuned from"
+)
+NO_CANDIDATE = (
+    "model.path: has the same weights as model.unsanitized, the checkpoint that recites; whatever "
+    "stands beside them, nothing was removed. Give the sanitized checkpoint"
 )
 
 
@@ -143,10 +153,14 @@ def open_models(model: ModelSettings) -> ModelFolders:
     """Open the model folders that a recipe names.
 
     Raises:
-        CheckpointError: If one of them is not a checkpoint that sani reads.
+        CheckpointError: If one of them is not a checkpoint that sani reads, or one that is only
+            checked holds other weights too.
     """
+    path = open_folder(model.path, base=model.base)
+    if model.unsanitized is not None:
+        check_only_weights(path, below=True)
     return ModelFolders(
-        open_folder(model.path, base=model.base),
+        path,
         None if model.unsanitized is None else open_folder(model.unsanitized, base=model.base),
         None if model.base is None else open_folder(model.base),
     )
@@ -156,8 +170,8 @@ def digests(recipe: Recipe, documents: Documents, models: ModelFolders) -> dict[
     """Return a digest of everything a run reads, by the recipe's key.
 
     Raises:
-        RecipeError: If the base has the weights of a checkpoint whose control it is to be, or a
-            file cannot be read.
+        RecipeError: If the base has the weights of a checkpoint whose control it is to be, a
+            checkpoint that is only checked is the unsanitized one, or a file cannot be read.
     """
     inputs = {
         **documents.digests(),
@@ -167,6 +181,7 @@ def digests(recipe: Recipe, documents: Documents, models: ModelFolders) -> dict[
         if path is not None:
             inputs[name] = _file_digest(path, name)
     if models.unsanitized is not None:
+        check_candidate(models.path, models.unsanitized)
         inputs["model.unsanitized"] = models.unsanitized.digest
     if models.base is not None:
         check_base(models.path, models.base)
@@ -240,6 +255,57 @@ def check_control(
     """
     if checkpoint.has_weights_of(base):
         raise RecipeError(NO_CONTROL.format(option, name))
+
+
+def check_candidate(path: ModelFolder, unsanitized: ModelFolder) -> None:
+    """Refuse to check a checkpoint that is the unsanitized one, or whose numbers count otherwise.
+
+    Leaky weights behind another epsilon, or an adapter scaled down, recite nothing; with the old
+    number put back they recite again.
+
+    Args:
+        path: Folder of the checkpoint that is only checked.
+        unsanitized: Folder of the one that it was made from.
+
+    Raises:
+        RecipeError: If the weight files are the same, or a number of the configuration differs.
+    """
+    if path.weights_digest == unsanitized.weights_digest or _same_adapter(path, unsanitized):
+        raise RecipeError(NO_CANDIDATE)
+    _check_configurations(path.config, unsanitized.config)
+
+
+def check_loaded_candidate(candidate: Checkpoint, unsanitized: Checkpoint) -> None:
+    """Refuse the same weights, in whatever files and types they were saved, and other numbers.
+
+    Arguments and errors as for `check_candidate`.
+    """
+    if candidate.has_weights_of(unsanitized):
+        raise RecipeError(NO_CANDIDATE)
+    _check_configurations(candidate.model.config, unsanitized.model.config)
+
+
+def _check_configurations(candidate: Any, unsanitized: Any) -> None:
+    field = numerical_difference(candidate, unsanitized)
+    if field is not None:
+        raise RecipeError(
+            f"model.path: config.json differs from that of model.unsanitized in {field}, so the "
+            "same weights would compute something else, and a low figure may come from that "
+            "alone. Give the checkpoint with the configuration that it was made with"
+        )
+
+
+def _same_adapter(one: ModelFolder, other: ModelFolder) -> bool:
+    """Return whether two adapters hold the same tensors, whatever their scale."""
+    if not (one.is_adapter and other.is_adapter):
+        return False
+    tensors, others = (
+        {name: tensor for file in side.weight_files for name, tensor in load_file(file).items()}
+        for side in (one, other)
+    )
+    return tensors.keys() == others.keys() and all(
+        torch.equal(tensor, others[name].to(tensor)) for name, tensor in tensors.items()
+    )
 
 
 def _file_digest(path: Path, name: str) -> str:

@@ -21,7 +21,7 @@ from sani.models.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from sani.pipeline.inputs import ModelFolders, check_control
+from sani.pipeline.inputs import ModelFolders, check_control, check_loaded_candidate
 from sani.recipe import Recipe
 from sani.releasing.identifiers_in_files import check_texts
 from sani.runfolder import RunFolder
@@ -112,7 +112,8 @@ class ModelsOfRun:
         would use it: a tokenizer that cuts otherwise would hide what the weights know.
 
         Raises:
-            RecipeError: If it does not fit the unsanitized checkpoint or has the base's weights.
+            RecipeError: If it does not fit the unsanitized checkpoint, or has the weights of that
+                one or of the base.
         """
         checked, before = self._load_given(), self.unsanitized
         difference = architecture_difference(checked, before)
@@ -121,6 +122,7 @@ class ModelsOfRun:
                 "model.unsanitized: it does not fit model.path, so it is no positive control: "
                 f"{difference}"
             )
+        check_loaded_candidate(checked, before)
         if self._given.base is not None:
             check_control(checked, self.base, name="model.path", option="model.base")
         self.set_latest(replace(checked, tokenizer=before.tokenizer))

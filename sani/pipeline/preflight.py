@@ -23,7 +23,15 @@ from sani.machine.memory import CHECK_COPIES, REPAIR_COPIES, free_memory, needed
 from sani.models.folder import ModelFolder, open_folder
 from sani.models.neurons import Layout
 from sani.models.safetensors_files import StoredWeights
-from sani.pipeline.inputs import Documents, check_base, check_kind, read_corpora, read_neighbours
+from sani.models.weight_files import check_only_weights
+from sani.pipeline.inputs import (
+    Documents,
+    check_base,
+    check_candidate,
+    check_kind,
+    read_corpora,
+    read_neighbours,
+)
 from sani.recipe import AttackSettings, EraseSettings, EscalationSettings, Recipe, Rung
 from sani.releasing.identifiers_in_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
@@ -177,6 +185,8 @@ def _unsanitized(inputs: _Inputs, path: Path) -> str:
     base = inputs.recipe.model.base
     unsanitized = open_folder(path, base=base)
     _same_architecture("the unsanitized one", inputs.path.whole, unsanitized.whole)
+    check_only_weights(inputs.path, below=True)
+    check_candidate(inputs.path, unsanitized)
     if base is not None:
         check_base(unsanitized, open_folder(base), name="model.unsanitized")
     return "same architecture as model.path, which is only checked: nothing in it is changed"

@@ -38,6 +38,7 @@ from sani.pipeline.stages import (
     scan_documents,
 )
 from sani.recipe import Recipe, dump_recipe
+from sani.releasing.leftovers import check_leftovers
 from sani.releasing.release import is_current, write_release_files
 from sani.reporting.report import build_report, write_report
 from sani.reporting.schema import Report
@@ -126,6 +127,8 @@ def _release(run: RunContext) -> Report:
     out = folder.path
     after = _tested(run, folder.load_finished("audit-after", CheckpointAudit))
     checks = judge_records(run, recipe.gate, after, folder.load_as("attack", AttackResult))
+    if recipe.only_checks:
+        checks.append(check_leftovers(recipe.model.path))
     held_out = run.documents.held_out
     report = build_report(folder, recipe, corpus, checks, held_out=held_out)
     digest = after.weights_digest

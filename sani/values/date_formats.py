@@ -354,7 +354,7 @@ def _in_order(match: re.Match[str]) -> list[tuple[str, str]]:
 
 def _number(text: str) -> int:
     """Return the number that a field starts with."""
-    return int(re.match(r"\d+", text)[0])  # type: ignore[index]
+    return int(re.split(r"\D", text, maxsplit=1)[0])
 
 
 def _case(word: str) -> str:

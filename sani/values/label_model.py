@@ -13,7 +13,7 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from sani.values.checksums import Checksum, common_checksums
 from sani.values.date_formats import DateFormats, WrittenDate, month_first
@@ -109,7 +109,7 @@ class LabelModel:
         checksum = None if any(piece.date for piece in pieces) else self._checksum(value)
         if checksum is None:
             return makers
-        return [lambda maker=maker: checksum.complete(maker()) for maker in makers]  # type: ignore[misc]
+        return [partial(_completed, checksum, maker) for maker in makers]
 
     def _pieces(self, value: str) -> list[_Piece]:
         """Take a value apart."""
@@ -348,6 +348,11 @@ def _continuations(entries: list[_Entry]) -> dict[Hashable, list[tuple[str, int]
 def shape_of(value: str) -> str:
     """Return a value with digits as 0, words as a and everything else as it is: ``0000-a``."""
     return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d", "0", value))
+
+
+def _completed(checksum: Checksum, maker: Callable[[], str | None]) -> str | None:
+    """Return what a maker makes, with the right check characters."""
+    return checksum.complete(maker())
 
 
 def _symbols(pieces: Iterable[_Piece]) -> tuple[str, ...]:

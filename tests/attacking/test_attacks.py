@@ -720,10 +720,10 @@ def test_surrogated_documents_differ_at_identifiers_alone_and_mark_each_decoy(
         assert old.label == new.label
         assert context.annotated[d].value(old) != found[document].value(new)
     whole = 0
-    for old, new in zip(context.annotated, found, strict=True):
-        if len(old.spans) == len(new.spans):
+    for before, after in zip(context.annotated, found, strict=True):
+        if len(before.spans) == len(after.spans):
             whole += 1
-            assert without_spans(old) == without_spans(new)
+            assert without_spans(before) == without_spans(after)
     assert whole > 3
 
 

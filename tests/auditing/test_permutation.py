@@ -39,9 +39,7 @@ def slow_limit(given: np.ndarray, candidates: np.ndarray, keys: np.ndarray) -> i
         column = dict(zip(names.tolist(), drawn, strict=True))
         counts.append(sum(given[row, column[key]] for row, key in enumerate(keys.tolist())))
     ordered = np.array(counts)
-    return next(
-        limit for limit in range(len(keys) + 1) if (ordered > limit).mean() <= LEVEL + 1e-9
-    )
+    return next(limit for limit in range(len(keys) + 1) if (ordered > limit).mean() <= LEVEL + 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from pydantic import BaseModel
 from typer.core import TyperGroup
 
 from sani.cli.main import app
@@ -27,8 +28,8 @@ def options_of(command: str) -> dict[str, Any]:
     return {parameter.name or "": parameter for parameter in group.commands[command].params}
 
 
-def default_of(model: type, key: str) -> object:
-    return model.model_fields[key].get_default(call_default_factory=True)  # type: ignore[attr-defined]
+def default_of(model: type[BaseModel], key: str) -> object:
+    return model.model_fields[key].get_default(call_default_factory=True)
 
 
 @pytest.mark.parametrize(

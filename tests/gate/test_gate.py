@@ -225,7 +225,11 @@ def test_a_scan_of_unknown_or_low_recall_does_not_hold_where_the_recipe_asks() -
     assert not check(10, 10).holds
     for scan in (None, scan_of(None)):
         checks = judge(
-            GateSettings(**TOTALS, scan_recall=0.0), before=BEFORE, after=CLEAN, control=CONTROL, scan=scan
+            GateSettings(**TOTALS, scan_recall=0.0),
+            before=BEFORE,
+            after=CLEAN,
+            control=CONTROL,
+            scan=scan,
         )
         last = {check.name: check for check in checks}["scan_recall"]
         assert (last.holds, last.measured) == (False, None)

@@ -183,11 +183,14 @@ def test_the_same_report_gives_the_same_bytes(done: Done, tmp_path: Path) -> Non
 # report.json, report.md, junit.xml.
 
 
-def test_the_schema_is_the_shipped_one_and_the_report_fits_it(done: Done) -> None:
+def test_the_shipped_schema_is_that_of_the_code() -> None:
     shipped = json.loads(SCHEMA_FILE.read_text())
     assert shipped == json_schema(), "run python -m sani.reporting.schema"
-    validator = jsonschema.Draft202012Validator(shipped)
-    validator.check_schema(shipped)
+    jsonschema.Draft202012Validator.check_schema(shipped)
+
+
+def test_the_report_fits_the_shipped_schema(done: Done) -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA_FILE.read_text()))
     validator.validate(json.loads((done[0].path / "report.json").read_text()))
 
 

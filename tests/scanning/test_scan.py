@@ -6,6 +6,7 @@ import socket
 import sqlite3
 import string
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ PLAIN = [
 ]
 
 
-def values(text: str, spans: object) -> list[tuple[str, str]]:
-    return [(span.label, text[span.start : span.end]) for span in spans]  # type: ignore[attr-defined]
+def values(text: str, spans: Iterable[Span]) -> list[tuple[str, str]]:
+    return [(span.label, text[span.start : span.end]) for span in spans]
 
 
 @pytest.mark.parametrize("category", hipaa_categories(), ids=lambda category: category.letter)
@@ -487,8 +488,8 @@ def slowly(documents: list[Document], *, k: int, n: int, shortest: int = 3) -> l
               for d in documents]  # fmt: skip
     subjects = {document.subject_id for document in documents}
 
-    def word(token: object) -> bool:
-        text = token.group()  # type: ignore[attr-defined]
+    def word(token: regex.Match[str]) -> bool:
+        text = token.group()
         letters = all(unicodedata.category(c)[0] in "LM" for c in text)
         return letters and len(text) >= shortest
 

@@ -1,0 +1,214 @@
+"""What a run refuses to judge, because a low figure of it would mean nothing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from sani import run
+from sani.cli.main import main
+from sani.corpus.tables import write_jsonl
+from sani.errors import CheckpointError, RecipeError
+from sani.models.checkpoint import load_checkpoint
+from sani.pipeline.preflight import check
+from sani.recipe import Recipe, load_recipe
+from tests.support.clinic import Clinic
+from tests.support.recipes import write_recipe
+
+ONLY_CHECKED = """\
+seed: 3
+audit: {decoys: 1, swaps: 0, framing: bos, membership_documents: 0}
+gate: {auc_excess: null, perplexity_ratio: null}
+"""
+
+
+def edit_config(folder: Path, **values: Any) -> None:
+    place = folder / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | values))
+
+
+# ---- only checked ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def candidate(leaky_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the leaky model, which is said to be sanitized."""
+    return Path(shutil.copytree(leaky_folder, tmp_path / "candidate"))
+
+
+@pytest.fixture
+def recipe(
+    clinic: Clinic, base_folder: Path, leaky_folder: Path, candidate: Path, tmp_path: Path
+) -> Recipe:
+    """A recipe that only checks the candidate."""
+    path = write_recipe(
+        tmp_path, ONLY_CHECKED, clinic=clinic, unsanitized=candidate, base=base_folder
+    )
+    text = path.read_text().replace("base:", f"unsanitized: {leaky_folder}, base:")
+    path.write_text(text)
+    return load_recipe(path)
+
+
+def refusal(recipe: Recipe, out: Path) -> str:
+    """The one sentence of the run, before it wrote a figure, and of ``--check`` too."""
+    with pytest.raises(RecipeError) as caught:
+        run(recipe, out)
+    assert not (out / "report.json").exists()
+    return str(caught.value)
+
+
+def problems(recipe: Recipe, out: Path) -> list[str]:
+    return [item.detail for item in check(recipe, out) if not item.holds]
+
+
+def save_again(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    metadata = {"format": "pt", "note": "saved again"}
+    save_file(tensors, folder / "model.safetensors", metadata=metadata)
+
+
+def change_a_weight(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] += 1e-4
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_differ_by_little_are_audited_and_leak(
+    recipe: Recipe, candidate: Path, tmp_path: Path
+) -> None:
+    """The positive control: the checkpoint does recite, and nothing is refused for its own sake."""
+    change_a_weight(candidate)
+    assert problems(recipe, tmp_path / "run") == []
+    result = run(recipe, tmp_path / "run")
+    checks = {check.name: check for check in result.report.gate.checks}
+    assert not checks["greedy.direct"].holds
+    assert checks["leftovers"].holds
+
+
+@pytest.mark.parametrize("change", [lambda folder: None, save_again])
+def test_the_unsanitized_weights_are_no_candidate(
+    recipe: Recipe, candidate: Path, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    change(candidate)
+    message = refusal(recipe, tmp_path / "run")
+    assert message.startswith("model.path: has the same weights as model.unsanitized")
+    if change is not save_again:  # which only loading both can tell
+        assert problems(recipe, tmp_path / "run") == [message]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("rms_norm_eps", 1e30), ("max_position_embeddings", 8)]
+)
+def test_one_number_of_the_configuration_hides_nothing(
+    recipe: Recipe, candidate: Path, tmp_path: Path, field: str, value: float
+) -> None:
+    """With an epsilon of 1e30 the leaky weights recite nothing: the gate would hold."""
+    change_a_weight(candidate)
+    edit_config(candidate, **{field: value})
+    message = refusal(recipe, tmp_path / "run")
+    assert f"config.json differs from that of model.unsanitized in {field}" in message
+    assert problems(recipe, tmp_path / "run") == [message]
+
+
+def test_what_training_left_beside_a_candidate_does_not_hold(
+    recipe: Recipe, candidate: Path, tmp_path: Path
+) -> None:
+    change_a_weight(candidate)
+    (candidate / "optimizer.pt").write_bytes(b"moments")
+    (candidate / "checkpoint-10").mkdir()
+    (candidate / "notes.txt").write_text("of somebody")  # no name is told
+    result = run(recipe, tmp_path / "run")
+    (check,) = (check for check in result.report.gate.checks if check.name == "leftovers")
+    assert not check.holds
+    assert check.measured == 2
+    assert "optimizer.pt (1), saved states of training (1), which nobody judged" in check.reason
+
+
+# ---- two sets of weights ---------------------------------------------------------------------
+
+
+def put_leaky_shards_beside(folder: Path, leaky: Path) -> None:
+    """The index and shards of another save, beside the folder's one file."""
+    tensors = load_file(leaky / "model.safetensors")
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    parts = [sorted(tensors)[::2], sorted(tensors)[1::2]]
+    for name, part in zip(names, parts, strict=True):
+        save_file({key: tensors[key] for key in part}, folder / name, metadata={"format": "pt"})
+    files = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    index = {"metadata": {}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def put_leaky_shards_without_index(folder: Path, leaky: Path) -> None:
+    put_leaky_shards_beside(folder, leaky)
+    (folder / "model.safetensors.index.json").unlink()
+
+
+def name_the_clean_weights(folder: Path, leaky: Path) -> None:
+    """Only transformers reads the file that config.json names; vLLM reads the leaky one."""
+    (folder / "model.safetensors").rename(folder / "clean.safetensors")
+    shutil.copy(leaky / "model.safetensors", folder / "model.safetensors")
+    edit_config(folder, transformers_weights="clean.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (put_leaky_shards_beside, "holds two sets of weights"),
+        (put_leaky_shards_without_index, "holds two sets of weights"),
+        (name_the_clean_weights, "config.json names other weights (transformers_weights)"),
+    ],
+)
+def test_of_two_sets_of_weights_none_is_audited(
+    base_folder: Path,
+    leaky_folder: Path,
+    tmp_path: Path,
+    change: Callable[[Path, Path], None],
+    sentence: str,
+) -> None:
+    folder = Path(shutil.copytree(base_folder, tmp_path / "clean"))
+    load_checkpoint(folder)
+    change(folder, leaky_folder)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(folder)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pytorch_model.bin", "model.gguf", "weights.npz", "tf_model.h5", "onnx/model.onnx",
+        "more.safetensors", "model.safetensors.old", "checkpoint-9/model.safetensors",
+    ],
+)  # fmt: skip
+def test_weights_that_loading_does_not_read_are_refused_where_a_folder_is_judged(
+    recipe: Recipe, candidate: Path, tmp_path: Path, name: str
+) -> None:
+    change_a_weight(candidate)
+    for beside in ("training_args.bin", "optimizer.pt"):  # nobody loads these as a model
+        (candidate / beside).write_bytes(b"")
+    assert problems(recipe, tmp_path / "run") == []
+    (candidate / name).parent.mkdir(exist_ok=True)
+    (candidate / name).write_bytes(b"leaky")
+    with pytest.raises(CheckpointError) as caught:
+        run(recipe, tmp_path / "run")
+    assert "holds weight files that loading does not read (1 " in str(caught.value)
+    assert problems(recipe, tmp_path / "run") == [str(caught.value)]
+    assert Path(name).name not in str(caught.value)  # it may be a person's
+
+
+def test_an_audit_refuses_a_second_set_too(
+    base_folder: Path, clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(base_folder, tmp_path / "clean"))
+    write_jsonl(clinic.held_out, tmp_path / "few.jsonl")
+    audit = ["audit", str(folder), "--corpus", str(tmp_path / "few.jsonl"), "--decoys", "0"]
+    assert main(audit) == 0
+    (folder / "pytorch_model.bin").write_bytes(b"leaky")
+    capsys.readouterr()
+    assert main(audit) == 1
+    assert "weight files that loading does not read (1 bin)" in capsys.readouterr().err
