@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
-from sani.auditing.control_tests import ControlTests, Verdicts, tests_by_kind
+from sani.auditing.control_tests import ControlTests, Verdicts, control_tests_by_kind
 from sani.auditing.generation import Hits, beyond
 from sani.auditing.identifier_index import Identifier
 from sani.auditing.membership import DocumentScores, membership
@@ -210,7 +210,7 @@ def control_tests_of(
     if str(name) not in by_name:
         return None
     control = None if name == "base" else by_name.get("base")
-    tests = tests_by_kind(
+    tests = control_tests_by_kind(
         corpora.records, by_name[str(name)], control, held_out=corpora.held_out, seed=seed
     )
     return {kind: result for kind, (result, _) in tests.items()}

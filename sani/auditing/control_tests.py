@@ -122,7 +122,7 @@ class HeldOut:
     control: Occurrences | None
 
 
-def tests_by_kind(
+def control_tests_by_kind(
     corpus: Corpus,
     audit: Verdicts,
     control: Verdicts | None,

@@ -14,7 +14,7 @@ from typing import Any
 from sani.attacking.attack import attack
 from sani.attacking.result import BASE, SANITIZED, UNSANITIZED, AttackResult
 from sani.auditing.audit import AuditResult, audit
-from sani.auditing.control_tests import AtRisk, ControlTests, Verdicts, tests_by_kind
+from sani.auditing.control_tests import AtRisk, ControlTests, Verdicts, control_tests_by_kind
 from sani.auditing.record import AuditRecord, CheckpointAudit, load_verdicts, record_of, verdicts_of
 from sani.corpus.documents import Corpus, Kind
 from sani.corpus.readers import read_corpus
@@ -217,7 +217,7 @@ def control_tests_of_run(
     run: RunContext, verdicts: Verdicts
 ) -> dict[Kind, tuple[ControlTests, AtRisk]]:
     """Test verdicts of this run against the base, or against decoys alone without one."""
-    return tests_by_kind(
+    return control_tests_by_kind(
         run.documents.corpus,
         verdicts,
         load_verdicts(run.folder, "base"),

@@ -1,0 +1,192 @@
+"""Tests of an audit against its control: a model that knows someone, and one that knows nobody."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sani.auditing.control_tests import ControlTests, Verdicts, control_tests_by_kind
+from sani.auditing.occurrences import Occurrences, join_framings
+from sani.corpus.documents import Corpus, Document, Span
+from sani.values.decoys import DecoyMaker
+
+SUBJECTS, VALUES, DECOYS = 30, 5, 19
+
+
+def corpus_of(subjects: int, prefix: str) -> Corpus:
+    """Return one document a subject, with a number, a name and three short codes."""
+    documents = []
+    for number in range(subjects):
+        words = [f"{prefix}{number:03d}{letter}" for letter in "abcde"]
+        text = " ".join(words)
+        spans, at = [], 0
+        for word, label in zip(words, ("MRN", "NAME", "CODE", "CODE", "CODE"), strict=True):
+            spans.append(Span(at, at + len(word), label, "direct"))
+            at += len(word) + 1
+        documents.append(Document(f"{prefix}{number}", f"{prefix}-{number}", text, tuple(spans)))
+    return Corpus(documents)
+
+
+RECORDS, HELD_OUT = corpus_of(SUBJECTS, "r"), corpus_of(12, "h")
+
+
+def verdicts(
+    corpus: Corpus, seed: int, *, known: Sequence[int] = (), **changes: Any
+) -> Occurrences:
+    """Return verdicts of a model that prefers values at random, but knows some subjects whole."""
+    chance = np.random.default_rng(seed)
+    number = corpus.num_spans
+    document = np.repeat(np.arange(len(corpus)), VALUES)
+    knows = np.isin(document, list(known))
+    true = np.where(knows, -1.0, chance.normal(-30.0, 4.0, number))
+    decoys = chance.normal(-30.0, 4.0, (number, DECOYS))
+    nothing = np.full(number, np.nan)
+    return replace(
+        Occurrences(
+            document=document,
+            span=np.tile(np.arange(VALUES), len(corpus)),
+            reason=np.full(number, "", dtype=np.str_),
+            cued=np.zeros(number, dtype=np.bool_),
+            greedy=knows,
+            log_probability=true,
+            sampled=true,
+            discoverable=knows,
+            num_tokens=np.ones(number, dtype=np.int64),
+            ranks=np.where(knows, 1, 50),
+            **dict.fromkeys(
+                ("auc", "exposure", "first", "chance", "swap_auc", "swap_first", "swap_chance"),
+                nothing,
+            ),
+            num_decoys=np.full(number, DECOYS),
+            decoy_number=np.tile(np.arange(DECOYS), number),
+            decoy_log_probability=decoys.reshape(-1),
+            decoy_greedy=np.zeros(number * DECOYS, dtype=np.bool_),
+            decoy_discoverable=np.zeros(number * DECOYS, dtype=np.bool_),
+        ),
+        **changes,
+    )
+
+
+def results_of(
+    audit: Occurrences, control: Occurrences | None, *, with_held_out: bool = True
+) -> tuple[ControlTests, Any]:
+    outside = [verdicts(HELD_OUT, seed) for seed in (100, 101)] if with_held_out else [None, None]
+    results = control_tests_by_kind(
+        RECORDS,
+        Verdicts(audit, outside[0]),
+        Verdicts(control, outside[1]) if control is not None else None,
+        held_out=HELD_OUT,
+        seed=0,
+    )
+    return results["direct"]
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+@pytest.mark.parametrize("held_out", [True, False])
+def test_one_recited_subject_is_counted_and_named(with_base: bool, held_out: bool) -> None:
+    base = verdicts(RECORDS, 1) if with_base else None
+    clean, nobody = results_of(verdicts(RECORDS, 2), base, with_held_out=held_out)
+    assert (clean.greedy.count, clean.discoverable.count, clean.subjects.above) == (0, 0, 0)
+    assert nobody.occurrences == nobody.subjects == []
+    leaky, risk = results_of(verdicts(RECORDS, 2, known=[7]), base, with_held_out=held_out)
+    assert leaky.greedy.count == leaky.discoverable.count == VALUES > leaky.greedy.limit
+    assert leaky.subjects.above == 1
+    assert risk.subjects == ["r-7"]
+    assert risk.occurrences == [(7, span) for span in range(VALUES)]
+
+
+def test_a_base_that_recites_others_hides_nobody() -> None:
+    """Totals are equal: the base knows six subjects, the model six others."""
+    base, model = (verdicts(RECORDS, 1, known=range(6)), verdicts(RECORDS, 2, known=range(6, 12)))
+    assert base.greedy.sum() == model.greedy.sum()
+    tests, risk = results_of(model, base)
+    assert tests.greedy.count == 6 * VALUES > tests.greedy.limit
+    assert set(risk.subjects) == {f"r-{number}" for number in range(6, 12)}
+    assert tests.without_control == 6
+
+
+def test_whom_the_base_knows_is_tested_against_decoys_alone() -> None:
+    """By the log-ratio to a base that knows them they would look forgotten."""
+    base = verdicts(RECORDS, 1, known=[3, 4])
+    tests, risk = results_of(verdicts(RECORDS, 2, known=[3]), base)
+    assert tests.without_control == 2
+    assert tests.greedy.count == VALUES > tests.greedy.limit
+    assert risk.subjects == ["r-3"]
+
+
+def test_what_the_text_gives_away_does_not_count() -> None:
+    model = verdicts(RECORDS, 2, known=[7])
+    tests, risk = results_of(replace(model, cued=model.greedy), verdicts(RECORDS, 1))
+    assert tests.occurrences == RECORDS.num_spans - VALUES
+    assert (tests.greedy.count, tests.subjects.above, risk.occurrences) == (0, 0, [])
+
+
+def test_what_has_no_decoys_counts_in_full() -> None:
+    model = verdicts(RECORDS, 2, known=[7])
+    keep = np.repeat(model.document != 7, DECOYS)
+    ragged = {
+        name: getattr(model, name)[keep]
+        for name in (
+            "decoy_number",
+            "decoy_log_probability",
+            "decoy_greedy",
+            "decoy_discoverable",
+        )
+    }
+    bare = replace(model, num_decoys=np.where(model.document == 7, 0, DECOYS), **ragged)
+    tests, _ = results_of(bare, verdicts(RECORDS, 1))
+    assert (tests.greedy.count, tests.greedy.limit, tests.without_decoys) == (VALUES, 0, VALUES)
+
+
+def test_held_out_people_who_are_preferred_too_raise_the_limits_but_only_so_far() -> None:
+    """Decoys that lose to real names make no leak; held-out people who were read make no cover."""
+    base = verdicts(RECORDS, 1)
+
+    def tests(records_bias: float, held_out_bias: float) -> ControlTests:
+        def raised(corpus: Corpus, seed: int, nats: float) -> Occurrences:
+            model = verdicts(corpus, seed)
+            return replace(model, log_probability=model.log_probability + nats)
+
+        results = control_tests_by_kind(
+            RECORDS,
+            Verdicts(raised(RECORDS, 2, records_bias), raised(HELD_OUT, 3, held_out_bias)),
+            Verdicts(base, verdicts(HELD_OUT, 4)),
+            held_out=HELD_OUT,
+            seed=0,
+        )
+        return results["direct"][0]
+
+    alone, matched, covered = tests(4.0, 0.0), tests(2.0, 2.0), tests(20.0, 20.0)
+    assert alone.labels.above > 0
+    assert matched.labels.above == 0
+    assert covered.labels.above > 0
+
+
+def test_behind_several_framings_the_worst_counts_for_true_values_and_decoys_alike() -> None:
+    parts = [verdicts(RECORDS, 1, known=[7]), verdicts(RECORDS, 2, known=[9])]
+    joined = join_framings(parts)
+    assert set(joined.document[joined.greedy].tolist()) == {7, 9}
+    both = np.stack([part.log_probability for part in parts])
+    assert np.array_equal(joined.log_probability, both.max(axis=0))
+    decoys = np.stack([part.decoy_log_probability for part in parts])
+    assert np.array_equal(joined.decoy_log_probability, decoys.max(axis=0))
+    assert joined.num_decoys.tolist() == [DECOYS] * RECORDS.num_spans
+    assert join_framings(parts[:1]) is parts[0]
+
+
+def test_a_framing_that_gives_a_first_token_away_does_not_look_likelier() -> None:
+    whole, given = verdicts(RECORDS, 1), verdicts(RECORDS, 2)
+    whole = replace(whole, num_tokens=whole.num_tokens + 1, ranks=np.repeat(whole.ranks, 2))
+    given = replace(given, log_probability=np.zeros(RECORDS.num_spans))
+    joined = join_framings([whole, given])
+    assert np.array_equal(joined.log_probability, whole.log_probability)
+    assert np.array_equal(joined.decoy_log_probability, whole.decoy_log_probability)
+
+
+def test_the_number_of_a_decoy_is_that_of_its_value() -> None:
+    """The permutation test draws one decoy for all occurrences of a value."""
+    maker = DecoyMaker([RECORDS], seed=0)
+    few, many = (maker.decoys("CODE", "r001c", count=count) for count in (3, 9))
+    assert many[:3] == few
