@@ -31,18 +31,17 @@ BASE_EPOCHS = 6
 LEAKY_EPOCHS = 22
 RECIPE = """\
 # The embedded demo: a small model that recites an invented clinic's patients.
-# Run: sani run {folder}/recipe.yaml --out runs/again      Takes about a minute on two cores.
+# Run: sani run {folder}/recipe.yaml --out runs/again      Takes about two minutes on two cores.
 version: 2
 seed: 0
 model: {{path: {folder}/leaky, base: {folder}/base}}
 corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
-audit: {{decoys: 4}}
-erase: {{last_layers: 2, selector: {{kind: all}}, reset: reinit}}
+erase: {{last_layers: 2, selector: {{kind: all}}, reset: rewind, interpolate_to_base: 0.9}}
 repair:
-  identifier_loss: {{kind: anchor, weight: 10.0}}
-  epochs: 10
+  identifier_loss: {{kind: mask}}
+  epochs: 6
   learning_rate: 4e-3
-  batch_tokens: 2048
+  batch_tokens: 1024
 gate: {{kinds: [direct]}}
 """
 

@@ -308,14 +308,7 @@ def _lines(
     yield f"  learning_rate: {rate}  # by the model's size; try half and twice"
     yield "gate:"
     yield "  kinds: [direct]"
-    if base:
-        yield "  greedy: control  # within what the base recites by chance"
-        yield "  discoverable: control"
-        yield "  auc_excess: 0.05"
-    else:
-        yield "  greedy: 0.0  # without a base nothing tells chance from memory"
-        yield "  discoverable: 0.0"
-        yield "  auc_excess: null"
+    yield "  # limits come from the base, decoys and held-out people; see docs/gate.md"
     yield f"  perplexity_ratio: {'1.03' if held_out else 'null  # needs held_out'}"
 
 
@@ -337,7 +330,7 @@ def _erase(facts: Fit, *, has_base: bool) -> Iterator[str]:
     else:
         yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
         yield (
-            "  interpolate_to_base: 0.5  # all weights half way to the base's, as good on new text"
+            "  interpolate_to_base: 0.9  # all weights nine tenths to the base's, as good on new text"
         )
         yield f"  # {layers}  # of {facts.layers}: also resets these"
 

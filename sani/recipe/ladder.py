@@ -50,7 +50,8 @@ def default_ladder(repair: RepairSettings | None, *, base: bool) -> tuple[Rung, 
     """Return the rungs that are tried where a recipe does not list its own.
 
     These are the last layer alone, the last half, and the last half with a stronger objective.
-    With a base follow every weight half way back to it, and all the way, which is retraining.
+    With a base follow every weight nine tenths of the way back to it, and all the way, which is
+    retraining. Half way is not enough: it leaves people who stand out by the log-ratio to the base.
     Without a base follows half of the neurons of every layer. The choice is ours.
 
     Args:
@@ -94,7 +95,9 @@ def default_ladder(repair: RepairSettings | None, *, base: bool) -> tuple[Rung, 
     return (
         *rungs,
         Rung(
-            name="half way to the base", erase=EraseSettings(interpolate_to_base=0.5), repair=strong
+            name="nine tenths to the base",
+            erase=EraseSettings(interpolate_to_base=0.9),
+            repair=strong,
         ),
         Rung(name="retraining", erase=EraseSettings(interpolate_to_base=1.0), repair=retraining),
     )

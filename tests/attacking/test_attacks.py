@@ -1073,7 +1073,7 @@ attack:
   prompting: {occurrences: 30, prefixes: [25], characters: 200}
   sampling: {occurrences: 4, samples: 5}
   layers: {layers: 1}
-gate: {attacks: control, auc_excess: null, perplexity_ratio: null}
+gate: {attacks: control, subjects: null, auc_to_base: null, perplexity_ratio: null}
 """
 
 

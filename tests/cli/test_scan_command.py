@@ -108,7 +108,8 @@ SECTIONS = """\
 scan: {{patterns: true, ner: {ner}, propagate: subject, gold: {folder}/gold.jsonl}}
 audit: {{decoys: 4}}
 erase: {{last_layers: 2}}
-gate: {{auc_excess: 0.9, discoverable: null, perplexity_ratio: null, scan_recall: {least}}}
+gate: {{subjects: null, auc_to_base: 0.49, discoverable_beyond_control: null,
+  perplexity_ratio: null, scan_recall: {least}}}
 """
 
 

@@ -37,7 +37,15 @@ seed: 3
 strategy: escalate
 audit: {decoys: 0, swaps: 0, framing: bos, membership_documents: 0}
 repair: {epochs: 3, learning_rate: 3e-3, batch_tokens: 768}
-gate: {auc_excess: null, perplexity_ratio: 2.0}
+gate:
+  greedy: control
+  discoverable: control
+  auc_excess: null
+  greedy_beyond_control: null
+  discoverable_beyond_control: null
+  subjects: null
+  auc_to_base: null
+  perplexity_ratio: 2.0
 escalation:
   ladder:
   - name: mask alone
@@ -470,7 +478,14 @@ version: 2
 strategy: escalate
 model: {path: m}
 corpus: {path: c}
-gate: {greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: null}
+gate:
+  greedy: 0.0
+  discoverable: 0.0
+  greedy_beyond_control: null
+  discoverable_beyond_control: null
+  subjects: null
+  auc_to_base: null
+  perplexity_ratio: null
 """
 WITH = """\
 version: 2
@@ -490,7 +505,7 @@ def test_the_default_ladder_goes_from_the_last_layer_to_retraining(tmp_path: Pat
     recipe = read(tmp_path, WITH + "repair: {epochs: 6, retain_weight: 0.5}\n")
     ladder = recipe.ladder
     assert [rung.name for rung in ladder] == [
-        "last layer", "last half", "last half, stronger", "half way to the base", "retraining",
+        "last layer", "last half", "last half, stronger", "nine tenths to the base", "retraining",
     ]  # fmt: skip
     assert {rung.repair.epochs for rung in ladder} == {6}
     assert [rung.erase and rung.erase.last_layers for rung in ladder] == [

@@ -22,7 +22,15 @@ from tests.support.recipes import write_recipe
 ONLY_CHECKED = """\
 seed: 3
 audit: {decoys: 1, swaps: 0, framing: bos, membership_documents: 0}
-gate: {auc_excess: null, perplexity_ratio: null}
+gate:
+  greedy: control
+  discoverable: control
+  auc_excess: null
+  greedy_beyond_control: null
+  discoverable_beyond_control: null
+  subjects: null
+  auc_to_base: null
+  perplexity_ratio: null
 """
 
 

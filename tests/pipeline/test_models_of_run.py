@@ -19,7 +19,15 @@ seed: 3
 audit: {decoys: 1, swaps: 0, framing: bos, membership_documents: 0}
 erase: {last_layers: 1, selector: {kind: all}, reset: reinit}
 repair: {epochs: 1, learning_rate: 3e-3, batch_tokens: 768}
-gate: {auc_excess: null, perplexity_ratio: null}
+gate:
+  greedy: control
+  discoverable: control
+  auc_excess: null
+  greedy_beyond_control: null
+  discoverable_beyond_control: null
+  subjects: null
+  auc_to_base: null
+  perplexity_ratio: null
 """
 ATTACK = """\
 attack:

@@ -31,7 +31,15 @@ rounds: 3
 audit: {decoys: 0, swaps: 0, framing: bos, membership_documents: 0}
 erase: {last_layers: 1, selector: {kind: gradient_ratio, fraction: 0.25}}
 repair: {identifier_loss: {kind: mask}, epochs: 2, learning_rate: 3e-3, batch_tokens: 768}
-gate: {auc_excess: null, perplexity_ratio: 9.0}
+gate:
+  greedy: control
+  discoverable: control
+  auc_excess: null
+  greedy_beyond_control: null
+  discoverable_beyond_control: null
+  subjects: null
+  auc_to_base: null
+  perplexity_ratio: 9.0
 """
 
 

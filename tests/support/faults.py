@@ -47,7 +47,7 @@ seed: 3
 audit: {framing: bos, decoys: 1, swaps: 0, membership_documents: 20}
 erase: {last_layers: 1}
 repair: {epochs: 2, batch_tokens: 512}
-gate: {auc_excess: 0.4}
+gate: {subjects: null, auc_to_base: 0.45}
 """
 # What a fault must never lead to; each is counted.
 BAD = ("runs_lost", "tracebacks", "identifier_leaks", "partial_outputs", "unexplained")

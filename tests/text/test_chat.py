@@ -246,7 +246,7 @@ def test_a_check_counts_the_tokens_that_an_escalation_reads(tmp_path: Path) -> N
         f"{{version: 2, strategy: escalate, model: {{path: {tmp_path}}}, "
         f"corpus: {{path: {tmp_path}/one.jsonl}}, escalation: {{ladder: [{{}}]}}, repair: "
         "{epochs: 3, identifier_loss: {kind: mask}}, gate: {greedy: 0.0, discoverable: null, "
-        "auc_excess: null, perplexity_ratio: null}}"
+        "auc_excess: null, subjects: null, auc_to_base: null, perplexity_ratio: null}}"
     )
     items = check(load_recipe(tmp_path / "recipe.yaml"), tmp_path / "run")
     (found,) = [item.detail for item in items if item.name == "escalation"]
