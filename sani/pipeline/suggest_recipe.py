@@ -330,7 +330,7 @@ def _erase(facts: Fit, *, has_base: bool) -> Iterator[str]:
     else:
         yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
         yield (
-            "  interpolate_to_base: 0.9  # all weights nine tenths to the base's, as good on new text"
+            "  interpolate_to_base: 0.9  # nine tenths to the base, which is as good on new text"
         )
         yield f"  # {layers}  # of {facts.layers}: also resets these"
 

@@ -198,7 +198,8 @@ def test_a_resume_without_a_run_says_that_it_is_a_new_one(
     recipe.write_text(
         f"version: 2\nmodel: {{path: {leaky_folder}}}\ncorpus: {{path: {tmp_path}/nowhere.jsonl}}\n"
         "repair: {identifier_loss: {kind: mask}}\n"
-        "gate: {greedy_beyond_control: 0, subjects: null, auc_to_base: null, perplexity_ratio: null}\n"
+        "gate: {greedy_beyond_control: 0, subjects: null, auc_to_base: null,"
+        " perplexity_ratio: null}\n"
     )
     assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 1
     assert f"{out} does not exist, so there is nothing to resume" in capsys.readouterr().err

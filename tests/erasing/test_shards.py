@@ -614,7 +614,8 @@ def test_a_recipe_with_drift_and_without_a_base_is_refused(tmp_path: Path) -> No
     recipe.write_text(
         "version: 2\nmodel: {path: m}\ncorpus: {path: c}\n"
         "erase: {last_layers: 1, selector: {kind: drift, fraction: 0.5}}\n"
-        "gate: {greedy_beyond_control: 0, subjects: null, auc_to_base: null, perplexity_ratio: null}\n"
+        "gate: {greedy_beyond_control: 0, subjects: null, auc_to_base: null,"
+        " perplexity_ratio: null}\n"
     )
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe)
