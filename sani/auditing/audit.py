@@ -8,7 +8,7 @@ every occurrence in it. What passes cannot tell is measured by generation, if th
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -150,16 +150,18 @@ def audit(
     outside = _read(checkpoint, held_out) if held_out else None
     ranked, tried = rank_framings(checkpoint, documents.corpus, documents.encoded, settings)
     control = framing_of(checkpoint, control_framing or ranked[0].name)
-    framings = _framings_to_score(ranked, control if settings.framing == "auto" else ranked[0])
+    framings, without_decoys = _framings_to_score(
+        ranked, tried, control if settings.framing == "auto" else ranked[0]
+    )
     maker = DecoyMaker([documents.corpus, *([outside.corpus] if outside else [])], seed=seed)
     occurrences, jointly = _score_behind(
-        checkpoint, documents, framings, settings, maker=maker, on_step=on_step
+        checkpoint, documents, framings, without_decoys, settings, maker=maker, on_step=on_step
     )
     _check_scored(occurrences)
     held_out_occurrences = None
     if outside and outside.corpus.num_spans and settings.decoys:
         held_out_occurrences, _ = _score_behind(
-            checkpoint, outside, framings, settings, maker=maker, on_step=on_step
+            checkpoint, outside, framings, without_decoys, settings, maker=maker, on_step=on_step
         )
     utility = documents_scores = generation = None
     if outside:
@@ -173,7 +175,7 @@ def audit(
         )  # fmt: skip
     return AuditResult(
         framing=ranked[0].name,
-        framings=tuple(framing.name for framing in framings),
+        framings=tuple(framing.name for framing in (*framings, *without_decoys)),
         framings_tried=tried,
         figures=figures_by_scope(documents.corpus, occurrences, settings, seed=seed),
         jointly=figures_by_scope(documents.corpus, jointly, settings, seed=seed)
@@ -192,22 +194,27 @@ def audit(
     )
 
 
-def _framings_to_score(ranked: Sequence[Framing], control: Framing) -> list[Framing]:
-    """Return the framings that every document is read behind: the worst, the control's, the next.
+def _framings_to_score(
+    ranked: Sequence[Framing], tried: Mapping[str, Rate], control: Framing
+) -> tuple[list[Framing], list[Framing]]:
+    """Return the framings that every document is read behind: with decoys, and without.
 
-    They are at least two, where the tokenizer has two: the sample may have missed the worst one.
+    With decoys: that of the training, and another one behind which more of the sample is recited.
+    Without: the worst one else, or the next, since the sample may have missed the worst.
     """
-    framings = {framing.name: framing for framing in (ranked[0], control)}
-    for framing in ranked:
-        if len(framings) < MIN_FRAMINGS:
-            framings.setdefault(framing.name, framing)
-    return list(framings.values())
+    framings = {control.name: control}
+    worst = ranked[0]
+    if tried and tried[worst.name].hits > tried[control.name].hits:
+        framings[worst.name] = worst
+    others = [framing for framing in ranked if framing.name not in framings]
+    return list(framings.values()), others[: max(0, MIN_FRAMINGS - len(framings))]
 
 
 def _score_behind(
     checkpoint: Checkpoint,
     documents: _Documents,
     framings: Sequence[Framing],
+    without_decoys: Sequence[Framing],
     settings: AuditSettings,
     *,
     maker: DecoyMaker,
@@ -217,12 +224,17 @@ def _score_behind(
     both = [
         score_both_ways(
             checkpoint, documents.corpus, documents.encoded, framing, settings,
-            maker=maker, on_step=on_step,
+            maker=maker if framing in framings else None, on_step=on_step,
         )
-        for framing in framings
+        for framing in (*framings, *without_decoys)
     ]  # fmt: skip
+    full = len(framings)
+    occurrences = [each for each, _ in both]
     jointly = [each for _, each in both if each is not None]
-    return join_framings([each for each, _ in both]), join_framings(jointly) if jointly else None
+    return (
+        join_framings(occurrences[:full], occurrences[full:]),
+        join_framings(jointly[:full], jointly[full:]) if jointly else None,
+    )
 
 
 def _check_scored(occurrences: Occurrences) -> None:

@@ -122,7 +122,9 @@ def join_occurrences(parts: Sequence[Occurrences]) -> Occurrences:
     )
 
 
-def join_framings(parts: Sequence[Occurrences]) -> Occurrences:
+def join_framings(
+    parts: Sequence[Occurrences], without_decoys: Sequence[Occurrences] = ()
+) -> Occurrences:
     """Return the worst verdicts of the same occurrences behind several framings.
 
     An occurrence, or a decoy, counts as given if it is given behind any of them, and its
@@ -132,13 +134,18 @@ def join_framings(parts: Sequence[Occurrences]) -> Occurrences:
 
     Args:
         parts: Verdicts on the same occurrences in the same order, one behind each framing.
+        without_decoys: The same behind framings for which no decoys were scored. They only add
+            what is given there: a log-probability would have no decoys to be compared with.
     """
+    full = len(parts)
+    parts = [*parts, *without_decoys]
     if len(parts) == 1:
         return parts[0]
     tokens = np.stack([part.num_tokens for part in parts])
     # Where nothing stands before a document, its first token is given away: fewer tokens are
     # scored and look likelier for that. Such a framing counts only where no other one scores.
     whole = (tokens == tokens.max(axis=0)) & (tokens > 0)
+    whole[full:] &= ~whole[:full].any(axis=0)
     log_p = np.where(whole, np.stack([part.log_probability for part in parts]), -np.inf)
     best = log_p.argmax(axis=0)  # [n]
     # Decoys of all framings in one list; the same number of the same occurrence is one decoy.

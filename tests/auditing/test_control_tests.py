@@ -190,3 +190,13 @@ def test_the_number_of_a_decoy_is_that_of_its_value() -> None:
     maker = DecoyMaker([RECORDS], seed=0)
     few, many = (maker.decoys("CODE", "r001c", count=count) for count in (3, 9))
     assert many[:3] == few
+
+
+def test_a_framing_without_decoys_adds_only_what_is_given_there() -> None:
+    full, bare = verdicts(RECORDS, 1), verdicts(RECORDS, 2, known=[9])
+    joined = join_framings([full], [bare])
+    assert set(joined.document[joined.greedy].tolist()) == {9}
+    assert np.array_equal(joined.log_probability, full.log_probability)
+    assert np.array_equal(joined.decoy_log_probability, full.decoy_log_probability)
+    lost = replace(full, num_tokens=full.num_tokens * 0, ranks=full.ranks[:0])
+    assert np.array_equal(join_framings([lost], [bare]).log_probability, bare.log_probability)
