@@ -126,7 +126,7 @@ def _release(run: RunContext) -> Report:
         checks.append(check_leftovers(recipe.model.path))
     report = build_report(folder, recipe, corpus, checks)
     digest = after.weights_digest
-    if not (recipe.only_checks or is_current(out / "sanitized", report, weights_digest=digest)):
+    if not (recipe.only_checks or is_current(folder, report, weights_digest=digest)):
         released = run.models.latest
         if released.weights_digest() != digest:
             raise RunError(
@@ -137,8 +137,9 @@ def _release(run: RunContext) -> Report:
             released,
             out / "sanitized",
             finish=lambda staging: write_release_files(
-                staging, report, corpus, weights_digest=digest, base=recipe.model.base
+                staging, report, corpus, run=folder, weights_digest=digest, base=recipe.model.base
             ),
         )
+    folder.keep_digest("report", report.text())
     write_report(out, report)
     return report

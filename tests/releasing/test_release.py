@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from safetensors.torch import load_file, save_file
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.errors import CheckpointError
+from sani.gate import Check
+from sani.recipe import GateSettings
 from sani.releasing.identifiers_in_files import check_release, check_texts, files_not_released
 from sani.releasing.manifest import MANIFEST, SIGNATURE, sign, verify, write_manifest
 from tests.support.folders import CONFIGS, LEFTOVERS, write_source
-from tests.support.releases import REPORT, make_keys, report_of
+from tests.support.releases import CHECKS, REPORT, make_keys, report_of
 
 
 @pytest.fixture
@@ -116,6 +119,98 @@ def test_a_checkpoint_whose_gate_did_not_hold_does_not_verify(
     write_manifest(source, report_of(holds=False), weights_digest="0")
     assert main(["verify", str(source)]) == 3
     assert "The gate of the run DID NOT HOLD" in capsys.readouterr().out
+
+
+def edit_manifest(folder: Path, change: Callable[[Any], object]) -> None:
+    """Change a manifest as whoever wants another verdict would."""
+    data = json.loads((folder / MANIFEST).read_text())
+    change(data)
+    (folder / MANIFEST).write_text(json.dumps(data))
+
+
+FORGED: dict[str, tuple[Callable[[Any], object], str]] = {
+    "the verdict of checks that do not hold": (
+        lambda d: d["gate"]["checks"][2].update(measured=0.4, holds=False),
+        "The verdict is not the one that follows from its checks.",
+    ),
+    "the word of a check": (
+        lambda d: d["gate"]["checks"][2].update(measured=0.4),
+        "The check 'greedy.direct' is said to hold, and its numbers do not meet its limit.",
+    ),
+    "a lower limit that is not met": (
+        lambda d: d["gate"]["checks"][1].update(measured=0.01),
+        "The check 'positive_control.direct' is said to hold",
+    ),
+    "a figure that nobody measured": (
+        lambda d: d["gate"]["checks"][4].update(measured=None),
+        "The check 'auc.direct' is said to hold",
+    ),
+    "a check that was taken out": (
+        lambda d: d["gate"]["checks"].pop(2),
+        "There is no check 'greedy' of direct identifiers",
+    ),
+    "a positive control that was taken out": (
+        lambda d: d["gate"]["checks"].pop(1),
+        "There is no check 'positive_control'",
+    ),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_the_verdict_is_derived_again_from_the_checks(
+    released: Path, capsys: pytest.CaptureFixture[str], forged: str
+) -> None:
+    change, sentence = FORGED[forged]
+    assert main(["verify", str(released)]) == 0
+    edit_manifest(released, change)
+    assert json.loads((released / MANIFEST).read_text())["gate"]["holds"] is True
+    capsys.readouterr()
+    assert main(["verify", str(released)]) == 3
+    shown = capsys.readouterr().out
+    assert sentence in shown
+    assert "The gate of the run DID NOT HOLD" in shown
+
+
+def test_a_manifest_without_checks_is_refused(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(source, report_of(checks=[]), weights_digest="0")
+    assert main(["verify", str(source)]) == 1
+    assert "holds no check of the gate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "phrases"),
+    [
+        (GateSettings(), []),
+        (GateSettings(greedy=0.0, auc_excess=0.01, scan_recall=0.5), []),
+        (GateSettings(greedy=0.3), ["greedy is 0.3, by default control"]),
+        (
+            GateSettings(discoverable=None, auc_excess=0.4),
+            [
+                "discoverable is no limit, by default control",
+                "auc_excess is 0.4, by default 0.05",
+            ],
+        ),
+        (GateSettings(kinds=("indirect",)), ["kinds is indirect, by default direct"]),
+        (GateSettings(kinds=("direct", "indirect")), []),
+        (
+            GateSettings(perplexity_ratio=None),
+            ["perplexity_ratio is no limit, by default 1.03"],
+        ),
+    ],
+)
+def test_limits_weaker_than_the_defaults_are_told(
+    source: Path, capsys: pytest.CaptureFixture[str], settings: GateSettings, phrases: list[str]
+) -> None:
+    checks = [*CHECKS, Check("scan_recall", 0.9, 0.5, True, "", at_least=True)]
+    checks += [replace(c, name=c.name.replace("direct", "indirect")) for c in CHECKS[1:5]]
+    write_manifest(source, report_of(settings=settings, checks=checks), weights_digest="0")
+    assert verify(source).weaker_limits == tuple(phrases)
+    assert main(["verify", str(source)]) == 0
+    shown = capsys.readouterr().out
+    assert ("Limits weaker than the defaults: " in shown) == bool(phrases)
+    assert all(phrase in " ".join(shown.split()) for phrase in phrases)
 
 
 @pytest.mark.parametrize(
