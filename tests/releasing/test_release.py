@@ -1,5 +1,6 @@
 """What is released: verified byte by byte, signed with one's own key, and nobody's name in it."""
 
+import base64
 import json
 import os
 import shutil
@@ -313,6 +314,8 @@ def test_a_key_may_have_a_password_and_a_bad_key_is_one_sentence(
 
 NAME, NUMBER, SHORT, AGE, PLACE = "Kowalczyk Łucja", "4471-99-X", "Ann", "41 years", "London"
 
+PHONE, SURNAME, LONG, ZEROS = "+44 20 7946 0958", "Wojciechowska", "9034471", "0044719930"
+
 
 def corpus() -> Corpus:
     text = f"{NAME} {NUMBER} {SHORT} {AGE} {PLACE}"
@@ -321,7 +324,14 @@ def corpus() -> Corpus:
     spans = [
         Span(text.index(value), text.index(value) + len(value), "X", kind) for value, kind in values
     ]
-    return Corpus([Document("note-90125", "32000", text, tuple(spans))])
+    other = f"{PHONE} {SURNAME}"
+    marks = (Span(0, len(PHONE), "X"), Span(len(PHONE) + 1, len(other), "X"))
+    return Corpus(
+        [
+            Document("note-90125", "32000", text, tuple(spans)),
+            Document(LONG, ZEROS, other, marks),
+        ]
+    )
 
 
 def edit(name: str, **fields: object) -> Any:
@@ -381,6 +391,40 @@ LEAKS = {
         b"\x0a\x12\x0a\x0bq" + NUMBER.encode() + b"q\x15"
     ),
     "the weights' metadata": with_metadata(f"trained on {NAME}"),
+    "a number with a point": edit("config.json", cohort=9034471.0),
+    "a number without its zeros": edit("config.json", cohort=44719930),
+    "a negative number": edit("generation_config.json", cohort=-9034471),
+    "a size that no model of this type has": edit("config.json", patient_size=9034471),
+    "a size that is too long for one": edit("config.json", max_position_embeddings=9034471),
+    "within sizes": edit("config.json", rope_parameters={"note": [9034471]}),
+    "a number of the tokenizer": edit_tokenizer(lambda d: d.update(truncation={"x": 9034471})),
+    "digits grouped otherwise": edit("config.json", task="cohort 9 034 471"),
+    "a telephone number without blanks": edit("config.json", task="call +44-2079460958!"),
+    "blanks instead of hyphens": edit("config.json", task="see 4471 99 X"),
+    "other hyphens": edit("config.json", task="see 4471\u201199\u2012X"),
+    "no hyphens": edit("config.json", task="see 447199X"),
+    "underscores": edit("config.json", task="tuned_for_kowalczyk_\u0142ucja_2"),
+    "a hyphen between names": edit("config.json", task="Kowalczyk-\u0141ucja"),
+    "the other order of names": edit("config.json", task="by \u0141ucja Kowalczyk"),
+    "the order of lists": edit("config.json", task="by \u0141UCJA, KOWALCZYK"),
+    "base64": edit("config.json", task=base64.b64encode(f"of {NAME}".encode()).decode()),
+    "base64 within other signs": edit(
+        "config.json", task="x/" + base64.urlsafe_b64encode(f"{NUMBER}, {NAME}".encode()).decode()
+    ),
+    "base64 twice": edit(
+        "config.json", task=base64.b64encode(base64.b64encode(NAME.encode())).decode()
+    ),
+    "base64 of the normalizer": edit_tokenizer(
+        lambda d: d.update(normalizer={"map": base64.b64encode(SURNAME.encode()).decode()})
+    ),
+    "a rule of the normalizer": edit_tokenizer(
+        lambda d: d.update(normalizer={"pattern": {"String": SURNAME}, "content": ""})
+    ),
+    "a line of vocab.txt": text("vocab.txt", f"[UNK]\n##{NUMBER}\n"),
+    "the only line of vocab.txt": text("vocab.txt", LONG),
+    "a word as bytes": edit_tokenizer(
+        lambda d: d["model"]["vocab"].update({"Kowalczyk\u0120\u00c5\u0123ucja": 9})
+    ),
     "the index": edit("model.safetensors.index.json", metadata={"note": NUMBER}),
 }  # fmt: skip
 
@@ -391,7 +435,7 @@ def test_an_identifier_is_found_wherever_it_hides(source: Path, place: str) -> N
     LEAKS[place](source)
     with pytest.raises(CheckpointError, match=r"holds [12] identifiers or ids of the corpus") as e:
         check_texts(source, corpus())
-    assert not [s for s in (NAME, NUMBER, AGE, "90125", "32000") if s in str(e.value)]
+    assert not [s for s in (NAME, NUMBER, AGE, "90125", "32000", LONG) if s in str(e.value)]
 
 
 HARMLESS = {
@@ -399,6 +443,14 @@ HARMLESS = {
     "a short name": edit("config.json", task=SHORT),
     "an indirect word": edit("config.json", task=PLACE),
     "a size": edit("config.json", vocab_size=32000, rope_parameters={"x": 32000}),
+    "sizes that are long and round": edit(
+        "config.json", max_position_embeddings=10485760, rope_parameters={"rope_theta": 5e6}
+    ),
+    "a surname in the vocabulary": edit_tokenizer(
+        lambda d: d["model"]["vocab"].update({SURNAME: 9})
+    ),
+    "a longer number": edit("config.json", task="19034471 90344710"),
+    "digits of two strings": edit("config.json", a=["9034", "471"]),
     "a token's number": edit("tokenizer_config.json", added_tokens_decoder={"32000": {}}),
     "a token's number in the vocabulary": edit_tokenizer(
         lambda d: d["model"]["vocab"].update({"a": 32000})
