@@ -27,6 +27,7 @@ from sani.errors import RunError
 from sani.machine import distributed
 
 RECIPE = "recipe.resolved.yaml"
+DIGESTS = "results.json"  # in private/: the digest of every result file
 _RESUME = "free space and --resume"
 _Arrays = TypeVar("_Arrays")
 _Record = TypeVar("_Record")
@@ -54,7 +55,11 @@ class RunFolder:
 
     def _read(self, stage: str) -> str | None:
         path = self.path / f"{stage}.json"
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        if not path.is_file():
+            return None
+        text = path.read_text(encoding="utf-8")
+        check_result(self.path, stage, text, required=True)
+        return text
 
     def load_as(self, stage: str, kind: type[_Record]) -> _Record | None:
         """Return a finished stage's result as a typed record, or None if it is not finished.
@@ -92,8 +97,25 @@ class RunFolder:
 
     def save(self, stage: str, data: Any) -> None:
         """Write a stage's result; this finishes the stage."""
-        text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
-        distributed.on_main(lambda: write_text(self.path / f"{stage}.json", text + "\n"))
+        text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+        distributed.on_main(lambda: self._save(stage, text))
+
+    def _save(self, stage: str, text: str) -> None:
+        self.keep_digest(stage, text)
+        write_text(self.path / f"{stage}.json", text, advice=_RESUME)
+
+    def keep_digest(self, stage: str, text: str) -> None:
+        """Keep the digest of a result file that is about to be written, in the private part.
+
+        Whoever may change the result file need not be able to change ``private/``. The digest of
+        the file that stands there is kept too, since this process may end between both writes.
+        """
+        known = _kept_digests(self.path)
+        if known.get(stage, [])[:1] == [_sha256(text)]:
+            return
+        before = known.get(stage, [])[:1] if (self.path / f"{stage}.json").is_file() else []
+        known[stage] = [_sha256(text), *before]
+        write_text(self.private / DIGESTS, json.dumps(known, indent=1) + "\n", advice=_RESUME)
 
     def save_arrays(self, name: str, arrays: Any) -> None:
         """Write a dataclass of arrays (an audit's verdicts one by one) into the private part."""
@@ -152,6 +174,39 @@ class RunFolder:
             with new_file(path, mode=0o600, advice=_RESUME) as partial:
                 partial.write_bytes(secrets.token_bytes(32))
         return path.read_bytes()
+
+
+def check_result(run: Path, stage: str, text: str, *, required: bool = False) -> None:
+    """Refuse a result file that is not as its run wrote it.
+
+    Args:
+        run: The run folder.
+        stage: Name of the file, without ``.json``.
+        text: What the file holds.
+        required: Refuse it too if no digest of it is kept in ``private/``.
+
+    Raises:
+        RunError: If its digest is another than the one that the run kept.
+    """
+    kept = _kept_digests(run).get(stage)
+    if _sha256(text) not in (kept or []) and (required or kept is not None):
+        raise RunError(
+            f"{run / f'{stage}.json'} is not as this run wrote it: its digest differs from the one "
+            "that private/ keeps; put the file back, or start again in another --out"
+        )
+
+
+def _kept_digests(run: Path) -> dict[str, list[str]]:
+    """Return the digests of a run's result files by stage; none where they cannot be read."""
+    try:
+        kept = json.loads((run / "private" / DIGESTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from sani.attacking.context import AttackContext, Outcome, cut, one_by_one
 from sani.corpus.documents import Corpus, Document, Place, Span
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import PromptingSettings
+from sani.text.templates import render_chat
 
 # Text in the place of the text of the identifier's own line.
 HEADINGS = {
@@ -154,10 +155,7 @@ class PromptMaker:
         head, line_text = self._cut(document.text[:line]), document.text[line : span.start]
         if getattr(self._tokenizer, "chat_template", None):
             turn = [{"role": "user", "content": ORDER + head}]
-            chat: str = self._tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True
-            )
-            return chat + line_text
+            return render_chat(self._tokenizer, turn, generation=True) + line_text
         return ORDER + head + line_text
 
     def behind_other_subjects(self, document: Document, span: Span) -> str:

@@ -95,6 +95,10 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         AuditError: If the file cannot be read or holds no prompt.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise AuditError(
+            f"audit.generation.file {path} is a pipe or a device, which may never end; give a file"
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

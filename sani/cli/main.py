@@ -17,6 +17,7 @@ import typer
 
 from sani import __version__
 from sani.cli import console, documents, measures, release, run, setup, stages
+from sani.cli.deadline import deadline_after_sigterm
 from sani.cli.errors import INTERRUPTED, handled_signals, report_error, report_interrupt
 from sani.machine import distributed
 
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     # Threads that spin while they wait cost a shared machine up to ten times the work itself.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with handled_signals():
+    with deadline_after_sigterm(until_exit=arguments is None), handled_signals():
         try:
             code = app(args=arguments, standalone_mode=False)
             if code != INTERRUPTED:

@@ -40,12 +40,12 @@ def report(
     if compare:
         _compare_runs(runs[0], runs[1], as_json=as_json)
         return
-    from sani.reporting.report import write_report
+    from sani.reporting.report import write_pages
     from sani.reporting.schema import read_report
 
     folder = runs[0]
     report = read_report(folder)
-    write_report(folder, report)
+    write_pages(folder, report)
     console.show_json(report.to_json()) if as_json else show_report(report, folder)
     if reveal:
         _reveal(folder)
@@ -122,7 +122,10 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Hash a released checkpoint again. The exit code is 3 if it differs from its manifest."""
+    """Hash a released checkpoint again, and derive its verdict from the manifest's checks.
+
+    The exit code is 3 if a file differs from the manifest, or the gate does not hold.
+    """
     from dataclasses import asdict
 
     from sani.releasing.manifest import verify as verify_folder
@@ -139,8 +142,13 @@ def verify(
             f"{len(result.missing)} missing, {len(result.changed)} changed. "
             f"Signature: {result.signature}"
             f"{NOT_SIGNED if result.signature in ('none', 'not checked') else ''}. "
-            f"The gate of the run {'held' if result.gate_holds else 'DID NOT HOLD'}."
+            f"The gate of the run {'held' if result.gate_holds else 'DID NOT HOLD'}. "
+            f"The run's report: {result.report}."
         )
+        for problem in result.problems:
+            console.show(problem)
+        if result.weaker_limits:
+            console.show(f"Limits weaker than the defaults: {'; '.join(result.weaker_limits)}.")
     raise typer.Exit(0 if result.holds else GATE_FAILED)
 
 

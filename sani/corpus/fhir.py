@@ -14,12 +14,12 @@ from email.message import Message
 from pathlib import Path
 
 from sani.corpus.records import RecordError, Row, Rows, type_name
-from sani.corpus.tables import read_jsonl
+from sani.corpus.tables import DEFAULT_LIMITS, SizeLimits, read_jsonl
 
 
-def read_fhir(path: Path) -> Rows:
+def read_fhir(path: Path, limits: SizeLimits = DEFAULT_LIMITS) -> Rows:
     """Read one resource a line; blank lines are skipped."""
-    for place, row in read_jsonl(path):
+    for place, row in read_jsonl(path, limits):
         if isinstance(row, RecordError):
             yield place, row
             continue

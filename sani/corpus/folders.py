@@ -183,6 +183,8 @@ def _place(folder: Path, suffix: str, *, number: int, count: int) -> str:
 
 def _read_text(path: Path) -> str:
     """Read a file as text, line ends and byte-order mark as they are."""
+    if not (path.is_file() or path.is_dir() or not path.exists()):
+        raise RecordError("it is no regular file but a pipe, a socket or a device; remove it")
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:

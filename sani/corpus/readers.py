@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,22 +17,28 @@ from sani.corpus.documents import KINDS, Corpus, Document, Kind
 from sani.corpus.fhir import holds_fhir, read_fhir
 from sani.corpus.folders import list_files, read_brat, read_i2b2, read_text_folder
 from sani.corpus.records import RecordError, Rows, marks, to_document
-from sani.corpus.tables import COMPRESSED, read_arrow, read_csv, read_jsonl, read_parquet
+from sani.corpus.tables import (
+    COMPRESSED,
+    DEFAULT_LIMITS,
+    SizeLimits,
+    read_arrow,
+    read_csv,
+    read_jsonl,
+    read_parquet,
+)
 from sani.errors import CorpusError
 
 Format = Literal["jsonl", "parquet", "csv", "arrow", "i2b2", "brat", "fhir", "text"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 
-_READERS: dict[Format, Callable[[Path], Rows]] = {
+_FILE_READERS: dict[Format, Callable[[Path, SizeLimits], Rows]] = {
     "jsonl": read_jsonl,
     "parquet": read_parquet,
     "csv": read_csv,
     "arrow": read_arrow,
-    "i2b2": read_i2b2,
-    "brat": read_brat,
     "fhir": read_fhir,
-    "text": read_text_folder,
 }
+_FOLDER_READERS: dict[Format, Callable[[Path], Rows]] = {"i2b2": read_i2b2, "brat": read_brat}
 _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -53,6 +58,7 @@ def read_corpus(
     limit: int | None = None,
     kinds: Mapping[str, Kind] | None = None,
     subject_pattern: str | None = None,
+    limits: SizeLimits = DEFAULT_LIMITS,
 ) -> Corpus:
     """Read all documents of a corpus, or its first ones, and check every one.
 
@@ -67,6 +73,7 @@ def read_corpus(
         limit: How many documents to read, at least 1; the rest is not checked. None means all.
         kinds: Kind of each label; only used for spans that name none themselves.
         subject_pattern: Finds the subject in a plain text file's path; see `read_text_folder`.
+        limits: Sizes of a line and of a decompressed file beyond which the corpus is refused.
 
     Raises:
         CorpusError: If it cannot be read, holds no document, or any document is wrong; the
@@ -81,12 +88,15 @@ def read_corpus(
     failure = None
     try:
         format = _resolve_format(path, format)
-        reader = _READERS[format]
-        if subject_pattern is not None:
-            if format != "text":
-                raise CorpusError(f"{path}: a subject pattern is for the format text, not {format}")
-            reader = partial(read_text_folder, subject_pattern=subject_pattern)
-        documents, problems = _collect(reader(path), limit=limit, kinds=kinds)
+        if subject_pattern is not None and format != "text":
+            raise CorpusError(f"{path}: a subject pattern is for the format text, not {format}")
+        if format == "text":
+            rows = read_text_folder(path, subject_pattern=subject_pattern)
+        elif format in _FOLDER_READERS:
+            rows = _FOLDER_READERS[format](path)
+        else:
+            rows = _FILE_READERS[format](path, limits)
+        documents, problems = _collect(rows, limit=limit, kinds=kinds)
     except OSError as error:  # its text would name a file
         failure = error.strerror or "input/output error"
     if failure:
@@ -108,6 +118,11 @@ def _resolve_format(path: Path, format: Format | None) -> Format:
         return _resolve_folder(path, format)
     if format in _FOLDER_FORMATS:
         raise CorpusError(f"{path}: it is a file; the format {format} is read from a folder")
+    if not path.is_file():
+        raise CorpusError(
+            f"{path}: it is no regular file but a pipe, a socket or a device, which may never end; "
+            "write its content to a file first"
+        )
     name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
     suffix = name.suffix.lower()
     if path != name and (format or _SUFFIXES.get(suffix)) in ("parquet", "arrow"):
@@ -118,10 +133,9 @@ def _resolve_format(path: Path, format: Format | None) -> Format:
             f"{' or '.join(COMPRESSED)} after it where it is text, or the format given as one of "
             f"{', '.join(FORMATS)}"
         )
-    if path.is_file():
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise CorpusError(f"{path}: the file is empty; expected at least one document")
+    with path.open("rb") as file:
+        if not file.read(1):
+            raise CorpusError(f"{path}: the file is empty; expected at least one document")
     if format is None and suffix == ".ndjson" and holds_fhir(path):
         return "fhir"
     return format or _SUFFIXES[suffix]

@@ -19,7 +19,7 @@ import os
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,17 +42,62 @@ _ARROW_FILE_HEAD = b"ARROW1"
 _ARROW_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
-def read_jsonl(path: Path) -> Rows:
+@dataclass(frozen=True)
+class SizeLimits:
+    """Sizes beyond which a file is refused: a small compressed file may hold a huge one.
+
+    Attributes:
+        line: Longest line, or cell over several lines, in MiB.
+        decompressed: Largest content of a file that is compressed, in MiB.
+    """
+
+    line: int = 64
+    decompressed: int = 4096
+
+
+DEFAULT_LIMITS = SizeLimits()
+_MIB = 2**20
+
+
+def read_jsonl(path: Path, limits: SizeLimits = DEFAULT_LIMITS) -> Rows:
     """Read one JSON object a line; blank lines are skipped."""
     with _open(path) as file:
-        for number, raw in enumerate(file, start=1):
-            try:
+        lines = enumerate(_raw_lines(file, path, limits), start=1)
+        number = 0
+        try:
+            for number, raw in lines:
+                if raw in (b"\n", b"\r\n"):
+                    continue
                 line = _decode(raw, first=number == 1).rstrip("\r\n")
-            except RecordError as problem:
-                yield f"line {number}", problem
-                return
-            if line.strip(" \t"):
-                yield f"line {number}", _json_row(line)
+                if line.strip(" \t"):
+                    yield f"line {number}", _json_row(line)
+        except _TooLargeError as problem:
+            yield f"line {number + 1}", problem
+        except RecordError as problem:
+            yield f"line {number}", problem
+
+
+class _TooLargeError(RecordError):
+    """A line or a decompressed file beyond its limit."""
+
+
+def _raw_lines(file: BinaryIO, path: Path, limits: SizeLimits) -> Iterator[bytes]:
+    """Yield the lines of a file, which are read no further than its limits."""
+    longest, left = limits.line * _MIB, limits.decompressed * _MIB
+    is_compressed = path.suffix.lower() in COMPRESSED
+    while raw := file.readline(longest + 1):
+        if len(raw) > longest:
+            raise _TooLargeError(
+                f"the line is longer than {limits.line} MiB; is a line break missing? "
+                "corpus.max_line_mib in the recipe raises the limit"
+            )
+        left -= len(raw)
+        if is_compressed and left < 0:
+            raise _TooLargeError(
+                f"the file holds more than {limits.decompressed} MiB once it is decompressed; "
+                "decompress it first, or raise corpus.max_decompressed_mib in the recipe"
+            )
+        yield raw
 
 
 def _open(path: Path) -> BinaryIO:
@@ -153,22 +198,27 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return value
 
 
-def read_csv(path: Path) -> Rows:
+def read_csv(path: Path, limits: SizeLimits = DEFAULT_LIMITS) -> Rows:
     """Read comma-separated values with a header; ``spans`` is a JSON list in a cell.
 
     A cell may hold line breaks within quotes; a record is named by the line it starts on.
     """
     # The limit is one for the whole process; the standard 128 KiB is too short for a long note.
-    before = csv.field_size_limit(_LONGEST_FIELD)
+    before = csv.field_size_limit(min(limits.line * _MIB, _LONGEST_FIELD))
     reader = None
     try:
         with _open(path) as file:
-            reader = csv.reader(_decoded_lines(file), strict=True)
+            reader = csv.reader(_decoded_lines(_raw_lines(file, path, limits)), strict=True)
             header = next(reader, [])
             yield from _csv_rows(reader, header)
-    except csv.Error:
+    except csv.Error as error:
         where = f"line {reader.line_num}" if reader else ""
         message = "the quoting is broken; double a quote within quotes and close every quote"
+        if "field limit" in str(error):
+            message = (
+                f"a cell is longer than {limits.line} MiB; is a quote never closed? "
+                "corpus.max_line_mib in the recipe raises the limit"
+            )
         yield where, RecordError(message)
     except RecordError as problem:
         yield f"line {reader.line_num + 1 if reader else 1}", problem
@@ -176,9 +226,9 @@ def read_csv(path: Path) -> Rows:
         csv.field_size_limit(before)
 
 
-def _decoded_lines(file: BinaryIO) -> Iterator[str]:
+def _decoded_lines(lines: Iterable[bytes]) -> Iterator[str]:
     """Yield lines with their ends as they are, so that cells keep theirs."""
-    for number, raw in enumerate(file, start=1):
+    for number, raw in enumerate(lines, start=1):
         yield _decode(raw, first=number == 1)
 
 
@@ -230,23 +280,29 @@ def _check_header(names: Sequence[str], what: str) -> None:
         )
 
 
-def read_parquet(path: Path) -> Rows:
+def read_parquet(path: Path, limits: SizeLimits = DEFAULT_LIMITS) -> Rows:
     """Read a Parquet file; ``spans`` is a list of structs."""
-    return _read_columns(path, "parquet")
+    return _read_columns(path, "parquet", limits)
 
 
-def read_arrow(path: Path) -> Rows:
+def read_arrow(path: Path, limits: SizeLimits = DEFAULT_LIMITS) -> Rows:
     """Read an Arrow IPC stream or file; ``spans`` is a list of structs."""
-    return _read_columns(path, "arrow")
+    return _read_columns(path, "arrow", limits)
 
 
-def _read_columns(path: Path, builder: str) -> Rows:
+def _read_columns(path: Path, builder: str, limits: SizeLimits) -> Rows:
     """Read the rows of a columnar file, streamed, with nothing kept outside a temporary folder."""
-    number = 0
+    number, left = 0, limits.decompressed * _MIB
     with tempfile.TemporaryDirectory() as folder, _silenced_datasets():
         try:
             for table in _tables(path, builder, folder=folder):
                 _check_header(table.column_names, "the table")
+                left -= table.nbytes
+                if left < 0:
+                    raise RecordError(
+                        f"the file holds more than {limits.decompressed} MiB once it is "
+                        "decompressed; raise corpus.max_decompressed_mib in the recipe"
+                    )
                 names = [name for name in COLUMNS if name in table.column_names]
                 columns = {name: table.column(name) for name in names}
                 for index in range(table.num_rows):

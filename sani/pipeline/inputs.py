@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from sani.auditing.prompts import read_prompts
 from sani.corpus.documents import Corpus, Kind
 from sani.corpus.readers import read_corpus
+from sani.corpus.tables import DEFAULT_LIMITS, SizeLimits
 from sani.errors import RecipeError, RepairError
 from sani.models.checkpoint import Checkpoint
 from sani.models.configurations import numerical_difference
 from sani.models.folder import ModelFolder, open_folder
 from sani.models.weight_files import check_only_weights
-from sani.recipe import AttackSettings, ModelSettings, Recipe
+from sani.recipe import AttackSettings, CorpusSettings, ModelSettings, Recipe
 from sani.repairing.checks import check_settings
 
 KINDS_OF_MODELS = {
@@ -73,7 +74,8 @@ def read_documents(recipe: Recipe) -> Documents:
     documents = read_corpora(recipe)
     if recipe.attack is None:
         return documents
-    return replace(documents, neighbours=read_neighbours(recipe.attack))
+    neighbours = read_neighbours(recipe.attack, limits=size_limits(recipe.corpus))
+    return replace(documents, neighbours=neighbours)
 
 
 def read_corpora(recipe: Recipe) -> Documents:
@@ -90,16 +92,31 @@ def read_corpora(recipe: Recipe) -> Documents:
         limit=settings.limit,
         kinds=settings.kinds,
         subject_pattern=settings.subject_pattern,
+        limits=size_limits(settings),
     )
+
+    def others(name: str, path: Path | None) -> Corpus | None:
+        return read_others(name, path, corpus, kinds=settings.kinds, limits=size_limits(settings))
+
     return Documents(
         corpus,
-        read_others("corpus.held_out", settings.held_out, corpus, kinds=settings.kinds),
-        read_others("corpus.pretraining", settings.pretraining, corpus, kinds=settings.kinds),
+        others("corpus.held_out", settings.held_out),
+        others("corpus.pretraining", settings.pretraining),
     )
+
+
+def size_limits(settings: CorpusSettings) -> SizeLimits:
+    """Return the sizes beyond which a file of documents is refused."""
+    return SizeLimits(settings.max_line_mib, settings.max_decompressed_mib)
 
 
 def read_others(
-    name: str, path: Path | None, corpus: Corpus, *, kinds: Mapping[str, Kind] | None = None
+    name: str,
+    path: Path | None,
+    corpus: Corpus,
+    *,
+    kinds: Mapping[str, Kind] | None = None,
+    limits: SizeLimits = DEFAULT_LIMITS,
 ) -> Corpus | None:
     """Read documents that must not be part of the corpus; return None without a path.
 
@@ -108,6 +125,7 @@ def read_others(
         path: The file.
         corpus: The corpus.
         kinds: Kind of identifier by label.
+        limits: Sizes beyond which the file is refused.
 
     Raises:
         CorpusError: If they cannot be read.
@@ -115,7 +133,7 @@ def read_others(
     """
     if path is None:
         return None
-    others = read_corpus(path, kinds=kinds)
+    others = read_corpus(path, kinds=kinds, limits=limits)
     texts = {document.text for document in corpus}
     shared = sum(document.text in texts for document in others)
     if shared:
@@ -126,12 +144,14 @@ def read_others(
     return others
 
 
-def read_neighbours(settings: AttackSettings) -> Corpus | None:
+def read_neighbours(
+    settings: AttackSettings, *, limits: SizeLimits = DEFAULT_LIMITS
+) -> Corpus | None:
     """Read the other documents that `attack.neighbours` names; return None if it names none."""
     neighbours = settings.neighbours
     if neighbours is None or neighbours.documents is None:
         return None
-    return read_corpus(neighbours.documents)
+    return read_corpus(neighbours.documents, limits=limits)
 
 
 @dataclass(frozen=True)

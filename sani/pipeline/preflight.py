@@ -31,6 +31,7 @@ from sani.pipeline.inputs import (
     check_kind,
     read_corpora,
     read_neighbours,
+    size_limits,
 )
 from sani.recipe import AttackSettings, EraseSettings, EscalationSettings, Recipe, Rung
 from sani.releasing.identifiers_in_files import files_not_released
@@ -155,7 +156,9 @@ def _corpus(inputs: _Inputs) -> str:
     if recipe.scan.detects:
         load_detector(detector_settings(recipe.scan))
         if recipe.scan.gold is not None:
-            read_corpus(recipe.scan.gold, kinds=recipe.corpus.kinds)
+            read_corpus(
+                recipe.scan.gold, kinds=recipe.corpus.kinds, limits=size_limits(recipe.corpus)
+            )
         spans = corpus.num_spans
         return f"{len(corpus)} documents{num_held_out}, {spans} occurrences before the scan"
     inventory = take_inventory(corpus)

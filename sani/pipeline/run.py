@@ -132,7 +132,7 @@ def _release(run: RunContext) -> Report:
     held_out = run.documents.held_out
     report = build_report(folder, recipe, corpus, checks, held_out=held_out)
     digest = after.weights_digest
-    if not (recipe.only_checks or is_current(out / "sanitized", report, weights_digest=digest)):
+    if not (recipe.only_checks or is_current(folder, report, weights_digest=digest)):
         released = run.models.latest
         if released.weights_digest() != digest:
             raise RunError(
@@ -143,9 +143,10 @@ def _release(run: RunContext) -> Report:
             released,
             out / "sanitized",
             finish=lambda staging: write_release_files(
-                staging, report, corpus, weights_digest=digest, base=recipe.model.base
+                staging, report, corpus, run=folder, weights_digest=digest, base=recipe.model.base
             ),
         )
+    folder.keep_digest("report", report.text())
     write_report(out, report)
     return report
 

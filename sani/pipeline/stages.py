@@ -25,7 +25,7 @@ from sani.machine import distributed
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import Checkpoint
 from sani.pipeline.context import RunContext
-from sani.pipeline.inputs import Documents
+from sani.pipeline.inputs import Documents, size_limits
 from sani.recipe import (
     AttackSettings,
     AuditSettings,
@@ -86,7 +86,9 @@ def scan_documents(
     if finished:  # the detectors were measured when the run began
         settings = settings.model_copy(update={"gold": None})
     elif settings.gold is not None:
-        gold = read_corpus(settings.gold, kinds=recipe.corpus.kinds)
+        gold = read_corpus(
+            settings.gold, kinds=recipe.corpus.kinds, limits=size_limits(recipe.corpus)
+        )
     result = scan(documents.corpus, settings, gold=gold, cache_folder=cache, on_step=on_step)
     if settings.detects and held_out is not None:
         without_indirect = settings.model_copy(update={"indirect": None})

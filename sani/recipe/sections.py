@@ -40,6 +40,12 @@ class CorpusSettings(Settings):
         None, description="label -> direct or indirect, for formats that do not say"
     )
     limit: int | None = Field(None, ge=1, description="read only this many documents")
+    max_line_mib: int = Field(
+        64, ge=1, le=2047, description="maximum length of a line or a cell, in MiB"
+    )
+    max_decompressed_mib: int = Field(
+        4096, ge=1, description="maximum size of a compressed file's content, in MiB"
+    )
     held_out: Path | None = Field(
         None,
         description="documents the checkpoint was not trained on; they measure utility and "

@@ -14,15 +14,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import ahocorasick
 from safetensors import SafetensorError, safe_open
 
 from sani.corpus.documents import ANNOTATION, KINDS, TERM_SOURCE, Corpus, Kind
 from sani.errors import CheckpointError
 from sani.models.folder import ADAPTER_FILES, CONFIG_FILES, TOKENIZER_FILES, is_adapter
+from sani.releasing.spellings import SHORTEST, Spellings
 from sani.text.folding import fold_text
 
-SHORTEST = 5
+LONG_NUMBER = 10**6  # sizes of models have fewer digits, or are round
 INDEX = "model.safetensors.index.json"
 # Files that hold a vocabulary: a surname may be a word of any tokenizer, a record number may not.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
@@ -42,7 +42,7 @@ ADDED_TOKENS = {
 SIZES = re.compile(
     r"(^n_inner|_token_ids?|_size|_dim|_positions?|_embeddings|_length|_window|_theta|_parameters)$"
 )
-BETWEEN = "\0"  # stands between strings that are searched as one text
+TOKENIZER_SIZES = ("model_max_length", "max_length")
 # What training leaves beside a model, by pattern; anything else is counted without its name,
 # which may be a patient's.
 LEFTOVERS = {
@@ -100,7 +100,8 @@ def check_texts(
 
     Looks into the tokenizer's and the configuration's files and the metadata of safetensors for
     direct identifiers, document ids and subject ids of `SHORTEST` characters or more, as words of
-    their own; for indirect ones if they hold a digit or a blank. In vocabularies only direct ones
+    their own and in every spelling of `sani.releasing.spellings`; for indirect ones if they hold a
+    digit or a blank. Numbers count too, unless they are sizes. In vocabularies only direct ones
     with a digit or a blank count, and none that the base's vocabulary has; in added tokens, all
     direct ones, anywhere. Words without digit or blank that only a detector took for a name are
     looked for in the added tokens alone: it takes ordinary words for names too, and a release
@@ -118,25 +119,37 @@ def check_texts(
     """
     secrets = _Secrets(corpus)
     for name in (*TOKENIZER_FILES, *CONFIG_FILES, INDEX, *also):
-        if not (folder / name).is_file():
-            continue
-        if name in BINARY_VOCABULARIES:
-            pieces = (folder / name).read_bytes().decode(errors="ignore").replace("▁", " ")
-            leaked = _standing(secrets.telling, [pieces], whole_words=False)
-        elif name in VOCABULARIES:
-            public = set(_vocabulary(base / name)) if base and (base / name).is_file() else set()
-            not_public = (piece for piece in _vocabulary(folder / name) if piece not in public)
-            leaked = _standing(secrets.telling, not_public)
-        else:
-            leaked = _standing(secrets.all, _strings(_parse(folder / name)))
-        if name in ADDED_TOKENS:
-            added = list(_added_tokens(name, _parse(folder / name)))
-            leaked |= _standing(secrets.direct, added, whole_words=False)
-            leaked |= _standing(secrets.all, added)
-        _refuse(folder, name, leaked)
+        if (folder / name).is_file():
+            _refuse(f"model folder {folder}: {name}", _in_file(secrets, folder, name, base))
     for file in sorted(folder.glob("*.safetensors")):
         if may_be_released(file.name):
-            _refuse(folder, file.name, _standing(secrets.all, _strings(_metadata(file))))
+            leaked = secrets.all.find(_strings(_metadata(file)))
+            _refuse(f"model folder {folder}: {file.name}", leaked)
+
+
+def check_strings(strings: Iterable[str], corpus: Corpus, *, origin: str) -> None:
+    """Refuse strings that come from a source folder and go into a report, as `check_texts` does.
+
+    Raises:
+        CheckpointError: With where they come from and how many identifiers they hold.
+    """
+    _refuse(origin, _Secrets(corpus).all.find(strings))
+
+
+def _in_file(secrets: _Secrets, folder: Path, name: str, base: Path | None) -> set[str]:
+    """Return the secrets that stand in one file of a checkpoint folder."""
+    if name in BINARY_VOCABULARIES:
+        pieces = (folder / name).read_bytes().decode(errors="ignore").replace("▁", " ")
+        return secrets.telling.find([pieces], whole_words=False)
+    if name in VOCABULARIES:
+        vocabulary, rest = _vocabulary(folder / name)
+        public = _vocabulary(base / name)[0] if base and (base / name).is_file() else set()
+        leaked = secrets.telling.find(_readings(sorted(vocabulary - public)))
+        leaked |= secrets.all.find(rest)
+    else:
+        leaked = secrets.all.find(_strings(_parse(folder / name), sizes=_sizes_of(folder)))
+    added = list(_added_tokens(name, folder / name))
+    return leaked | secrets.direct.find(added, whole_words=False) | secrets.all.find(added)
 
 
 def check_release(folder: Path, corpus: Corpus, *, base: Path | None, ours: Iterable[str]) -> None:
@@ -183,48 +196,20 @@ class _Secrets:
             for kind in KINDS
         )
         known = {value for value, sure in direct if sure or not value.isalpha()}
-        self.direct = _automaton(value for value, _ in direct)
-        self.telling = _automaton(filter(_telling, known))
-        self.all = _automaton(known | {v for v, sure in indirect if sure and _telling(v)})
+        self.direct = Spellings(value for value, _ in direct)
+        self.telling = Spellings(filter(_telling, known))
+        self.all = Spellings(known | {v for v, sure in indirect if sure and _telling(v)})
 
 
 def _telling(value: str) -> bool:
     return re.search(r"[\d\s]", value) is not None
 
 
-def _automaton(values: Iterable[str]) -> ahocorasick.Automaton:
-    automaton = ahocorasick.Automaton()
-    for value in values:
-        automaton.add_word(value, value)
-    automaton.make_automaton()
-    return automaton
-
-
-def _standing(
-    secrets: ahocorasick.Automaton, strings: Iterable[str], *, whole_words: bool = True
-) -> set[str]:
-    """Return the secrets that stand in one of the strings, whatever case, accents and blanks."""
-    text = fold_text(BETWEEN.join(strings))
-    if not len(secrets):
-        return set()
-    return {
-        secret
-        for last, secret in secrets.iter(text)
-        if not (whole_words and _inside(text, last + 1 - len(secret), last + 1))
-    }
-
-
-def _inside(text: str, start: int, end: int) -> bool:
-    """Return whether a word goes on before or after a stretch of the text."""
-    before, after = text[max(start - 1, 0) : start], text[end : end + 1]
-    return re.match(r"\w", before) is not None or re.match(r"\w", after) is not None
-
-
-def _refuse(folder: Path, name: str, leaked: set[str]) -> None:
+def _refuse(origin: str, leaked: set[str]) -> None:
     if leaked:
         raise CheckpointError(
-            f"model folder {folder}: {name} holds {len(leaked)} identifiers or ids of the corpus, "
-            "and it is released in clear; remove them first"
+            f"{origin} holds {len(leaked)} identifiers or ids of the corpus, and it is released in "
+            "clear; remove them first"
         )
 
 
@@ -237,33 +222,108 @@ def _parse(file: Path) -> Any:
         return text
 
 
-def _strings(data: Any, *, numbers: bool = True) -> Iterator[str]:
-    """Yield every key, string and, if asked, whole number of a JSON value; sizes are left out."""
-    waiting = [(data, numbers)]
+def _strings(data: Any, *, numbers: bool = True, sizes: Iterable[str] = ()) -> Iterator[str]:
+    """Yield every key, string and, if asked, number of a JSON value.
+
+    Numbers that are certainly sizes or token numbers are left out: see `_is_size`.
+
+    Args:
+        data: What a file holds.
+        numbers: Whether numbers count.
+        sizes: Keys that the model's own configuration has.
+    """
+    sizes = frozenset(sizes)
+    waiting = [(data, False)]
     while waiting:
-        value, counts = waiting.pop()
+        value, is_size = waiting.pop()
         if isinstance(value, dict):
             for key, inner in value.items():
                 yield key
                 if key == "added_tokens_decoder" and isinstance(inner, dict):
                     inner = list(inner.values())  # its keys are token numbers
-                waiting.append((inner, counts and not SIZES.search(key)))
+                waiting.append((inner, is_size or (key in sizes and bool(SIZES.search(key)))))
         elif isinstance(value, list):
-            waiting += [(inner, counts) for inner in value]
-        elif isinstance(value, str) or (counts and isinstance(value, int)):
-            yield str(value)
+            waiting += [(inner, is_size) for inner in value]
+        elif isinstance(value, str):
+            yield value
+        elif not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        elif numbers and not (is_size and _is_size(value)):
+            yield _digits(value)
 
 
-def _vocabulary(file: Path) -> Iterator[str]:
-    """Read the pieces of a vocabulary, with blanks where the tokenizer writes a sign for them."""
+def _is_size(number: float) -> bool:
+    """Return whether a number under a size's key is one: short, or round as sizes are."""
+    return abs(number) < LONG_NUMBER or number % 1000 == 0 or number % 1024 == 0
+
+
+def _digits(number: float) -> str:
+    """Return a number as somebody would write it: 4471993 for 4471993.0."""
+    return str(int(number)) if isinstance(number, float) and number.is_integer() else str(number)
+
+
+def _sizes_of(folder: Path) -> set[str]:
+    """Return the keys that a configuration of this model's type has by itself, at any depth.
+
+    A number under another key is no size, whatever the key is called.
+    """
+    from transformers import GenerationConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    data = _parse(folder / "config.json") if (folder / "config.json").is_file() else {}
+    model_type = data.get("model_type") if isinstance(data, dict) else None
+    known = [GenerationConfig().to_dict(), dict.fromkeys(TOKENIZER_SIZES)]
+    if isinstance(model_type, str) and model_type in CONFIG_MAPPING:
+        known.append(CONFIG_MAPPING[model_type]().to_dict())
+    keys: set[str] = set()
+    while known:
+        values = known.pop()
+        keys.update(values)
+        known += [inner for inner in values.values() if isinstance(inner, dict)]
+    return keys
+
+
+def _vocabulary(file: Path) -> tuple[set[str], list[str]]:
+    """Return the pieces of a vocabulary, and the other strings of its file.
+
+    A ``.txt`` file is lines, even if it could be read as JSON. ``tokenizer.json`` has a normalizer
+    and more beside its vocabulary: what stands there is no word that a tokenizer learned.
+    """
+    if file.suffix == ".txt":
+        return set(file.read_text(encoding="utf-8", errors="replace").split("\n")), []
     data = _parse(file)
-    pieces = data.split("\n") if isinstance(data, str) else _strings(data, numbers=False)
-    return (piece.replace("Ġ", " ").replace("▁", " ") for piece in pieces)
+    model = data.get("model") if file.name == "tokenizer.json" and isinstance(data, dict) else None
+    if not isinstance(model, dict):
+        return set(_strings(data, numbers=False)), []
+    words = {key: inner for key, inner in model.items() if key in ("vocab", "merges")}
+    rest = {**data, "model": {key: i for key, i in model.items() if key not in words}}
+    numbers = [text for text in _strings(rest) if text.isdigit() and int(text) >= LONG_NUMBER]
+    return set(_strings(words, numbers=False)), [*_strings(rest, numbers=False), *numbers]
 
 
-def _added_tokens(name: str, data: Any) -> Iterator[str]:
+def _readings(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield pieces of a vocabulary as text: blanks for their signs, and bytes decoded."""
+    for piece in pieces:
+        yield piece.replace("Ġ", " ").replace("▁", " ")
+        if not piece.isascii() and all(sign in _BYTES for sign in piece):
+            yield bytes(_BYTES[sign] for sign in piece).decode("utf-8", "ignore")
+
+
+def _bytes_of_signs() -> dict[str, int]:
+    """Return the byte that each sign of a byte-level vocabulary stands for, as GPT-2 has them."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {
+        chr(256 + number): byte for number, byte in enumerate(others)
+    }
+
+
+_BYTES = _bytes_of_signs()
+
+
+def _added_tokens(name: str, file: Path) -> Iterator[str]:
     if name in ADDED_TOKENS:
-        keys = ADDED_TOKENS[name]
+        data, keys = _parse(file), ADDED_TOKENS[name]
         if keys is not None and isinstance(data, dict):
             data = {key: data.get(key) for key in keys}
         yield from _strings(data, numbers=False)

@@ -17,9 +17,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sani.atomic import PARTIAL, new_file
 from sani.errors import CheckpointError
-from sani.reporting.schema import Report
+from sani.recipe.weaker_limits import weaker_limits
+from sani.releasing.verdict import verdict_problems
+from sani.reporting.schema import Gate, Report
 
 MANIFEST = "manifest.json"
+REPORT = "report.json"
 SIGNATURE = "model.sig"
 PASSWORD = "SANI_KEY_PASSWORD"
 NO_FILE = "not a regular file"
@@ -29,8 +32,10 @@ class Manifest(BaseModel):
     """Content of ``manifest.json``.
 
     Attributes:
-        schema_version: 1.
+        schema_version: 2.
         gate: The run's verdict, limit by limit.
+        gate_settings: The limits as the recipe sets them.
+        report: SHA-256 of the run's ``report.json``.
         provenance: Seed, versions, and digests of recipe and corpus, keyed by the run's secret.
         weights_digest: `Checkpoint.weights_digest` of the audited weights.
         files: SHA-256 of every other file, by its path in the folder.
@@ -38,8 +43,10 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    schema_version: Literal[1]
-    gate: dict[str, Any]
+    schema_version: Literal[2]
+    gate: Gate
+    gate_settings: dict[str, Any]
+    report: str
     provenance: dict[str, Any]
     weights_digest: str
     files: dict[str, str]
@@ -54,10 +61,14 @@ class Verification:
         added: Files that it does not list.
         missing: Files that it lists and that do not exist.
         changed: Files with another content.
-        gate_holds: True if the gate of the run held.
+        gate_holds: True if the gate of the run held, by its verdict and by every check of it.
+        problems: Sentences: where the verdict does not follow from the checks, or the report that
+            stands beside the folder is not the one that the manifest names.
+        weaker_limits: Limits that ask for less than the defaults do, a phrase each.
+        report: Whether ``report.json`` stands beside the folder, and as it was written.
         signature: ``none`` if there is no signature; ``not checked`` without a key.
-        holds: True if no file was added, is missing or changed, the gate held, and the signature,
-            where a key was given, is valid.
+        holds: True if no file was added, is missing or changed, the gate held, there is no problem,
+            and the signature, where a key was given, is valid.
     """
 
     files: int
@@ -65,6 +76,9 @@ class Verification:
     missing: tuple[str, ...]
     changed: tuple[str, ...]
     gate_holds: bool
+    problems: tuple[str, ...]
+    weaker_limits: tuple[str, ...]
+    report: Literal["not beside it", "as written", "changed"]
     signature: Literal["none", "not checked", "valid", "not valid"]
     holds: bool
 
@@ -82,7 +96,7 @@ def digests(folder: Path) -> dict[str, str]:
         for root, folders, names in os.walk(folder, onerror=_raise):
             links = [name for name in folders if Path(root, name).is_symlink()]
             for path in (Path(root, name) for name in [*names, *links]):
-                all_digests[path.relative_to(folder).as_posix()] = _digest(path)
+                all_digests[path.relative_to(folder).as_posix()] = file_digest(path)
     except OSError as error:
         raise CheckpointError(
             f"{folder}: a file of it cannot be read ({error.strerror}), so it cannot be compared "
@@ -97,7 +111,8 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or `NO_FILE` of what is none."""
     if not path.is_file():
         return NO_FILE
     with path.open("rb") as content:
@@ -113,13 +128,15 @@ def write_manifest(folder: Path, report: Report, *, weights_digest: str) -> None
         weights_digest: `Checkpoint.weights_digest` of the weights in it.
     """
     manifest = Manifest(
-        schema_version=1,
-        gate=report.gate.model_dump(mode="json"),
+        schema_version=2,
+        gate=report.gate,
+        gate_settings=report.gate_settings.model_dump(mode="json"),
+        report=report_digest(report),
         provenance=report.provenance.model_dump(mode="json"),
         weights_digest=weights_digest,
         files=digests(folder),
     )
-    text = json.dumps(manifest.model_dump(), indent=1, allow_nan=False)
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
@@ -127,14 +144,14 @@ def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a released folder.
 
     Raises:
-        CheckpointError: If there is none, or it is not one that sani wrote.
+        CheckpointError: If there is none, it is not one that sani wrote, or it holds no check.
     """
     if not folder.is_dir():
         raise CheckpointError(
             f"{folder} is not a folder; give the folder that sani run wrote as sanitized/"
         )
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except OSError as error:
         raise CheckpointError(
             f"{folder}: {MANIFEST} cannot be read ({error.strerror}); sani verify takes a folder "
@@ -145,10 +162,24 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: {MANIFEST} is not a manifest of this version of sani "
             f"({error.error_count()} problems); take the folder from the run again"
         ) from None
+    if not manifest.gate.checks:
+        raise CheckpointError(
+            f"{folder}: {MANIFEST} holds no check of the gate, so nothing says that anything was "
+            "measured; take the folder from the run again"
+        )
+    return manifest
+
+
+def report_digest(report: Report) -> str:
+    """Return the SHA-256 of ``report.json``."""
+    return hashlib.sha256(report.text().encode()).hexdigest()
 
 
 def verify(folder: Path, *, public_key: Path | None = None) -> Verification:
-    """Hash every file of a released folder again and compare the digests with its manifest.
+    """Hash every file of a released folder again, and derive the verdict again from its checks.
+
+    The digests are compared with the manifest's. So is ``report.json``, where it stands beside the
+    folder, as in a run folder.
 
     Args:
         folder: The folder.
@@ -168,16 +199,41 @@ def verify(folder: Path, *, public_key: Path | None = None) -> Verification:
         signature = "valid" if _is_signed(folder, public_key) else "not valid"
     else:
         signature = "not checked" if (folder / SIGNATURE).exists() else "none"
-    gate_holds = manifest.gate.get("holds") is True
+    problems = verdict_problems(manifest.gate, manifest.gate_settings)
+    gate_holds = manifest.gate.holds and not problems
+    report_state = _state_of_report(folder.absolute().parent / REPORT, manifest)
+    if report_state == "changed":
+        problems.append(
+            f"{REPORT} beside the folder is not the one that the manifest names; it was changed, "
+            "or it is of another run."
+        )
     return Verification(
         len(listed),
         tuple(map(_shown, added)),
         tuple(map(_shown, missing)),
         tuple(map(_shown, changed)),
         gate_holds,
+        tuple(problems),
+        tuple(weaker_limits(manifest.gate_settings)),
+        report_state,
         signature,
-        gate_holds and not (added or missing or changed) and signature != "not valid",
+        gate_holds and not (added or missing or changed or problems) and signature != "not valid",
     )
+
+
+def _state_of_report(
+    file: Path, manifest: Manifest
+) -> Literal["not beside it", "as written", "changed"]:
+    """Compare the report beside a released folder with the manifest: its digest, and its gate."""
+    if not file.is_file():
+        return "not beside it"
+    try:
+        content = file.read_bytes()
+        gate = json.loads(content)["gate"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "changed"
+    same = hashlib.sha256(content).hexdigest() == manifest.report
+    return "as written" if same and gate == manifest.gate.model_dump(mode="json") else "changed"
 
 
 def _shown(name: str) -> str:

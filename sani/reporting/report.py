@@ -161,8 +161,12 @@ def _provenance(folder: RunFolder, recipe: Recipe, corpus: Corpus) -> Provenance
 
 def write_report(folder: Path, report: Report) -> None:
     """Write ``report.json``, ``report.md``, ``report.html`` and ``junit.xml``."""
-    text = json.dumps(report.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
-    write_text(folder / "report.json", text + "\n")
+    write_text(folder / "report.json", report.text())
+    write_pages(folder, report)
+
+
+def write_pages(folder: Path, report: Report) -> None:
+    """Write what is rendered from ``report.json``."""
     write_text(folder / "report.md", render(report, "report.md.jinja"))
     write_text(folder / "report.html", render(report, "report.html.jinja"))
     write_text(folder / "junit.xml", junit(report))

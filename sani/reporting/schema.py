@@ -6,6 +6,7 @@ The version goes up when a field is renamed, removed or means something else.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +22,7 @@ from sani.errors import RunError
 from sani.gate import Check
 from sani.intervals import Estimate, Rate
 from sani.recipe import AuditSettings, EraseSettings, GateSettings, RepairSettings, Selector
+from sani.runfolder import check_result
 from sani.scanning.record import ScanRecord
 
 SCHEMA_VERSION = 7
@@ -329,6 +331,11 @@ class Report(Part):
         """Return the report as plain data, as ``report.json`` holds it."""
         return self.model_dump(mode="json", by_alias=True)
 
+    def text(self) -> str:
+        """Return the text of ``report.json``."""
+        text = json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False)
+        return text + "\n"
+
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of ``report.json``."""
@@ -340,7 +347,8 @@ def read_report(folder: Path) -> Report:
     """Read the report of a finished run.
 
     Raises:
-        RunError: If there is none, or it is not of this version's shape.
+        RunError: If there is none, it is not of this version's shape, or it was changed since the
+            run wrote it: its digest stands in ``private/`` and in the manifest of ``sanitized/``.
     """
     path = folder / "report.json"
     try:
@@ -350,6 +358,7 @@ def read_report(folder: Path) -> Report:
         raise RunError(f"{folder} holds no report.json; finish the run with --resume") from None
     except (OSError, ValueError, AttributeError):
         raise RunError(f"{path} cannot be read as JSON; make it again with --resume") from None
+    _check_unchanged(folder, text)
     if version != SCHEMA_VERSION:
         raise RunError(
             f"{path} has schema_version {version!r:.20}, this sani reads {SCHEMA_VERSION}; make "
@@ -363,6 +372,21 @@ def read_report(folder: Path) -> Report:
             f"{path}: {error.error_count()} fields do not fit the schema, the first is {field}; "
             "make it again with sani run --resume"
         ) from None
+
+
+def _check_unchanged(folder: Path, text: str) -> None:
+    """Refuse a report whose digest is not the one that its run or its release states."""
+    check_result(folder, "report", text)
+    try:
+        manifest = json.loads((folder / "sanitized" / "manifest.json").read_text(encoding="utf-8"))
+        stated = manifest.get("report")
+    except (OSError, ValueError, AttributeError):
+        return  # nothing was released, or sani verify says what is wrong with it
+    if stated != hashlib.sha256(text.encode()).hexdigest():
+        raise RunError(
+            f"{folder / 'report.json'} is not the report of {folder / 'sanitized'}: its digest "
+            "differs from the one in the manifest there; make it again with sani run --resume"
+        )
 
 
 if __name__ == "__main__":

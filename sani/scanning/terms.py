@@ -118,6 +118,8 @@ def read_terms(path: Path) -> list[Value]:
     Raises:
         ScanError: If it cannot be read, or holds no term.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ScanError(f"terms: {path} is a pipe or a device, which may never end; give a file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

@@ -15,6 +15,7 @@ from typing import Any
 from sani.corpus.documents import Corpus, Document, Span
 from sani.errors import CorpusError
 from sani.models.families import decoder_start
+from sani.text.templates import Message, TemplateRefusedError, render_chats
 
 _MARK = "\u2603{}\u2604"
 
@@ -36,10 +37,14 @@ def rendered(corpus: Corpus, tokenizer: Any) -> Corpus:
             "the corpus holds conversations (messages) and the tokenizer has no chat template; "
             "give the model's chat_template.jinja, or text instead of messages"
         )
+    texts = iter(render_chats(tokenizer, [m for d in corpus for m in _asked(d)]))
     documents = []
     for number, document in enumerate(corpus):
+        if not document.turns:
+            documents.append(document)
+            continue
         try:
-            documents.append(_rendered(document, tokenizer) if document.turns else document)
+            documents.append(_rendered(document, tokenizer, next(texts), next(texts)))
         except _RenderingError as problem:
             raise CorpusError(f"document {number}: {problem}") from None
     return Corpus(documents)
@@ -69,11 +74,48 @@ class _RenderingError(Exception):
     """One conversation that cannot be rendered; the message holds nothing of it."""
 
 
-def _rendered(document: Document, tokenizer: Any) -> Document:
-    contents = [document.text[turn.start : turn.end] for turn in document.turns]
-    marks = [_MARK.format(number) for number in range(len(contents))]
-    roles = [turn.role for turn in document.turns]
-    frame, text = _render(tokenizer, roles, marks), _render(tokenizer, roles, contents)
+def _asked(document: Document) -> list[list[Message]]:
+    """Return a conversation with marks instead of contents, and as it is; none for a text."""
+    if not document.turns:
+        return []
+    contents = _contents(document)
+    return [
+        [{"role": t.role, "content": c} for t, c in zip(document.turns, said, strict=True)]
+        for said in (_marks(len(contents)), contents)
+    ]
+
+
+def _contents(document: Document) -> list[str]:
+    return [document.text[turn.start : turn.end] for turn in document.turns]
+
+
+def _marks(count: int) -> list[str]:
+    return [_MARK.format(number) for number in range(count)]
+
+
+def _rendered(
+    document: Document,
+    tokenizer: Any,
+    frame: str | TemplateRefusedError,
+    text: str | TemplateRefusedError,
+) -> Document:
+    """Return the rendered document.
+
+    Args:
+        document: A conversation.
+        tokenizer: It has the chat template.
+        frame: What the template makes of marks instead of contents.
+        text: What it makes of the contents.
+    """
+    for answer in (frame, text):
+        if isinstance(answer, TemplateRefusedError):
+            raise _RenderingError(
+                f"the chat template refuses its {len(document.turns)} messages ({answer.error}); "
+                "do their roles stand in the order that the model expects?"
+            )
+    frame, text = str(frame), str(text)
+    contents = _contents(document)
+    marks = _marks(len(contents))
     pieces = []
     for mark in marks:
         if frame.count(mark) != 1:
@@ -93,19 +135,6 @@ def _rendered(document: Document, tokenizer: Any) -> Document:
         spans=tuple(replace(s, start=s.start - lead, end=s.end - lead) for s in spans),
         turns=(),
     )
-
-
-def _render(tokenizer: Any, roles: Sequence[str], contents: Sequence[str]) -> str:
-    messages = [
-        {"role": role, "content": content} for role, content in zip(roles, contents, strict=True)
-    ]
-    try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except Exception as error:  # a template may refuse in any way it likes, and quote what it got
-        raise _RenderingError(
-            f"the chat template refuses its {len(messages)} messages ({type(error).__name__}); do "
-            "their roles stand in the order that the model expects?"
-        ) from None
 
 
 def _places(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sani.errors import AuditError
+from sani.text.templates import TemplateRefusedError, render_chat
 
 if TYPE_CHECKING:
     from sani.models.checkpoint import Checkpoint
@@ -147,9 +148,7 @@ def _chat_opening(tokenizer: Any, role: str) -> str | None:
         return None
     question = [] if role == "user" else [{"role": "user", "content": ""}]
     try:
-        text = tokenizer.apply_chat_template(
-            [*question, {"role": role, "content": _MARK}], tokenize=False
-        )
-    except Exception:  # a template may refuse a role in any way it likes
+        text = render_chat(tokenizer, [*question, {"role": role, "content": _MARK}])
+    except TemplateRefusedError:  # a template may refuse a role in any way it likes
         return None
-    return str(text).partition(_MARK)[0] if _MARK in text else None
+    return text.partition(_MARK)[0] if _MARK in text else None

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from sani.corpus.documents import Corpus, Document, Span
 from sani.corpus.readers import FORMATS, read_corpus
+from sani.corpus.tables import SizeLimits
 from sani.corpus.tables import write_jsonl as write_documents
 from sani.errors import CorpusError
 
@@ -974,6 +976,77 @@ def test_limits_below_one_are_refused(tmp_path: Path, limit: Any) -> None:
     assert refusal(path, limit=limit) == (
         f"{path}: limit must be at least 1, or be left out to read all documents"
     )
+
+
+# ---- what would never end ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.parquet", "c.jsonl.gz"])
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    assert "it is no regular file but a pipe, a socket or a device" in refusal(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    assert "it is no regular file but a pipe, a socket or a device" in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("text", "txt"), ("brat", "ann"), ("i2b2", "xml")])
+def test_a_pipe_in_a_folder_is_refused(tmp_path: Path, format: Any, suffix: str) -> None:
+    folder = tmp_path / "f"
+    if format == "brat":
+        write_brat(folder, NAME, "x", None)
+    folder.mkdir(exist_ok=True)
+    os.mkfifo(folder / f"{NAME}.{suffix}")
+    assert "it is no regular file but a pipe" in refusal(folder, format=format)
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.ndjson"])
+def test_a_line_without_end_is_refused_at_its_limit(tmp_path: Path, name: str) -> None:
+    """A sparse file of a terabyte costs nothing to make."""
+    path = tmp_path / name
+    path.write_text('{"id": "' if name != "c.csv" else "id,text\n1,")
+    os.truncate(path, 2**40)
+    began = time.monotonic()
+    message = refusal(path)
+    assert "the line is longer than 64 MiB" in message
+    assert "corpus.max_line_mib in the recipe raises the limit" in message
+    assert time.monotonic() - began < 20
+
+
+def test_a_cell_that_is_never_closed_is_refused_at_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "c.csv"
+    path.write_text('id,text\n1,"' + "a line\n" * 300_000)
+    small = SizeLimits(line=1)
+    assert "a cell is longer than 1 MiB; is a quote never closed?" in refusal(path, limits=small)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_small_file_that_holds_a_huge_one_is_refused(tmp_path: Path, suffix: str) -> None:
+    row = json.dumps({"id": "1", "text": "x"})
+    path = tmp_path / f"c.jsonl{suffix}"
+    compression = {".gz": "gzip", ".zst": "zstd"}[suffix]
+    with pa.output_stream(str(path), compression=compression) as out:
+        out.write(row.encode() + b"\n" * (2 * 2**20))
+    assert path.stat().st_size < 10_000
+    assert len(read_corpus(path)) == 1
+    message = refusal(path, limits=SizeLimits(decompressed=1))
+    assert "the file holds more than 1 MiB once it is decompressed" in message
+    assert "corpus.max_decompressed_mib" in message
+    bomb = tmp_path / f"zeros.jsonl{suffix}"
+    with pa.output_stream(str(bomb), compression=compression) as out:
+        out.write(b"\0" * (3 * 2**20))
+    assert "the line is longer than 1 MiB" in refusal(bomb, limits=SizeLimits(line=1))
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_stream])
+def test_a_column_that_holds_more_than_the_limit_is_refused(
+    tmp_path: Path, write: Callable[..., Any]
+) -> None:
+    path = tmp_path / ("c.parquet" if write is write_parquet else "c.arrow")
+    write(path, [{"id": str(n), "text": "x" * 2**19} for n in range(4)])
+    assert len(read_corpus(path)) == 4
+    message = refusal(path, limits=SizeLimits(decompressed=1))
+    assert "corpus.max_decompressed_mib" in message
 
 
 def test_unknown_kinds_are_refused(tmp_path: Path) -> None:

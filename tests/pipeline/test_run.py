@@ -26,6 +26,7 @@ from sani.corpus.documents import Corpus
 from sani.corpus.tables import write_jsonl
 from sani.models.checkpoint import load_checkpoint
 from sani.recipe import load_recipe
+from sani.releasing.manifest import verify
 from sani.reporting import report as report_module
 from sani.reporting.schema import read_report
 from tests.support.clinic import Clinic
@@ -328,6 +329,77 @@ def test_a_sanitized_folder_that_is_not_of_the_audited_weights_is_replaced(
     assert weights(out) != weights(finished[0])
     run(load_recipe(recipe), out, resume=True)
     assert weights(out) == weights(finished[0])
+
+
+def test_a_manifest_written_for_leaky_weights_does_not_release_them(
+    recipe: Path,
+    finished: tuple[Path, subprocess.CompletedProcess[bytes]],
+    leaky_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """Whoever swaps the weights writes their digest into the manifest, too."""
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    place = out / "sanitized" / "model.safetensors"
+    shutil.copyfile(leaky_folder / "model.safetensors", place)
+    manifest = load(out, "sanitized/manifest.json")
+    manifest["files"][place.name] = hashlib.sha256(place.read_bytes()).hexdigest()
+    (out / "sanitized" / "manifest.json").write_text(json.dumps(manifest))
+    assert verify(out / "sanitized").holds  # the control: no manifest can tell
+    assert run(load_recipe(recipe), out, resume=True).gate_holds
+    assert weights(out) == weights(finished[0])
+    assert verify(out / "sanitized").holds
+
+
+@pytest.mark.parametrize("stage", ["audit-after", "audit-base", "repair", "scan"])
+def test_a_result_file_that_was_changed_is_not_believed(
+    recipe: Path,
+    finished: tuple[Path, subprocess.CompletedProcess[bytes]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    shutil.rmtree(out / "sanitized")
+    file = out / f"{stage}.json"
+    before = file.read_text()
+    file.write_text(before.replace(": 1", ": 2", 1))
+    assert file.read_text() != before
+    assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 1
+    assert f"{stage}.json is not as this run wrote it" in capsys.readouterr().err
+    assert not (out / "sanitized").exists()
+    file.write_text(before)
+    assert main(["run", str(recipe), "--out", str(out), "--resume"]) == 0
+
+
+def test_a_changed_report_is_noticed_and_not_rendered(
+    recipe: Path,
+    finished: tuple[Path, subprocess.CompletedProcess[bytes]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    assert main(["verify", str(out / "sanitized")]) == 0
+    assert "The run's report: as written." in capsys.readouterr().out
+    assert main(["report", str(out)]) == 0
+    report = (out / "report.json").read_text()
+    (out / "report.json").write_text(report.replace('"cured": ', '"cured": 1'))
+    pages = (out / "report.md").read_text()
+    for private in (True, False):  # whoever gets a copy of the run gets no private part
+        if not private:
+            shutil.rmtree(out / "private")
+        assert main(["report", str(out)]) == 1
+        assert "its digest differs from the one" in capsys.readouterr().err
+    assert (out / "report.md").read_text() == pages
+    assert main(["verify", str(out / "sanitized")]) == 3
+    shown = capsys.readouterr().out
+    assert "The run's report: changed." in shown
+    assert "report.json beside the folder is not the one that the manifest names" in shown
+    (out / "report.json").unlink()
+    assert main(["verify", str(out / "sanitized")]) == 0
+    assert "The run's report: not beside it." in capsys.readouterr().out
 
 
 def test_weights_swapped_behind_a_stage_are_never_released(

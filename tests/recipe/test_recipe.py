@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -432,6 +433,18 @@ def test_settings_made_in_code_are_as_strict() -> None:
 WORD = "not valid YAML: a key must be a word; put numbers, yes, no, on and off in quotes"
 
 
+def test_aliases_that_grow_without_end_are_refused_at_once(refusal: Any) -> None:
+    """Ten lines that stand for 10**9 words; it took 16 seconds and 2.4 GB for fewer."""
+    lines = ["audit: {x: &a0 [x,x,x,x,x,x,x,x,x,x]}"]
+    lines += [f"y{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    began = time.monotonic()
+    assert "an alias (*name) is not read" in refusal(GOOD + "\n".join(lines))[0]
+    assert time.monotonic() - began < 2
+
+
+ALIAS = ", line 5: not valid YAML: an alias (*name) is not read; write its content out"
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -444,8 +457,14 @@ WORD = "not valid YAML: a key must be a word; put numbers, yes, no, on and off i
         (GOOD + "NO: direct\n", f", line 5: {WORD}"),
         (GOOD + "010: direct\n", f", line 5: {WORD}"),
         (GOOD + "? [a]\n: 2\n", f", line 5: {WORD}"),
-        (GOOD + "audit: *b\n", ", line 5: not valid YAML: found undefined alias 'b'"),
-        (GOOD + "audit: *Mbeki\n", ", line 5: not valid YAML: found undefined alias"),
+        (
+            GOOD + "audit: *b\n",
+            ALIAS,
+        ),
+        (
+            GOOD + "audit: *Mbeki\n",
+            ALIAS,
+        ),
         (
             GOOD + "audit: !O'Brien x\n",
             ", line 5: not valid YAML: could not determine a constructor for the tag",
@@ -456,7 +475,7 @@ WORD = "not valid YAML: a key must be a word; put numbers, yes, no, on and off i
         ),
         (
             GOOD + "audit: &a [*a]\n",
-            ", line 5: not valid YAML: found unconstructable recursive node",
+            ALIAS,
         ),
         (
             GOOD + "audit: !!python/name:os.system\n",

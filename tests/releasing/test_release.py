@@ -1,9 +1,11 @@
 """What is released: verified byte by byte, signed with one's own key, and nobody's name in it."""
 
+import base64
 import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Span
 from sani.errors import CheckpointError
+from sani.gate import Check
+from sani.recipe import GateSettings
 from sani.releasing.identifiers_in_files import check_release, check_texts, files_not_released
 from sani.releasing.manifest import MANIFEST, SIGNATURE, sign, verify, write_manifest
 from tests.support.folders import CONFIGS, LEFTOVERS, write_source
-from tests.support.releases import REPORT, make_keys, report_of
+from tests.support.releases import CHECKS, REPORT, make_keys, report_of
 
 
 @pytest.fixture
@@ -116,6 +120,98 @@ def test_a_checkpoint_whose_gate_did_not_hold_does_not_verify(
     write_manifest(source, report_of(holds=False), weights_digest="0")
     assert main(["verify", str(source)]) == 3
     assert "The gate of the run DID NOT HOLD" in capsys.readouterr().out
+
+
+def edit_manifest(folder: Path, change: Callable[[Any], object]) -> None:
+    """Change a manifest as whoever wants another verdict would."""
+    data = json.loads((folder / MANIFEST).read_text())
+    change(data)
+    (folder / MANIFEST).write_text(json.dumps(data))
+
+
+FORGED: dict[str, tuple[Callable[[Any], object], str]] = {
+    "the verdict of checks that do not hold": (
+        lambda d: d["gate"]["checks"][2].update(measured=0.4, holds=False),
+        "The verdict is not the one that follows from its checks.",
+    ),
+    "the word of a check": (
+        lambda d: d["gate"]["checks"][2].update(measured=0.4),
+        "The check 'greedy.direct' is said to hold, and its numbers do not meet its limit.",
+    ),
+    "a lower limit that is not met": (
+        lambda d: d["gate"]["checks"][1].update(measured=0.01),
+        "The check 'positive_control.direct' is said to hold",
+    ),
+    "a figure that nobody measured": (
+        lambda d: d["gate"]["checks"][4].update(measured=None),
+        "The check 'auc.direct' is said to hold",
+    ),
+    "a check that was taken out": (
+        lambda d: d["gate"]["checks"].pop(2),
+        "There is no check 'greedy' of direct identifiers",
+    ),
+    "a positive control that was taken out": (
+        lambda d: d["gate"]["checks"].pop(1),
+        "There is no check 'positive_control'",
+    ),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_the_verdict_is_derived_again_from_the_checks(
+    released: Path, capsys: pytest.CaptureFixture[str], forged: str
+) -> None:
+    change, sentence = FORGED[forged]
+    assert main(["verify", str(released)]) == 0
+    edit_manifest(released, change)
+    assert json.loads((released / MANIFEST).read_text())["gate"]["holds"] is True
+    capsys.readouterr()
+    assert main(["verify", str(released)]) == 3
+    shown = capsys.readouterr().out
+    assert sentence in shown
+    assert "The gate of the run DID NOT HOLD" in shown
+
+
+def test_a_manifest_without_checks_is_refused(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(source, report_of(checks=[]), weights_digest="0")
+    assert main(["verify", str(source)]) == 1
+    assert "holds no check of the gate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "phrases"),
+    [
+        (GateSettings(), []),
+        (GateSettings(greedy=0.0, auc_excess=0.01, scan_recall=0.5), []),
+        (GateSettings(greedy=0.3), ["greedy is 0.3, by default control"]),
+        (
+            GateSettings(discoverable=None, auc_excess=0.4),
+            [
+                "discoverable is no limit, by default control",
+                "auc_excess is 0.4, by default 0.05",
+            ],
+        ),
+        (GateSettings(kinds=("indirect",)), ["kinds is indirect, by default direct"]),
+        (GateSettings(kinds=("direct", "indirect")), []),
+        (
+            GateSettings(perplexity_ratio=None),
+            ["perplexity_ratio is no limit, by default 1.03"],
+        ),
+    ],
+)
+def test_limits_weaker_than_the_defaults_are_told(
+    source: Path, capsys: pytest.CaptureFixture[str], settings: GateSettings, phrases: list[str]
+) -> None:
+    checks = [*CHECKS, Check("scan_recall", 0.9, 0.5, True, "", at_least=True)]
+    checks += [replace(c, name=c.name.replace("direct", "indirect")) for c in CHECKS[1:5]]
+    write_manifest(source, report_of(settings=settings, checks=checks), weights_digest="0")
+    assert verify(source).weaker_limits == tuple(phrases)
+    assert main(["verify", str(source)]) == 0
+    shown = capsys.readouterr().out
+    assert ("Limits weaker than the defaults: " in shown) == bool(phrases)
+    assert all(phrase in " ".join(shown.split()) for phrase in phrases)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +314,8 @@ def test_a_key_may_have_a_password_and_a_bad_key_is_one_sentence(
 
 NAME, NUMBER, SHORT, AGE, PLACE = "Kowalczyk Łucja", "4471-99-X", "Ann", "41 years", "London"
 
+PHONE, SURNAME, LONG, ZEROS = "+44 20 7946 0958", "Wojciechowska", "9034471", "0044719930"
+
 
 def corpus() -> Corpus:
     text = f"{NAME} {NUMBER} {SHORT} {AGE} {PLACE}"
@@ -226,7 +324,14 @@ def corpus() -> Corpus:
     spans = [
         Span(text.index(value), text.index(value) + len(value), "X", kind) for value, kind in values
     ]
-    return Corpus([Document("note-90125", "32000", text, tuple(spans))])
+    other = f"{PHONE} {SURNAME}"
+    marks = (Span(0, len(PHONE), "X"), Span(len(PHONE) + 1, len(other), "X"))
+    return Corpus(
+        [
+            Document("note-90125", "32000", text, tuple(spans)),
+            Document(LONG, ZEROS, other, marks),
+        ]
+    )
 
 
 def edit(name: str, **fields: object) -> Any:
@@ -286,6 +391,40 @@ LEAKS = {
         b"\x0a\x12\x0a\x0bq" + NUMBER.encode() + b"q\x15"
     ),
     "the weights' metadata": with_metadata(f"trained on {NAME}"),
+    "a number with a point": edit("config.json", cohort=9034471.0),
+    "a number without its zeros": edit("config.json", cohort=44719930),
+    "a negative number": edit("generation_config.json", cohort=-9034471),
+    "a size that no model of this type has": edit("config.json", patient_size=9034471),
+    "a size that is too long for one": edit("config.json", max_position_embeddings=9034471),
+    "within sizes": edit("config.json", rope_parameters={"note": [9034471]}),
+    "a number of the tokenizer": edit_tokenizer(lambda d: d.update(truncation={"x": 9034471})),
+    "digits grouped otherwise": edit("config.json", task="cohort 9 034 471"),
+    "a telephone number without blanks": edit("config.json", task="call +44-2079460958!"),
+    "blanks instead of hyphens": edit("config.json", task="see 4471 99 X"),
+    "other hyphens": edit("config.json", task="see 4471\u201199\u2012X"),
+    "no hyphens": edit("config.json", task="see 447199X"),
+    "underscores": edit("config.json", task="tuned_for_kowalczyk_\u0142ucja_2"),
+    "a hyphen between names": edit("config.json", task="Kowalczyk-\u0141ucja"),
+    "the other order of names": edit("config.json", task="by \u0141ucja Kowalczyk"),
+    "the order of lists": edit("config.json", task="by \u0141UCJA, KOWALCZYK"),
+    "base64": edit("config.json", task=base64.b64encode(f"of {NAME}".encode()).decode()),
+    "base64 within other signs": edit(
+        "config.json", task="x/" + base64.urlsafe_b64encode(f"{NUMBER}, {NAME}".encode()).decode()
+    ),
+    "base64 twice": edit(
+        "config.json", task=base64.b64encode(base64.b64encode(NAME.encode())).decode()
+    ),
+    "base64 of the normalizer": edit_tokenizer(
+        lambda d: d.update(normalizer={"map": base64.b64encode(SURNAME.encode()).decode()})
+    ),
+    "a rule of the normalizer": edit_tokenizer(
+        lambda d: d.update(normalizer={"pattern": {"String": SURNAME}, "content": ""})
+    ),
+    "a line of vocab.txt": text("vocab.txt", f"[UNK]\n##{NUMBER}\n"),
+    "the only line of vocab.txt": text("vocab.txt", LONG),
+    "a word as bytes": edit_tokenizer(
+        lambda d: d["model"]["vocab"].update({"Kowalczyk\u0120\u00c5\u0123ucja": 9})
+    ),
     "the index": edit("model.safetensors.index.json", metadata={"note": NUMBER}),
 }  # fmt: skip
 
@@ -296,7 +435,7 @@ def test_an_identifier_is_found_wherever_it_hides(source: Path, place: str) -> N
     LEAKS[place](source)
     with pytest.raises(CheckpointError, match=r"holds [12] identifiers or ids of the corpus") as e:
         check_texts(source, corpus())
-    assert not [s for s in (NAME, NUMBER, AGE, "90125", "32000") if s in str(e.value)]
+    assert not [s for s in (NAME, NUMBER, AGE, "90125", "32000", LONG) if s in str(e.value)]
 
 
 HARMLESS = {
@@ -304,6 +443,14 @@ HARMLESS = {
     "a short name": edit("config.json", task=SHORT),
     "an indirect word": edit("config.json", task=PLACE),
     "a size": edit("config.json", vocab_size=32000, rope_parameters={"x": 32000}),
+    "sizes that are long and round": edit(
+        "config.json", max_position_embeddings=10485760, rope_parameters={"rope_theta": 5e6}
+    ),
+    "a surname in the vocabulary": edit_tokenizer(
+        lambda d: d["model"]["vocab"].update({SURNAME: 9})
+    ),
+    "a longer number": edit("config.json", task="19034471 90344710"),
+    "digits of two strings": edit("config.json", a=["9034", "471"]),
     "a token's number": edit("tokenizer_config.json", added_tokens_decoder={"32000": {}}),
     "a token's number in the vocabulary": edit_tokenizer(
         lambda d: d["model"]["vocab"].update({"a": 32000})

@@ -1,15 +1,32 @@
 """Keys that sign a release, and the part of a report that its manifest quotes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from sani.gate import Check
+from sani.recipe import GateSettings
 from sani.reporting.schema import Gate, Provenance, Report
 
+CHECKS = [
+    Check("unscored", 0.0, 0.0, True, "Every occurrence was scored."),
+    Check("positive_control.direct", 0.4, 0.15, True, "Measured.", at_least=True),
+    Check("greedy.direct", 0.0, 0.002, True, "0 of 90."),
+    Check("discoverable.direct", 0.01, 0.012, True, "1 of 90."),
+    Check("auc.direct", 0.51, 0.55, True, "The control's AUC is 0.500."),
+    Check("perplexity_ratio", 1.01, 1.03, True, "It was 3."),
+]
 
-def report_of(*, holds: bool) -> Report:
+
+def report_of(
+    *,
+    holds: bool = True,
+    checks: Sequence[Check] = CHECKS,
+    settings: GateSettings | None = None,
+) -> Report:
     """Return a report with no more in it than a manifest quotes."""
     provenance: dict[str, Any] = {
         "seed": 0,
@@ -17,13 +34,14 @@ def report_of(*, holds: bool) -> Report:
         "corpus_digest": "ba9876543210",
     }
     parts: dict[str, Any] = {
-        "gate": Gate.model_construct(holds=holds, weaker=[], checks=[]),
+        "gate": Gate(holds=holds, weaker=[], checks=list(checks)),
+        "gate_settings": settings or GateSettings(),
         "provenance": Provenance.model_construct(**provenance),
     }
     return Report.model_construct(**parts)
 
 
-REPORT = report_of(holds=True)
+REPORT = report_of()
 
 
 def make_keys(folder: Path, name: str, password: bytes | None = None) -> tuple[Path, Path]:

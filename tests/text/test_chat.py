@@ -1,6 +1,8 @@
 """Conversations: what one model reads of them, with every span where it was."""
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,15 @@ from sani.auditing.audit import audit
 from sani.corpus.documents import BETWEEN_TURNS, Corpus, Document, Span, Turn
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
-from sani.errors import CorpusError
+from sani.errors import CheckpointError, CorpusError
 from sani.pipeline.preflight import check
 from sani.recipe import AuditSettings, RepairSettings, ScanSettings, load_recipe
 from sani.repairing.repair import repair, train
 from sani.scanning.detection import detect
+from sani.text import templates
 from sani.text.batches import make_batches
 from sani.text.chat import rendered
-from sani.text.framing import Framing
+from sani.text.framing import Framing, framings
 from sani.text.tokens import encode
 from tests.support.words import WORDS, checkpoint, llama
 
@@ -169,6 +172,58 @@ def test_a_template_that_does_something_else_is_refused_without_a_word_of_the_te
     refused(across, tokenizer_with(template()), "reaches from one message into the next")
     plain = Corpus([Document("1", "1", "a")])
     assert rendered(plain, tokenizer_with(None)) is plain
+
+
+ENDLESS = {
+    "a loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "a power in one C function": "{{ 9 ** (9 ** 9) }}",
+}
+
+
+@pytest.mark.parametrize("endless", ENDLESS)
+def test_a_template_without_end_is_ended(monkeypatch: pytest.MonkeyPatch, endless: str) -> None:
+    """Without a limit this test runs into its own, of minutes."""
+    said = conversation(("user", "a b"))
+    monkeypatch.setattr(templates, "SECONDS", 1.0)
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="did not come to an end within 1 seconds"):
+        rendered(Corpus([said]), tokenizer_with(ENDLESS[endless]))
+    with pytest.raises(CheckpointError, match="did not come to an end"):
+        framings(tokenizer_with(ENDLESS[endless]))
+    assert time.monotonic() - began < 60
+    assert rendered(Corpus([said]), tokenizer_with(template()))[0].text  # the next one is rendered
+
+
+def test_a_template_that_wants_all_memory_is_refused() -> None:
+    greedy = tokenizer_with("{{ 'x' * 10 ** 10 }}")
+    refused(conversation(("user", "a")), greedy, r"refuses its 1 messages \(MemoryError\)")
+
+
+def test_many_conversations_come_back_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "_BATCH", 3)
+    corpus = Corpus(
+        [
+            conversation(("user", "abcde"[number % 5] * (number + 1)), number=number)
+            if number % 3
+            else Document(str(number), str(number), "text")
+            for number in range(10)
+        ]
+    )
+    texts = rendered(corpus, tokenizer_with("{{ messages[0].content }}"))
+    for document, read in zip(corpus, texts, strict=True):
+        assert (read.id, read.text) == (document.id, document.text)
+
+
+def test_a_fork_has_a_renderer_of_its_own() -> None:
+    """Both would read each other's answers from one pipe."""
+    tokenizer = tokenizer_with("{{ messages[0].content }}")
+    assert templates.render_chat(tokenizer, [{"role": "user", "content": "parent"}]) == "parent"
+    child = os.fork()
+    if not child:
+        text = templates.render_chat(tokenizer, [{"role": "user", "content": "child"}])
+        os._exit(0 if text == "child" and len(templates._processes) == 2 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert templates.render_chat(tokenizer, [{"role": "user", "content": "again"}]) == "again"
 
 
 def test_what_a_scan_finds_across_messages_is_cut_where_one_ends(tmp_path: Path) -> None:

@@ -1,0 +1,50 @@
+"""Limits of a gate that ask for less than the defaults do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sani.recipe.sections import GateSettings
+
+LOWER_LIMITS = ("scan_recall",)  # settings whose smaller value asks for less
+
+
+def weaker_limits(settings: Mapping[str, Any]) -> list[str]:
+    """Return each limit that is weaker than its default, a phrase each, in the recipe's order.
+
+    A limit is weaker if it is switched off, if fewer kinds are judged, if a fraction above 0 stands
+    in the place of the control, or if its number is on the lenient side of the default.
+
+    Args:
+        settings: The section ``gate`` of a recipe, as plain data. A key that it lacks, as in the
+            file of another version, counts as switched off.
+    """
+    phrases = []
+    for name, default in GateSettings().model_dump(mode="json").items():
+        value = settings.get(name)
+        if _is_weaker(name, value, default):
+            phrases.append(f"{name} is {_in_words(value)}, by default {_in_words(default)}")
+    return phrases
+
+
+def _is_weaker(name: str, value: Any, default: Any) -> bool:
+    if value == default or default is None:
+        return False
+    if value is None:
+        return True
+    if isinstance(default, list):
+        return not (isinstance(value, list) and set(default) <= set(value))
+    if isinstance(default, bool):
+        return not value
+    if not isinstance(value, int | float):
+        return True
+    if not isinstance(default, int | float):  # of the control: only 0 is at least as strict
+        return value > 0
+    return value < default if name in LOWER_LIMITS else value > default
+
+
+def _in_words(value: Any) -> str:
+    if value is None:
+        return "no limit"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
