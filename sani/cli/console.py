@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from sani.machine import distributed
-from sani.reporting.format import KIND_NAMES, Section, decimals, rate, stage_name
+from sani.reporting.format import KIND_NAMES, Section, decimals, number, rate, stage_name
 
 if TYPE_CHECKING:
     from sani.auditing.record import AuditRecord
@@ -177,8 +177,8 @@ def show_checks(checks: Sequence[Check]) -> None:
     rows = [
         [
             check.name,
-            decimals(check.measured),
-            ("at least " if check.at_least else "at most ") + decimals(check.limit),
+            number(check.measured),
+            ("at least " if check.at_least else "at most ") + number(check.limit),
             "yes" if check.holds else "NO",
             check.reason,
         ]

@@ -82,6 +82,7 @@ def show_report(report: Report, folder: Path) -> None:
     from sani.reporting.escalation import tried
     from sani.reporting.evidence import summary, untested
     from sani.reporting.rounds import rounds
+    from sani.reporting.sentences import beyond_base, verdict
 
     console.show_section(tried(report))
     console.show_section(rounds(report))
@@ -91,9 +92,9 @@ def show_report(report: Report, folder: Path) -> None:
     console.show(
         f"{scan.documents} documents, {scan.documents_without_spans} without any span; "
         f"{scan.unmarked} places look forgotten (see sani scan). "
-        f"{report.changes.beyond_control} occurrences are extractable from the sanitized "
-        "checkpoint and not from the base."
+        f"{beyond_base(report)}"
     )
+    console.show(verdict(report))
     if scan.quality:
         recall = scan.quality.recall
         console.show(

@@ -4,12 +4,10 @@ from sani.gate.attacks import judge_attacks
 from sani.gate.check import Check
 from sani.gate.judge import judge
 from sani.gate.positive_control import positive_control_of_attacks
-from sani.gate.settings_compared import weaker_than_defaults
 
 __all__ = [
     "Check",
     "judge",
     "judge_attacks",
     "positive_control_of_attacks",
-    "weaker_than_defaults",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sani.recipe.sections import GateSettings
+from sani.recipe.sections import AuditSettings, GateSettings
 
 LOWER_LIMITS = ("scan_recall",)  # settings whose smaller value asks for less
 
@@ -26,6 +26,22 @@ def weaker_limits(settings: Mapping[str, Any]) -> list[str]:
         if _is_weaker(name, value, default):
             phrases.append(f"{name} is {_in_words(value)}, by default {_in_words(default)}")
     return phrases
+
+
+def weaker_audit(settings: AuditSettings) -> list[str]:
+    """Return each setting of the audit by which it finds less than by default, a phrase each."""
+    usual = AuditSettings()
+    weaker = {
+        "framing": settings.framing != usual.framing,
+        "queries": settings.queries < usual.queries,
+        "probability": settings.probability > usual.probability,
+        "decoys": settings.decoys < usual.decoys,
+    }
+    return [
+        f"audit.{name} is {getattr(settings, name)}, by default {getattr(usual, name)}"
+        for name in weaker
+        if weaker[name]
+    ]
 
 
 def _is_weaker(name: str, value: Any, default: Any) -> bool:

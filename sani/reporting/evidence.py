@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from sani.auditing.control_tests import ControlTests, CountTest
 from sani.auditing.figures import Figures
 from sani.auditing.record import CheckpointAudit
 from sani.reporting.attacks import guidance, whether_tested
@@ -21,14 +22,6 @@ from sani.reporting.format import (
     stage_name,
 )
 from sani.reporting.schema import Report
-
-VERDICTS = {
-    True: "Every limit of the recipe is met on the documents and identifiers given. This is "
-    "evidence for the person who decides, not the decision.",
-    False: "At least one limit of the recipe is not met. Do not share this checkpoint on the "
-    "strength of this run.",
-}
-
 
 ONLY_CHECKED = (
     "Only checked: this run changed nothing. The checkpoint before is the unsanitized one that the "
@@ -57,8 +50,36 @@ def summary(report: Report) -> Section:
             *(() if report.erase or report.repair else (ONLY_CHECKED,)),
         ),
         ("figure", *(stage_name(stage) for stage in audits)),
-        (*_figure_rows(list(audits.values()), n_and_p), *_utility_rows(list(audits.values()))),
+        (
+            *_test_rows(list(audits.values())),
+            *_figure_rows(list(audits.values()), n_and_p),
+            *_utility_rows(list(audits.values())),
+        ),
     )
+
+
+def _test_rows(audits: list[CheckpointAudit]) -> Iterator[Cells]:
+    """Yield the rows of the tests against the control, kind by kind."""
+
+    def subjects(tests: ControlTests) -> str:
+        return f"{tests.subjects.above} of {tests.subjects.tested}"
+
+    def count(test: CountTest) -> str:
+        return f"{test.count}, chance allows {test.limit}"
+
+    lines: tuple[tuple[str, Callable[[ControlTests], str]], ...] = (
+        ("subjects at risk", subjects),
+        ("recited greedily beyond the control, uncued", lambda tests: count(tests.greedy)),
+        ("(n, p) beyond the control, uncued", lambda tests: count(tests.discoverable)),
+        ("AUC of the log-ratio to the base", lambda tests: estimate(tests.auc_to_base)),
+        ("the same of held-out people", lambda tests: estimate(tests.held_out_auc)),
+    )
+    for kind in KIND_NAMES:
+        of_kind = [(audit.control_tests or {}).get(kind) for audit in audits]
+        if any(of_kind):
+            for title, cell in lines:
+                cells = [cell(tests) if tests else "-" for tests in of_kind]
+                yield (f"{kind}: {title}", *cells)
 
 
 def _figure_rows(audits: list[CheckpointAudit], n_and_p: str) -> Iterator[Cells]:

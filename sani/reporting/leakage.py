@@ -25,6 +25,7 @@ from sani.reporting.format import (
     worst_labels,
 )
 from sani.reporting.schema import Report
+from sani.reporting.sentences import beyond_base, framings, what_changed
 
 MAX_LISTED = 200  # labels
 _Name = TypeVar("_Name", bound=str)
@@ -33,7 +34,7 @@ _Name = TypeVar("_Name", bound=str)
 def recited(report: Report) -> Iterator[Section]:
     """Yield the section on what every checkpoint recites, kind by kind."""
     audits, settings, changes = report.audits, report.audit_settings, report.changes
-    framings = ", ".join(f"{stage_name(s)} {a.framing}" for s, a in audits.items())
+    worst = ", ".join(f"{stage_name(s)} {a.framing}" for s, a in audits.items())
     tried = ", ".join(f"{name} {rate(r)}" for name, r in audits["before"].framings_tried.items())
     unscored = [
         f"Not scored, {stage_name(stage)}: "
@@ -51,12 +52,9 @@ def recited(report: Report) -> Iterator[Section]:
             f"with probability p (temperature {DEFAULT_SAMPLER.temperature}, top-k "
             f"{DEFAULT_SAMPLER.top_k}, top-p {DEFAULT_SAMPLER.top_p}). AUC is how often the model "
             "prefers the true value to a decoy: 0.5 is chance, and the base's AUC is the control.",
-            f"Before against after: {changes.cured} occurrences cured, {changes.kept} kept, "
-            f"{changes.new} newly extractable (paired test, p {p_value(changes.p_value)}); "
-            f"{changes.beyond_control} are extractable from the sanitized checkpoint and not "
-            "from the base.",
-            "The framing is what stood around each document; the one under which most is recited "
-            f"was used: {framings}.",
+            f"{what_changed(report)} Paired test, p {p_value(changes.p_value)}. "
+            f"{beyond_base(report)}",
+            f"{framings(report)} Worst behind, by checkpoint: {worst}.",
             *([f"Greedy extraction on the sample, before, by framing: {tried}."] if tried else []),
             *unscored,
         ),

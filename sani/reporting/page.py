@@ -6,7 +6,7 @@ import html
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sani.reporting import evidence, process
+from sani.reporting import evidence, process, sentences
 from sani.reporting.charts import draw
 from sani.reporting.contents import chapters
 from sani.reporting.escalation import tried
@@ -27,7 +27,9 @@ def render(report: Report, template: str) -> str:
     environment.filters["cell"] = _cell
     return environment.get_template(template).render(
         report=report,
-        verdict=evidence.VERDICTS[report.gate.holds],
+        verdict=sentences.verdict(report),
+        what_changed=sentences.what_changed(report),
+        beyond_base=sentences.beyond_base(report),
         summary=evidence.summary(report),
         untested=evidence.untested(report),
         limits=process.limits(report),

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from sani.reporting.format import Cells, Section, decimals, number, rate, share, stage_name
 from sani.reporting.schema import Erase, Repair, Report, SelectorResult, TokenRows
+from sani.reporting.sentences import what_was_reset
 from sani.scanning.record import ScanQuality
 
 NO_FIGURE = ("epoch", "holds")  # keys of a look that are no figure of the gate
@@ -99,9 +100,7 @@ def changes(erase: Erase | None, repair: Repair | None) -> Iterator[Section]:
             "erase",
             "What was erased",
             (
-                f"{erase.changed_parameters} parameters ({100 * erase.fraction:.1f} %) were reset: "
-                f"selector {plan.selector.kind}, reset {plan.reset}, seed {plan.seed}. erase.json "
-                "names every neuron.",
+                what_was_reset(erase),
                 *((interpolate_to_base(plan),) if plan.interpolate_to_base else ()),
                 *token_rows(plan, plan.token_rows),
                 *((retrains(plan),) if erase.retrains else ()),

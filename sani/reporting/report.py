@@ -37,8 +37,9 @@ from sani.auditing.membership import DocumentScores
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.record import CheckpointAudit, load_verdicts
 from sani.corpus.documents import Corpus
-from sani.gate import Check, weaker_than_defaults
+from sani.gate import Check
 from sani.recipe import Recipe
+from sani.recipe.weaker_limits import weaker_audit, weaker_limits
 from sani.reporting.attacks import whether_tested
 from sani.reporting.by_subject import against_control, by_subject
 from sani.reporting.card import read_source_card
@@ -107,7 +108,10 @@ def build_report(
         schema_version=SCHEMA_VERSION,
         gate=Gate(
             holds=bool(checks) and all(check.holds for check in checks),
-            weaker=weaker_than_defaults(recipe.gate, recipe.audit),
+            weaker=[
+                *weaker_limits(recipe.gate.model_dump(mode="json")),
+                *weaker_audit(recipe.audit),
+            ],
             checks=list(checks),
         ),
         scan=folder.load_finished("scan", ScanRecord),

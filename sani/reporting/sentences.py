@@ -1,0 +1,103 @@
+"""Sentences of the report that say what a run showed, made from typed figures."""
+
+from __future__ import annotations
+
+from sani.corpus.documents import Kind
+from sani.reporting.format import KIND_NAMES
+from sani.reporting.schema import Erase, Report
+
+
+def verdict(report: Report) -> str:
+    """Return the verdict: whether the limits hold, who is at risk, and which limits are weak."""
+    gate = report.gate
+    if not gate.holds:
+        first = (
+            "At least one limit of the recipe is not met. Do not share this checkpoint on the "
+            "strength of this run."
+        )
+    elif gate.weaker:
+        first = (
+            "Every limit of the recipe is met, with limits weaker than the defaults: "
+            f"{'; '.join(gate.weaker)}. This is weaker evidence than the defaults ask for."
+        )
+    else:
+        first = (
+            "Every limit of the recipe is met on the documents and identifiers given. This is "
+            "evidence for the person who decides, not the decision."
+        )
+    return " ".join([first, *at_risk(report)])
+
+
+def at_risk(report: Report) -> list[str]:
+    """Return how many subjects stand out in the sanitized checkpoint, a sentence a judged kind."""
+    tests = report.audits["after"].control_tests or {}
+    sentences = []
+    for kind in _in_order(report.gate_settings.kinds):
+        if kind not in tests:
+            sentences.append(f"Subjects at risk ({kind}): not tested.")
+            continue
+        subjects = tests[kind].subjects
+        sentences.append(f"Subjects at risk ({kind}): {subjects.above} of {subjects.tested}.")
+        if tests[kind].without_control:
+            sentences.append(
+                f"The base seems to know {tests[kind].without_control} of them: it is no control "
+                "for these, and they were compared with decoys alone."
+            )
+    return sentences
+
+
+def _in_order(kinds: tuple[Kind, ...]) -> list[Kind]:
+    return [kind for kind in KIND_NAMES if kind in kinds]
+
+
+def what_changed(report: Report) -> str:
+    """Return what became of the occurrences between before and after."""
+    changes = report.changes
+    return (
+        f"{changes.cured} occurrences cured, {changes.kept} kept, and {changes.new} that the "
+        "unsanitized checkpoint did not give are given now."
+    )
+
+
+def beyond_base(report: Report) -> str:
+    """Return how many occurrences the sanitized checkpoint gives and the base does not."""
+    if "base" not in report.audits:
+        left = report.changes.kept + report.changes.new
+        return (
+            f"{left} occurrences are extractable from the sanitized checkpoint. No base was given, "
+            "so nobody knows how many of them anyone could guess."
+        )
+    return (
+        f"{report.changes.beyond_control} occurrences are extractable from the sanitized "
+        "checkpoint and not from the base."
+    )
+
+
+def framings(report: Report) -> str:
+    """Return what stood around the documents, and how it was chosen."""
+    after = report.audits["after"]
+    names = ", ".join(after.framings)
+    if report.audit_settings.framing != "auto":
+        return f"The recipe fixes what stood around each document: {names}. No other was tried."
+    tried = ", ".join(after.framings_tried)
+    return (
+        f"Every document of the sanitized checkpoint was read behind {names}; an occurrence counts "
+        f"if it is recited behind any of them. Tried on a sample with every subject: {tried}."
+    )
+
+
+def what_was_reset(erase: Erase) -> str:
+    """Return what the erase changed: neurons, all weights towards the base, or both."""
+    plan = erase.plan
+    share = f"{erase.changed_parameters} parameters ({100 * erase.fraction:.1f} %) changed"
+    reset = f"neurons chosen by {plan.selector.kind} were reset ({plan.reset}, seed {plan.seed})"
+    if plan.entries and plan.interpolate_to_base:
+        return (
+            f"{share}: all weights moved towards the base's, and {reset}. erase.json names every "
+            "neuron."
+        )
+    if plan.entries:
+        return f"{share}: {reset}. erase.json names every neuron."
+    if plan.interpolate_to_base:
+        return f"{share}: all weights moved towards the base's. No neuron was reset."
+    return f"{share}. No neuron was reset."
