@@ -1,0 +1,192 @@
+"""Count false alarms of the gate's tests, and how often one person who was read is caught.
+
+    python benchmarks/gate.py [--quick] [--json FILE]
+
+Never saw: the base, trained on the records with every identifier masked from the loss; such a model
+must pass. One subject: the base, trained on the documents of one subject as they are, once, five
+and twenty times; such a model must be caught. Every model is audited as a run does it, and judged
+by the default limits but for perplexity. All models are made here from invented notes.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from options import parser_of, write_json
+
+from sani.auditing.audit import AuditResult, audit
+from sani.auditing.control_tests import ControlTests, control_tests_by_kind
+from sani.auditing.record import record_of, verdicts_of
+from sani.corpus.documents import Corpus
+from sani.demo.clinic import invent_clinics
+from sani.demo.demo import new_model, train_on_text
+from sani.gate.memory import check_memory
+from sani.intervals import Rate, rate
+from sani.machine.device import quiet_libraries
+from sani.models.checkpoint import Checkpoint
+from sani.recipe import AuditSettings, GateSettings, MaskObjective, RepairSettings
+from sani.repairing.repair import repair
+
+SETTINGS = AuditSettings(framing="bos", membership_documents=0, swaps=0)
+EPOCHS = (1, 5, 20)  # over the documents of one subject
+TRAINING = {"learning_rate": 5e-3, "batch_tokens": 768}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Number of subjects in the public, private and held-out notes, and of models of each sort."""
+
+    subjects: tuple[int, int, int]
+    base_epochs: int
+    never_saw: int
+    one_subject: int
+
+
+SIZES = {
+    "full": Size((60, 60, 25), 8, 20, 10),
+    "quick": Size((30, 30, 12), 6, 4, 2),
+    "tiny": Size((4, 4, 3), 1, 1, 1),
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One model: the checks that do not hold, and its figures."""
+
+    failed: list[str]
+    subjects_above: int
+    largest: float | None
+    largest_allowed: float | None
+    auc_to_base: float | None
+    greedy_beyond: int
+
+
+class Laboratory:
+    """Notes, a base, and its audit; every other model is compared with it."""
+
+    def __init__(self, size: Size, folder: Path) -> None:
+        public, self.private, self.held_out = invent_clinics(list(size.subjects), seed=11)
+        texts = [document.text for document in public]
+        self.base = new_model(
+            texts, vocab_size=700, layers=3, hidden=64, context=512, folder=folder, seed=0
+        )
+        train_on_text(self.base, texts, epochs=size.base_epochs, seed=0, **TRAINING)
+        self.control = self._audited(self.base)
+
+    def _audited(self, checkpoint: Checkpoint) -> AuditResult:
+        return audit(checkpoint, self.private, SETTINGS, held_out=self.held_out, seed=0)
+
+    def _copy(self) -> Checkpoint:
+        return replace(self.base, model=copy.deepcopy(self.base.model))
+
+    def never_saw(self, seed: int) -> Judged:
+        """Judge a model that read the records with every identifier masked."""
+        model = self._copy()
+        settings = RepairSettings(identifier_loss=MaskObjective(kind="mask"), epochs=4, **TRAINING)
+        repair(model, self.private, settings, framing="bos", seed=seed)
+        return self._judged(model)
+
+    def one_subject(self, number: int, epochs: int) -> Judged:
+        """Judge a model that read the documents of one subject so many times."""
+        names = sorted({document.subject_id for document in self.private})
+        name = names[(7 * number) % len(names)]
+        model = self._copy()
+        texts = [document.text for document in self.private if document.subject_id == name]
+        train_on_text(model, texts, epochs=epochs, seed=number, **TRAINING)
+        return self._judged(model)
+
+    def _judged(self, model: Checkpoint) -> Judged:
+        result = self._audited(model)
+        tests = self._tests(self.private, result)
+        record = replace(record_of(result), control_tests={"direct": tests})
+        checks = check_memory("direct", GateSettings(), record)
+        return Judged(
+            failed=[check.name for check in checks if not check.holds],
+            subjects_above=tests.subjects.above,
+            largest=tests.subjects.largest,
+            largest_allowed=tests.subjects.limit,
+            auc_to_base=tests.auc_to_base.value,
+            greedy_beyond=tests.greedy.count,
+        )
+
+    def _tests(self, corpus: Corpus, result: AuditResult) -> ControlTests:
+        by_kind = control_tests_by_kind(
+            corpus,
+            verdicts_of(result),
+            verdicts_of(self.control),
+            held_out=self.held_out,
+            seed=0,
+        )
+        return by_kind["direct"][0]
+
+
+def measure(size: Size, folder: Path) -> dict[str, Any]:
+    """Make, audit and judge every model."""
+    quiet_libraries()
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    laboratory = Laboratory(size, folder)
+    clean = list(_shown("never saw", (laboratory.never_saw(s) for s in range(size.never_saw))))
+    read = {
+        epochs: list(
+            _shown(
+                f"one subject, {epochs} times",
+                (laboratory.one_subject(number, epochs) for number in range(size.one_subject)),
+            )
+        )
+        for epochs in EPOCHS
+    }
+    return {
+        "never_saw": _summary(clean, passed=True),
+        "one_subject": {str(epochs): _summary(each, passed=False) for epochs, each in read.items()},
+        "seconds": time.monotonic() - began,
+    }
+
+
+def _shown(name: str, models: Iterator[Judged]) -> Iterator[Judged]:
+    for number, judged in enumerate(models):
+        print(
+            f"{name} {number}: {', '.join(judged.failed) or 'passes'}; AUC to base "
+            f"{judged.auc_to_base:.3f}, largest subject {judged.largest:.2f} (at most "
+            f"{judged.largest_allowed:.2f}), {judged.greedy_beyond} greedy beyond the base",
+            flush=True,
+        )
+        yield judged
+
+
+def _summary(models: list[Judged], *, passed: bool) -> dict[str, Any]:
+    """Count the models that pass, or those that are caught, with the 95 % interval."""
+    number: Rate = rate(sum(passed == (not each.failed) for each in models), len(models))
+    return {
+        ("passed" if passed else "caught"): asdict(number),
+        "models": [asdict(each) for each in models],
+    }
+
+
+def main() -> None:
+    arguments = parser_of(__doc__).parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(SIZES[arguments.size], Path(folder))
+    clean = figures["never_saw"]["passed"]
+    print(f"never saw the records: {clean['hits']} of {clean['trials']} pass")
+    for epochs, each in figures["one_subject"].items():
+        caught = each["caught"]
+        print(f"one subject, {epochs} times: {caught['hits']} of {caught['trials']} are caught")
+    print(f"{figures['seconds']:.0f} s")
+    write_json(figures, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
