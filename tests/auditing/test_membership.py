@@ -101,7 +101,7 @@ def scores(values: Any, member: Any, subject: Any = None, tokens: Any = None) ->
 def test_the_area_is_that_of_all_pairs_and_its_interval_covers_the_truth() -> None:
     chance = np.random.default_rng(0)
     covered = 0
-    for round_ in range(60):
+    for round_ in range(24):
         # Three documents a subject, which move together: the area of one draw varies by subject.
         moved = np.repeat(chance.normal(size=60), 3)
         member = np.repeat(np.arange(60) < 30, 3)
@@ -113,7 +113,7 @@ def test_the_area_is_that_of_all_pairs_and_its_interval_covers_the_truth() -> No
         assert area.value == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
         truth = stats.norm.cdf(1 / np.sqrt(2 * (1 + 0.3**2)))
         covered += area.low <= truth <= area.high
-    assert covered >= 50, "95 % intervals that resample subjects must cover nearly always"
+    assert covered >= 20, "95 % intervals that resample subjects must cover nearly always"
 
 
 def test_true_positives_at_a_false_positive_rate_match_a_count_by_hand() -> None:
