@@ -1,7 +1,7 @@
 # make demo: install, then sanitize a model that recites an invented clinic. make test: the tests.
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := $(BIN)/pytest -q -n logical --maxprocesses 8 --dist worksteal
+PYTEST := $(BIN)/pytest -q -n logical --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-long test-all lint types fmt check docs site
 

@@ -1,6 +1,8 @@
 """What the tests share: no network, quiet libraries, and a small model that really recites."""
+# ruff: noqa: E402  (the imports below stand behind the line that makes them cheap)
 
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -8,6 +10,8 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+gc.disable()  # imports and the collection of tests make no garbage; the first test turns it on
 
 import pytest
 import torch
@@ -35,6 +39,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=60,
         help="broken recipes, and broken corpora, to try; benchmarks/faults.py tries a thousand",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    """Leave all that is imported and collected out of every later garbage collection.
+
+    The trainer collects garbage in every training. Each time it looked through half a million
+    objects of torch and transformers, which was half of the time of the tests of the repair.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 NETWORK = (socket.AF_INET, socket.AF_INET6)

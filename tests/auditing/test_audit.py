@@ -220,7 +220,7 @@ def test_the_network_is_out_of_reach_and_local_sockets_are_not() -> None:
 
 @pytest.mark.parametrize(
     ("context_tokens", "framing_name", "documents"),
-    [(512, "bos", 14), (SHORT_CONTEXT, "bos", 6), (SHORT_CONTEXT, "none", 3)],
+    [(512, "bos", 6), (SHORT_CONTEXT, "bos", 4), (SHORT_CONTEXT, "none", 2)],
 )
 def test_one_pass_finds_exactly_what_greedy_generation_recites(
     clinic: Clinic, leaky: Checkpoint, context_tokens: int, framing_name: str, documents: int
@@ -371,9 +371,9 @@ def test_decoys_share_their_prefix_and_score_as_if_each_stood_alone(
         row = Row(text)
         rows.append(row)
         for position in range(length - 1):
-            row.reads.append((position, text[position + 1], slots))
-            asked.append((text[: position + 1], [text[position + 1]], [slots]))
-            slots += 1
+            row.reads.append((position, text[position + 1], slots + position))
+        asked.append((text[:1], text[1:], list(range(slots, slots + length - 1))))
+        slots += length - 1
         stem = [chance.randrange(vocabulary) for _ in range(3)]
         branches = [
             (position, stem[:shared] + [chance.randrange(vocabulary) for _ in range(length // 5)])
@@ -449,9 +449,9 @@ def test_a_tie_for_the_likeliest_token_counts_as_reciting(base: Checkpoint) -> N
 
 
 def test_results_do_not_depend_on_the_batch_size(clinic: Clinic, leaky: Checkpoint) -> None:
-    corpus = first(clinic.private, 6)
+    corpus, held_out = first(clinic.private, 3), first(clinic.held_out, 4)
     few, many = (
-        audit(leaky, corpus, AuditSettings(batch_tokens=tokens), held_out=clinic.held_out)
+        audit(leaky, corpus, AuditSettings(batch_tokens=tokens), held_out=held_out)
         for tokens in (64, 8192)
     )
     for name, one in vars(few.occurrences).items():
@@ -722,7 +722,7 @@ def test_a_decoy_too_long_for_the_models_positions_is_left_out_and_the_others_co
 def test_auto_finds_the_framing_of_training_and_reports_the_others(
     clinic: Clinic, leaky: Checkpoint
 ) -> None:
-    found = audit(leaky, clinic.private, AuditSettings(decoys=0))
+    found = audit(leaky, clinic.private, AuditSettings(decoys=0, swaps=0))
     assert found.framing == "bos"
     assert set(found.framings_tried) == {"bos", "eos", "eos-bos", "none", "newline", "packed"}
     assert {tried.trials for tried in found.framings_tried.values()} == {clinic.private.num_spans}
@@ -735,7 +735,9 @@ def test_auto_finds_the_framing_of_training_and_reports_the_others(
     assert others["packed"] < 0.5 * worst, "the wrong framing hides next to nothing here"
     for name, tried in found.framings_tried.items():
         alone = audit(
-            leaky, clinic.private, settings_from(AuditSettings, {"decoys": 0, "framing": name})
+            leaky,
+            clinic.private,
+            settings_from(AuditSettings, {"decoys": 0, "swaps": 0, "framing": name}),
         )
         assert alone.figures["all"].greedy.hits == tried.hits
         assert alone.framing == name

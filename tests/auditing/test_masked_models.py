@@ -1,5 +1,7 @@
 """Masked language models: one at a time and jointly, against plain forward passes."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,21 @@ def slow_log_probability(
     return total, greedy
 
 
+def brief(document: Document) -> Document:
+    """The document without the lines in which no identifier stands."""
+    text, spans = "", []
+    for line in re.finditer(r".*\n?", document.text):
+        inside = [s for s in document.spans if line.start() <= s.start < line.end()]
+        spans += [
+            replace(
+                s, start=s.start - line.start() + len(text), end=s.end - line.start() + len(text)
+            )
+            for s in inside
+        ]
+        text += line.group() if inside else ""
+    return replace(document, text=text, spans=tuple(spans))
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.long] if "deberta" in n else []) for n in MASKED],
@@ -100,7 +117,7 @@ def test_every_verdict_equals_that_of_plain_forward_passes(
     clinic: Clinic, tokenizer: Any, name: str
 ) -> None:
     checkpoint = masked_checkpoint(name, tokenizer)
-    corpus = Corpus(clinic.private[:1])
+    corpus = Corpus([brief(clinic.private[0])])
     framing = framing_named("tokenizer", tokenizer)
     assert (framing.prefix, framing.suffix) == (
         (tokenizer.cls_token_id,),
@@ -135,7 +152,8 @@ def test_every_verdict_equals_that_of_plain_forward_passes(
                     others.append(
                         slow_log_probability(checkpoint, left, tokens, right, jointly=False)[0]
                     )
-            others = others[:3]
+                if len(others) == asked.decoys:
+                    break
             assert others
             beaten = np.mean([expected > other for other in others])
             assert found.auc[index] == pytest.approx(beaten, abs=1e-9)

@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from sani.auditing.audit import audit
-from sani.auditing.membership import DocumentScores, membership
+from sani.auditing.membership import DocumentScores, _area, membership
 from sani.corpus.documents import Corpus
 from sani.demo.clinic import invent_clinics
 from sani.models.checkpoint import Checkpoint
@@ -107,13 +107,16 @@ def test_the_area_is_that_of_all_pairs_and_its_interval_covers_the_truth() -> No
         member = np.repeat(np.arange(60) < 30, 3)
         values = np.round(moved + chance.normal(scale=0.3, size=180) + member, 1)
         subject = np.repeat(np.arange(60), 3)
-        found = membership(scores(values, member, subject), seed=round_)
-        area = present(found).attacks["document"]["loss"].auc
+        area = _area(values, member, subject, round_)
+        if round_ == 0:
+            found = membership(scores(values, member, subject), seed=round_)
+            assert present(found).attacks["document"]["loss"].auc == area
         pairs = values[member][:, None] - values[~member][None]
         assert area.value == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
         truth = stats.norm.cdf(1 / np.sqrt(2 * (1 + 0.3**2)))
-        covered += area.low <= truth <= area.high
-    assert covered >= 50, "95 % intervals that resample subjects must cover nearly always"
+        covered += present(area.low) <= truth <= present(area.high)
+    # Resampling documents, of members or of others or of both, covers it 53, 51 and 46 times.
+    assert covered >= 54, "95 % intervals that resample subjects must cover nearly always"
 
 
 def test_true_positives_at_a_false_positive_rate_match_a_count_by_hand() -> None:

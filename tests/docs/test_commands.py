@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sani.demo.clinic import invent_clinics
 from sani.demo.demo import new_model
 from sani.models.checkpoint import Checkpoint, save_checkpoint
 from sani.releasing.manifest import write_manifest
-from sani.reporting.charts import draw
+from tests.support.charts import blank_charts
 from tests.support.pages import ROOT, SANI, Command, blocks, commands, options_of, pages
 from tests.support.releases import REPORT, make_keys
 
@@ -154,20 +155,14 @@ class Reader:
 
 
 @pytest.fixture
-def reader(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Reader:
+def reader(
+    workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> Iterator[Reader]:
     folder = tmp_path / "here"
     shutil.copytree(workplace, folder)
     monkeypatch.chdir(folder)
-    # The same report has the same charts, so they are drawn once: they are half of a small run.
-    drawn: list[Any] = []
-
-    def draw_once(report: Any) -> Any:
-        if not drawn:
-            drawn.append(draw(report))
-        return drawn[0]
-
-    monkeypatch.setattr("sani.reporting.page.draw", draw_once)
-    return Reader(workplace, capsys)
+    with blank_charts():
+        yield Reader(workplace, capsys)
 
 
 def test_commands_and_pages_are_found() -> None:

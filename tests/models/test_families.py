@@ -5,7 +5,7 @@ turn, and the neurons whose activation changes with it are those that read it.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -279,6 +279,10 @@ def _first_to_change(seen: Any, before: Any, blocks: Any) -> Any:
     return None
 
 
+class EnoughError(Exception):
+    """Ends a forward pass of which nothing more is looked at."""
+
+
 @cache
 def readers(name: str) -> Any:
     """Which neurons read each row of each matrix of the first and the last layer, found by trying.
@@ -288,7 +292,15 @@ def readers(name: str) -> Any:
     """
     model = random_model(name)
     found = {}
-    with watched(model) as seen:
+    awaited = {""}  # blocks that the pass has yet to reach
+
+    def stop(block: str, activation: Any) -> Any:
+        awaited.discard(block)
+        if not awaited:
+            raise EnoughError
+        return activation
+
+    with watched(model, then=stop) as seen:
         read(model)
         before = dict(seen)
         for layer in (0, len(layers_of(model)) - 1):
@@ -301,7 +313,10 @@ def readers(name: str) -> Any:
                 kept = numbers.clone()
                 for factor in (1.5, -20.0):  # the second wakes a neuron that never fires
                     numbers.copy_(factor * kept)
-                    read(model)
+                    awaited.clear()
+                    awaited.update(blocks)
+                    with suppress(EnoughError):
+                        read(model)
                     numbers.copy_(kept)
                     own = _first_to_change(seen, before, blocks)
                     if own is not None:

@@ -61,11 +61,17 @@ escalation:
 
 
 @pytest.fixture(scope="module")
-def recipe(clinic: Clinic, base_folder: Path, leaky_folder: Path, shared: Shared) -> Path:
+def few(clinic: Clinic) -> Clinic:
+    """A clinic of few documents, since each rung reads them all several times."""
+    return clinic.with_few(6, held_out=4)
+
+
+@pytest.fixture(scope="module")
+def recipe(few: Clinic, base_folder: Path, leaky_folder: Path, shared: Shared) -> Path:
     """A ladder whose first rung leaks, whose second fails, and whose third is well."""
 
     def write(folder: Path) -> None:
-        write_recipe(folder, SECTIONS, clinic=clinic, unsanitized=leaky_folder, base=base_folder)
+        write_recipe(folder, SECTIONS, clinic=few, unsanitized=leaky_folder, base=base_folder)
 
     return shared("ladder", write) / "recipe.yaml"
 
@@ -202,7 +208,7 @@ def load_tokens(recipe: Path) -> int:
 
 @pytest.mark.long
 def test_retraining_begins_with_every_weight_of_the_base(
-    recipe: Path, clinic: Clinic, base_folder: Path, tmp_path: Path
+    recipe: Path, few: Clinic, base_folder: Path, tmp_path: Path
 ) -> None:
     ladder = (
         "[{erase: {interpolate_to_base: 1.0}, repair: {identifier_loss: {kind: mask}, epochs: 1}}]"
@@ -218,7 +224,7 @@ def test_retraining_begins_with_every_weight_of_the_base(
             "batch_tokens": 768,
         }
     )
-    repair(retrained, clinic.private, settings, framing="bos", seed=3)
+    repair(retrained, few.private, settings, framing="bos", seed=3)
     assert load(out, "rung-1.json")["weights_digest"] == retrained.weights_digest()
     assert "every weight was set to the base" in (out / "report.md").read_text()
     assert "Retrained: every weight" in (out / "sanitized" / "README.md").read_text()

@@ -12,7 +12,8 @@ import pytest
 
 from sani.cli.main import main
 from tests.support import broken_inputs
-from tests.support.faults import BAD, Faults, Job
+from tests.support.faults import BAD, SECTIONS, Faults, Job
+from tests.support.recipes import recipe_text
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks and signals as on POSIX")
 
@@ -57,11 +58,15 @@ def test_a_run_that_is_not_what_it_was_is_detected(job: Job, tmp_path: Path) -> 
     assert counted == {"runs_lost", "identifier_leaks", "partial_outputs"}
 
 
-def test_broken_recipes_are_refused_in_a_sentence(
-    job: Job, tmp_path: Path, num_inputs: int
-) -> None:
+def test_broken_recipes_are_refused_in_a_sentence(tmp_path: Path, num_inputs: int) -> None:
+    recipe = tmp_path / "recipe.yaml"  # refused before anything that it names is read
+    recipe.write_text(
+        recipe_text(
+            SECTIONS, folder=tmp_path, unsanitized=tmp_path / "leaky", base=tmp_path / "base"
+        )
+    )
     counts: Counter[str] = Counter()
-    broken_inputs.break_recipes(job.recipe, tmp_path, examples=num_inputs, counts=counts)
+    broken_inputs.break_recipes(recipe, tmp_path, examples=num_inputs, counts=counts)
     assert counts == {"bad_inputs": num_inputs}
 
 

@@ -44,11 +44,17 @@ gate:
 
 
 @pytest.fixture(scope="module")
-def recipe(clinic: Clinic, base_folder: Path, leaky_folder: Path, shared: Shared) -> Path:
+def few(clinic: Clinic) -> Clinic:
+    """A clinic of few documents, since each round reads them all several times."""
+    return clinic.with_few(6)
+
+
+@pytest.fixture(scope="module")
+def recipe(few: Clinic, base_folder: Path, leaky_folder: Path, shared: Shared) -> Path:
     """Masking alone, with little erased: it leaves much, each time less."""
 
     def write(folder: Path) -> None:
-        write_recipe(folder, SECTIONS, clinic=clinic, unsanitized=leaky_folder, base=base_folder)
+        write_recipe(folder, SECTIONS, clinic=few, unsanitized=leaky_folder, base=base_folder)
 
     return shared("rounds", write) / "recipe.yaml"
 
@@ -77,24 +83,24 @@ def left(checkpoint: Checkpoint, base: Checkpoint, corpus: Corpus, recipe: Path)
 
 
 def test_a_round_begins_where_the_last_one_ended_and_targets_what_remained(
-    recipe: Path, repeated: Path, clinic: Clinic, leaky: Checkpoint, base: Checkpoint
+    recipe: Path, repeated: Path, few: Clinic, leaky: Checkpoint, base: Checkpoint
 ) -> None:
     """By hand, round after round: the same weights."""
     settings = load_recipe(recipe)
     assert settings.erase is not None
-    places, counts = left(leaky, base, clinic.private, recipe), []
-    targeted = clinic.private
+    places, counts = left(leaky, base, few.private, recipe), []
+    targeted = few.private
     for number in (1, 2, 3):
         seed = settings.seed + number - 1
         erase(leaky, targeted, settings.erase, framing="bos", seed=seed)
-        repair(leaky, clinic.private, settings.repair, framing="bos", seed=seed)
+        repair(leaky, few.private, settings.repair, framing="bos", seed=seed)
         found = load(repeated, f"round-{number}.json")
         assert found["weights_digest"] == leaky.weights_digest()
         assert found["targeted"] == targeted.num_spans
         counts.append(len(places))
-        places = left(leaky, base, clinic.private, recipe)
+        places = left(leaky, base, few.private, recipe)
         assert found["remaining"] == len(places)
-        targeted = only(clinic.private, places)
+        targeted = only(few.private, places)
     assert counts[0] > counts[1] > counts[2] > len(places)  # and so each had something to do
     digest = load_checkpoint(repeated / "sanitized").weights_digest()
     assert digest == leaky.weights_digest() == load(repeated, "repair.json")["weights_digest"]
@@ -241,10 +247,10 @@ def test_an_escalation_has_no_rounds(recipe: Path) -> None:
 
 
 def test_the_check_tells_what_rounds_read(
-    recipe: Path, clinic: Clinic, leaky: Checkpoint, tmp_path: Path
+    recipe: Path, few: Clinic, leaky: Checkpoint, tmp_path: Path
 ) -> None:
     items = {item.name: item for item in check(load_recipe(recipe), tmp_path / "run")}
-    tokens = 2 * sum(len(leaky.tokenizer(document.text).input_ids) for document in clinic.private)
+    tokens = 2 * sum(len(leaky.tokenizer(document.text).input_ids) for document in few.private)
     assert items["rounds"].holds
     assert items["rounds"].detail.startswith("3 at most, each only if the one before left anything")
     assert f"about {tokens:,} tokens of training a round" in items["rounds"].detail
