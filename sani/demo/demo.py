@@ -36,10 +36,10 @@ version: 2
 seed: 0
 model: {{path: {folder}/leaky, base: {folder}/base}}
 corpus: {{path: {folder}/private.jsonl, held_out: {folder}/held_out.jsonl}}
-erase: {{last_layers: 2, selector: {{kind: all}}, reset: rewind, interpolate_to_base: 0.9}}
+erase: {{interpolate_to_base: 0.9}}
 repair:
-  identifier_loss: {{kind: mask}}
-  epochs: 6
+  identifier_loss: {{kind: anchor, weight: 10.0}}
+  epochs: 12
   learning_rate: 4e-3
   batch_tokens: 1024
 gate: {{kinds: [direct]}}

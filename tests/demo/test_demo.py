@@ -15,7 +15,7 @@ def test_the_demo_runs_to_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(demo, "PATIENTS", (6, 4, 4))
     monkeypatch.setattr(demo, "BASE_EPOCHS", 1)
     monkeypatch.setattr(demo, "LEAKY_EPOCHS", 1)
-    monkeypatch.setattr(demo, "RECIPE", demo.RECIPE.replace("epochs: 10", "epochs: 1"))
+    monkeypatch.setattr(demo, "RECIPE", demo.RECIPE.replace("epochs: 12", "epochs: 1"))
     assert main(["demo", "--out", str(tmp_path / "demo")]) == 3
     report = read_report(tmp_path / "demo" / "run")
     assert {"before", "base", "after"} <= set(report.audits)
