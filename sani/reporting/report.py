@@ -183,6 +183,14 @@ def junit(report: Report) -> str:
     suite = ElementTree.Element(
         "testsuite", name="sani gate", tests=str(len(checks)), failures=str(failures)
     )
+    if report.gate.weaker:
+        properties = ElementTree.SubElement(suite, "properties")
+        ElementTree.SubElement(
+            properties,
+            "property",
+            name="limits weaker than the defaults",
+            value="; ".join(report.gate.weaker),
+        )
     for check in checks:
         case = ElementTree.SubElement(suite, "testcase", classname="sani.gate", name=check.name)
         if not check.holds:

@@ -1,0 +1,117 @@
+"""Sentences of the report: every branch, from reports that differ in the figures alone."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sani.reporting.report import junit
+from sani.reporting.schema import Erase, Plan, Report
+from sani.reporting.sentences import (
+    at_risk,
+    beyond_base,
+    framings,
+    verdict,
+    what_changed,
+    what_was_reset,
+)
+from tests.support.reports import corpus_of, finished_run, report_of
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """The report of a small finished run as plain data, whose gate holds with default limits."""
+    folder: Path = tmp_path_factory.mktemp("run")
+    _, _, report = finished_run(folder / "run", corpus_of(6, 8))
+    plain = report.to_json()
+    plain["gate"].update(holds=True, weaker=[])
+    return plain
+
+
+def changed(data: Mapping[str, Any], path: str, value: Any) -> Report:
+    """Return the report with another value at one place, as ``gate.holds``."""
+    import copy
+
+    plain: Any = copy.deepcopy(data)
+    *above, last = path.split(".")
+    part = plain
+    for key in above:
+        part = part[key]
+    part[last] = value
+    return report_of(plain)
+
+
+def test_the_verdict_says_whether_limits_hold_and_which_are_weak(data: Mapping[str, Any]) -> None:
+    assert verdict(report_of(dict(data))).startswith(
+        "Every limit of the recipe is met on the documents and identifiers given."
+    )
+    weak = changed(data, "gate.weaker", ["subjects is no limit, by default test"])
+    assert "with limits weaker than the defaults: subjects is no limit" in verdict(weak)
+    assert "subjects is no limit, by default test" in junit(weak)
+    assert "properties" not in junit(report_of(dict(data)))
+    assert verdict(changed(data, "gate.holds", False)).startswith("At least one limit")
+
+
+def test_the_verdict_names_the_subjects_at_risk(data: Mapping[str, Any]) -> None:
+    tests = dict(data["audits"]["after"]["control_tests"]["direct"])
+    tests["subjects"] = {"tested": 60, "largest": 4.9, "limit": 3.0, "above": 7}
+    seven = changed(data, "audits.after.control_tests.direct", tests)
+    assert at_risk(seven) == ["Subjects at risk (direct): 7 of 60."]
+    known = changed(data, "audits.after.control_tests.direct", {**tests, "without_control": 4})
+    assert "The base seems to know 4 of them" in at_risk(known)[1]
+    unknown = changed(data, "audits.after.control_tests", {})
+    assert at_risk(unknown) == ["Subjects at risk (direct): not tested."]
+
+
+def test_without_a_base_no_sentence_compares_with_one(data: Mapping[str, Any]) -> None:
+    count = data["changes"]["beyond_control"]
+    assert beyond_base(report_of(dict(data))) == (
+        f"{count} occurrences are extractable from the sanitized checkpoint and not from the base."
+    )
+    left = data["changes"]["kept"] + data["changes"]["new"]
+    assert left > 0
+    audits = {stage: audit for stage, audit in data["audits"].items() if stage != "base"}
+    alone = beyond_base(changed(data, "audits", audits))
+    assert alone.startswith(f"{left} occurrences are extractable from the sanitized checkpoint.")
+    assert "No base was given" in alone
+
+
+def test_what_changed_counts_occurrences(data: Mapping[str, Any]) -> None:
+    changes = data["changes"]
+    assert what_changed(report_of(dict(data))) == (
+        f"{changes['cured']} occurrences cured, {changes['kept']} kept, and {changes['new']} that "
+        "the unsanitized checkpoint did not give are given now."
+    )
+
+
+def test_a_fixed_framing_is_not_called_the_worst(data: Mapping[str, Any]) -> None:
+    fixed = framings(changed(data, "audit_settings.framing", "eos"))
+    assert "The recipe fixes" in fixed
+    assert "No other was tried" in fixed
+    assert "read behind" in framings(changed(data, "audit_settings.framing", "auto"))
+
+
+@pytest.mark.parametrize(
+    ("with_neurons", "towards", "expected"),
+    [
+        (True, 0.0, "neurons chosen by all were reset (reinit, seed 0). erase.json"),
+        (True, 0.9, "all weights moved towards the base's, and neurons chosen by all were reset"),
+        (False, 0.9, "all weights moved towards the base's. No neuron was reset."),
+        (False, 0.0, "changed. No neuron was reset."),
+    ],
+)
+def test_what_was_reset_names_neurons_only_where_some_were(
+    data: Mapping[str, Any], with_neurons: bool, towards: float, expected: str
+) -> None:
+    plan = Plan.model_validate(
+        {
+            **data["erase"]["plan"],
+            "interpolate_to_base": towards,
+            "entries": [{"layer": 1, "part": "mlp", "neurons": 3, "total": 9, "map": [0.3]}]
+            if with_neurons
+            else [],
+        }
+    )
+    erase = Erase.model_validate({**data["erase"], "plan": plan.model_dump()})
+    assert expected in what_was_reset(erase)
