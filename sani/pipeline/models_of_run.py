@@ -24,6 +24,7 @@ from sani.models.checkpoint import (
 from sani.pipeline.inputs import ModelFolders, check_control, check_loaded_candidate
 from sani.recipe import Recipe
 from sani.releasing.identifiers_in_files import check_texts
+from sani.reporting.card import read_source_card
 from sani.runfolder import RunFolder
 
 
@@ -171,5 +172,8 @@ class ModelsOfRun:
     def _load_given(self) -> Checkpoint:
         """Load the checkpoint of ``model.path``, if its text files hold no identifier."""
         checkpoint = load_checkpoint(self._given.path, device=default_device())
-        check_texts(checkpoint.path, self._corpus, base=self._recipe.model.base)
+        base = self._recipe.model.base
+        check_texts(checkpoint.path, self._corpus, base=base)
+        # Its card goes into the report: what must not stand there is told before hours of work.
+        read_source_card(self._recipe.model.path, base, self._corpus)
         return checkpoint
