@@ -151,6 +151,8 @@ def _check_item(name: str, get_detail: Callable[[], str]) -> CheckItem:
 def _corpus(inputs: _Inputs) -> str:
     """Return what the corpus holds; if the scan detects, each detector is loaded and none run."""
     recipe, corpus = inputs.recipe, inputs.documents.corpus
+    if any(document.turns for document in corpus):  # which a template may refuse
+        rendered(corpus, inputs.tokenizer)
     held_out = inputs.documents.held_out
     num_held_out = f", {len(held_out)} held out" if held_out else ", none held out"
     if recipe.scan.detects:
