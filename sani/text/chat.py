@@ -49,7 +49,8 @@ def rendered(corpus: Corpus, tokenizer: Any) -> Corpus:
             documents.append(_rendered(document, tokenizer, next(texts), next(texts)))
         except _RenderingError as problem:
             raise CorpusError(f"document {number}: {problem}") from None
-    untried = untried_roles(tokenizer)
+    roles = {turn.role for document in corpus for turn in document.turns}
+    untried = [role for role in untried_roles(tokenizer) if role in roles]
     if untried:
         raise CorpusError(
             "the corpus holds conversations, and the chat template raises an error or shows "
