@@ -58,7 +58,7 @@ def recipe(
     path = write_recipe(
         tmp_path, ONLY_CHECKED, clinic=clinic, unsanitized=candidate, base=base_folder
     )
-    text = path.read_text().replace("base:", f"unsanitized: {leaky_folder}, base:")
+    text = path.read_text().replace(", base:", f", unsanitized: {leaky_folder}, base:")
     path.write_text(text)
     return load_recipe(path)
 

@@ -285,7 +285,9 @@ def test_a_base_without_a_template_reads_what_its_checkpoint_reads(tmp_path: Pat
     (tmp_path / "recipe.yaml").write_text(
         f"{{version: 2, model: {{path: {tmp_path}/model, base: {tmp_path}/base}}, "
         f"corpus: {{path: {tmp_path}/said.jsonl}}, audit: {{decoys: 0, swaps: 0}}, "
-        "erase: null, repair: {epochs: 1}, gate: {auc_excess: null, perplexity_ratio: null}}"
+        "erase: null, repair: {epochs: 1}, gate: {greedy: control, greedy_beyond_control: null, "
+        "discoverable_beyond_control: null, subjects: null, auc_to_base: null, "
+        "perplexity_ratio: null}}"
     )
     recipe = load_recipe(tmp_path / "recipe.yaml")
     assert [item for item in check(recipe, tmp_path / "run") if not item.holds] == []
