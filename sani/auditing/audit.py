@@ -26,6 +26,7 @@ from sani.auditing.membership import (
     score_documents,
     score_tokens,
 )
+from sani.auditing.notes import notes_of
 from sani.auditing.occurrences import Occurrences, join_framings, recited_either_way
 from sani.auditing.scoring import score_both_ways
 from sani.auditing.utility import Utility, utility_of
@@ -68,6 +69,7 @@ class AuditResult:
             None where they have no span.
         documents: Membership scores document by document; None without held-out documents.
         generation: What sampling brought up; None if the settings do not ask for it.
+        notes: What was switched off, or could not be tried, in whole sentences.
     """
 
     framing: str
@@ -85,6 +87,7 @@ class AuditResult:
     held_out_occurrences: Occurrences | None = field(repr=False)
     documents: DocumentScores | None = field(repr=False)
     generation: GenerationResult | None
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the single verdicts as plain data."""
@@ -191,6 +194,7 @@ def audit(
         held_out_occurrences=held_out_occurrences,
         documents=documents_scores,
         generation=generation,
+        notes=notes_of(checkpoint),
     )
 
 

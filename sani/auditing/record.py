@@ -61,6 +61,7 @@ class AuditRecord:
     seconds: float
     generation: GenerationRecord | None
     control_tests: dict[Kind, ControlTests] | None = None
+    notes: list[str] = field(default_factory=list, kw_only=True)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain data."""
@@ -89,6 +90,7 @@ def record_of(result: AuditResult) -> AuditRecord:
         membership=result.membership,
         tokens=result.tokens,
         seconds=result.seconds,
+        notes=result.notes,
         generation=None
         if generation is None
         else GenerationRecord(

@@ -129,13 +129,17 @@ def show_audits(audits: Mapping[str, AuditRecord]) -> None:
 
 def show_inventory(inventory: Mapping[str, Any]) -> None:
     """Print what a corpus marks, label by label."""
+    from sani.scanning.inventory import subjects_in_words
+
     counts = ("occurrences", "identifiers", "subjects")
     rows = [
         [label, row["kind"], *(str(row[name]) for name in counts)]
         for label, row in inventory["labels"].items()
     ]
     show_table(
-        f"{inventory['documents']} documents of {inventory['subjects']} subjects",
+        subjects_in_words(
+            inventory["documents"], inventory["subjects"], inventory["without_subject_id"]
+        ),
         ["label", "kind", *counts],
         rows,
     )

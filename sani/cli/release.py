@@ -83,6 +83,7 @@ def show_report(report: Report, folder: Path) -> None:
     from sani.reporting.evidence import summary, untested
     from sani.reporting.rounds import rounds
     from sani.reporting.sentences import beyond_base, verdict
+    from sani.scanning.inventory import subjects_in_words
 
     console.show_section(tried(report))
     console.show_section(rounds(report))
@@ -90,7 +91,8 @@ def show_report(report: Report, folder: Path) -> None:
     console.show_checks(report.gate.checks)
     scan = report.scan
     console.show(
-        f"{scan.documents} documents, {scan.documents_without_spans} without any span; "
+        f"{subjects_in_words(scan.documents, scan.subjects, scan.without_subject_id)}; "
+        f"{scan.documents_without_spans} documents without any span; "
         f"{scan.unmarked} places look forgotten (see sani scan). "
         f"{beyond_base(report)}"
     )

@@ -16,7 +16,14 @@ from typing import Literal, get_args
 from sani.corpus.documents import KINDS, Corpus, Document, Kind
 from sani.corpus.fhir import holds_fhir, read_fhir
 from sani.corpus.folders import list_files, read_brat, read_i2b2, read_text_folder
-from sani.corpus.records import RecordError, Rows, marks, to_document
+from sani.corpus.records import (
+    NAME_LIKE_VALUE,
+    RecordError,
+    Rows,
+    marks,
+    names_like_values,
+    to_document,
+)
 from sani.corpus.tables import (
     COMPRESSED,
     DEFAULT_LIMITS,
@@ -192,6 +199,10 @@ def _collect(
         # A key of another name would hide a document's identifiers in silence.
         hint = "it has no 'spans', but others have; write \"spans\": [] where there are none"
         problems += [(place, hint) for place in without_key]
+    guilty = names_like_values(documents)
+    for document in documents if guilty else ():
+        if any(span.label in guilty or span.source in guilty for span in document.spans):
+            problems.append((places[document.id], NAME_LIKE_VALUE))
     return documents, problems
 
 

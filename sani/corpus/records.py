@@ -14,6 +14,8 @@ from typing import cast
 
 from sani.corpus.documents import ANNOTATION, BETWEEN_TURNS, KINDS, Document, Kind, Span, Turn
 from sani.errors import CorpusError
+from sani.scanning.labels import is_public_name
+from sani.text.folding import fold_text
 
 COLUMNS = ("id", "subject_id", "text", "spans", "messages", "source_text")
 
@@ -126,6 +128,29 @@ def marks(row: Row) -> bool:
     return any("spans" in item for item in (row, *inner) if isinstance(item, Mapping))
 
 
+def names_like_values(documents: Iterable[Document]) -> set[str]:
+    """Return the labels and sources that are, but for their spelling, a value of the documents.
+
+    Labels and sources are printed in reports, ids and values are not. Names of one letter are let
+    pass, and names that the scan knows without any corpus: a detector may take the heading ``MRN``
+    for a name.
+    """
+    documents = list(documents)
+    values = {document.value(span) for document in documents for span in document.spans}
+    values |= {name for document in documents for name in (document.id, document.subject_id)}
+    folded = set(map(fold_text, values))
+    names = {name for d in documents for span in d.spans for name in (span.label, span.source)}
+    return {
+        name
+        for name in names
+        if len(name) > 1 and not is_public_name(name) and fold_text(name) in folded
+    }
+
+
+NAME_LIKE_VALUE = (
+    "a label or a source of it is the text of an identifier of this corpus, or an id, but for its "
+    "spelling; labels and sources are printed in reports: expected a name such as NAME or DATE"
+)
 LONGEST_LABEL = 64
 _LOOKS_LIKE_A_VALUE = re.compile(r"\d{4}|@")
 

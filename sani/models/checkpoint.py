@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from sani.machine import distributed
 from sani.models.families import auto_class, family_of, text_config
 from sani.models.family import Family
 from sani.models.folder import (
-    ADAPTER_WEIGHTS,
     ModelFolder,
     copy_files,
     files_beside,
     open_folder,
 )
+from sani.models.merging import TOLERANCE as MERGE_TOLERANCE
+from sani.models.merging import merge_adapter
 from sani.models.safetensors_files import StoredWeights, named_tensors
 
 # Where positions have no end (ALiBi, relative ones): what such models were trained with.
@@ -48,6 +49,8 @@ class Checkpoint:
         path: The folder that the tokenizer was read from.
         types: Of the parameters and buffers that its files hold in less than float32, by name.
         sources: Every folder that was read, an adapter's and its base's; none is overwritten.
+        begin_tokens: Begin tokens that its configurations name.
+        random_steps: Random steps of the tokenizer that were switched off, in words.
     """
 
     model: Any
@@ -55,6 +58,8 @@ class Checkpoint:
     path: Path
     types: Mapping[str, torch.dtype] = field(default_factory=dict)
     sources: tuple[Path, ...] = ()
+    begin_tokens: tuple[int, ...] = ()
+    random_steps: tuple[str, ...] = ()
 
     def rounded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor rounded to the type it has in the files, and in its own type again."""
@@ -180,7 +185,7 @@ def load_checkpoint(
     if folder.base is not None:
         return _merged(folder, load_checkpoint(folder.base), device)
     path, config, family = folder.path, folder.config, folder.family
-    tokenizer = folder.load_tokenizer()
+    tokenizer, random_steps = folder.load_tokenizer_and_steps()
     try:
         loaded: Any = auto_class(config).from_pretrained(
             path,
@@ -220,46 +225,49 @@ def load_checkpoint(
     stored = StoredWeights(folder.weight_files).types(model)
     types = {name: type_ for name, type_ in stored.items() if type_ in HALF}
     model = model.to(device or torch.device("cpu")).eval()
-    return Checkpoint(model, tokenizer, path, types, sources=(path,))
+    rows = model.get_input_embeddings().weight.shape[0]
+    begin_tokens = tuple(token for token in folder.begin_tokens if token < rows)
+    return Checkpoint(model, tokenizer, path, types, (path,), begin_tokens, random_steps)
 
 
 def _merged(folder: ModelFolder, base: Checkpoint, device: torch.device | None) -> Checkpoint:
     """Load an adapter and merge it into its loaded base, which is changed."""
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors.torch import load_file
-
     path = folder.path
     own_tokenizer = folder.tokenizer_path == path
-    tokenizer = folder.load_tokenizer() if own_tokenizer else base.tokenizer
+    tokenizer, random_steps = (
+        folder.load_tokenizer_and_steps() if own_tokenizer else (base.tokenizer, base.random_steps)
+    )
     try:
-        adapted = PeftModel.from_pretrained(base.model, path)
-        # peft leaves at zero what it does not find, and leaves out what it has no place for: that
-        # would be an audit of the base.
-        taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        given = load_file(path / ADAPTER_WEIGHTS)
-        whole = taken.keys() == given.keys() and all(
-            _same(taken[name].cpu(), given[name]) for name in given
-        )
-        model = adapted.merge_and_unload().requires_grad_(True)  # peft freezes the base
+        merged = merge_adapter(base.model, path)
     except Exception as error:
         raise CheckpointError(
             f"model folder {path}: the adapter cannot be merged ({type(error).__name__}); is it "
             f"one on {base.path}, and of a kind that peft can merge?"
         ) from error
-    if not whole:
+    if not merged.whole:
         raise CheckpointError(
             f"model folder {path}: the adapter's tensors are not those that its configuration "
             f"adds to {base.path}; is it an adapter on this base, and whole?"
         )
+    model = merged.model
     _check_fits(model, tokenizer, path)
     _check_finite(model, path)
+    if not merged.difference <= MERGE_TOLERANCE:  # also if it is NaN
+        raise CheckpointError(
+            f"model folder {path}: merged into {base.path} the adapter is another model than on "
+            f"top of it (logits differ by {merged.difference:.1g} of their size), so an audit "
+            "would not be of the model that is served; train the adapter without the part that "
+            "peft cannot merge, or give a whole checkpoint"
+        )
     model = model.to(device or torch.device("cpu")).eval()
-    sources = (path, *base.sources)
-    return Checkpoint(model, tokenizer, folder.tokenizer_path, base.types, sources)
-
-
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.allclose(one.double(), other.double(), rtol=0.0, atol=0.0, equal_nan=True)
+    return replace(
+        base,
+        model=model,
+        tokenizer=tokenizer,
+        path=folder.tokenizer_path,
+        sources=(path, *base.sources),
+        random_steps=random_steps,
+    )
 
 
 def _check_fits(model: Any, tokenizer: Any, path: Path) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 from sani.models.families import FAMILIES
 
-# Fields that only training, generation, labels of another task, or saving read.
+# Fields that only training, generation, labels of another task, or saving read. Whether weights are
+# tied is seen in the weights.
 NOT_COMPUTED = re.compile(
-    r"_name_or_path|architectures|auto_map|transformers_version|(torch_)?dtype|use_cache"
+    r"_name_or_path|architectures|tie_word_embeddings|auto_map|transformers_version|(torch_)?dtype|use_cache"
     r"|return_dict|use_return_dict|output_\w+|id2label|label2id|num_labels|problem_type"
     r"|finetuning_task|task_specific_params|chunk_size_feed_forward|gradient_checkpointing"
     r"|_?attn_implementation\w*|init_std|initializer_\w+|router_aux_loss_coef|router_jitter_noise"

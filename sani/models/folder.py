@@ -27,6 +27,7 @@ from sani.errors import CheckpointError
 from sani.machine.device import quiet_libraries
 from sani.models.families import family_of
 from sani.models.family import Family
+from sani.models.tokenizers import switch_off_random_steps
 from sani.models.weight_files import check_one_set
 
 TOKENIZER_FILES = (
@@ -126,16 +127,36 @@ class ModelFolder:
         """The folder with the tokenizer: an adapter's own goes before its base's."""
         return self.path if (self.path / "tokenizer.json").is_file() else self.whole.path
 
+    @cached_property
+    def begin_tokens(self) -> tuple[int, ...]:
+        """Begin tokens that ``config.json`` and ``generation_config.json`` name, each once.
+
+        A tokenizer may name none, or another one, and training may have put these before a text.
+        """
+        path, tokens = self.whole.path, []
+        for name in CONFIG_FILES:
+            values = read_json(path, name) if (path / name).is_file() else {}
+            nested = values.get("text_config")
+            for part in (values, nested if isinstance(nested, dict) else {}):
+                token = part.get("bos_token_id")
+                if isinstance(token, int) and not isinstance(token, bool) and token >= 0:
+                    tokens.append(token)
+        return tuple(dict.fromkeys(tokens))
+
     def load_tokenizer(self) -> Any:
-        """Load the fast tokenizer.
+        """Load the fast tokenizer, without its random steps.
 
         Raises:
             CheckpointError: If it cannot be loaded.
         """
+        return self.load_tokenizer_and_steps()[0]
+
+    def load_tokenizer_and_steps(self) -> tuple[Any, tuple[str, ...]]:
+        """Load the tokenizer; also return its random steps that were switched off, in words."""
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 self.tokenizer_path, local_files_only=True, trust_remote_code=False, use_fast=True
             )
         except Exception as error:
@@ -143,6 +164,7 @@ class ModelFolder:
                 f"model folder {self.tokenizer_path}: the tokenizer cannot be loaded "
                 f"({type(error).__name__}); save it again with save_pretrained"
             ) from error
+        return tokenizer, switch_off_random_steps(tokenizer)
 
     @cached_property
     def weights_digest(self) -> str:

@@ -13,9 +13,10 @@ from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import load_checkpoint
 from sani.models.folder import open_folder
 from sani.models.weight_files import check_only_weights
-from sani.pipeline.inputs import Documents, check_control, read_neighbours
+from sani.pipeline.inputs import Documents, check_control, check_held_out, read_neighbours
 from sani.recipe import AttackSettings, AuditSettings
 from sani.runfolder import open_run
+from sani.text.chat import lend_template
 
 
 def attack_models(
@@ -46,16 +47,19 @@ def attack_models(
         on_step: Called with (what is done, steps done, steps in all).
 
     Raises:
-        RecipeError: If the base is no control.
+        RecipeError: If the base is no control, or only the corpus has spans.
         CheckpointError: If the folder of the sanitized checkpoint holds other weights too.
         RunError: If ``out`` belongs to other models, documents or settings.
     """
     make_deterministic()
+    check_held_out(documents.corpus, documents.held_out, name="--held-out")
     folders = {name: open_folder(path, base=models.get(BASE)) for name, path in models.items()}
     check_only_weights(folders[SANITIZED], below=False)
     loaded = {
         name: load_checkpoint(folder, device=default_device()) for name, folder in folders.items()
     }
+    for checkpoint in loaded.values():
+        checkpoint.tokenizer = lend_template(checkpoint.tokenizer, loaded[SANITIZED].tokenizer)
     if BASE in loaded and UNSANITIZED in loaded:
         check_control(loaded[UNSANITIZED], loaded[BASE], name="--unsanitized", option="--base")
     audit_settings = AuditSettings()

@@ -22,8 +22,9 @@ from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.models.folder import ModelFolder, open_folder
 from sani.models.weight_files import check_only_weights
-from sani.pipeline.inputs import Documents, check_base, check_control
+from sani.pipeline.inputs import Documents, check_base, check_control, check_held_out
 from sani.recipe import AuditSettings
+from sani.text.chat import lend_template
 
 
 def audit_models(
@@ -48,10 +49,11 @@ def audit_models(
         The audits and what they say together, as `sani audit` shows them.
 
     Raises:
-        RecipeError: If the base is no control.
+        RecipeError: If the base is no control, or only the corpus has spans.
         CheckpointError: If a folder is not a checkpoint that sani reads, or that of the model in
             question holds other weights too.
     """
+    check_held_out(documents.corpus, documents.held_out, name="--held-out")
     # All are opened before the first takes its hours.
     folders = {name: open_folder(path, base=models.get("base")) for name, path in models.items()}
     check_only_weights(folders["model"], below=False)
@@ -59,9 +61,11 @@ def audit_models(
     distributed.check_same("documents", documents.digests())
     results: dict[str, AuditResult] = {}
     pretraining: dict[str, AuditResult] = {}
-    framing = None
+    framing = lender = None
     for name, folder in folders.items():
         checkpoint = loaded.pop(name, None) or load_checkpoint(folder)
+        lender = lender or checkpoint.tokenizer
+        checkpoint.tokenizer = lend_template(checkpoint.tokenizer, lender)
         checkpoint.model.to(default_device())
         several = distributed.world_size() > 1
         distributed.check_same("weights", checkpoint.weights_digest() if several else "")

@@ -20,7 +20,7 @@ from sani.models.checkpoint import Checkpoint
 from sani.models.configurations import numerical_difference
 from sani.models.folder import ModelFolder, open_folder
 from sani.models.weight_files import check_only_weights
-from sani.recipe import AttackSettings, CorpusSettings, ModelSettings, Recipe
+from sani.recipe import AttackSettings, CorpusSettings, ModelSettings, Recipe, ScanSettings
 from sani.repairing.checks import check_settings
 
 KINDS_OF_MODELS = {
@@ -83,7 +83,8 @@ def read_corpora(recipe: Recipe) -> Documents:
 
     Raises:
         CorpusError: If one cannot be read.
-        RecipeError: If a document of the others also stands in the corpus.
+        RecipeError: If a document of the others also stands in the corpus, or the held-out
+            documents have no spans and get none.
     """
     settings = recipe.corpus
     corpus = read_corpus(
@@ -98,9 +99,11 @@ def read_corpora(recipe: Recipe) -> Documents:
     def others(name: str, path: Path | None) -> Corpus | None:
         return read_others(name, path, corpus, kinds=settings.kinds, limits=size_limits(settings))
 
+    held_out = others("corpus.held_out", settings.held_out)
+    check_held_out(corpus, held_out, recipe.scan)
     return Documents(
         corpus,
-        others("corpus.held_out", settings.held_out),
+        held_out,
         others("corpus.pretraining", settings.pretraining),
     )
 
@@ -142,6 +145,38 @@ def read_others(
             "it must hold documents that the model was not fine-tuned on"
         )
     return others
+
+
+def check_held_out(
+    corpus: Corpus,
+    held_out: Corpus | None,
+    scan: ScanSettings | None = None,
+    *,
+    name: str = "corpus.held_out",
+) -> None:
+    """Refuse held-out documents without a span where the corpus has some.
+
+    Their identifiers would count as ordinary text, which changes perplexity, AUC and limits.
+
+    Args:
+        corpus: The corpus.
+        held_out: Documents that the model was not trained on, or None.
+        scan: A scan that both go through. Patterns and a trained model find new people too; known
+            terms, propagation and k-anonymity find none in documents of others.
+        name: What the user calls the held-out documents.
+
+    Raises:
+        RecipeError: If no document has a span and the scan would not find any.
+    """
+    if held_out is None or held_out.num_spans or not corpus.num_spans:
+        return
+    if scan is None or not (scan.patterns or scan.ner):
+        raise RecipeError(
+            f"{name}: none of its {len(held_out)} documents has a span while the corpus has "
+            f"{corpus.num_spans}, so its identifiers would count as ordinary text; annotate them "
+            "as the records are, or have them found (sani scan with --out, or scan.patterns or "
+            "scan.ner in a recipe)"
+        )
 
 
 def read_neighbours(
@@ -292,7 +327,8 @@ def check_candidate(path: ModelFolder, unsanitized: ModelFolder) -> None:
     """
     if path.weights_digest == unsanitized.weights_digest or _same_adapter(path, unsanitized):
         raise RecipeError(NO_CANDIDATE)
-    _check_configurations(path.config, unsanitized.config)
+    if path.is_adapter == unsanitized.is_adapter:  # merging changes a configuration
+        _check_configurations(path.config, unsanitized.config)
 
 
 def check_loaded_candidate(candidate: Checkpoint, unsanitized: Checkpoint) -> None:

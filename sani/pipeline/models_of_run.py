@@ -21,10 +21,13 @@ from sani.models.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from sani.models.merging import part_like
 from sani.pipeline.inputs import ModelFolders, check_control, check_loaded_candidate
 from sani.recipe import Recipe
 from sani.releasing.identifiers_in_files import check_texts
+from sani.reporting.card import read_source_card
 from sani.runfolder import RunFolder
+from sani.text.chat import lend_template
 
 
 class ModelsOfRun:
@@ -94,6 +97,10 @@ class ModelsOfRun:
         if self._given.base is None:
             raise RecipeError("model.base: missing")
         base = load_checkpoint(self._given.base, device=default_device())
+        unsanitized = self._given.unsanitized or self._given.path
+        if unsanitized.is_adapter:
+            part_like(base.model, self.unsanitized.model)  # merging may part what was tied
+        base.tokenizer = lend_template(base.tokenizer, unsanitized.load_tokenizer())
         # Once it is audited, an earlier process has checked it, and its digest is still the same.
         if not self._folder.finished("audit-base"):
             name = "model.unsanitized" if self._recipe.only_checks else "model.path"
@@ -125,7 +132,14 @@ class ModelsOfRun:
         check_loaded_candidate(checked, before)
         if self._given.base is not None:
             check_control(checked, self.base, name="model.path", option="model.base")
-        self.set_latest(replace(checked, tokenizer=before.tokenizer))
+        self.set_latest(
+            replace(
+                checked,
+                tokenizer=before.tokenizer,
+                begin_tokens=before.begin_tokens,
+                random_steps=before.random_steps,
+            )
+        )
 
     @property
     def latest(self) -> Checkpoint:
@@ -171,5 +185,8 @@ class ModelsOfRun:
     def _load_given(self) -> Checkpoint:
         """Load the checkpoint of ``model.path``, if its text files hold no identifier."""
         checkpoint = load_checkpoint(self._given.path, device=default_device())
-        check_texts(checkpoint.path, self._corpus, base=self._recipe.model.base)
+        base = self._recipe.model.base
+        check_texts(checkpoint.path, self._corpus, base=base)
+        # Its card goes into the report: what must not stand there is told before hours of work.
+        read_source_card(self._recipe.model.path, base, self._corpus)
         return checkpoint

@@ -37,7 +37,7 @@ from sani.recipe import AttackSettings, EraseSettings, EscalationSettings, Recip
 from sani.releasing.identifiers_in_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
 from sani.scanning.detection import detector_settings, load_detector
-from sani.scanning.inventory import take_inventory
+from sani.scanning.inventory import subjects_in_words, take_inventory
 from sani.text.chat import rendered
 from sani.text.tokens import encode
 
@@ -151,6 +151,8 @@ def _check_item(name: str, get_detail: Callable[[], str]) -> CheckItem:
 def _corpus(inputs: _Inputs) -> str:
     """Return what the corpus holds; if the scan detects, each detector is loaded and none run."""
     recipe, corpus = inputs.recipe, inputs.documents.corpus
+    if any(document.turns for document in corpus):  # which a template may refuse
+        rendered(corpus, inputs.tokenizer)
     held_out = inputs.documents.held_out
     num_held_out = f", {len(held_out)} held out" if held_out else ", none held out"
     if recipe.scan.detects:
@@ -162,8 +164,11 @@ def _corpus(inputs: _Inputs) -> str:
         spans = corpus.num_spans
         return f"{len(corpus)} documents{num_held_out}, {spans} occurrences before the scan"
     inventory = take_inventory(corpus)
+    of_subjects = subjects_in_words(
+        inventory.documents, inventory.subjects, inventory.without_subject_id
+    )
     return (
-        f"{inventory.documents} documents of {inventory.subjects} subjects{num_held_out}; "
+        f"{of_subjects}{num_held_out}; "
         f"{inventory.occurrences} occurrences of {len(inventory.labels)} labels"
     )
 

@@ -25,7 +25,7 @@ from sani.machine import distributed
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import Checkpoint
 from sani.pipeline.context import RunContext
-from sani.pipeline.inputs import Documents, size_limits
+from sani.pipeline.inputs import Documents, check_held_out, size_limits
 from sani.recipe import (
     AttackSettings,
     AuditSettings,
@@ -78,6 +78,7 @@ def scan_documents(
 
     Raises:
         RunError: If the spans are not those that an earlier process of this run found.
+        RecipeError: If held-out documents have no span and were not looked at for new people.
     """
     settings, held_out = recipe.scan, documents.held_out
     cache = folder.private / "scan"
@@ -93,6 +94,7 @@ def scan_documents(
     if settings.detects and held_out is not None:
         without_indirect = settings.model_copy(update={"indirect": None})
         held_out = detect(held_out, without_indirect, cache_folder=cache, on_step=on_step)
+    check_held_out(result.corpus, held_out, settings)
     digest = folder.digest(result.corpus.digest())
     if not finished:
         quality = result.quality.to_json() if result.quality else None

@@ -29,6 +29,7 @@ from sani.models.families import FAMILIES
 from sani.pipeline.inputs import check_control, read_others
 from sani.recipe import AnchorObjective, AuditSettings, RepairSettings
 from sani.repairing.repair import repair
+from sani.scanning.inventory import subjects_in_words
 from sani.text.chat import rendered
 from sani.text.tokens import encode
 
@@ -56,6 +57,7 @@ class Fit:
         context: Longest input, in tokens.
         documents: Number of documents.
         subjects: Number of their subjects.
+        without_subject_id: Number of documents that name no subject.
         occurrences: Number of spans by kind.
         tokens: Number of tokens of all documents.
         longest: Number of tokens of the longest document.
@@ -72,6 +74,7 @@ class Fit:
     context: int
     documents: int
     subjects: int
+    without_subject_id: int
     occurrences: dict[str, int]
     tokens: int
     longest: int
@@ -131,6 +134,7 @@ def fit(
         context=checkpoint.context_tokens,
         documents=len(documents),
         subjects=len({document.subject_id for document in documents}),
+        without_subject_id=sum(document.subject_id == document.id for document in documents),
         occurrences=dict(Counter(s.kind for document in documents for s in document.spans)),
         tokens=sum(lengths),
         longest=max(lengths),
@@ -250,13 +254,14 @@ def _lines(
 ) -> Iterator[str]:
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(facts.occurrences.items()))
     long = " (longer documents are read in windows)" if facts.longest > facts.context else ""
+    of_subjects = subjects_in_words(facts.documents, facts.subjects, facts.without_subject_id)
     yield f"# Sanitize a {facts.family} model of {facts.layers} layers; made by sani init."
     yield (
         f"# Model:  {facts.parameters:,} parameters, {facts.vocabulary:,} tokens in the "
         f"vocabulary, {facts.context:,} in its context"
     )
     yield (
-        f"# Corpus: {facts.documents:,} documents of {facts.subjects:,} subjects, {facts.tokens:,} "
+        f"# Corpus: {of_subjects}, {facts.tokens:,} "
         f"tokens, at most {facts.longest:,} a document{long}; identifiers: {kinds or 'none marked'}"
     )
     yield f"# First:  sani scan {_in_shell(corpus)}"

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from sani.errors import RecipeError
-from sani.recipe.problems import problems_of
+from sani.recipe.problems import problems_of, shown_key
 from sani.recipe.recipe import Recipe
 from sani.recipe.settings import Settings
 from sani.recipe.versions import version_1_refusal
@@ -72,14 +72,15 @@ def _override(data: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     if not equals or not all([*sections, last]):
         raise RecipeError("--set: expected section.key=value, as in --set repair.epochs=2")
+    shown = ".".join(map(shown_key, key.split(".")))
     for section in sections:
         inner = data.setdefault(section, {})
         if inner is None:
             inner = data[section] = {}
         if not isinstance(inner, dict):
-            raise RecipeError(f"--set {key}: '{section}' is a value, not a section")
+            raise RecipeError(f"--set {shown}: '{shown_key(section)}' is a value, not a section")
         data = inner
-    data[last] = parse_yaml(text, source=f"--set {key}")
+    data[last] = parse_yaml(text, source=f"--set {shown}")
 
 
 def _validate(data: dict[str, Any], model: type[_S], *, source: str) -> _S:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -12,6 +11,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sani.recipe.settings import Settings
+from sani.recipe.versions import DELETED_IN_2, RENAMED_IN_2
+
+NEAR = 0.75  # a key that is written wrong is at least as similar to the right one; ours
+NOT_SHOWN = "(not shown)"
 
 
 def problems_of(error: ValidationError, model: type[Settings]) -> list[str]:
@@ -38,9 +41,9 @@ def _sentence(problem: ErrorDetails, model: type[Settings]) -> Iterator[str]:
     match problem["type"]:
         case "extra_forbidden":
             *sections, key = location
-            # Text that looks like no key may be a value whose colon was forgotten.
-            is_plain = re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", key) or key.lower() in names
-            shown = ".".join([*sections, key if is_plain else "(no plain word)"])
+            # Text that is near no key may be a value whose colon was forgotten.
+            near = difflib.get_close_matches(key.lower(), names, n=1, cutoff=NEAR)
+            shown = ".".join([*sections, key if near else shown_key(key)])
             yield f"{shown}: unknown key{_did_you_mean(key, names)}"
         case "missing":
             yield f"{path}: missing"
@@ -86,12 +89,29 @@ def _locate(
             section = tagged
             continue
         section = [variant for node in inner for variant in _variants(node, schema)]
-        path.append(name)
+        path.append(name if inner else NOT_SHOWN)  # the key of a mapping, such as a label
     names = sorted({key for node in section for key in node.get("properties", ())})
     tags = {_tag(node) for node in section}
-    if problem == "extra_forbidden" or not (last in tags or last in ("", *_UNION_MEMBERS)):
+    if problem == "extra_forbidden" or last in names or last.isdigit():
         path.append(last)
+    elif not (last in tags or last in ("", *_UNION_MEMBERS)):
+        path.append(NOT_SHOWN)
     return path, names
+
+
+def shown_key(key: str) -> str:
+    """Return a key as errors show it: itself if any section has it or had it; it may be a value."""
+    return key if key.isdigit() or key in _all_keys() else NOT_SHOWN
+
+
+@cache
+def _all_keys() -> frozenset[str]:
+    from sani.recipe.recipe import Recipe
+
+    schema = _schema(Recipe)
+    nodes = (schema, *schema["$defs"].values())
+    keys = {key for node in nodes for key in node.get("properties", ())}
+    return frozenset(keys | {name.rsplit(".", 1)[1] for name in (*RENAMED_IN_2, *DELETED_IN_2)})
 
 
 def _tag(node: Mapping[str, Any]) -> Any:

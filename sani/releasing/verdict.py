@@ -9,9 +9,18 @@ from typing import Any
 from sani.gate import Check
 from sani.reporting.schema import Gate
 
-# What every run checks, and what it checks where the recipe sets the limit: starts of names.
-ALWAYS = ("unscored", "positive_control")
-BY_KIND = {"greedy": "greedy", "discoverable": "discoverable", "auc_excess": "auc"}
+# Starts of the names of checks: what every run checks, and what it does where a limit is set.
+ALWAYS = "unscored"
+ALWAYS_BY_KIND = "positive_control"
+BY_KIND = {
+    "greedy_beyond_control": ("greedy_beyond_control",),
+    "discoverable_beyond_control": ("discoverable_beyond_control",),
+    "subjects": ("subjects", "labels"),
+    "auc_to_base": ("auc_to_base",),
+    "greedy": ("greedy",),
+    "discoverable": ("discoverable",),
+    "auc_excess": ("auc",),
+}
 BY_RUN = {
     "attacks": "attack",
     "attacks_auc_excess": "attack",
@@ -38,10 +47,11 @@ def verdict_problems(gate: Gate, settings: Mapping[str, Any]) -> list[str]:
     if gate.holds != (bool(gate.checks) and all(check.holds for check in gate.checks)):
         problems.append("The verdict is not the one that follows from its checks.")
     names = [check.name for check in gate.checks]
-    for start, kind in _expected(settings):
-        if not any(name.startswith(start) and (not kind or kind in name) for name in names):
-            of = f" of {kind} identifiers" if kind else ""
-            problems.append(f"There is no check {start!r}{of}, and the recipe sets its limit.")
+    problems += [
+        f"There is no check {start!r}, and the recipe sets its limit."
+        for start in _expected(settings)
+        if not any(name.startswith(start) for name in names)
+    ]
     return problems
 
 
@@ -53,12 +63,12 @@ def is_met(check: Check) -> bool:
     return measured >= limit if check.at_least else measured <= limit
 
 
-def _expected(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the start of each check's name that there must be, and the kind in it, if any."""
-    yield from ((name, "") for name in ALWAYS)
-    for name, start in BY_KIND.items():
+def _expected(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the start of the name of each check that there must be."""
+    yield ALWAYS
+    kinds = list(map(str, settings.get("kinds", ())))
+    yield from (f"{ALWAYS_BY_KIND}.{kind}" for kind in kinds)
+    for name, starts in BY_KIND.items():
         if settings.get(name) is not None:
-            yield from ((start, str(kind)) for kind in settings.get("kinds", ()))
-    for name, start in BY_RUN.items():
-        if settings.get(name) is not None:
-            yield start, ""
+            yield from (f"{start}.{kind}" for start in starts for kind in kinds)
+    yield from (start for name, start in BY_RUN.items() if settings.get(name) is not None)

@@ -11,8 +11,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from sani.corpus.documents import Corpus
 from sani.intervals import Estimate, Rate
 from sani.models.folder import read_card
+from sani.releasing.identifiers_in_files import check_strings
 from sani.reporting.format import KIND_NAMES
 from sani.reporting.page import render
 from sani.reporting.schema import Report, SourceCard
@@ -112,24 +114,37 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
-def read_source_card(model: Path, base: Path | None) -> SourceCard:
+def read_source_card(model: Path, base: Path | None, corpus: Corpus) -> SourceCard:
     """Read what the released card carries over from the cards of the source.
 
     Args:
         model: Folder of the checkpoint that is sanitized; its own card comes first.
         base: Folder of the public model; named by the folder if no card gives its name.
+        corpus: None of its identifiers may stand in what is read.
+
+    Raises:
+        CheckpointError: If one does: it would go into the report and the new card.
     """
     cards = [read_card(folder) for folder in (model, base) if folder is not None]
     name = cards[0].get("base_model")
     licensed = next((card for card in cards if card.get("license")), {})
     language = cards[0].get("language")
-    return SourceCard(
+    languages = [language] if isinstance(language, str) else language
+    card = SourceCard(
         base_model=name if isinstance(name, str) else base.name if base else None,
         license=_text(licensed.get("license")),
         license_name=_text(licensed.get("license_name")),
         license_link=_text(licensed.get("license_link")),
-        language=[language] if isinstance(language, str) else list(map(str, language or ())),
+        # Whatever else stands in the list may be a list of lists, without end in its aliases.
+        language=[each for each in languages if isinstance(each, str)]
+        if isinstance(languages, list)
+        else [],
     )
+    texts = [card.base_model, card.license, card.license_name, card.license_link, *card.language]
+    check_strings(
+        filter(None, texts), corpus, origin=f"the model card of {model} or of its base (or a name)"
+    )
+    return card
 
 
 def _text(value: Any) -> str | None:

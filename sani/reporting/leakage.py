@@ -57,6 +57,7 @@ def recited(report: Report) -> Iterator[Section]:
             f"{framings(report)} Worst behind, by checkpoint: {worst}.",
             *([f"Greedy extraction on the sample, before, by framing: {tried}."] if tried else []),
             *unscored,
+            *dict.fromkeys(note for audit in audits.values() for note in audit.notes),
         ),
         ("identifiers", "checkpoint", "greedy", sampled(settings), "distinct", "AUC", "exposure"),
         tuple(

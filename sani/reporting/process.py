@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from sani.reporting.format import Cells, Section, decimals, number, rate, share, stage_name
 from sani.reporting.schema import Erase, Repair, Report, SelectorResult, TokenRows
 from sani.reporting.sentences import what_was_reset
+from sani.scanning.inventory import subjects_in_words
 from sani.scanning.record import ScanQuality
 
 NO_FIGURE = ("epoch", "holds")  # keys of a look that are no figure of the gate
@@ -50,12 +51,13 @@ def scan(report: Report) -> Section:
     """Return the section on what the corpus marks, and on what it may have missed."""
     scan, quality = report.scan, report.scan.quality
     sources = ", ".join(f"{source} {count}" for source, count in scan.sources.items())
+    of_subjects = subjects_in_words(scan.documents, scan.subjects, scan.without_subject_id)
     return Section(
         "scan",
         "What was looked for",
         (
-            f"There are {scan.documents} documents of {scan.subjects} subjects, with "
-            f"{scan.occurrences} occurrences of identifiers. {scan.documents_without_spans} "
+            f"{of_subjects}. There are {scan.occurrences} occurrences of identifiers. "
+            f"{scan.documents_without_spans} "
             f"documents mark none. At {scan.unmarked} places a marked direct identifier of the "
             "same "
             f"subject stands unmarked. Found by: {sources}.",

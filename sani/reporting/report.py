@@ -143,7 +143,7 @@ def build_report(
         without_limit=[name for name, limit in recipe.gate if limit is None and name not in TOTALS],
         corpus_limit=recipe.corpus.limit,
         recipe=_without_paths(recipe.model_dump()),
-        source_card=read_source_card(recipe.model.path, recipe.model.base),
+        source_card=read_source_card(recipe.model.path, recipe.model.base, corpus),
         not_tested=[
             *_not_attacked(attacks),
             *NOT_TESTED,

@@ -37,6 +37,7 @@ class Inventory:
     Attributes:
         documents: Documents.
         subjects: Subjects.
+        without_subject_id: Documents whose subject is called like the document: none was given.
         occurrences: Spans in all documents.
         documents_without_spans: Documents that mark nothing; look at them.
         unmarked: Places where a value that is marked as a direct identifier of a subject stands
@@ -48,6 +49,7 @@ class Inventory:
 
     documents: int
     subjects: int
+    without_subject_id: int
     occurrences: int
     documents_without_spans: int
     unmarked: int
@@ -57,6 +59,21 @@ class Inventory:
     def to_json(self) -> dict[str, Any]:
         """Return the inventory as plain data."""
         return asdict(self)
+
+
+def subjects_in_words(documents: int, subjects: int, without_subject_id: int) -> str:
+    """Return how many documents of how many subjects there are, and whether anybody knows."""
+    if without_subject_id == 0 or documents == 1:
+        return f"{documents} documents of {subjects} subjects"
+    if without_subject_id == documents:
+        return (
+            f"{documents} documents without a subject_id: each counts as a subject of its own, so "
+            "propagation and figures by subject mean little"
+        )
+    return (
+        f"{documents} documents of {subjects} subjects; {without_subject_id} documents have no "
+        "subject_id and count as a subject each"
+    )
 
 
 def take_inventory(corpus: Corpus) -> Inventory:
@@ -88,6 +105,7 @@ def take_inventory(corpus: Corpus) -> Inventory:
     return Inventory(
         documents=len(corpus),
         subjects=len(of_subject),
+        without_subject_id=sum(d.subject_id == d.id for d in corpus),
         occurrences=corpus.num_spans,
         documents_without_spans=sum(not document.spans for document in corpus),
         unmarked=sum(_count_unmarked(documents) for documents in of_subject.values()),

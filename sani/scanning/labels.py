@@ -43,6 +43,18 @@ def scan_label(name: str) -> str:
     return _synonyms().get(name.upper(), name)
 
 
+# What the parts of the scan call themselves.
+SOURCES = ("annotation", "term", "ner", "pattern", "propagation", "k-anonymity")
+
+
+def is_public_name(name: str) -> bool:
+    """Return whether a label or a source is one that the scan knows without any corpus.
+
+    A detector may take the heading ``MRN`` for a name; as a label it tells nothing even so.
+    """
+    return name.upper() in _synonyms() or name in SOURCES
+
+
 def kind_of(label: str) -> Kind:
     """Return the kind of a label of the scan; an unknown one is direct, the stricter."""
     row = _table()["labels"].get(label)

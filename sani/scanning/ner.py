@@ -128,6 +128,7 @@ class TransformersNer:
         from transformers import AutoModelForTokenClassification, AutoTokenizer
 
         from sani.models.folder import open_folder
+        from sani.models.tokenizers import switch_off_random_steps
 
         quiet_libraries()
         try:
@@ -143,6 +144,7 @@ class TransformersNer:
             ) from None
         if not self._tokenizer.is_fast:
             raise ScanError(f"ner: {folder} has no tokenizer.json, so offsets are not known")
+        switch_off_random_steps(self._tokenizer)
         self._model.to(default_device()).eval()
         self.forks = self._model.device.type == "cpu"
         longest = getattr(self._model.config, "max_position_embeddings", 512)

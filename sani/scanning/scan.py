@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sani.corpus.documents import Corpus
+from sani.corpus.documents import TERM_SOURCE, Corpus
 from sani.corpus.readers import read_corpus
+from sani.corpus.records import NAME_LIKE_VALUE, names_like_values
+from sani.errors import ScanError
 from sani.machine.progress import OnNamedStep
 from sani.recipe import ScanSettings
 from sani.scanning.detection import detect, estimate
@@ -57,9 +59,21 @@ def scan(
     quality = None
     if settings.detects:
         corpus = detect(corpus, settings, cache_folder=cache_folder, on_step=on_step)
+        _check_labels_of_terms(corpus)
     inventory = take_inventory(corpus)
     if gold is None and settings.gold is not None:
         gold = read_corpus(settings.gold)
     if gold is not None:
         quality = estimate(gold, settings, cache_folder=cache_folder, on_step=on_step)
     return ScanResult(corpus, inventory, quality)
+
+
+def _check_labels_of_terms(corpus: Corpus) -> None:
+    """Refuse labels of the user's list of terms that are values of the corpus: reports print them.
+
+    Raises:
+        ScanError: If there is one.
+    """
+    labels = {s.label for document in corpus for s in document.spans if s.source == TERM_SOURCE}
+    if labels & names_like_values(corpus):
+        raise ScanError(f"scan.terms: {NAME_LIKE_VALUE}")

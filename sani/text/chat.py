@@ -9,12 +9,14 @@ tokens are text here, and a fast tokenizer reads them as special tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 from sani.corpus.documents import Corpus, Document, Span
 from sani.errors import CorpusError
 from sani.models.families import decoder_start
+from sani.text.framing import untried_roles
 from sani.text.templates import Message, TemplateRefusedError, render_chats
 
 _MARK = "\u2603{}\u2604"
@@ -27,8 +29,8 @@ def rendered(corpus: Corpus, tokenizer: Any) -> Corpus:
     and order of documents and of their spans stay; the same corpus if none is a conversation.
 
     Raises:
-        CorpusError: If there is a conversation and no template, the template refuses it, or where
-            a content or a span went cannot be told exactly.
+        CorpusError: If there is a conversation and no template, the template refuses it or a
+            turn by itself, or where a content or a span went cannot be told exactly.
     """
     if not any(document.turns for document in corpus):
         return corpus
@@ -47,7 +49,33 @@ def rendered(corpus: Corpus, tokenizer: Any) -> Corpus:
             documents.append(_rendered(document, tokenizer, next(texts), next(texts)))
         except _RenderingError as problem:
             raise CorpusError(f"document {number}: {problem}") from None
+    roles = {turn.role for document in corpus for turn in document.turns}
+    untried = [role for role in untried_roles(tokenizer) if role in roles]
+    if untried:
+        raise CorpusError(
+            "the corpus holds conversations, and the chat template raises an error or shows "
+            f"nothing for a first turn of {' and '.join(untried)}, so what stands before it "
+            "cannot be tried; mend chat_template.jinja, or give text instead of messages"
+        )
     return Corpus(documents)
+
+
+def lend_template(tokenizer: Any, lender: Any) -> Any:
+    """Return a tokenizer that renders conversations as another one does.
+
+    A base has no chat template, as a rule, or another one than its fine-tuned checkpoint; they
+    compare only if both read the same text.
+
+    Args:
+        tokenizer: It is not changed.
+        lender: The checkpoint's. Without a template of its own it lends none.
+    """
+    template = getattr(lender, "chat_template", None)
+    if not template or getattr(tokenizer, "chat_template", None) == template:
+        return tokenizer
+    lent = copy(tokenizer)
+    lent.chat_template = template
+    return lent
 
 
 def check_source(corpus: Corpus, config: Any) -> None:

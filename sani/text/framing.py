@@ -6,6 +6,8 @@ are plausible.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,9 @@ class Framing:
 # Stands for a packed document's predecessor: any text will do, what counts is that some is there.
 _PREDECESSOR = "The patient was seen again and went home. There were no further complaints. " * 3
 _MARK = "\u2603"
+ROLES = ("user", "assistant")  # whose turns a chat template opens
+# A begin token that the tokenizer does not call so; by its number any tokenizer has this framing.
+_NUMBERED = re.compile(r"(?:eos-)?bos-(\d+)")
 
 
 def framing_of(checkpoint: Checkpoint, name: str) -> Framing:
@@ -56,10 +61,17 @@ def framings_of(checkpoint: Checkpoint) -> list[Framing]:
         checkpoint.tokenizer,
         masked=checkpoint.family.objective == "masked",
         start=checkpoint.decoder_start,
+        begin_tokens=checkpoint.begin_tokens,
     )
 
 
-def framings(tokenizer: Any, *, masked: bool = False, start: int | None = None) -> list[Framing]:
+def framings(
+    tokenizer: Any,
+    *,
+    masked: bool = False,
+    start: int | None = None,
+    begin_tokens: Sequence[int] = (),
+) -> list[Framing]:
     """Return every framing that training may plausibly have used, each prefix once.
 
     ``bos`` the begin token, ``eos`` the end token of a document packed before, ``eos-bos`` both,
@@ -67,9 +79,11 @@ def framings(tokenizer: Any, *, masked: bool = False, start: int | None = None) 
     ``chat-assistant`` the chat template's opening of a turn, ``tokenizer`` whatever the tokenizer
     itself puts around it, ``none`` nothing; for a masked language model only the last two. With
     ``start``, what a decoder begins with, only ``tokenizer`` and ``start``, and no more than it.
+    ``bos-5`` and ``eos-bos-5`` are those with token 5, one of ``begin_tokens``: what configurations
+    name as begin token and the tokenizer does not.
     """
     by_prefix: dict[tuple[int, ...], Framing] = {}
-    for name, framing in _framings(tokenizer, start).items():
+    for name, framing in _framings(tokenizer, start, begin_tokens).items():
         if not masked or name in ("tokenizer", "none"):
             by_prefix.setdefault(framing.prefix, framing)
     return list(by_prefix.values())
@@ -87,7 +101,8 @@ def framing_named(
     Raises:
         AuditError: If the tokenizer lacks the token or the template it needs.
     """
-    known = _framings(tokenizer, start)
+    numbered = _NUMBERED.fullmatch(name)
+    known = _framings(tokenizer, start, [int(numbered[1])] if numbered else [])
     if name == "auto":
         name = "bos" if "bos" in known and not masked else "tokenizer"
     if name not in known:
@@ -98,7 +113,7 @@ def framing_named(
     return known[name]
 
 
-def _framings(tokenizer: Any, start: int | None = None) -> dict[str, Framing]:
+def _framings(tokenizer: Any, start: int | None, begin_tokens: Sequence[int]) -> dict[str, Framing]:
     """Return each framing that this tokenizer has the tokens for; two may be the same."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     # The special tokens that the tokenizer itself puts around an empty text.
@@ -127,7 +142,9 @@ def _framings(tokenizer: Any, start: int | None = None) -> dict[str, Framing]:
         "newline": [*plain("\n\n")],
         "packed": [*plain(_PREDECESSOR), eos if eos is not None else bos],
     }
-    for role in ("user", "assistant"):
+    for token in begin_tokens:
+        named |= {f"bos-{token}": [token], f"eos-bos-{token}": [eos, token]}
+    for role in ROLES:
         opening = _chat_opening(tokenizer, role)
         if opening is not None:
             named[f"chat-{role}"] = [*plain(opening)]
@@ -142,13 +159,28 @@ def _framings(tokenizer: Any, start: int | None = None) -> dict[str, Framing]:
     }
 
 
+def untried_roles(tokenizer: Any) -> list[str]:
+    """Return the roles whose turns the chat template cannot open: their framings are not tried.
+
+    It raises an error, or leaves the message out. Empty without a template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return []
+    return [role for role in ROLES if _chat_opening(tokenizer, role) is None]
+
+
 def _chat_opening(tokenizer: Any, role: str) -> str | None:
     """Return what the chat template puts before a role's first words; None without a template."""
     if not getattr(tokenizer, "chat_template", None):
         return None
-    question = [] if role == "user" else [{"role": "user", "content": ""}]
-    try:
-        text = render_chat(tokenizer, [*question, {"role": role, "content": _MARK}])
-    except TemplateRefusedError:  # a template may refuse a role in any way it likes
-        return None
-    return text.partition(_MARK)[0] if _MARK in text else None
+    for content in ("", "."):  # some templates refuse an empty question, some lack a system's turn
+        question = [] if role == "user" else [{"role": "user", "content": content}]
+        for system in ([], [{"role": "system", "content": content}]):
+            messages = [*system, *question, {"role": role, "content": _MARK}]
+            try:
+                text = render_chat(tokenizer, messages)
+            except TemplateRefusedError:  # a template may refuse a role in any way it likes
+                continue
+            if _MARK in text:
+                return text.partition(_MARK)[0]
+    return None

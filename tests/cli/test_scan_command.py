@@ -51,6 +51,49 @@ def test_a_scan_writes_what_it_finds_into_a_file_of_its_owner(
     assert f"{out} already exists; choose another file" in capsys.readouterr().err
 
 
+def without_subjects(corpus: Corpus, share: int = 1) -> Corpus:
+    """Return the documents as a file has them that names no subject, or those of every nth only."""
+    return Corpus(
+        [
+            replace(document, subject_id=document.id) if number % share == 0 else document
+            for number, document in enumerate(corpus)
+        ]
+    )
+
+
+def test_missing_subject_ids_are_said(
+    clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "notes.jsonl"
+    shown = []
+    for corpus in (clinic.private, without_subjects(clinic.private),
+                   without_subjects(clinic.private, 7)):  # fmt: skip
+        write_jsonl(corpus, path)
+        assert main(["scan", str(path)]) == 0
+        shown.append(" ".join(capsys.readouterr().out.split()))
+    count = len(clinic.private)
+    assert "subject_id" not in shown[0]
+    assert f"{count} documents of 8 subjects" in shown[0]
+    assert f"{count} documents without a subject_id: each counts as a subject of its" in shown[1]
+    assert "propagation and figures by subject mean little" in shown[1]
+    assert "2 documents have no subject_id and count as a subject each" in shown[2]
+
+
+def test_a_label_of_a_term_that_is_a_value_is_refused(
+    clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(clinic.private, tmp_path / "notes.jsonl")
+    document = clinic.private[0]
+    names = [document.value(s) for s in document.spans if s.label == "NAME"]
+    terms = tmp_path / "terms.csv"
+    for label, code in (("PERSON", 0), (names[0].upper(), 1)):
+        terms.write_text(f"term,label\n{document.text.split()[0]},{label}\n")
+        assert main(["scan", str(tmp_path / "notes.jsonl"), "--terms", str(terms)]) == code
+    error = capsys.readouterr().err
+    assert "scan.terms: a label or a source of it is the text of an identifier" in error
+    assert names[0].upper() not in error
+
+
 def test_an_evaluation_finds_most_of_the_clinic_and_prints_no_value(
     clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str], cache: Path
 ) -> None:

@@ -1171,6 +1171,31 @@ def test_a_label_that_looks_like_a_value_is_refused_and_not_shown(
     assert label not in str(caught.value)
 
 
+@pytest.mark.parametrize("field", ["label", "source"])
+@pytest.mark.parametrize(
+    "name", ["Ana Ruiz", "ANA  RUIZ", "Ána Ruíz", "Note Of Ruiz", "patient-seven"]
+)
+def test_a_label_that_is_a_value_of_another_document_is_refused(
+    tmp_path: Path, field: str, name: str
+) -> None:
+    """It would be printed in every report: also an id, and with other case or accents."""
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "text": "Eva", "spans": [{"start": 0, "end": 3, "label": "NAME", field: name}]},
+        {"id": "note of ruiz", "subject_id": "Patient-Seven", "text": "Ana Ruiz",
+         "spans": [{"start": 0, "end": 8, "label": "NAME"}]},
+    ]  # fmt: skip
+    path = write_jsonl(tmp_path / "c.jsonl", rows)
+    message = refusal(path)
+    assert message.startswith(f"{path}, line 1: a label or a source of it is the text of an ident")
+    assert name not in message
+    rows[0]["spans"] = [{"start": 0, "end": 3, "label": "NAME", field: "OTHER"}]
+    assert read_corpus(write_jsonl(path, rows)).num_spans == 2
+    # A detector takes a heading for a name; that a label is called so tells nothing of anybody.
+    rows[0] |= {"text": "MRN", "spans": [{"start": 0, "end": 3, "label": "NAME", "source": "ner"}]}
+    rows[1]["spans"][0]["label"] = "MRN"
+    assert read_corpus(write_jsonl(path, rows)).num_spans == 2
+
+
 # ---- exports: FHIR, plain text, compressed ------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from sani.cli.main import main
 from sani.corpus.tables import write_jsonl
 from sani.errors import CheckpointError, RecipeError
 from sani.models.checkpoint import load_checkpoint
+from sani.pipeline.inputs import read_documents
 from sani.pipeline.preflight import check
-from sani.recipe import Recipe, load_recipe
+from sani.recipe import Recipe, ScanSettings, load_recipe
 from tests.support.clinic import Clinic
 from tests.support.recipes import write_recipe
 
@@ -56,7 +58,7 @@ def recipe(
     path = write_recipe(
         tmp_path, ONLY_CHECKED, clinic=clinic, unsanitized=candidate, base=base_folder
     )
-    text = path.read_text().replace("base:", f"unsanitized: {leaky_folder}, base:")
+    text = path.read_text().replace(", base:", f", unsanitized: {leaky_folder}, base:")
     path.write_text(text)
     return load_recipe(path)
 
@@ -220,3 +222,57 @@ def test_an_audit_refuses_a_second_set_too(
     capsys.readouterr()
     assert main(audit) == 1
     assert "weight files that loading does not read (1 bin)" in capsys.readouterr().err
+
+
+# ---- held-out documents without spans --------------------------------------------------------
+
+
+def test_held_out_documents_without_spans_are_scanned_or_stop_the_run(
+    recipe: Recipe, clinic: Clinic, candidate: Path, tmp_path: Path
+) -> None:
+    change_a_weight(candidate)
+    assert problems(recipe, tmp_path / "run") == []
+    bare = [replace(document, spans=()) for document in clinic.held_out]
+    write_jsonl(bare, tmp_path / "held_out.jsonl")
+    message = refusal(recipe, tmp_path / "run")
+    number = clinic.private.num_spans
+    assert message.startswith(
+        f"corpus.held_out: none of its {len(bare)} documents has a span while the corpus has "
+        f"{number}, so its identifiers would count as ordinary text; annotate them"
+    )
+    assert problems(recipe, tmp_path / "run") == [message]
+    # Known terms are those of the corpus: they find nobody new.
+    (tmp_path / "terms.txt").write_text("Zanzibar\n")
+    terms = recipe.model_copy(update={"scan": ScanSettings(terms=tmp_path / "terms.txt")})
+    assert refusal(terms, tmp_path / "run") == message
+    patterns = recipe.model_copy(update={"scan": ScanSettings(patterns=True)})
+    assert problems(patterns, tmp_path / "run") == []
+    assert read_documents(patterns).held_out is not None
+
+
+def test_a_corpus_whose_only_spans_are_known_terms_needs_more_for_held_out_documents(
+    recipe: Recipe, clinic: Clinic, candidate: Path, tmp_path: Path
+) -> None:
+    """Nothing has a span before the scan; behind it only the corpus has."""
+    change_a_weight(candidate)
+    for name, documents in (("private", clinic.private), ("held_out", clinic.held_out)):
+        bare = [replace(document, spans=()) for document in documents]
+        write_jsonl(bare, tmp_path / f"{name}.jsonl")
+    first = clinic.private[0]
+    (tmp_path / "terms.txt").write_text(first.value(first.spans[0]) + "\n")
+    terms = recipe.model_copy(update={"scan": ScanSettings(terms=tmp_path / "terms.txt")})
+    assert "corpus.held_out: none of its" in refusal(terms, tmp_path / "run")
+
+
+@pytest.mark.parametrize("command", ["audit", "attack"])
+def test_commands_refuse_held_out_documents_without_spans_too(
+    clinic: Clinic, base_folder: Path, tmp_path: Path, command: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    write_jsonl(clinic.private, tmp_path / "private.jsonl")
+    bare = [replace(document, spans=()) for document in clinic.held_out]
+    write_jsonl(bare, tmp_path / "bare.jsonl")
+    corpus = ["--corpus", str(tmp_path / "private.jsonl")]
+    held_out = ["--held-out", str(tmp_path / "bare.jsonl")]
+    assert main([command, str(base_folder), *corpus, *held_out]) == 1
+    assert "--held-out: none of its" in capsys.readouterr().err

@@ -164,7 +164,7 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
 ) -> None:
     out = tmp_path_factory.mktemp("r") / "mine.yaml"
     path = Path("x") / name
-    found = Fit("gpt2", layers, int(parameters), 9, 9, 1, 1, {"direct": 1}, 9, 9, 60.0)
+    found = Fit("gpt2", layers, int(parameters), 9, 9, 1, 1, 0, {"direct": 1}, 9, 9, 60.0)
     write_recipe(out, found, model=path, corpus=path, base=path if with_base else None,
                  held_out=None)  # fmt: skip
     recipe = load_recipe(out)
@@ -189,7 +189,7 @@ def test_a_recipe_is_never_written_over(
     out.write_text("mine")
     assert init(job, out, "--no-time") == 1
     assert "already exists; choose another file" in capsys.readouterr().err
-    found = Fit("gpt2", 1, 1, 9, 9, 1, 1, {}, 9, 9, None)
+    found = Fit("gpt2", 1, 1, 9, 9, 1, 1, 0, {}, 9, 9, None)
     with pytest.raises(RecipeError, match="already exists"):
         write_recipe(out, found, model=job, corpus=job, base=None, held_out=None)
     assert out.read_text() == "mine"

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from sani.errors import RecipeError
 from sani.models.checkpoint import Checkpoint
-from sani.recipe import Recipe, RepairSettings, dump_recipe, load_recipe
+from sani.recipe import AuditSettings, Recipe, RepairSettings, dump_recipe, load_recipe
 from sani.recipe.versions import DELETED_IN_2, RENAMED_IN_2
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -30,6 +30,7 @@ TOP = (
     "attack, audit, corpus, erase, escalation, gate, model, repair, rounds, scan, seed, strategy, "
     "version"
 )
+AUDIT = ", ".join(sorted(AuditSettings.model_fields))
 
 
 @pytest.fixture
@@ -169,19 +170,21 @@ def test_every_shipped_recipe_is_read() -> None:
     ("extra", "lines"),
     [
         ("eras: {}\n", ["eras: unknown key; did you mean 'erase'?"]),
-        ("xyz: 1\n", [f"xyz: unknown key; known: {TOP}"]),
+        ("mbeki: 1\n", [f"(not shown): unknown key; known: {TOP}"]),
+        ("audit: {Mbeki: 1}\n", ["audit.(not shown): unknown key; known: " + AUDIT]),
+        ("xyz: 1\n", [f"(not shown): unknown key; known: {TOP}"]),
         ("audit: {decoy: 3}\n", ["audit.decoy: unknown key; did you mean 'decoys'?"]),
         (
             "audit: {generation: {new_token: 1}}\n",
             ["audit.generation.new_token: unknown key; did you mean 'new_tokens'?"],
         ),
-        ("mask: 1\n", [f"mask: unknown key; known: {TOP}"]),
-        ("all: 1\n", [f"all: unknown key; known: {TOP}"]),
-        ("float: 1\n", [f"float: unknown key; known: {TOP}"]),
+        ("mask: 1\n", [f"(not shown): unknown key; known: {TOP}"]),
+        ("all: 1\n", [f"(not shown): unknown key; known: {TOP}"]),
+        ("float: 1\n", [f"(not shown): unknown key; known: {TOP}"]),
         (
             "gate: {anchor: 1}\n",
             [
-                "gate.anchor: unknown key; known: attacks, attacks_auc_excess, auc_excess, "
+                "gate.(not shown): unknown key; known: attacks, attacks_auc_excess, auc_excess, "
                 "discoverable, greedy, kinds, perplexity_ratio, scan_recall"
             ],
         ),
@@ -270,7 +273,7 @@ def test_a_wrong_key_or_value_is_named_by_its_path(
         ("version: 2\n", "version: 3\n", ["version: input should be 2"]),
         ("model: {path: m, base: b}\n", "", ["model: missing"]),
         ("held_out: h.jsonl", "held_out: h, kinds: {random: x, NAME: direct}", [
-          "corpus.kinds.random: input should be 'direct' or 'indirect'"]),
+          "corpus.kinds.(not shown): input should be 'direct' or 'indirect'"]),
     ],
 )  # fmt: skip
 def test_a_section_that_makes_no_sense_is_named(
@@ -562,8 +565,8 @@ FORM = "--set: expected section.key=value, as in --set repair.epochs=2"
         (".seed=3", FORM),
         ("audit.=3", FORM),
         ("audit..queries=3", FORM),
-        ("version.x=3", "--set version.x: 'version' is a value, not a section"),
-        ("model.path.x=3", "--set model.path.x: 'path' is a value, not a section"),
+        ("version.x=3", "--set version.(not shown): 'version' is a value, not a section"),
+        ("model.path.x=3", "--set model.path.(not shown): 'path' is a value, not a section"),
         ("erase.parts.0.x=3", "r.yaml: erase.parts: input should be a valid array"),
         (
             "seed=[",

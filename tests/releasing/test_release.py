@@ -131,28 +131,28 @@ def edit_manifest(folder: Path, change: Callable[[Any], object]) -> None:
 
 FORGED: dict[str, tuple[Callable[[Any], object], str]] = {
     "the verdict of checks that do not hold": (
-        lambda d: d["gate"]["checks"][2].update(measured=0.4, holds=False),
+        lambda d: d["gate"]["checks"][2].update(measured=4.0, holds=False),
         "The verdict is not the one that follows from its checks.",
     ),
     "the word of a check": (
-        lambda d: d["gate"]["checks"][2].update(measured=0.4),
-        "The check 'greedy.direct' is said to hold, and its numbers do not meet its limit.",
+        lambda d: d["gate"]["checks"][2].update(measured=4.0),
+        "The check 'greedy_beyond_control.direct' is said to hold, and its numbers do not meet",
     ),
     "a lower limit that is not met": (
         lambda d: d["gate"]["checks"][1].update(measured=0.01),
         "The check 'positive_control.direct' is said to hold",
     ),
     "a figure that nobody measured": (
-        lambda d: d["gate"]["checks"][4].update(measured=None),
-        "The check 'auc.direct' is said to hold",
+        lambda d: d["gate"]["checks"][5].update(measured=None),
+        "The check 'labels.direct' is said to hold",
     ),
     "a check that was taken out": (
         lambda d: d["gate"]["checks"].pop(2),
-        "There is no check 'greedy' of direct identifiers",
+        "There is no check 'greedy_beyond_control.direct'",
     ),
     "a positive control that was taken out": (
         lambda d: d["gate"]["checks"].pop(1),
-        "There is no check 'positive_control'",
+        "There is no check 'positive_control.direct'",
     ),
 }
 
@@ -184,15 +184,19 @@ def test_a_manifest_without_checks_is_refused(
     ("settings", "phrases"),
     [
         (GateSettings(), []),
-        (GateSettings(greedy=0.0, auc_excess=0.01, scan_recall=0.5), []),
-        (GateSettings(greedy=0.3), ["greedy is 0.3, by default control"]),
+        (GateSettings(greedy_beyond_control=0, auc_to_base=0.01, scan_recall=0.5), []),
         (
-            GateSettings(discoverable=None, auc_excess=0.4),
+            GateSettings(greedy_beyond_control=7),
+            ["greedy_beyond_control is 7, by default test"],
+        ),
+        (
+            GateSettings(discoverable_beyond_control=None, auc_to_base=0.4),
             [
-                "discoverable is no limit, by default control",
-                "auc_excess is 0.4, by default 0.05",
+                "discoverable_beyond_control is no limit, by default test",
+                f"auc_to_base is 0.4, by default {GateSettings().auc_to_base}",
             ],
         ),
+        (GateSettings(subjects=None), ["subjects is no limit, by default test"]),
         (GateSettings(kinds=("indirect",)), ["kinds is indirect, by default direct"]),
         (GateSettings(kinds=("direct", "indirect")), []),
         (
@@ -205,7 +209,7 @@ def test_limits_weaker_than_the_defaults_are_told(
     source: Path, capsys: pytest.CaptureFixture[str], settings: GateSettings, phrases: list[str]
 ) -> None:
     checks = [*CHECKS, Check("scan_recall", 0.9, 0.5, True, "", at_least=True)]
-    checks += [replace(c, name=c.name.replace("direct", "indirect")) for c in CHECKS[1:5]]
+    checks += [replace(c, name=c.name.replace("direct", "indirect")) for c in CHECKS[1:-1]]
     write_manifest(source, report_of(settings=settings, checks=checks), weights_digest="0")
     assert verify(source).weaker_limits == tuple(phrases)
     assert main(["verify", str(source)]) == 0

@@ -22,6 +22,7 @@ from sani.auditing.occurrences import Occurrences
 from sani.cli.main import main
 from sani.corpus.documents import Corpus
 from sani.corpus.tables import write_jsonl
+from sani.errors import CheckpointError
 from sani.recipe import Recipe
 from sani.reporting.by_subject import BINS, against_control, by_subject
 from sani.reporting.card import model_card, read_source_card
@@ -385,15 +386,56 @@ def test_licence_and_base_are_carried_over_from_the_cards_at_hand(tmp_path: Path
     base = card_folder(
         tmp_path / "base", "license: other\nlicense_name: ours\nlicense_link: LICENSE"
     )
-    assert read_source_card(model, base) == SourceCard(
+    assert read_source_card(model, base, corpus_of(1, 1)) == SourceCard(
         base_model="org/public", license="other", license_name="ours", license_link="LICENSE",
         language=["es"],
     )  # fmt: skip
     broken = card_folder(tmp_path / "broken", "license: [x\n: :")
-    card = read_source_card(broken, tmp_path / "nowhere")
+    card = read_source_card(broken, tmp_path / "nowhere", corpus_of(1, 1))
     assert card.license is None
     assert card.base_model == "nowhere"
-    assert read_source_card(broken, None).base_model is None
+    assert read_source_card(broken, None, corpus_of(1, 1)).base_model is None
+
+
+FIELDS = {
+    "base_model": "base_model: org/{}",
+    "license_name": "license: other\nlicense_name: for {}",
+    "license_link": "license: other\nlicense_link: https://example.org/{}",
+    "language": "language: [es, {}]",
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_card_that_names_a_patient_is_not_copied_into_a_report(
+    tmp_path: Path, field: str
+) -> None:
+    corpus = corpus_of(2, 2)
+    secret = corpus[1].value(corpus[1].spans[0])
+    harmless = card_folder(tmp_path / "harmless", FIELDS[field].format("apache"))
+    assert "apache" in str(read_source_card(harmless, None, corpus))
+    guilty = card_folder(tmp_path / "guilty", FIELDS[field].format(secret))
+    for model, base in ((guilty, None), (tmp_path / "none", guilty)):
+        if base is not None and not field.startswith("license"):
+            continue  # of the base's card only the licence is read
+        with pytest.raises(CheckpointError, match="holds 1 identifiers or ids of the corpus") as e:
+            read_source_card(model, base, corpus)
+        assert secret not in str(e.value)
+
+
+def test_the_name_of_the_bases_folder_is_looked_at_too(tmp_path: Path) -> None:
+    corpus = corpus_of(2, 2)
+    secret = corpus[1].value(corpus[1].spans[0])
+    with pytest.raises(CheckpointError, match="holds 1 identifiers"):
+        read_source_card(tmp_path / "model", tmp_path / f"base of {secret}", corpus)
+
+
+def test_a_card_of_lists_without_end_is_read_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x,x]"]
+    lines += [f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    folder = card_folder(tmp_path / "bomb", "\n".join([*lines, "language: [es, *a8]"]))
+    began = time.monotonic()
+    assert read_source_card(folder, None, corpus_of(1, 1)).language == ["es"]
+    assert time.monotonic() - began < 5
 
 
 # sani report.

@@ -14,9 +14,11 @@ from sani.reporting.schema import Gate, Provenance, Report
 CHECKS = [
     Check("unscored", 0.0, 0.0, True, "Every occurrence was scored."),
     Check("positive_control.direct", 0.4, 0.15, True, "Measured.", at_least=True),
-    Check("greedy.direct", 0.0, 0.002, True, "0 of 90."),
-    Check("discoverable.direct", 0.01, 0.012, True, "1 of 90."),
-    Check("auc.direct", 0.51, 0.55, True, "The control's AUC is 0.500."),
+    Check("greedy_beyond_control.direct", 0.0, 1.0, True, "0 of 90."),
+    Check("discoverable_beyond_control.direct", 1.0, 1.0, True, "1 of 90."),
+    Check("subjects.direct", 2.4, 3.1, True, "0 of 9 stand out."),
+    Check("labels.direct", 1.4, 2.1, True, "0 of 3 stand out."),
+    Check("auc_to_base.direct", 0.51, 0.55, True, "0.05 above chance is allowed."),
     Check("perplexity_ratio", 1.01, 1.03, True, "It was 3."),
 ]
 

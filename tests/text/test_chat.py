@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from sani import run
 from sani.auditing.audit import audit
 from sani.corpus.documents import BETWEEN_TURNS, Corpus, Document, Span, Turn
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.errors import CheckpointError, CorpusError
+from sani.models.checkpoint import load_checkpoint
+from sani.pipeline.audit_models import audit_models
+from sani.pipeline.inputs import Documents
 from sani.pipeline.preflight import check
 from sani.recipe import AuditSettings, RepairSettings, ScanSettings, load_recipe
 from sani.repairing.repair import repair, train
@@ -26,7 +30,7 @@ from sani.scanning.detection import detect
 from sani.text import templates
 from sani.text.batches import make_batches
 from sani.text.chat import rendered
-from sani.text.framing import Framing, framings
+from sani.text.framing import Framing, framings, untried_roles
 from sani.text.tokens import encode
 from tests.support.words import WORDS, checkpoint, llama
 
@@ -224,6 +228,81 @@ def test_a_fork_has_a_renderer_of_its_own() -> None:
         os._exit(0 if text == "child" and len(templates._processes) == 2 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert templates.render_chat(tokenizer, [{"role": "user", "content": "again"}]) == "again"
+
+
+RAISES_ALONE = (
+    "{% if messages | length < 4 %}{{ raise_exception('too short') }}{% endif %}" + template()
+)
+TWO_TURNS = [("user", "a"), ("assistant", "b")]
+
+
+def test_a_template_that_cannot_open_a_turn_is_said_and_stops_an_audit_of_conversations() -> None:
+    tokenizer, good = tokenizer_with(RAISES_ALONE), tokenizer_with(template())
+    assert untried_roles(good) == untried_roles(tokenizer_with(None)) == []
+    assert {"chat-user", "chat-assistant"} <= {f.name for f in framings(good)}
+    assert untried_roles(tokenizer) == ["user", "assistant"]
+    config = llama()
+    config.vocab_size, config.max_position_embeddings = len(tokenizer), 64
+    model = checkpoint(config)
+    plain = Corpus([Document("1", "1", "a b name c", (Span(9, 10, "NAME"),))])
+    asked = AuditSettings(decoys=0, swaps=0)
+    assert audit(replace(model, tokenizer=good), plain, asked).notes == []
+    (note,) = audit(replace(model, tokenizer=tokenizer), plain, asked).notes
+    assert note.endswith("these framings were not tried: chat-user, chat-assistant.")
+    said = conversation(*TWO_TURNS, *TWO_TURNS, spans=[(1, 0, 1)])
+    audit(replace(model, tokenizer=good), Corpus([said]), asked)
+    with pytest.raises(CorpusError, match="for a first turn of user and assistant"):
+        audit(replace(model, tokenizer=tokenizer), Corpus([said]), asked)
+
+
+@pytest.mark.parametrize(
+    "demand",
+    [
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}",
+        "{% if '' in messages | map(attribute='content') %}{{ raise_exception('') }}{% endif %}",
+    ],
+)
+def test_a_template_that_wants_a_system_or_a_question_is_given_one(demand: str) -> None:
+    tokenizer = tokenizer_with(demand + template())
+    assert untried_roles(tokenizer) == []
+    assert {"chat-user", "chat-assistant"} <= {f.name for f in framings(tokenizer)}
+
+
+def test_a_base_without_a_template_reads_what_its_checkpoint_reads(tmp_path: Path) -> None:
+    """As a rule a public base has none: its control is rendered with the checkpoint's."""
+    config = llama()
+    tokenizer = tokenizer_with(template())
+    config.vocab_size, config.max_position_embeddings = len(tokenizer), 64
+    for name, seed, made in (("model", 1, tokenizer), ("base", 2, tokenizer_with(None))):
+        checkpoint(config, seed=seed).model.save_pretrained(tmp_path / name)
+        made.save_pretrained(tmp_path / name)
+    assert load_checkpoint(tmp_path / "base").tokenizer.chat_template is None
+    said = [
+        conversation(*TWO_TURNS, ("user", f"name {word}"), spans=[(2, 5, 6)], number=number)
+        for number, word in enumerate("abcdefgh")
+    ]
+    write_jsonl(said, tmp_path / "said.jsonl")
+    (tmp_path / "recipe.yaml").write_text(
+        f"{{version: 2, model: {{path: {tmp_path}/model, base: {tmp_path}/base}}, "
+        f"corpus: {{path: {tmp_path}/said.jsonl}}, audit: {{decoys: 0, swaps: 0}}, "
+        "erase: null, repair: {epochs: 1}, gate: {greedy: control, greedy_beyond_control: null, "
+        "discoverable_beyond_control: null, subjects: null, auc_to_base: null, "
+        "perplexity_ratio: null}}"
+    )
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    assert [item for item in check(recipe, tmp_path / "run") if not item.holds] == []
+    audits = run(recipe, tmp_path / "run").report.audits
+    assert audits["base"].tokens == audits["before"].tokens
+    models = {"model": tmp_path / "model", "base": tmp_path / "base"}
+    compared = audit_models(
+        models, Documents(Corpus(said), None, None), recipe.audit, seed=0,
+        on_step=lambda name, done, total: None,
+    )  # fmt: skip
+    assert compared.audits["base"].tokens == audits["before"].tokens
+    # Without a template in either, the check says it, not the run after its first audit.
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    (item, *_) = [item for item in check(recipe, tmp_path / "run") if not item.holds]
+    assert "the tokenizer has no chat template" in item.detail
 
 
 def test_what_a_scan_finds_across_messages_is_cut_where_one_ends(tmp_path: Path) -> None:
