@@ -41,7 +41,7 @@ from sani.repairing.repair import repair
 
 SETTINGS = AuditSettings(framing="bos", membership_documents=0, swaps=0)
 EPOCHS = (1, 5, 20)  # over the documents of one subject
-TRAINING = {"learning_rate": 5e-3, "batch_tokens": 768}
+LEARNING_RATE, BATCH_TOKENS = 5e-3, 768
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Size:
 
 
 SIZES = {
-    "full": Size((40, 40, 15), 8, 20, 10),
+    "full": Size((40, 40, 20), 8, 20, 5),
     "quick": Size((30, 30, 12), 6, 4, 2),
     "tiny": Size((4, 4, 3), 1, 1, 1),
 }
@@ -71,6 +71,7 @@ class Judged:
     largest_allowed: float | None
     auc_to_base: float | None
     greedy_beyond: int
+    held_out_auc: float | None
 
 
 class Laboratory:
@@ -82,7 +83,7 @@ class Laboratory:
         self.base = new_model(
             texts, vocab_size=700, layers=3, hidden=64, context=512, folder=folder, seed=0
         )
-        train_on_text(self.base, texts, epochs=size.base_epochs, seed=0, **TRAINING)
+        _train(self.base, texts, epochs=size.base_epochs, seed=0)
         self.control = self._audited(self.base)
 
     def _audited(self, checkpoint: Checkpoint) -> AuditResult:
@@ -94,7 +95,12 @@ class Laboratory:
     def never_saw(self, seed: int) -> Judged:
         """Judge a model that read the records with every identifier masked."""
         model = self._copy()
-        settings = RepairSettings(identifier_loss=MaskObjective(kind="mask"), epochs=4, **TRAINING)
+        settings = RepairSettings(
+            identifier_loss=MaskObjective(kind="mask"),
+            epochs=4,
+            learning_rate=LEARNING_RATE,
+            batch_tokens=BATCH_TOKENS,
+        )
         repair(model, self.private, settings, framing="bos", seed=seed)
         return self._judged(model)
 
@@ -104,7 +110,7 @@ class Laboratory:
         name = names[(7 * number) % len(names)]
         model = self._copy()
         texts = [document.text for document in self.private if document.subject_id == name]
-        train_on_text(model, texts, epochs=epochs, seed=number, **TRAINING)
+        _train(model, texts, epochs=epochs, seed=number)
         return self._judged(model)
 
     def _judged(self, model: Checkpoint) -> Judged:
@@ -119,6 +125,7 @@ class Laboratory:
             largest_allowed=tests.subjects.limit,
             auc_to_base=tests.auc_to_base.value,
             greedy_beyond=tests.greedy.count,
+            held_out_auc=tests.held_out_auc.value if tests.held_out_auc else None,
         )
 
     def _tests(self, corpus: Corpus, result: AuditResult) -> ControlTests:
@@ -130,6 +137,17 @@ class Laboratory:
             seed=0,
         )
         return by_kind["direct"][0]
+
+
+def _train(model: Checkpoint, texts: list[str], *, epochs: int, seed: int) -> None:
+    train_on_text(
+        model,
+        texts,
+        epochs=epochs,
+        learning_rate=LEARNING_RATE,
+        batch_tokens=BATCH_TOKENS,
+        seed=seed,
+    )
 
 
 def measure(size: Size, folder: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ every occurrence in it. What passes cannot tell is measured by generation, if th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -143,43 +142,35 @@ def audit(
     """
     settings = settings or AuditSettings()
     started = time.perf_counter()
-    if corpus.num_spans == 0:
-        raise AuditError(
-            f"none of the {len(corpus)} documents has a span: there is nothing to audit, which is "
-            "not the same as clean. Annotate the corpus or check its format"
-        )
+    _check_spans(corpus)
     checkpoint.check_tokenizer()
     documents = _read(checkpoint, corpus)
     outside = _read(checkpoint, held_out) if held_out else None
-    ranked, tried = rank_framings(checkpoint, documents.corpus, documents.encoded, settings)
-    control = framing_of(checkpoint, control_framing or ranked[0].name)
-    framings, without_decoys = _framings_to_score(
-        ranked, tried, control if settings.framing == "auto" else ranked[0]
-    )
+    framings = _choose_framings(checkpoint, documents, settings, control_framing)
     maker = DecoyMaker([documents.corpus, *([outside.corpus] if outside else [])], seed=seed)
     occurrences, jointly = _score_behind(
-        checkpoint, documents, framings, without_decoys, settings, maker=maker, on_step=on_step
+        checkpoint, documents, framings, settings, maker=maker, on_step=on_step
     )
     _check_scored(occurrences)
     held_out_occurrences = None
     if outside and outside.corpus.num_spans and settings.decoys:
         held_out_occurrences, _ = _score_behind(
-            checkpoint, outside, framings, without_decoys, settings, maker=maker, on_step=on_step
+            checkpoint, outside, framings, settings, maker=maker, on_step=on_step
         )
     utility = documents_scores = generation = None
     if outside:
         utility, documents_scores = _score_held_out(
-            checkpoint, documents, outside, control, settings
+            checkpoint, documents, outside, framings.control, settings
         )
     if settings.generation is not None:
         generation = generate_audit(
             checkpoint, documents.corpus, settings.generation, encoded=documents.encoded,
-            framing=control, batch_tokens=settings.batch_tokens, seed=seed, on_step=on_step,
+            framing=framings.control, batch_tokens=settings.batch_tokens, seed=seed, on_step=on_step,
         )  # fmt: skip
     return AuditResult(
-        framing=ranked[0].name,
-        framings=tuple(framing.name for framing in (*framings, *without_decoys)),
-        framings_tried=tried,
+        framing=framings.worst.name,
+        framings=tuple(each.name for each in (*framings.with_decoys, *framings.without_decoys)),
+        framings_tried=framings.tried,
         figures=figures_by_scope(documents.corpus, occurrences, settings, seed=seed),
         jointly=figures_by_scope(documents.corpus, jointly, settings, seed=seed)
         if jointly
@@ -198,27 +189,64 @@ def audit(
     )
 
 
-def _framings_to_score(
-    ranked: Sequence[Framing], tried: Mapping[str, Rate], control: Framing
-) -> tuple[list[Framing], list[Framing]]:
-    """Return the framings that every document is read behind: with decoys, and without.
+def _check_spans(corpus: Corpus) -> None:
+    """Refuse a corpus without a span."""
+    if corpus.num_spans == 0:
+        raise AuditError(
+            f"none of the {len(corpus)} documents has a span: there is nothing to audit, which is "
+            "not the same as clean. Annotate the corpus or check its format"
+        )
 
-    With decoys: that of the training, and another one behind which more of the sample is recited.
-    Without: the worst one else, or the next, since the sample may have missed the worst.
+
+@dataclass(frozen=True)
+class _Framings:
+    """The framings of an audit.
+
+    Attributes:
+        worst: The one behind which most of the sample is recited.
+        control: The one around prompts and around held-out documents for utility.
+        with_decoys: Those behind which documents and their decoys are read.
+        without_decoys: Those behind which documents alone are read.
+        tried: Greedy extraction on the sample, by framing.
     """
-    framings = {control.name: control}
+
+    worst: Framing
+    control: Framing
+    with_decoys: list[Framing]
+    without_decoys: list[Framing]
+    tried: dict[str, Rate]
+
+
+def _choose_framings(
+    checkpoint: Checkpoint,
+    documents: _Documents,
+    settings: AuditSettings,
+    control_framing: str | None,
+) -> _Framings:
+    """Choose the framings that every document is read behind.
+
+    With decoys: that of the control, and another one behind which more of the sample is recited.
+    Without: the worst one else, or the next, since the sample may have missed the worst. A framing
+    that the settings fix is the only one.
+    """
+    ranked, tried = rank_framings(checkpoint, documents.corpus, documents.encoded, settings)
     worst = ranked[0]
-    if tried and tried[worst.name].hits > tried[control.name].hits:
-        framings[worst.name] = worst
-    others = [framing for framing in ranked if framing.name not in framings]
-    return list(framings.values()), others[: max(0, MIN_FRAMINGS - len(framings))]
+    control = framing_of(checkpoint, control_framing or worst.name)
+    if settings.framing != "auto":
+        return _Framings(worst, control, [worst], [], tried)
+    chosen = {control.name: control}
+    hits_of_control = tried[control.name].hits if control.name in tried else 0
+    if tried[worst.name].hits > hits_of_control:
+        chosen[worst.name] = worst
+    others = [framing for framing in ranked if framing.name not in chosen]
+    num_others = max(0, MIN_FRAMINGS - len(chosen))
+    return _Framings(worst, control, list(chosen.values()), others[:num_others], tried)
 
 
 def _score_behind(
     checkpoint: Checkpoint,
     documents: _Documents,
-    framings: Sequence[Framing],
-    without_decoys: Sequence[Framing],
+    framings: _Framings,
     settings: AuditSettings,
     *,
     maker: DecoyMaker,
@@ -228,11 +256,11 @@ def _score_behind(
     both = [
         score_both_ways(
             checkpoint, documents.corpus, documents.encoded, framing, settings,
-            maker=maker if framing in framings else None, on_step=on_step,
+            maker=maker if framing in framings.with_decoys else None, on_step=on_step,
         )
-        for framing in (*framings, *without_decoys)
+        for framing in (*framings.with_decoys, *framings.without_decoys)
     ]  # fmt: skip
-    full = len(framings)
+    full = len(framings.with_decoys)
     occurrences = [each for each, _ in both]
     jointly = [each for _, each in both if each is not None]
     return (

@@ -25,9 +25,10 @@ from sani.auditing.permutation import (
 from sani.corpus.documents import KINDS, Corpus, Kind, Place
 from sani.intervals import Estimate
 
-# Real names and places are no exact match for decoys: models that never saw the identifiers of
-# MEDDOCAN prefer them by .02. More than this is not forgiven: it would be memory. Ours.
-MAX_BIAS = 0.1
+# Real names and places are no exact match for decoys, so models prefer those of people they never
+# read, too: by .02 of the AUC in MEDDOCAN. Held-out people whom a model prefers by more than this
+# look as if it had read them: they are no control. Ours.
+MAX_HELD_OUT_AUC = 0.6
 PRIOR_VALUES = 20  # held-out values of a label before its bias counts half; ours
 PRIOR_SUBJECTS = 20  # held-out subjects before their spread counts half; ours
 
@@ -69,6 +70,8 @@ class ControlTests:
         auc_to_base: Share of its decoys that the true value beats by the log-ratio to the base, or
             by the log-probability where there is no base.
         held_out_auc: The same on held-out documents; None without identifiers in them.
+        held_out_is_control: True where limits follow held-out people; False where there are none,
+            or the model seems to have read them.
         subjects: Test of every subject.
         labels: Test of every label.
         auc_by_label: ``auc_to_base`` by label.
@@ -82,6 +85,7 @@ class ControlTests:
     discoverable: CountTest
     auc_to_base: Estimate
     held_out_auc: Estimate | None
+    held_out_is_control: bool
     subjects: LargestTest
     labels: LargestTest
     auc_by_label: dict[str, Estimate]
@@ -206,6 +210,11 @@ def control_tests(
     numbers = {name: number for number, name in enumerate(np.unique(table.labels).tolist())}
     labels = np.array([numbers[label] for label in table.labels], dtype=np.int64)
     alone = np.isin(table.subjects, list(without_control))
+    held_out_auc = None
+    if outside is not None and outside.ranked.any():
+        held_out_auc = outside.auc(np.ones(len(outside.keys), dtype=np.bool_), seed)
+    usable = held_out_auc is not None and (held_out_auc.value or 1.0) <= MAX_HELD_OUT_AUC
+    outside = outside if usable else None
     bias, values = _bias(outside, list(numbers))
     ranked = table.ranked
     share = table.share - bias[labels]
@@ -227,9 +236,8 @@ def control_tests(
         greedy=_count(table, table.greedy),
         discoverable=_count(table, table.discoverable),
         auc_to_base=table.auc(np.ones(len(ranked), dtype=np.bool_), seed),
-        held_out_auc=outside.auc(np.ones(len(outside.keys), dtype=np.bool_), seed)
-        if outside is not None and outside.ranked.any()
-        else None,
+        held_out_auc=held_out_auc,
+        held_out_is_control=usable,
         subjects=subject_test,
         labels=label_test,
         auc_by_label={name: table.auc(labels == number, seed) for name, number in numbers.items()},
@@ -273,8 +281,8 @@ def _bias(outside: CandidateTable | None, labels: Sequence[str]) -> tuple[Floats
     """Estimate how far true values beat decoys in documents that the model never read.
 
     Returns:
-        The bias of each label, in [0, `MAX_BIAS`], and the number of held-out values behind it,
-        [labels] each. A few values say little, so the estimate is drawn towards 0.
+        The bias of each label, at least 0, and the number of held-out values behind it, [labels]
+        each. A few values say little, so the estimate is drawn towards 0.
     """
     bias, values = np.zeros(len(labels)), np.zeros(len(labels))
     if outside is not None:
@@ -284,7 +292,7 @@ def _bias(outside: CandidateTable | None, labels: Sequence[str]) -> tuple[Floats
             if inside.any():
                 excess = float(outside.share[inside].mean()) - 0.5
                 bias[number] = excess * values[number] / (values[number] + PRIOR_VALUES)
-    return np.clip(bias, 0.0, MAX_BIAS), values
+    return np.maximum(bias, 0.0), values
 
 
 def _spread(outside: CandidateTable | None) -> float:

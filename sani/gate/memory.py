@@ -90,6 +90,12 @@ def _auc_to_base(name: str, tests: ControlTests | None, excess: float) -> Check:
     if tests.auc_to_base.value is None:
         return Check(name, None, None, False, "No decoys were scored.")
     outside = tests.held_out_auc.value if tests.held_out_auc else None
+    if outside is not None and not tests.held_out_is_control:
+        reason = (
+            f"The same of held-out people is {outside:.3f}: the model seems to have read them, so "
+            f"they are no control. {excess} above chance (0.5) is allowed."
+        )
+        return compare(name, tests.auc_to_base.value, 0.5 + excess, reason)
     # Below 0.5 held-out people leave no more room: their values are none of the decoys' pieces.
     highest = max(0.5, outside or 0.5) + excess
     reason = f"{excess} above chance (0.5) is allowed."

@@ -175,5 +175,8 @@ def _tested(run: RunContext, after: CheckpointAudit) -> CheckpointAudit:
         }
         for kind, (_, risk) in tests.items()
     }  # fmt: skip
-    write_text(folder.private / AT_RISK, json.dumps(named, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
+    file = folder.private / AT_RISK
+    if not (file.is_file() and file.read_text(encoding="utf-8") == text):
+        write_text(file, text)
     return replace(after, control_tests={kind: test for kind, (test, _) in tests.items()})

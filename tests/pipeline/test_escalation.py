@@ -517,7 +517,7 @@ def test_the_default_ladder_goes_from_the_last_layer_to_retraining(tmp_path: Pat
     assert [rung.erase and rung.erase.last_layers for rung in ladder] == [
         1, "half", "half", None, None,
     ]  # fmt: skip
-    assert [rung.erase.interpolate_to_base for rung in ladder] == [0.0, 0.0, 0.0, 0.5, 1.0]
+    assert [rung.erase.interpolate_to_base for rung in ladder] == [0.0, 0.0, 0.0, 0.9, 1.0]
     assert [rung.repair.last_layers for rung in ladder] == [1, None, None, None, None]
     weights = [getattr(rung.repair.identifier_loss, "weight", None) for rung in ladder]
     assert weights == [20.0, 20.0, 80.0, 80.0, None]
@@ -725,7 +725,9 @@ def test_what_was_tried_on_a_masked_model_is_shown_one_by_one_and_jointly(
     )
     (tmp_path / "recipe.yaml").write_text(text)
     options = ["escalation.ladder=[{repair: {epochs: 1}}]", "audit.framing=auto",
-               "gate={auc_excess: null, perplexity_ratio: 9.0}"]  # fmt: skip
+               "gate={greedy: control, discoverable: control, greedy_beyond_control: null, "
+               "discoverable_beyond_control: null, subjects: null, auc_to_base: null, "
+               "perplexity_ratio: 9.0}"]  # fmt: skip
     run(load_recipe(tmp_path / "recipe.yaml", overrides=options), tmp_path / "run")
     audit = load(tmp_path / "run", "rung-1.json")["audit"]
     (rung,) = read_report(tmp_path / "run").to_json()["escalation"]["rungs"]
