@@ -165,7 +165,8 @@ def audit(
     if settings.generation is not None:
         generation = generate_audit(
             checkpoint, documents.corpus, settings.generation, encoded=documents.encoded,
-            framing=framings.control, batch_tokens=settings.batch_tokens, seed=seed, on_step=on_step,
+            framing=framings.control, batch_tokens=settings.batch_tokens, seed=seed,
+            on_step=on_step,
         )  # fmt: skip
     return AuditResult(
         framing=framings.worst.name,
