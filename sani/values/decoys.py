@@ -48,6 +48,7 @@ class DecoyMaker:
         self._owned: dict[tuple[str, ...], frozenset[str]] = {}
         # Ages, sexes and doctors recur, and finding out that there is no room takes longest.
         self._made = lru_cache(REMEMBERED)(self._make)
+        self._words_of = lru_cache(REMEMBERED)(words_of)  # a swap is drawn many times over
 
     def decoys(self, label: str, value: str, *, count: int) -> list[str]:
         """Return up to ``count`` distinct decoys for a value; fewer where the format has no room.
@@ -115,7 +116,7 @@ class DecoyMaker:
                 if len(swaps) == count:
                     break
                 whose, other = chance.choice(pool)
-                words = words_of(other)
+                words = self._words_of(other)
                 fits = whose not in owners and subject_id not in self._owners(words)
                 if fits:
                     swaps.setdefault(words, other)
