@@ -154,9 +154,11 @@ def audit(
     _check_scored(occurrences)
     held_out_occurrences = None
     if outside and outside.corpus.num_spans and settings.decoys:
-        held_out_occurrences, _ = _score_behind(
+        held_out_occurrences, held_out_jointly = _score_behind(
             checkpoint, outside, framings, settings, maker=maker, on_step=on_step
         )
+        if held_out_jointly:
+            held_out_occurrences = recited_either_way(held_out_occurrences, held_out_jointly)
     utility = documents_scores = generation = None
     if outside:
         utility, documents_scores = _score_held_out(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,17 @@ from sani.auditing.permutation import Bools, Floats, Ints, shares
 from sani.corpus.documents import Corpus, Kind, Place
 from sani.intervals import Estimate, clustered_mean
 from sani.text.folding import fold_text
+
+LabelledValue = tuple[str, str]  # a label, and a folded value
+
+
+def labelled_values(corpus: Corpus) -> set[LabelledValue]:
+    """Return the values of a corpus with their labels, folded."""
+    return {
+        (span.label, fold_text(document.value(span)))
+        for document in corpus
+        for span in document.spans
+    }
 
 
 @dataclass(frozen=True)
@@ -62,25 +73,40 @@ class CandidateTable:
         audit: Occurrences,
         control: Occurrences | None,
         kind: Kind,
-        without_control: Sequence[str],
+        without_control: Sequence[str] = (),
+        *,
+        without_values: Container[LabelledValue] = (),
     ) -> CandidateTable:
-        """Collect the occurrences of one kind that were scored and are not cued."""
+        """Collect the occurrences of one kind that were scored and are not cued.
+
+        Args:
+            corpus: The documents.
+            audit: Verdicts on the model.
+            control: Verdicts on the base; None to compare with decoys alone.
+            kind: The kind.
+            without_control: Subjects who are compared with decoys alone all the same.
+            without_values: Values that are left out.
+        """
         pairs = zip(audit.document.tolist(), audit.span.tolist(), strict=True)
         spans = [corpus[document].spans[span] for document, span in pairs]
         of_kind = np.array([span.kind == kind for span in spans], dtype=np.bool_)
-        rows = np.flatnonzero(of_kind & audit.scored & ~audit.cued)
+        values = [
+            (span.label, fold_text(corpus[document].value(span)))
+            for document, span in zip(audit.document.tolist(), spans, strict=True)
+        ]
+        wanted = np.array([value not in without_values for value in values], dtype=np.bool_)
+        rows = np.flatnonzero(of_kind & audit.scored & ~audit.cued & wanted)
         places = [(int(audit.document[row]), int(audit.span[row])) for row in rows]
         subjects = np.array([corpus[d].subject_id for d, _ in places], dtype=np.str_)
         labels = np.array([corpus[d].spans[s].label for d, s in places], dtype=np.str_)
         numbers: dict[tuple[str, str, str], int] = {}
         keys = np.array(
             [
-                numbers.setdefault((subject, label, fold_text(corpus[d].value(spans[row]))),
-                                   len(numbers))
-                for (d, _), row, subject, label in zip(places, rows, subjects, labels, strict=True)
+                numbers.setdefault((subject, *values[row]), len(numbers))
+                for row, subject in zip(rows, subjects.tolist(), strict=True)
             ],
             dtype=np.int64,
-        )  # fmt: skip
+        )
         given = _Given.of(audit, width=_width(audit)).rows(rows)
         if control is not None:
             base = _Given.of(control, width=_width(audit)).rows(rows)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sani.auditing.candidates import CandidateTable
+from sani.auditing.candidates import CandidateTable, labelled_values
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.permutation import (
     Bools,
@@ -206,7 +206,14 @@ def control_tests(
     table = CandidateTable.of(corpus, audit, control, kind, without_control)
     outside = None
     if held_out is not None:
-        outside = CandidateTable.of(held_out.corpus, held_out.audit, held_out.control, kind, ())
+        # A value that stands in the records too, as a doctor's name, may be known from there.
+        outside = CandidateTable.of(
+            held_out.corpus,
+            held_out.audit,
+            held_out.control,
+            kind,
+            without_values=labelled_values(corpus),
+        )
     numbers = {name: number for number, name in enumerate(np.unique(table.labels).tolist())}
     labels = np.array([numbers[label] for label in table.labels], dtype=np.int64)
     alone = np.isin(table.subjects, list(without_control))

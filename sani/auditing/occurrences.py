@@ -198,9 +198,12 @@ def _chosen(parts: Sequence[Occurrences], best: NDArray[np.int64]) -> Occurrence
 
 
 def recited_either_way(one_at_a_time: Occurrences, jointly: Occurrences) -> Occurrences:
-    """Return a masked model's verdicts: recited is what is recited in one way of masking."""
+    """Return a masked model's verdicts: recited is what is recited in one way of masking.
+
+    Log-probabilities are those of masking jointly, as those of the decoys are.
+    """
     return replace(
-        one_at_a_time,
+        jointly,
         greedy=one_at_a_time.greedy | jointly.greedy,
         discoverable=one_at_a_time.discoverable | jointly.discoverable,
     )

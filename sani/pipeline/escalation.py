@@ -28,11 +28,20 @@ from sani.runfolder import RunFolder
 
 RULE = (
     "The first rung whose gate holds. If none does: the one that exceeds the fewest limits on "
-    "leakage, then on attacks, then by the smallest sum of what is above the limits, then the one "
-    "of the lowest held-out perplexity, then the cheaper one. One with unscored occurrences or a "
-    "missing figure comes after all others; one that failed is never kept."
+    "leakage, then on attacks, then by the smallest sum of what is above the limits, relative to "
+    "each, then the one of the lowest held-out perplexity, then the cheaper one. One with unscored "
+    "occurrences or a missing figure comes after all others; one that failed is never kept."
 )
-_LEAKAGE = ("greedy.", "discoverable.", "auc.")
+_LEAKAGE = (
+    "greedy_beyond_control.",
+    "discoverable_beyond_control.",
+    "subjects.",
+    "labels.",
+    "auc_to_base.",
+    "greedy.",
+    "discoverable.",
+    "auc.",
+)
 _ATTACK = "attack"
 
 
@@ -183,10 +192,13 @@ def _failing_attacks(attacks: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _excess(check: Mapping[str, Any]) -> float:
-    """Return by how much a figure exceeds its limit, or 0 if the limit is unknown."""
+    """Return by how much a figure exceeds its limit, relative to it; 0 if it is not known."""
     if check["measured"] is None:
         return 0.0  # counted as missing already
-    return max(0.0, float(check["measured"] - (check["limit"] or 0.0)))
+    limit = check["limit"] or 0.0
+    # Relative to the limit: counts of occurrences would outweigh every AUC. At least 1, since a
+    # count may have the limit 0.
+    return max(0.0, float(check["measured"] - limit)) / max(1.0, limit)
 
 
 def _remove_all_but(folder: RunFolder, best: int | None, num_tried: int) -> None:

@@ -200,3 +200,20 @@ def test_a_framing_without_decoys_adds_only_what_is_given_there() -> None:
     assert np.array_equal(joined.decoy_log_probability, full.decoy_log_probability)
     lost = replace(full, num_tokens=full.num_tokens * 0, ranks=full.ranks[:0])
     assert np.array_equal(join_framings([lost], [bare]).log_probability, bare.log_probability)
+
+
+def test_held_out_values_that_stand_in_the_records_are_no_control() -> None:
+    """The model knows these values from the records: they must not widen the limits."""
+    base, model = verdicts(RECORDS, 1), verdicts(RECORDS, 2, known=[7])
+    outside = verdicts(RECORDS, 3, known=range(SUBJECTS))
+    results = control_tests_by_kind(
+        RECORDS,
+        Verdicts(model, outside),
+        Verdicts(base, verdicts(RECORDS, 4)),
+        held_out=RECORDS,
+        seed=0,
+    )
+    tests, risk = results["direct"]
+    assert tests.held_out_auc is None
+    assert not tests.held_out_is_control
+    assert risk.subjects == ["r-7"]
