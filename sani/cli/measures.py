@@ -56,7 +56,7 @@ def audit(
         typer.Option(
             min=0,
             help="Decoys per occurrence: values of the same format that are not in the corpus.",
-            show_default="8",
+            show_default="19",
             rich_help_panel=MEASUREMENTS,
         ),
     ] = None,

@@ -24,7 +24,7 @@ from sani.errors import RecipeError
 from sani.machine import environment, memory
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.pipeline.suggest_recipe import Fit, duration, schedule, write_recipe
-from sani.recipe import QUICK, Recipe, load_recipe
+from sani.recipe import QUICK, GateSettings, Recipe, load_recipe
 from sani.recipe.yaml_text import RecipeLoader
 from tests.support.clinic import Clinic
 from tests.support.erasing import adapt
@@ -84,7 +84,7 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
     assert recipe.corpus.held_out == job / "held_out.jsonl"
     assert (recipe.erase is None) == (present(recipe.repair).retain_weight > 0)
     assert present(recipe.repair).identifier_loss.kind == "anchor"
-    assert recipe.gate.greedy == "control"
+    assert recipe.gate == GateSettings()
     assert main(["run", str(out), "--check"]) == 0
     # Untrained models recite nothing, so the positive control cannot hold.
     assert main(["run", str(out), "--out", str(tmp_path / "run")]) == 3
@@ -109,8 +109,7 @@ def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job: Path, tmp_
     recipe = load_recipe(out)
     assert recipe.model.base is None
     assert vars(present(recipe.repair).identifier_loss)["to"] == "counterfactual"
-    assert (recipe.gate.greedy, recipe.gate.discoverable) == (0.0, 0.0)
-    assert (recipe.gate.auc_excess, recipe.gate.perplexity_ratio) == (None, None)
+    assert recipe.gate == GateSettings(perplexity_ratio=None)
     assert not [line for line in out.read_text().splitlines() if "Takes" in line]
     assert main(["run", str(out), "--check"]) == 0
 
