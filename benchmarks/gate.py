@@ -193,8 +193,8 @@ def _summary(models: list[Judged], *, passed: bool) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    arguments = parser_of(__doc__).parse_args()
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser_of(__doc__).parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(SIZES[arguments.size], Path(folder))
     clean = figures["never_saw"]["passed"]

@@ -39,6 +39,7 @@ FIELDS = {
         "unexplained", "interrupts", "full_disks", "read_only_outputs", "two_runs_in_one_folder",
         "files_opened", "seconds",
     },
+    "gate": {"never_saw", "one_subject", "seconds"},
     "repair": {
         "plain_epoch", "plain_setup", "plain_memory", "ours_epoch", "ours_setup", "ours_memory",
         "speedup_vs_trainer", "peak_memory_ratio", "max_loss_difference", "run", "repair",
@@ -126,6 +127,15 @@ def test_the_benchmark_of_faults_runs(tmp_path: Path) -> None:
     assert set(figures) == FIELDS["faults"]
     assert figures["kills"] == 1
     assert figures["bad_inputs"] == 10
+
+
+def test_the_gates_benchmark_runs(tmp_path: Path) -> None:
+    figures = figures_of("gate", tmp_path=tmp_path)
+    assert set(figures) == FIELDS["gate"]
+    assert figures["never_saw"]["passed"]["trials"] == 1
+    assert {epochs: len(each["models"]) for epochs, each in figures["one_subject"].items()} == {
+        "1": 1, "5": 1, "20": 1,
+    }  # fmt: skip
 
 
 def test_the_scans_benchmark_runs(corpora: Path, tmp_path: Path) -> None:
