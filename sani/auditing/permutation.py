@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-LEVEL = 0.05  # of all tests: a model that never saw the records is above a limit this often
+LEVEL = 0.05  # a model that never saw the records is above the limit of a count this often
+# Subjects and labels are two tests of the same shares, so each has half of that level.
+LARGEST_LEVEL = LEVEL / 2
 DRAWS = 2000  # of the largest statistic; the limit's relative error is then below 1 %
 DRAW_CELLS = 2**23  # draws times occurrences held at a time: 64 MB in float64
 
@@ -125,7 +127,7 @@ def largest_limit(table: Floats, groups: Groups, *, seed: int) -> float:
     """Compute how large the largest statistic of all groups may be by chance.
 
     Source: the single-step max-statistic of Westfall and Young 1993, which keeps the error over
-    all groups at `LEVEL` whatever hangs together between them. Deviation: `DRAWS` draws of a
+    all groups at `LARGEST_LEVEL` whatever hangs together between them. Deviation: `DRAWS` draws of a
     decoy instead of all.
 
     Args:
@@ -134,7 +136,7 @@ def largest_limit(table: Floats, groups: Groups, *, seed: int) -> float:
         seed: Seed of the draws.
 
     Returns:
-        The quantile 1 - `LEVEL` of the largest statistic.
+        The quantile 1 - `LARGEST_LEVEL` of the largest statistic.
     """
     chance = np.random.default_rng(seed)
     candidates = np.isfinite(table).sum(axis=1)
@@ -147,7 +149,7 @@ def largest_limit(table: Floats, groups: Groups, *, seed: int) -> float:
         drawn = (u[:, groups.keys] * candidates).astype(np.int64)
         values = table[np.arange(len(table)), drawn]
         largest[start:stop] = groups.statistic(values).max(axis=1)
-    return float(np.quantile(largest, 1 - LEVEL))
+    return float(np.quantile(largest, 1 - LARGEST_LEVEL))
 
 
 def exceeding(statistics: Floats, limit: float) -> Sequence[int]:

@@ -78,7 +78,7 @@ def _largest(name: str, tests: ControlTests | None, groups: str) -> Check:
         return Check(name, None, None, False, "No decoys were scored.")
     reason = (
         f"{test.above} of {test.tested} {groups} stand out from their decoys more than any would "
-        "in 95 of 100 models that never saw the records."
+        "in 39 of 40 models that never saw the records."
     )
     return compare(name, test.largest, test.limit, reason, bounded=False)
 
