@@ -127,8 +127,8 @@ def largest_limit(table: Floats, groups: Groups, *, seed: int) -> float:
     """Compute how large the largest statistic of all groups may be by chance.
 
     Source: the single-step max-statistic of Westfall and Young 1993, which keeps the error over
-    all groups at `LARGEST_LEVEL` whatever hangs together between them. Deviation: `DRAWS` draws of a
-    decoy instead of all.
+    all groups at `LARGEST_LEVEL` whatever hangs together between them. Deviation: `DRAWS` draws
+    of a decoy instead of all.
 
     Args:
         table: Shares of every candidate, from `shares`, [rows, candidates].
