@@ -229,21 +229,29 @@ def _choose_framings(
     """Choose the framings that every document is read behind.
 
     With decoys: that of the control, and another one behind which more of the sample is recited.
-    Without: the worst one else, or the next, since the sample may have missed the worst. A framing
-    that the settings fix is the only one.
+    Without: each behind which something of the sample is recited that no chosen one brings up, and
+    the next ones if there are fewer than `MIN_FRAMINGS`, since the sample may have missed the
+    worst. A framing that the settings fix is the only one.
     """
-    ranked, tried = rank_framings(checkpoint, documents.corpus, documents.encoded, settings)
-    worst = ranked[0]
+    search = rank_framings(checkpoint, documents.corpus, documents.encoded, settings)
+    worst = search.framings[0]
     control = framing_of(checkpoint, control_framing or worst.name)
     if settings.framing != "auto":
-        return _Framings(worst, control, [worst], [], tried)
-    chosen = {control.name: control}
-    hits_of_control = tried[control.name].hits if control.name in tried else 0
-    if tried[worst.name].hits > hits_of_control:
-        chosen[worst.name] = worst
-    others = [framing for framing in ranked if framing.name not in chosen]
-    num_others = max(0, MIN_FRAMINGS - len(chosen))
-    return _Framings(worst, control, list(chosen.values()), others[:num_others], tried)
+        return _Framings(worst, control, [worst], [], search.tried)
+    nothing = np.zeros_like(search.recited[worst.name])
+    recited = search.recited.get(control.name, nothing)
+    with_decoys, without_decoys = [control], []
+    if search.recited[worst.name].sum() > recited.sum():
+        with_decoys.append(worst)
+        recited = recited | search.recited[worst.name]
+    chosen = {framing.name for framing in with_decoys}
+    for framing in search.framings:
+        new = bool((search.recited[framing.name] & ~recited).any())
+        if framing.name not in chosen and (new or len(chosen) < MIN_FRAMINGS):
+            without_decoys.append(framing)
+            chosen.add(framing.name)
+            recited = recited | search.recited[framing.name]
+    return _Framings(worst, control, with_decoys, without_decoys, search.tried)
 
 
 def _score_behind(

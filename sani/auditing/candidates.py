@@ -87,6 +87,11 @@ class CandidateTable:
             without_control: Subjects who are compared with decoys alone all the same.
             without_values: Values that are left out.
         """
+        if control is not None and not (
+            np.array_equal(audit.document, control.document)
+            and np.array_equal(audit.span, control.span)
+        ):
+            raise ValueError("the audits of the model and of its control are of other occurrences")
         pairs = zip(audit.document.tolist(), audit.span.tolist(), strict=True)
         spans = [corpus[document].spans[span] for document, span in pairs]
         of_kind = np.array([span.kind == kind for span in spans], dtype=np.bool_)

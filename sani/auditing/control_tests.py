@@ -29,16 +29,25 @@ from sani.intervals import Estimate
 # read, too: by .02 of the AUC in MEDDOCAN. Held-out people whom a model prefers by more than this
 # look as if it had read them: they are no control. Ours.
 MAX_HELD_OUT_AUC = 0.6
+MAX_BIAS = 0.15  # of a label: more than this would hide a label that is known whole; ours
+MAX_SPREAD = 1.3  # a few held-out people who were read must not widen the limit of all; ours
 PRIOR_VALUES = 20  # held-out values of a label before its bias counts half; ours
 PRIOR_SUBJECTS = 20  # held-out subjects before their spread counts half; ours
 
 
 @dataclass(frozen=True)
 class CountTest:
-    """Occurrences that a model gives and its control does not, and how many chance allows."""
+    """Values that a model gives and its control does not, and how many of them chance allows.
+
+    Attributes:
+        count: Values of subjects that are given in one of their occurrences or more.
+        limit: The most they may be.
+        occurrences: The occurrences in which they are given.
+    """
 
     count: int
     limit: int
+    occurrences: int
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,11 @@ class ControlTests:
     Attributes:
         occurrences: Number of uncued occurrences that were scored.
         without_decoys: Those for which no decoy could be made: each that is given counts in full.
-        greedy: Occurrences that greedy decoding gives beyond the control.
-        discoverable: (n, p)-discoverable occurrences beyond the control.
+        greedy: Values that greedy decoding gives beyond the control.
+        discoverable: (n, p)-discoverable values beyond the control.
+        at_risk: Subjects of whom a value is given beyond the control while more are given than
+            chance allows, and subjects above the limit of ``subjects``.
+        untested: Subjects with uncued occurrences of which none has decoys.
         auc_to_base: Share of its decoys that the true value beats by the log-ratio to the base, or
             by the log-probability where there is no base.
         held_out_auc: The same on held-out documents; None without identifiers in them.
@@ -90,6 +102,8 @@ class ControlTests:
     labels: LargestTest
     auc_by_label: dict[str, Estimate]
     without_control: int
+    at_risk: int
+    untested: int
 
 
 @dataclass(frozen=True)
@@ -237,11 +251,16 @@ def control_tests(
     label_test, labels_above = _largest(table, share, label_groups, seed, sizes=sizes)
     beyond = table.greedy[:, 0] | table.discoverable[:, 0]
     names = list(numbers)
+    counts = {"greedy": _count(table, table.greedy)}
+    counts["discoverable"] = _count(table, table.discoverable)
+    above = {str(by_subject[group]) for group in subjects_above}
+    if any(count.count > count.limit for count in counts.values()):
+        above |= set(table.subjects[beyond].tolist())
     tests = ControlTests(
         occurrences=len(table.keys),
         without_decoys=int((~ranked).sum()),
-        greedy=_count(table, table.greedy),
-        discoverable=_count(table, table.discoverable),
+        greedy=counts["greedy"],
+        discoverable=counts["discoverable"],
         auc_to_base=table.auc(np.ones(len(ranked), dtype=np.bool_), seed),
         held_out_auc=held_out_auc,
         held_out_is_control=usable,
@@ -249,6 +268,8 @@ def control_tests(
         labels=label_test,
         auc_by_label={name: table.auc(labels == number, seed) for name, number in numbers.items()},
         without_control=len(np.unique(table.subjects[alone])),
+        at_risk=len(above),
+        untested=len(np.unique(table.subjects)) - len(by_subject),
     )
     risk = AtRisk(
         occurrences=[table.places[row] for row in np.flatnonzero(beyond)],
@@ -263,7 +284,8 @@ def _count(table: CandidateTable, given: Bools) -> CountTest:
     """Test how many true values are given; one without decoys has no chance to be."""
     rows = table.ranked
     limit = count_limit(given[rows], table.candidates[rows], table.keys[rows])
-    return CountTest(int(given[:, 0].sum()), limit)
+    true = given[:, 0]
+    return CountTest(len(np.unique(table.keys[true])), limit, int(true.sum()))
 
 
 def _largest(
@@ -288,8 +310,8 @@ def _bias(outside: CandidateTable | None, labels: Sequence[str]) -> tuple[Floats
     """Estimate how far true values beat decoys in documents that the model never read.
 
     Returns:
-        The bias of each label, at least 0, and the number of held-out values behind it, [labels]
-        each. A few values say little, so the estimate is drawn towards 0.
+        The bias of each label, in [0, `MAX_BIAS`], and the number of held-out values behind it,
+        [labels] each. A few values say little, so the estimate is drawn towards 0.
     """
     bias, values = np.zeros(len(labels)), np.zeros(len(labels))
     if outside is not None:
@@ -299,7 +321,7 @@ def _bias(outside: CandidateTable | None, labels: Sequence[str]) -> tuple[Floats
             if inside.any():
                 excess = float(outside.share[inside].mean()) - 0.5
                 bias[number] = excess * values[number] / (values[number] + PRIOR_VALUES)
-    return np.maximum(bias, 0.0), values
+    return np.clip(bias, 0.0, MAX_BIAS), values
 
 
 def _spread(outside: CandidateTable | None) -> float:
@@ -315,4 +337,4 @@ def _spread(outside: CandidateTable | None) -> float:
     means = np.bincount(labels, weights=outside.share[ranked]) / np.bincount(labels)
     squares = groups.statistic(outside.share[ranked] - means[labels] + 0.5) ** 2
     variance = (squares.sum() + PRIOR_SUBJECTS) / (len(squares) + PRIOR_SUBJECTS)
-    return float(max(1.0, np.sqrt(variance)))
+    return float(np.clip(np.sqrt(variance), 1.0, MAX_SPREAD))

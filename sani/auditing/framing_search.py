@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from sani.auditing.permutation import Bools
 from sani.auditing.scoring import score_both_ways
 from sani.corpus.documents import Corpus
 from sani.intervals import Rate, rate
@@ -29,6 +31,21 @@ MAX_FRAMING_SHARE = 0.75
 MAX_PACKED_SHARE = 0.25
 
 
+@dataclass(frozen=True)
+class RankedFramings:
+    """The framings of a search, the worst first.
+
+    Attributes:
+        framings: The framings; one alone if the settings fix it.
+        tried: Greedy extraction on the sample, by framing.
+        recited: True for the occurrences of the sample that are recited greedily, by framing.
+    """
+
+    framings: list[Framing]
+    tried: dict[str, Rate]
+    recited: dict[str, Bools]
+
+
 def worst_framing(
     checkpoint: Checkpoint, corpus: Corpus, settings: AuditSettings | None = None
 ) -> Framing:
@@ -41,13 +58,13 @@ def worst_framing(
     """
     corpus = rendered(corpus, checkpoint.tokenizer)
     encoded = encode(corpus, checkpoint.tokenizer)
-    return rank_framings(checkpoint, corpus, encoded, settings or AuditSettings())[0][0]
+    return rank_framings(checkpoint, corpus, encoded, settings or AuditSettings()).framings[0]
 
 
 def rank_framings(
     checkpoint: Checkpoint, corpus: Corpus, encoded: Sequence[Encoded], settings: AuditSettings
-) -> tuple[list[Framing], dict[str, Rate]]:
-    """Return the framings by how much a sample leaks, the worst first, and the greedy rates.
+) -> RankedFramings:
+    """Rank the framings by how much a sample leaks, the worst first.
 
     The worst framing has most occurrences recited greedily; among equal ones, the highest mean
     log-probability. The sample has a document of every subject: one person who is recited behind
@@ -60,7 +77,7 @@ def rank_framings(
         settings: Tokens per pass, and the framing itself if it is not ``auto``.
     """
     if settings.framing != "auto":
-        return [framing_of(checkpoint, settings.framing)], {}
+        return RankedFramings([framing_of(checkpoint, settings.framing)], {}, {})
     candidates = _candidates(checkpoint)
     sample = _sample(corpus, encoded)
     # Where nothing stands before a document, its first token is given away and counts for nothing:
@@ -68,14 +85,17 @@ def rank_framings(
     whole = np.array([first > 0 for item in sample for first, _ in item.spans])
     tried: dict[str, Rate] = {}
     leakage: dict[str, tuple[float, float]] = {}
+    recited: dict[str, Bools] = {}
     for framing in candidates:
         occurrences, _ = score_both_ways(checkpoint, corpus, sample, framing, settings)
         scored = occurrences.scored
         tried[framing.name] = rate(int(occurrences.greedy[scored].sum()), int(scored.sum()))
         compared = occurrences.log_probability[scored & whole]
         mean = float(compared.mean()) if len(compared) else -np.inf
-        leakage[framing.name] = (float(occurrences.greedy.sum()), mean)
-    return sorted(candidates, key=lambda framing: leakage[framing.name], reverse=True), tried
+        recited[framing.name] = occurrences.greedy & whole
+        leakage[framing.name] = (float(recited[framing.name].sum()), mean)
+    ranked = sorted(candidates, key=lambda framing: leakage[framing.name], reverse=True)
+    return RankedFramings(ranked, tried, recited)
 
 
 def _candidates(checkpoint: Checkpoint) -> list[Framing]:

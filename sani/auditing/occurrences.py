@@ -145,6 +145,7 @@ def join_framings(
     # Where nothing stands before a document, its first token is given away: fewer tokens are
     # scored and look likelier for that. Such a framing counts only where no other one scores.
     whole = (tokens == tokens.max(axis=0)) & (tokens > 0)
+    complete = whole.copy()
     whole[full:] &= ~whole[:full].any(axis=0)
     log_p = np.where(whole, np.stack([part.log_probability for part in parts]), -np.inf)
     best = log_p.argmax(axis=0)  # [n]
@@ -165,9 +166,10 @@ def join_framings(
     compared = preference(chosen.log_probability, np.split(highest[0], np.cumsum(num_decoys)[:-1]))
     return replace(
         chosen,
-        greedy=np.any([part.greedy for part in parts], axis=0),
-        sampled=np.max([part.sampled for part in parts], axis=0),
-        discoverable=np.any([part.discoverable for part in parts], axis=0),
+        # Behind a framing that gives the first token away, a value is not recited but finished.
+        greedy=(np.stack([part.greedy for part in parts]) & complete).any(axis=0),
+        sampled=np.where(complete, np.stack([part.sampled for part in parts]), -np.inf).max(axis=0),
+        discoverable=(np.stack([part.discoverable for part in parts]) & complete).any(axis=0),
         auc=compared.auc,
         exposure=compared.exposure,
         first=compared.first,

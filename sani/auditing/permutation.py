@@ -17,6 +17,7 @@ from scipy import sparse
 LEVEL = 0.05  # a model that never saw the records is above the limit of a count this often
 # Subjects and labels are two tests of the same shares, so each has half of that level.
 LARGEST_LEVEL = LEVEL / 2
+MIN_CANDIDATES = 20  # one given value among so many is one too many at that level
 DRAWS = 2000  # of the largest statistic; the limit's relative error is then below 1 %
 DRAW_CELLS = 2**23  # draws times occurrences held at a time: 64 MB in float64
 
@@ -47,12 +48,15 @@ def shares(scores: Floats) -> Floats:
 
 
 def count_limit(given: Bools, candidates: Ints, keys: Ints) -> int:
-    """Compute how many occurrences a model may give by chance, exactly.
+    """Compute how many values a model may give by chance, exactly.
 
-    For each key one candidate is drawn, each as likely; the count is the sum over the occurrences
-    of whether the drawn one is given. Keys are independent, so its distribution is the convolution
-    of theirs. Where occurrences of a key have different numbers of candidates, one uniform number
-    u chooses candidate floor(u C) of C in all of them.
+    For each key (a value of a subject) one candidate is drawn, each as likely; the key counts if
+    the drawn one is given in any of its rows. Keys are independent, so the distribution of the
+    count is the convolution of theirs. Where rows of a key have different numbers of candidates,
+    one uniform number u chooses candidate floor(u C) of C in all of them.
+
+    A key of whose decoys none is given counts as if it had `MIN_CANDIDATES` at least: a true value
+    alone among seventeen decoys is no chance.
 
     Args:
         given: True for the candidates that the model gives, the true value first,
@@ -61,17 +65,20 @@ def count_limit(given: Bools, candidates: Ints, keys: Ints) -> int:
         keys: Number of each row's value and subject, [rows].
 
     Returns:
-        The smallest count that is exceeded with a probability of at most `LEVEL`.
+        The smallest count of keys that is exceeded with a probability of at most `LEVEL`.
     """
     total = np.ones(1)
     hit = given.any(axis=1)
     for key in np.unique(keys[hit]):  # the other keys add nothing, whatever is drawn
         rows = np.flatnonzero((keys == key) & hit)
-        edges = np.unique(np.concatenate([np.arange(c + 1) / c for c in set(candidates[rows])]))
-        middles, weights = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
-        drawn = (middles[:, None] * candidates[rows]).astype(np.int64)  # [stretches, rows]
-        counts = given[rows, drawn].sum(axis=1)
-        total = np.convolve(total, np.bincount(counts, weights=weights))
+        if given[rows, 1:].any():
+            edges = np.unique(np.concatenate([np.arange(c + 1) / c for c in set(candidates[rows])]))
+            middles, weights = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+            drawn = (middles[:, None] * candidates[rows]).astype(np.int64)  # [stretches, rows]
+            chance = float(weights @ given[rows, drawn].any(axis=1))
+        else:
+            chance = 1 / max(MIN_CANDIDATES, int(candidates[rows].max()))
+        total = np.convolve(total, [1 - chance, chance])
     # 1 - 1/20 is not 0.95 in binary: without a margin the limit of one value would be 1, not 0.
     return int(np.searchsorted(np.cumsum(total), 1 - LEVEL - 1e-9))
 

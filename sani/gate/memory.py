@@ -63,8 +63,9 @@ def _count(name: str, tests: ControlTests | None, figure: str, limit: CountLimit
     )
     given = "recited" if figure == "greedy" else "(n, p)-discoverable"
     reason = (
-        f"{test.count} of {tests.occurrences} uncued occurrences are {given} and not given by the "
-        f"control; at most {highest} may be: {source}."
+        f"{test.count} values of subjects ({test.occurrences} of {tests.occurrences} uncued "
+        f"occurrences) are {given} and not given by the control; at most {highest} values may be: "
+        f"{source}."
     )
     return Check(name, float(test.count), float(highest), test.count <= highest, reason)
 
@@ -78,8 +79,10 @@ def _largest(name: str, tests: ControlTests | None, groups: str) -> Check:
         return Check(name, None, None, False, "No decoys were scored.")
     reason = (
         f"{test.above} of {test.tested} {groups} stand out from their decoys more than any would "
-        "in 39 of 40 models that never saw the records."
+        "in 39 of 40 models that never saw the records, as far as decoys and held-out people tell."
     )
+    if groups == "subjects" and tests.untested:
+        reason += f" {tests.untested} subjects have no decoys and were not tested."
     return compare(name, test.largest, test.limit, reason, bounded=False)
 
 
@@ -104,4 +107,12 @@ def _auc_to_base(name: str, tests: ControlTests | None, excess: float) -> Check:
             f"The same of held-out people is {outside:.3f}; {excess} above the larger of that and "
             "chance (0.5) is allowed."
         )
-    return compare(name, tests.auc_to_base.value, highest, reason)
+    value = tests.auc_to_base.value
+    lowest = min(0.5, outside or 0.5) - 2 * excess
+    if value < lowest:
+        # Values that were pushed below their decoys can be read off as well as those above them.
+        reason = (
+            f"True values are less likely than their decoys: {value:.3f}; at least {lowest:.3f}."
+        )
+        return Check(name, value, lowest, False, reason, at_least=True)
+    return compare(name, value, highest, reason)

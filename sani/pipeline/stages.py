@@ -220,13 +220,17 @@ def _gate_record(
 def control_tests_of_run(
     run: RunContext, verdicts: Verdicts
 ) -> dict[Kind, tuple[ControlTests, AtRisk]]:
-    """Test verdicts of this run against the base, or against decoys alone without one."""
+    """Test verdicts of this run against the base, or against decoys alone without one.
+
+    Raises:
+        RunError: If the base's verdicts are gone.
+    """
+    base, documents = load_verdicts(run.folder, "base"), run.documents
+    if run.recipe.model.base is not None and base is None:
+        private = run.folder.private
+        raise RunError(f"{private}: audit-base.npz is gone; start again in another --out")
     return control_tests_by_kind(
-        run.documents.corpus,
-        verdicts,
-        load_verdicts(run.folder, "base"),
-        held_out=run.documents.held_out,
-        seed=run.recipe.seed,
+        documents.corpus, verdicts, base, held_out=documents.held_out, seed=run.recipe.seed
     )
 
 

@@ -62,15 +62,15 @@ def _test_rows(audits: list[CheckpointAudit]) -> Iterator[Cells]:
     """Yield the rows of the tests against the control, kind by kind."""
 
     def subjects(tests: ControlTests) -> str:
-        return f"{tests.subjects.above} of {tests.subjects.tested}"
+        return f"{tests.at_risk} of {tests.subjects.tested + tests.untested}"
 
     def count(test: CountTest) -> str:
         return f"{test.count}, chance allows {test.limit}"
 
     lines: tuple[tuple[str, Callable[[ControlTests], str]], ...] = (
         ("subjects at risk", subjects),
-        ("recited greedily beyond the control, uncued", lambda tests: count(tests.greedy)),
-        ("(n, p) beyond the control, uncued", lambda tests: count(tests.discoverable)),
+        ("values recited greedily beyond the control", lambda tests: count(tests.greedy)),
+        ("values (n, p)-discoverable beyond the control", lambda tests: count(tests.discoverable)),
         ("AUC of the log-ratio to the base", lambda tests: estimate(tests.auc_to_base)),
         ("the same of held-out people", lambda tests: estimate(tests.held_out_auc)),
     )

@@ -36,8 +36,10 @@ def at_risk(report: Report) -> list[str]:
         if kind not in tests:
             sentences.append(f"Subjects at risk ({kind}): not tested.")
             continue
-        subjects = tests[kind].subjects
-        sentences.append(f"Subjects at risk ({kind}): {subjects.above} of {subjects.tested}.")
+        subjects = tests[kind].subjects.tested + tests[kind].untested
+        sentences.append(f"Subjects at risk ({kind}): {tests[kind].at_risk} of {subjects}.")
+        if tests[kind].untested:
+            sentences.append(f"{tests[kind].untested} of them have no decoys to be tested with.")
         if tests[kind].without_control:
             sentences.append(
                 f"The base seems to know {tests[kind].without_control} of them: it is no control "

@@ -217,3 +217,100 @@ def test_held_out_values_that_stand_in_the_records_are_no_control() -> None:
     assert tests.held_out_auc is None
     assert not tests.held_out_is_control
     assert risk.subjects == ["r-7"]
+
+
+def of_one_person(number: int, decoys: int, *, known: bool) -> tuple[Corpus, Occurrences]:
+    """Return notes that hold one value each, the same one, and verdicts on it."""
+    corpus = Corpus(
+        [Document(f"n{n}", "one", "v0", (Span(0, 2, "MRN", "direct"),)) for n in range(number)]
+    )
+    rows = verdicts(RECORDS, 5, known=range(SUBJECTS) if known else [])
+    first = {name: array[:number] for name, array in vars(rows).items()}
+    count = number * decoys
+    changes = {
+        "document": np.arange(number),
+        "span": np.zeros(number, dtype=np.int64),
+        "num_decoys": np.full(number, decoys),
+        "decoy_number": np.tile(np.arange(decoys), number),
+        "decoy_log_probability": np.random.default_rng(0).normal(-30.0, 4.0, count),
+        "decoy_greedy": np.zeros(count, dtype=np.bool_),
+        "decoy_discoverable": np.zeros(count, dtype=np.bool_),
+    }
+    return corpus, Occurrences(**first | changes)
+
+
+def test_a_person_recited_at_one_value_in_many_places_is_one_too_many() -> None:
+    """The value's own occurrences must not raise the limit of its count."""
+    corpus, model = of_one_person(60, 17, known=True)
+    _, base = of_one_person(60, 17, known=False)
+    tests, risk = control_tests_by_kind(
+        corpus, Verdicts(model), Verdicts(base), held_out=None, seed=0
+    )["direct"]
+    assert (tests.greedy.count, tests.greedy.limit, tests.greedy.occurrences) == (1, 0, 60)
+    assert tests.at_risk == 1
+    assert len(risk.occurrences) == 60
+
+
+def test_some_held_out_people_who_were_read_do_not_hide_one_of_the_records() -> None:
+    """They stay a control, since the mean is low, but the limit widens only so far."""
+    nothing = np.zeros(RECORDS.num_spans, dtype=np.bool_)
+    model = verdicts(RECORDS, 2, known=[7], greedy=nothing, discoverable=nothing)
+    base = verdicts(RECORDS, 1)
+    tests, _ = control_tests_by_kind(
+        RECORDS,
+        Verdicts(model, verdicts(HELD_OUT, 3, known=[0, 1])),
+        Verdicts(base, verdicts(HELD_OUT, 4)),
+        held_out=HELD_OUT,
+        seed=0,
+    )["direct"]
+    alone, _ = results_of(model, base, with_held_out=False)
+    assert tests.held_out_is_control
+    assert alone.subjects.limit is not None
+    assert tests.subjects.limit is not None
+    assert alone.subjects.limit < tests.subjects.limit <= 1.3 * alone.subjects.limit + 1e-9
+    assert alone.subjects.above == 1
+
+
+def test_a_label_that_is_known_whole_is_not_excused_by_held_out_people() -> None:
+    def names_first(corpus: Corpus, seed: int) -> Occurrences:
+        model = verdicts(corpus, seed)
+        known = np.where(model.span == 1, -5.0, model.log_probability)
+        return replace(model, log_probability=known)
+
+    tests, _ = control_tests_by_kind(
+        RECORDS,
+        Verdicts(names_first(RECORDS, 2), names_first(HELD_OUT, 3)),
+        Verdicts(verdicts(RECORDS, 1), verdicts(HELD_OUT, 4)),
+        held_out=HELD_OUT,
+        seed=0,
+    )["direct"]
+    assert tests.labels.above >= 1
+
+
+def test_audits_of_other_occurrences_are_refused() -> None:
+    model, other = verdicts(RECORDS, 2), verdicts(RECORDS, 1)
+    with pytest.raises(ValueError, match="other occurrences"):
+        results_of(model, replace(other, document=other.document[::-1]))
+
+
+def test_what_the_base_gives_as_well_does_not_count() -> None:
+    """One value, and two of its decoys, are given by both: that is no memory of a person."""
+    number = RECORDS.num_spans
+    given = np.arange(number) == 12
+    decoys = np.zeros(number * DECOYS, dtype=np.bool_)
+    decoys[12 * DECOYS : 12 * DECOYS + 2] = True
+    both = {"greedy": given, "discoverable": given}
+    of_decoys = {"decoy_greedy": decoys, "decoy_discoverable": decoys}
+    model = verdicts(RECORDS, 2, **both, **of_decoys)
+    tests, _ = results_of(model, verdicts(RECORDS, 1, **both, **of_decoys))
+    assert (tests.greedy.count, tests.discoverable.count, tests.without_control) == (0, 0, 0)
+    alone, _ = results_of(model, verdicts(RECORDS, 1))
+    assert (alone.greedy.count, alone.discoverable.count) == (1, 1)
+
+
+def test_a_value_that_is_finished_behind_its_own_first_token_is_not_recited() -> None:
+    whole, given = verdicts(RECORDS, 1), verdicts(RECORDS, 2, known=range(SUBJECTS))
+    whole = replace(whole, num_tokens=whole.num_tokens + 1, ranks=np.repeat(whole.ranks, 2))
+    for joined in (join_framings([whole, given]), join_framings([whole], [given])):
+        assert not joined.greedy.any()
+        assert not joined.discoverable.any()

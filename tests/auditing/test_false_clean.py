@@ -82,7 +82,7 @@ def test_the_sample_of_the_search_has_a_document_of_every_subject(
 ) -> None:
     records, _ = people
     encoded = encode(records, base.tokenizer)
-    _, tried = rank_framings(base, records, encoded, SETTINGS)
+    tried = rank_framings(base, records, encoded, SETTINGS).tried
     largest: dict[str, int] = {}
     for document in records:
         spans = len(document.spans)

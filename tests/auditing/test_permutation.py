@@ -32,15 +32,20 @@ def test_a_share_is_that_of_the_other_candidates_that_are_beaten() -> None:
                 assert value == pytest.approx(beaten / (len(known) - 1))
 
 
-def slow_limit(given: np.ndarray, candidates: np.ndarray, keys: np.ndarray) -> int:
-    """Return the limit by trying every draw of every key; all rows have as many candidates."""
-    names = np.unique(keys)
-    counts = []
-    for drawn in itertools.product(range(int(candidates[0])), repeat=len(names)):
-        column = dict(zip(names.tolist(), drawn, strict=True))
-        counts.append(sum(given[row, column[key]] for row, key in enumerate(keys.tolist())))
-    ordered = np.array(counts)
-    return next(limit for limit in range(len(keys) + 1) if (ordered > limit).mean() <= LEVEL + 1e-9)
+def slow_limit(given: np.ndarray, keys: np.ndarray) -> int:
+    """Return the limit by trying every outcome of every key; all rows have as many candidates."""
+    chances = []
+    for key in np.unique(keys):
+        rows = given[keys == key]
+        if rows[:, 1:].any():
+            chances.append(rows.any(axis=0).mean())
+        else:
+            chances.append(rows[:, 0].any() / max(20, given.shape[1]))
+    probabilities = np.zeros(len(chances) + 1)
+    for outcome in itertools.product((False, True), repeat=len(chances)):
+        chance = np.prod([p if hit else 1 - p for p, hit in zip(chances, outcome, strict=True)])
+        probabilities[sum(outcome)] += chance
+    return next(k for k in range(len(chances) + 1) if probabilities[k + 1 :].sum() <= LEVEL + 1e-9)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -49,31 +54,39 @@ def test_the_limit_of_a_count_is_exact(seed: int) -> None:
     keys = np.array([0, 0, 1, 2, 2, 3, 4])
     candidates = np.full(len(keys), 5)
     given = chance.random((len(keys), 5)) < chance.choice([0.05, 0.3, 0.6])
-    assert count_limit(given, candidates, keys) == slow_limit(given, candidates, keys)
+    assert count_limit(given, candidates, keys) == slow_limit(given, keys)
 
 
-def test_one_value_among_nineteen_decoys_is_one_too_many() -> None:
-    for decoys, limit in ((18, 1), (19, 0), (40, 0)):
+def test_one_value_none_of_whose_decoys_is_given_is_one_too_many() -> None:
+    for decoys in (3, 18, 19, 40):
         given = np.zeros((3, decoys + 1), dtype=np.bool_)
         given[1, 0] = True  # the true value, and no decoy
-        assert count_limit(given, np.full(3, decoys + 1), np.arange(3)) == limit
+        assert count_limit(given, np.full(3, decoys + 1), np.arange(3)) == 0
+    given[1, 1] = True
+    assert count_limit(given, np.full(3, 41), np.arange(3)) == 0
+    assert count_limit(given[:, :20], np.full(3, 20), np.arange(3)) == 1  # 2 of 20 are 10 %
 
 
-def test_occurrences_of_one_value_and_subject_are_drawn_together() -> None:
-    given = np.zeros((6, 20), dtype=np.bool_)
-    given[:, :2] = True  # of 20 candidates two are given everywhere
-    together = count_limit(given, np.full(6, 20), np.zeros(6, dtype=np.int64))
-    apart = count_limit(given, np.full(6, 20), np.arange(6))
-    assert (together, apart) == (6, 2)
+def test_a_value_that_stands_often_counts_once() -> None:
+    """One person recited sixty times must not raise the limit to sixty."""
+    given = np.zeros((60, 18), dtype=np.bool_)
+    given[:, 0] = True
+    candidates, keys = np.full(60, 18), np.zeros(60, dtype=np.int64)
+    assert count_limit(given, candidates, keys) == 0
+    given[:, 1] = True  # and one decoy
+    assert count_limit(given, candidates, keys) == 1
 
 
 def test_rows_of_different_length_share_one_draw() -> None:
-    """With u in [0, 1/4) both rows draw their first candidate, in [1/4, 1/2) only the second."""
-    given = np.zeros((2, 4), dtype=np.bool_)
-    given[:, 0] = True
-    limit = count_limit(given, np.array([4, 2]), np.zeros(2, dtype=np.int64))
-    assert limit == 2
-    assert count_limit(given, np.array([4, 2]), np.arange(2)) == 2
+    """u in [0, 1/2) draws a given candidate of the first row, and of the second one too."""
+    given = np.zeros((2, 20), dtype=np.bool_)
+    given[0, :1] = given[1, :1] = given[1, 1] = True  # 1 of 20 and 2 of 40, all with u below 1/20
+    wide = np.zeros((2, 40), dtype=np.bool_)
+    wide[:, :20] = given
+    together = count_limit(wide, np.array([20, 40]), np.zeros(2, dtype=np.int64))
+    assert together == 0  # one key, given with a chance of 1/20
+    wide[1, 30] = True  # in the second row also with u in [30/40, 31/40)
+    assert count_limit(wide, np.array([20, 40]), np.zeros(2, dtype=np.int64)) == 1
 
 
 def never_saw(seed: int, *, subjects: int, values: int, decoys: int) -> tuple[np.ndarray, Groups]:
