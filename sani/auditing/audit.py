@@ -154,42 +154,45 @@ def audit(
     _check_scored(occurrences)
     held_out_occurrences = None
     if outside and outside.corpus.num_spans and settings.decoys:
-        held_out_occurrences, held_out_jointly = _score_behind(
-            checkpoint, outside, framings, settings, maker=maker, on_step=on_step
+        held_out_occurrences = recited_either_way(
+            *_score_behind(checkpoint, outside, framings, settings, maker=maker, on_step=on_step)
         )
-        if held_out_jointly:
-            held_out_occurrences = recited_either_way(held_out_occurrences, held_out_jointly)
     utility = documents_scores = generation = None
     if outside:
-        utility, documents_scores = _score_held_out(
-            checkpoint, documents, outside, framings.control, settings
-        )
+        scored = _score_held_out(checkpoint, documents, outside, framings.control, settings)
+        utility, documents_scores = scored
     if settings.generation is not None:
         generation = generate_audit(
             checkpoint, documents.corpus, settings.generation, encoded=documents.encoded,
-            framing=framings.control, batch_tokens=settings.batch_tokens, seed=seed,
-            on_step=on_step,
+            framing=framings.control, batch_tokens=settings.batch_tokens, seed=seed, on_step=on_step
         )  # fmt: skip
     return AuditResult(
         framing=framings.worst.name,
         framings=tuple(each.name for each in (*framings.with_decoys, *framings.without_decoys)),
         framings_tried=framings.tried,
         figures=figures_by_scope(documents.corpus, occurrences, settings, seed=seed),
-        jointly=figures_by_scope(documents.corpus, jointly, settings, seed=seed)
-        if jointly
-        else None,
+        jointly=_figures_or_none(documents.corpus, jointly, settings, seed),
         unscored=occurrences.count_unscored(),
-        without_decoys=int((occurrences.scored & np.isnan(occurrences.auc)).sum()),
+        without_decoys=occurrences.count_without_decoys(),
         utility=utility,
         membership=membership(documents_scores, seed=seed) if documents_scores else None,
         tokens=sum(len(item.ids) for item in documents.encoded),
         seconds=time.perf_counter() - started,
-        occurrences=recited_either_way(occurrences, jointly) if jointly else occurrences,
+        occurrences=recited_either_way(occurrences, jointly),
         held_out_occurrences=held_out_occurrences,
         documents=documents_scores,
         generation=generation,
         notes=notes_of(checkpoint),
     )
+
+
+def _figures_or_none(
+    corpus: Corpus, occurrences: Occurrences | None, settings: AuditSettings, seed: int
+) -> dict[str, Figures] | None:
+    """Return the figures of a second way of masking; None where there is none."""
+    if occurrences is None:
+        return None
+    return figures_by_scope(corpus, occurrences, settings, seed=seed)
 
 
 def _check_spans(corpus: Corpus) -> None:

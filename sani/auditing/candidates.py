@@ -61,6 +61,15 @@ class CandidateTable:
         """True for occurrences with decoys, [n]."""
         return np.asarray(self.candidates > 1)
 
+    def given(self, name: str) -> Bools:
+        """Return the table ``greedy`` or ``discoverable``, [n, candidates]."""
+        return self.greedy if name == "greedy" else self.discoverable
+
+    def given_places(self, *names: str) -> list[Place]:
+        """Return the places of true values that are given in one of these ways."""
+        true = np.any([self.given(name)[:, 0] for name in names], axis=0)
+        return [self.places[row] for row in np.flatnonzero(true)]
+
     def auc(self, inside: Bools, seed: int) -> Estimate:
         """Return the mean share of some rows, with its interval over subjects."""
         _, subjects = np.unique(self.subjects[inside], return_inverse=True)

@@ -218,24 +218,10 @@ def control_tests(
     no exact match for real names.
     """
     table = CandidateTable.of(corpus, audit, control, kind, without_control)
-    outside = None
-    if held_out is not None:
-        # A value that stands in the records too, as a doctor's name, may be known from there.
-        outside = CandidateTable.of(
-            held_out.corpus,
-            held_out.audit,
-            held_out.control,
-            kind,
-            without_values=labelled_values(corpus),
-        )
+    outside, held_out_auc = _people_never_read(corpus, held_out, kind, seed)
     numbers = {name: number for number, name in enumerate(np.unique(table.labels).tolist())}
     labels = np.array([numbers[label] for label in table.labels], dtype=np.int64)
     alone = np.isin(table.subjects, list(without_control))
-    held_out_auc = None
-    if outside is not None and outside.ranked.any():
-        held_out_auc = outside.auc(np.ones(len(outside.keys), dtype=np.bool_), seed)
-    usable = held_out_auc is not None and (held_out_auc.value or 1.0) <= MAX_HELD_OUT_AUC
-    outside = outside if usable else None
     bias, values = _bias(outside, list(numbers))
     ranked = table.ranked
     share = table.share - bias[labels]
@@ -249,13 +235,17 @@ def control_tests(
     outside_values = values[by_label] + PRIOR_VALUES
     sizes = 1 / (1 / np.maximum(label_groups.sizes, 1) + (bias[by_label] > 0) / outside_values)
     label_test, labels_above = _largest(table, share, label_groups, seed, sizes=sizes)
-    beyond = table.greedy[:, 0] | table.discoverable[:, 0]
     names = list(numbers)
-    counts = {"greedy": _count(table, table.greedy)}
-    counts["discoverable"] = _count(table, table.discoverable)
-    above = {str(by_subject[group]) for group in subjects_above}
+    counts = {name: _count(table, table.given(name)) for name in ("greedy", "discoverable")}
+    risk = AtRisk(
+        occurrences=table.given_places("greedy", "discoverable"),
+        greedy=table.given_places("greedy"),
+        subjects=[str(by_subject[group]) for group in subjects_above],
+        labels=[names[by_label[group]] for group in labels_above],
+    )
+    at_risk = set(risk.subjects)
     if any(count.count > count.limit for count in counts.values()):
-        above |= set(table.subjects[beyond].tolist())
+        at_risk |= {corpus[document].subject_id for document, _ in risk.occurrences}
     tests = ControlTests(
         occurrences=len(table.keys),
         without_decoys=int((~ranked).sum()),
@@ -263,21 +253,40 @@ def control_tests(
         discoverable=counts["discoverable"],
         auc_to_base=table.auc(np.ones(len(ranked), dtype=np.bool_), seed),
         held_out_auc=held_out_auc,
-        held_out_is_control=usable,
+        held_out_is_control=outside is not None,
         subjects=subject_test,
         labels=label_test,
         auc_by_label={name: table.auc(labels == number, seed) for name, number in numbers.items()},
         without_control=len(np.unique(table.subjects[alone])),
-        at_risk=len(above),
+        at_risk=len(at_risk),
         untested=len(np.unique(table.subjects)) - len(by_subject),
     )
-    risk = AtRisk(
-        occurrences=[table.places[row] for row in np.flatnonzero(beyond)],
-        greedy=[table.places[row] for row in np.flatnonzero(table.greedy[:, 0])],
-        subjects=[str(by_subject[group]) for group in subjects_above],
-        labels=[names[by_label[group]] for group in labels_above],
-    )
     return tests, risk
+
+
+def _people_never_read(
+    corpus: Corpus, held_out: HeldOut | None, kind: Kind, seed: int
+) -> tuple[CandidateTable | None, Estimate | None]:
+    """Return held-out people as a control, and how far the model prefers their true values.
+
+    They are no control, hence None, where none has an identifier with decoys, or where the model
+    seems to have read them.
+    """
+    if held_out is None:
+        return None, None
+    # A value that stands in the records too, as a doctor's name, may be known from there.
+    outside = CandidateTable.of(
+        held_out.corpus,
+        held_out.audit,
+        held_out.control,
+        kind,
+        without_values=labelled_values(corpus),
+    )
+    if not outside.ranked.any():
+        return None, None
+    auc = outside.auc(np.ones(len(outside.keys), dtype=np.bool_), seed)
+    usable = auc.value is not None and auc.value <= MAX_HELD_OUT_AUC
+    return outside if usable else None, auc
 
 
 def _count(table: CandidateTable, given: Bools) -> CountTest:

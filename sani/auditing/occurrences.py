@@ -75,6 +75,10 @@ class Occurrences:
         reasons = self.reason[~self.scored]
         return {str(reason): int((reasons == reason).sum()) for reason in np.unique(reasons)}
 
+    def count_without_decoys(self) -> int:
+        """Count the scored occurrences for which no decoy could be made."""
+        return int((self.scored & np.isnan(self.auc)).sum())
+
     def in_order(self) -> Occurrences:
         """Return the same verdicts in the order of documents and spans."""
         order = np.lexsort((self.span, self.document))
@@ -199,11 +203,14 @@ def _chosen(parts: Sequence[Occurrences], best: NDArray[np.int64]) -> Occurrence
     return Occurrences(**arrays)
 
 
-def recited_either_way(one_at_a_time: Occurrences, jointly: Occurrences) -> Occurrences:
+def recited_either_way(one_at_a_time: Occurrences, jointly: Occurrences | None) -> Occurrences:
     """Return a masked model's verdicts: recited is what is recited in one way of masking.
 
-    Log-probabilities are those of masking jointly, as those of the decoys are.
+    Log-probabilities are those of masking jointly, as those of the decoys are. Verdicts of a causal
+    model, which have no second way, are returned as they are.
     """
+    if jointly is None:
+        return one_at_a_time
     return replace(
         jointly,
         greedy=one_at_a_time.greedy | jointly.greedy,

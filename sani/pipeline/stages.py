@@ -173,13 +173,7 @@ def _audit_and_keep(
 
 
 def gate_audit(run: RunContext, checkpoint: Checkpoint, *, within: str) -> AuditResult:
-    """Audit a checkpoint without what the gate does not read.
-
-    Args:
-        run: The run.
-        checkpoint: The checkpoint.
-        within: Name of the rung or round.
-    """
+    """Audit a checkpoint without what the gate does not read, within a rung or round."""
     return _gate_audit(run, checkpoint, run.recipe.audit, within=within)
 
 

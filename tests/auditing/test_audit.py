@@ -674,7 +674,7 @@ def test_a_decoy_continues_the_tokens_that_stand_before_it(
         document.text[: span.start] + decoy
         for document in corpus
         for span in document.spans
-        for count in (8, 64)
+        for count in (AuditSettings().decoys, 8 * AuditSettings().decoys)
         for decoy in maker.decoys(span.label, document.value(span), count=count)
     }
     assert len(read) > 7 * corpus.num_spans
@@ -728,7 +728,7 @@ def test_auto_finds_the_framing_of_training_and_reports_the_others(
     assert {tried.trials for tried in found.framings_tried.values()} == {clinic.private.num_spans}
     worst = found.framings_tried["bos"].hits
     assert found.framings[0] == "bos"
-    assert len(found.framings) == 2
+    assert len(found.framings) >= 2
     assert worst <= found.figures["all"].greedy.hits, "an occurrence counts behind either framing"
     others = {name: tried.hits for name, tried in found.framings_tried.items() if name != "bos"}
     assert max(others.values()) < worst

@@ -299,8 +299,8 @@ def test_what_the_base_gives_as_well_does_not_count() -> None:
     given = np.arange(number) == 12
     decoys = np.zeros(number * DECOYS, dtype=np.bool_)
     decoys[12 * DECOYS : 12 * DECOYS + 2] = True
-    both = {"greedy": given, "discoverable": given}
-    of_decoys = {"decoy_greedy": decoys, "decoy_discoverable": decoys}
+    both: dict[str, Any] = {"greedy": given, "discoverable": given}
+    of_decoys: dict[str, Any] = {"decoy_greedy": decoys, "decoy_discoverable": decoys}
     model = verdicts(RECORDS, 2, **both, **of_decoys)
     tests, _ = results_of(model, verdicts(RECORDS, 1, **both, **of_decoys))
     assert (tests.greedy.count, tests.discoverable.count, tests.without_control) == (0, 0, 0)

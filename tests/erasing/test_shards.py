@@ -959,7 +959,7 @@ def test_numbers_that_stand_for_others_are_never_patched(llama: Path, tmp_path: 
             lambda f: (f[0].parent / "model.safetensors.index.json").write_text(
                 json.dumps({"weight_map": {"a": "../base/model.safetensors"}})
             ),
-            "which is not there; copy the whole checkpoint",
+            "holds two sets of weights",
         ),
     ],
 )

@@ -135,7 +135,7 @@ def test_skill_that_the_base_lacks_is_to_be_kept(
             assert (
                 present(recipe.erase).interpolate_to_base,
                 present(recipe.erase).last_layers,
-            ) == (0.5, None)
+            ) == (0.9, None)
 
 
 def test_a_corpus_that_marks_nothing_is_to_be_scanned(job: Path, tmp_path: Path) -> None:

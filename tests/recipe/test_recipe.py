@@ -68,9 +68,9 @@ def test_a_recipe_is_read_and_defaults_are_filled_in(read: Any) -> None:
     assert (recipe.erase.last_layers, recipe.erase.parts) == (1, ("mlp", "attention"))
     assert (recipe.erase.selector.kind, recipe.erase.reset) == ("all", "reinit")
     assert (recipe.repair.epochs, recipe.repair.identifier_loss.weight) == (3, 2.0)
-    assert (recipe.audit.queries, recipe.gate.greedy, recipe.gate.auc_excess) == (
+    assert (recipe.audit.queries, recipe.gate.greedy, recipe.gate.auc_to_base) == (
         1000,
-        "control",
+        None,
         0.05,
     )
 
@@ -185,7 +185,8 @@ def test_every_shipped_recipe_is_read() -> None:
             "gate: {anchor: 1}\n",
             [
                 "gate.(not shown): unknown key; known: attacks, attacks_auc_excess, auc_excess, "
-                "discoverable, greedy, kinds, perplexity_ratio, scan_recall"
+                "auc_to_base, discoverable, discoverable_beyond_control, greedy, "
+                "greedy_beyond_control, kinds, perplexity_ratio, scan_recall, subjects"
             ],
         ),
         (
@@ -337,6 +338,7 @@ def test_rules_across_sections_are_reported_together(refusal: Any) -> None:
     lines = refusal(
         "version: 2\nmodel: {path: m}\ncorpus: {path: c}\n"
         "erase: {last_layers: 1, reset: rewind}\nrepair: {}\n"
+        "gate: {greedy: control, auc_excess: 0.05}\n"
     )
     assert lines == [
         "r.yaml: erase.reset: rewind needs model.base",
@@ -381,19 +383,28 @@ def test_each_rule_across_sections_can_be_met(read: Any) -> None:
             "model.unsanitized is for a recipe with neither erase nor repair; with one of them, "
             "model.path itself is the unsanitized checkpoint",
         ),
-        (["audit.decoys=0"], "gate.auc_excess needs audit.decoys of at least 1"),
+        (["audit.decoys=0"], "gate.greedy_beyond_control needs audit.decoys of at least 1"),
         (
-            ["gate.greedy=null", "gate.discoverable=null", "gate.auc_excess=null"],
-            "gate: at least one of greedy, discoverable and auc_excess must be a limit",
+            [
+                f"gate.{name}=null"
+                for name in (
+                    "greedy_beyond_control",
+                    "discoverable_beyond_control",
+                    "subjects",
+                    "auc_to_base",
+                )
+            ],
+            "gate: at least one of greedy_beyond_control, discoverable_beyond_control, subjects, "
+            "auc_to_base, greedy, discoverable and auc_excess must be a limit",
         ),
         (
             ["corpus.held_out=null"],
             "gate.perplexity_ratio needs corpus.held_out; without held-out documents, set it to "
             "null",
         ),
-        (["model.base=null", "gate={greedy: 0.0, discoverable: 0.0}"],
+        (["model.base=null", "gate={auc_excess: 0.05}"],
          "gate.auc_excess needs model.base; without one, set it to null"),
-        (["model.base=null", "gate={auc_excess: null, greedy: 0.0}"],
+        (["model.base=null", "gate={discoverable: control, greedy: 0.0}"],
          "gate: 'control' needs model.base; without one, give fractions, as in greedy: 0.0"),
     ],
 )  # fmt: skip
