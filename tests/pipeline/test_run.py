@@ -579,7 +579,7 @@ def test_a_repair_that_only_masks_leaves_the_memory_and_the_gate_says_so(
     assert "DOES NOT HOLD" in capsys.readouterr().out
     assert "DOES NOT HOLD" in (out / "sanitized" / "README.md").read_text()
     failed = {check["name"] for check in report["gate"]["checks"] if not check["holds"]}
-    assert {"greedy.direct", "discoverable.direct"} <= failed
+    assert {"greedy_beyond_control.direct", "discoverable_beyond_control.direct"} <= failed
     assert 'failures="' in (out / "junit.xml").read_text()
 
 
@@ -668,7 +668,8 @@ def test_a_leaky_checkpoint_does_not_pass_by_a_tokenizer_that_cuts_otherwise(
     data["model"]["merges"] = []  # the same vocabulary, and every letter is a token
     (model / "tokenizer.json").write_text(json.dumps(data))
     assert only_check(recipe, model, leaky_folder, tmp_path / "run") == 3
-    assert {"greedy.direct", "discoverable.direct", "auc.direct"} <= failed(tmp_path / "run")
+    limits = {"greedy_beyond_control.direct", "discoverable_beyond_control.direct"}
+    assert limits <= failed(tmp_path / "run")
     audits = load(tmp_path / "run", "report.json")["audits"]
     after, before = (audits[stage]["figures"]["direct"] for stage in ("after", "before"))
     assert after["greedy"] == before["greedy"]
