@@ -7,6 +7,7 @@ away are left out. The limits are those of a model that never saw the records; s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,11 +25,13 @@ from sani.auditing.permutation import (
 )
 from sani.corpus.documents import KINDS, Corpus, Kind, Place
 from sani.intervals import Estimate
+from sani.text.folding import fold_text
 
 # Real names and places are no exact match for decoys, so models prefer those of people they never
 # read, too: by .02 of the AUC in MEDDOCAN. Held-out people whom a model prefers by more than this
 # look as if it had read them: they are no control. Ours.
 MAX_HELD_OUT_AUC = 0.6
+MIN_RECITED = 2  # values of a subject that a base recites, before it seems to know the subject
 MAX_BIAS = 0.15  # of a label: more than this would hide a label that is known whole; ours
 MAX_SPREAD = 1.3  # a few held-out people who were read must not widen the limit of all; ours
 PRIOR_VALUES = 20  # held-out values of a label before its bias counts half; ours
@@ -172,12 +175,25 @@ def control_tests_by_kind(
             )  # fmt: skip
             known = risk.subjects
             if tests.greedy.count > tests.greedy.limit:
-                known = [*known, *(corpus[document].subject_id for document, _ in risk.greedy)]
+                known = [*known, *_recited_subjects(corpus, risk.greedy)]
         results[kind] = control_tests(
             corpus, audit.records, control.records if control else None, kind,
             held_out=_held_out(held_out, audit, control), without_control=known, seed=seed,
         )  # fmt: skip
     return results
+
+
+def _recited_subjects(corpus: Corpus, places: Sequence[Place]) -> list[str]:
+    """Return the subjects of whom `MIN_RECITED` values or more are recited.
+
+    One value may be a guess: scans mark common words as names, and a base gives those.
+    """
+    values = set()
+    for number, span in places:
+        document = corpus[number]
+        values.add((document.subject_id, fold_text(document.value(document.spans[span]))))
+    counts = Counter(subject for subject, _ in values)
+    return sorted(subject for subject, count in counts.items() if count >= MIN_RECITED)
 
 
 def _held_out(corpus: Corpus | None, audit: Verdicts, control: Verdicts | None) -> HeldOut | None:

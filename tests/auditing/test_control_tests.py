@@ -314,3 +314,17 @@ def test_a_value_that_is_finished_behind_its_own_first_token_is_not_recited() ->
     for joined in (join_framings([whole, given]), join_framings([whole], [given])):
         assert not joined.greedy.any()
         assert not joined.discoverable.any()
+
+
+def test_a_base_that_gives_one_value_of_each_does_not_know_them() -> None:
+    """A scan marks common words as names; a base gives these, and stays the control."""
+    guesses = np.zeros(RECORDS.num_spans, dtype=np.bool_)
+    guesses[: 12 * VALUES : VALUES] = True  # one value of each of twelve people
+    base = verdicts(RECORDS, 1, greedy=guesses)
+    tests, _ = results_of(verdicts(RECORDS, 2, greedy=guesses), base)
+    assert (tests.greedy.count, tests.without_control) == (0, 0)
+    more = guesses.copy()
+    more[1 : 12 * VALUES : VALUES] = True  # and a second one
+    base = verdicts(RECORDS, 1, greedy=more)
+    tests, _ = results_of(verdicts(RECORDS, 2, greedy=more), base)
+    assert (tests.greedy.count, tests.without_control) == (24, 12)
