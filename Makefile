@@ -12,7 +12,7 @@ test: .venv/installed
 	$(PYTEST) -m "not long"
 
 test-long: .venv/installed
-	$(PYTEST) -m long
+	$(PYTEST) --dist worksteal -m long
 
 test-all: .venv/installed
 	$(PYTEST)
