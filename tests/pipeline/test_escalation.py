@@ -232,7 +232,9 @@ def test_retraining_begins_with_every_weight_of_the_base(
 
 @pytest.mark.long
 def test_without_a_base_it_climbs_too(recipe: Path, tmp_path: Path) -> None:
-    limits = "{greedy: 0.0, discoverable: 0.0, auc_excess: null, perplexity_ratio: 2.0}"
+    limits = ("{greedy: 0.0, discoverable: 0.0, greedy_beyond_control: null, "
+              "discoverable_beyond_control: null, subjects: null, auc_to_base: null, "
+              "perplexity_ratio: 2.0}")  # fmt: skip
     options = ["model.base=null", f"gate={limits}", "escalation={tokens: 1}", "repair.epochs=1"]
     out = tmp_path / "run"
     assert not run(load_recipe(recipe, overrides=options), out).gate_holds
