@@ -685,7 +685,7 @@ def test_a_check_with_the_wrong_corpus_does_not_hold(
     """Every rate is zero, and the one before recites none of it either."""
     swapped = [f"corpus.{key}={recipe.parent / name}.jsonl"
                for key, name in (("path", "held_out"), ("held_out", "private"))]  # fmt: skip
-    limits = "gate={auc_excess: null, perplexity_ratio: null}"
+    limits = "gate={subjects: null, auc_to_base: 0.45, perplexity_ratio: null}"
     sanitized, out = finished[0] / "sanitized", tmp_path / "run"
     assert only_check(recipe, sanitized, leaky_folder, out, *swapped, limits) == 3
     assert failed(out) == {"positive_control.direct"}
