@@ -205,11 +205,11 @@ class GateSettings(Settings):
     )
     greedy_beyond_control: CountLimit | None = Field(
         "test",
-        description="maximum number of uncued occurrences that are recited greedily and that the "
-        "base does not give: a number, or test (what chance allows, from decoys)",
+        description="maximum number of values that are recited greedily in an uncued occurrence "
+        "in which the base does not: a number, or test (what chance allows, from decoys)",
     )
     discoverable_beyond_control: CountLimit | None = Field(
-        "test", description="the same for (n, p)-discoverable occurrences"
+        "test", description="the same for (n, p)-discoverable values"
     )
     subjects: Literal["test"] | None = Field(
         "test",

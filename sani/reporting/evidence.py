@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from sani.auditing.control_tests import ControlTests, CountTest
 from sani.auditing.figures import Figures
 from sani.auditing.record import CheckpointAudit
+from sani.corpus.documents import Kind
 from sani.reporting.attacks import guidance, whether_tested
 from sani.reporting.format import (
     KIND_NAMES,
@@ -51,30 +52,29 @@ def summary(report: Report) -> Section:
         ),
         ("figure", *(stage_name(stage) for stage in audits)),
         (
-            *_test_rows(list(audits.values())),
+            *_test_rows(list(audits.values()), report.gate_settings.kinds),
             *_figure_rows(list(audits.values()), n_and_p),
             *_utility_rows(list(audits.values())),
         ),
     )
 
 
-def _test_rows(audits: list[CheckpointAudit]) -> Iterator[Cells]:
-    """Yield the rows of the tests against the control, kind by kind."""
+def _test_rows(audits: list[CheckpointAudit], kinds: tuple[Kind, ...]) -> Iterator[Cells]:
+    """Yield the rows of the tests against the control, for the kinds that are judged."""
 
     def subjects(tests: ControlTests) -> str:
         return f"{tests.at_risk} of {tests.subjects.tested + tests.untested}"
 
     def count(test: CountTest) -> str:
-        return f"{test.count}, chance allows {test.limit}"
+        return f"{test.count} (limit {test.limit})"
 
     lines: tuple[tuple[str, Callable[[ControlTests], str]], ...] = (
         ("subjects at risk", subjects),
-        ("values recited greedily beyond the control", lambda tests: count(tests.greedy)),
-        ("values (n, p)-discoverable beyond the control", lambda tests: count(tests.discoverable)),
-        ("AUC of the log-ratio to the base", lambda tests: estimate(tests.auc_to_base)),
-        ("the same of held-out people", lambda tests: estimate(tests.held_out_auc)),
+        ("recited beyond control", lambda tests: count(tests.greedy)),
+        ("(n, p) beyond control", lambda tests: count(tests.discoverable)),
+        ("AUC to base", lambda tests: estimate(tests.auc_to_base)),
     )
-    for kind in KIND_NAMES:
+    for kind in (kind for kind in KIND_NAMES if kind in kinds):
         of_kind = [(audit.control_tests or {}).get(kind) for audit in audits]
         if any(of_kind):
             for title, cell in lines:
