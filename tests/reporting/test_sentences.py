@@ -56,6 +56,7 @@ def test_the_verdict_says_whether_limits_hold_and_which_are_weak(data: Mapping[s
 def test_the_verdict_names_the_subjects_at_risk(data: Mapping[str, Any]) -> None:
     tests = dict(data["audits"]["after"]["control_tests"]["direct"])
     tests["subjects"] = {"tested": 60, "largest": 4.9, "limit": 3.0, "above": 7}
+    tests.update(at_risk=7, untested=0)
     seven = changed(data, "audits.after.control_tests.direct", tests)
     assert at_risk(seven) == ["Subjects at risk (direct): 7 of 60."]
     known = changed(data, "audits.after.control_tests.direct", {**tests, "without_control": 4})
