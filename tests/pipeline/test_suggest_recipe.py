@@ -171,7 +171,7 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
     assert recipe.model.base == (path if with_base else None)
     if with_base:
         assert (present(recipe.erase).interpolate_to_base, present(recipe.erase).last_layers) == (
-            0.5,
+            0.9,
             None,
         )
     else:
