@@ -6,7 +6,7 @@ from sani.attacking.result import BASE, UNATTACKED, UNSANITIZED, AttackResult, M
 from sani.auditing.figures import Figures
 from sani.auditing.record import AuditRecord
 from sani.corpus.documents import Kind
-from sani.gate.check import NOTHING_SCORED, Check
+from sani.gate.check import MIN_TRIALS, NOTHING_SCORED, Check, too_few
 from sani.gate.rates import value_of
 
 # How far the unsanitized checkpoint must be above the control, or the audit is blind; ours.
@@ -31,6 +31,8 @@ def positive_control(kind: Kind, before: AuditRecord, control: AuditRecord | Non
     baseline = control.figures.get(scope) if control else None
     if figures is None or (control is not None and baseline is None):
         return Check(name, None, None, False, NOTHING_SCORED, True)
+    if figures.greedy.trials < MIN_TRIALS:  # of a few, any may be above by chance
+        return Check(name, None, None, False, too_few(figures.greedy.trials), True)
     return _positive_control(name, figures, baseline)
 
 
