@@ -323,7 +323,7 @@ def test_every_recipe_runs_end_to_end_in_small(path: Path, job: Path, tmp_path: 
     assert (out / "sanitized").exists() != recipe.only_checks
     gate = json.loads((out / "report.json").read_text())["gate"]
     assert not gate["holds"]
-    # An adapter that nobody trained is another model than its base: by chance it prefers some values.
+    # An adapter that nobody trained is another model than its base, and prefers values by chance.
     failed = {check["name"] for check in gate["checks"] if not check["holds"]}
     assert failed & {"positive_control.direct", "auc_to_base.direct"}
     if not recipe.only_checks:
