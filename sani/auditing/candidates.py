@@ -104,12 +104,12 @@ class CandidateTable:
         pairs = zip(audit.document.tolist(), audit.span.tolist(), strict=True)
         spans = [corpus[document].spans[span] for document, span in pairs]
         of_kind = np.array([span.kind == kind for span in spans], dtype=np.bool_)
-        values = [
-            (span.label, fold_text(corpus[document].value(span)))
-            for document, span in zip(audit.document.tolist(), spans, strict=True)
-        ]
-        wanted = np.array([value not in without_values for value in values], dtype=np.bool_)
-        rows = np.flatnonzero(of_kind & audit.scored & ~audit.cued & wanted)
+        usable = np.flatnonzero(of_kind & audit.scored & ~audit.cued).tolist()
+        values = {
+            row: (spans[row].label, fold_text(corpus[int(audit.document[row])].value(spans[row])))
+            for row in usable
+        }
+        rows = np.array([r for r in usable if values[r] not in without_values], dtype=np.int64)
         places = [(int(audit.document[row]), int(audit.span[row])) for row in rows]
         subjects = np.array([corpus[d].subject_id for d, _ in places], dtype=np.str_)
         labels = np.array([corpus[d].spans[s].label for d, s in places], dtype=np.str_)
@@ -117,7 +117,7 @@ class CandidateTable:
         keys = np.array(
             [
                 numbers.setdefault((subject, *values[row]), len(numbers))
-                for row, subject in zip(rows, subjects.tolist(), strict=True)
+                for row, subject in zip(rows.tolist(), subjects.tolist(), strict=True)
             ],
             dtype=np.int64,
         )

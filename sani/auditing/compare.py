@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import stats
 
-from sani.auditing.control_tests import ControlTests, Verdicts, control_tests_by_kind
+from sani.auditing.control_tests import (
+    ControlTests,
+    Verdicts,
+    control_tests_by_kind,
+    subjects_known_by,
+)
 from sani.auditing.generation import Hits, beyond
 from sani.auditing.identifier_index import Identifier
 from sani.auditing.membership import DocumentScores, membership
@@ -175,6 +180,7 @@ def compare_audits(
     """
     by_name: dict[str, DocumentScores] = {str(name): each for name, each in documents.items()}
     samples: dict[str, Hits] = {str(name): each for name, each in generated.items()}
+    tests = _control_tests(verdicts, corpora, seed=seed)
     compared = {}
     for name, audit in audits.items():
         scores, hits, generation = by_name.get(name), samples.get(name), audit.generation
@@ -187,33 +193,33 @@ def compare_audits(
             audit,
             membership=attacks,
             generation=generation,
-            control_tests=control_tests_of(name, verdicts, corpora, seed=seed),
+            control_tests=tests.get(str(name)),
         )
     return compared
 
 
-def control_tests_of(
-    name: _Name, verdicts: Mapping[_Name, Verdicts], corpora: Corpora, *, seed: int
-) -> dict[Kind, ControlTests] | None:
-    """Test one audit against the base, or the base itself, and where there is none, decoys alone.
+def _control_tests(
+    verdicts: Mapping[_Name, Verdicts], corpora: Corpora, *, seed: int
+) -> dict[str, dict[Kind, ControlTests]]:
+    """Test each audit against the base, and the base itself against decoys alone.
 
-    Args:
-        name: Name of the audit.
-        verdicts: Verdicts by name of the audit; ``base`` is the control.
-        corpora: The documents of these verdicts.
-        seed: Seed of the bootstrap and of the draws.
-
-    Returns:
-        The tests by kind; None for an audit without verdicts.
+    Without a base, all are tested against decoys alone.
     """
-    by_name: dict[str, Verdicts] = {str(each): pair for each, pair in verdicts.items()}
-    if str(name) not in by_name:
-        return None
-    control = None if name == "base" else by_name.get("base")
-    tests = control_tests_by_kind(
-        corpora.records, by_name[str(name)], control, held_out=corpora.held_out, seed=seed
-    )
-    return {kind: result for kind, (result, _) in tests.items()}
+    base = next((each for name, each in verdicts.items() if name == "base"), None)
+    known = subjects_known_by(corpora.records, base, held_out=corpora.held_out, seed=seed)
+    tests = {}
+    for name, each in verdicts.items():
+        is_base = name == "base"
+        by_kind = control_tests_by_kind(
+            corpora.records,
+            each,
+            None if is_base else base,
+            held_out=corpora.held_out,
+            known={} if is_base else known,
+            seed=seed,
+        )
+        tests[str(name)] = {kind: result for kind, (result, _) in by_kind.items()}
+    return tests
 
 
 def changes_since_base(verdicts: Mapping[_Name, Occurrences]) -> dict[_Name, ChangeCounts]:

@@ -8,7 +8,7 @@ away are left out. The limits are those of a model that never saw the records; s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,38 +149,61 @@ def control_tests_by_kind(
     control: Verdicts | None,
     *,
     held_out: Corpus | None,
+    known: Mapping[Kind, Sequence[str]] | None = None,
     seed: int,
 ) -> dict[Kind, tuple[ControlTests, AtRisk]]:
     """Test one audit against its control, kind by kind.
 
-    The base is tested first, against decoys alone. A subject whom it seems to know has no control
-    in it, so the audit of that subject is tested against decoys alone, too.
+    A subject whom the base seems to know has no control in it, so the audit of that subject is
+    tested against decoys alone.
 
     Args:
         corpus: The documents of the audit.
         audit: Verdicts on the model.
         control: Verdicts on the base; None without a base, or for the base itself.
         held_out: The held-out documents.
+        known: Subjects whom the base seems to know, by kind, from `subjects_known_by`; found out
+            here if None.
         seed: Seed of the bootstrap and of the draws.
     """
-    places = zip(audit.records.document.tolist(), audit.records.span.tolist(), strict=True)
+    if known is None:
+        known = subjects_known_by(corpus, control, held_out=held_out, seed=seed)
+    return {
+        kind: control_tests(
+            corpus,
+            audit.records,
+            control.records if control else None,
+            kind,
+            held_out=_held_out(held_out, audit, control),
+            without_control=known.get(kind, ()),
+            seed=seed,
+        )
+        for kind in _kinds(corpus, audit.records)
+    }
+
+
+def subjects_known_by(
+    corpus: Corpus, base: Verdicts | None, *, held_out: Corpus | None, seed: int
+) -> dict[Kind, list[str]]:
+    """Return the subjects whom the base seems to know, tested against decoys alone, by kind."""
+    known: dict[Kind, list[str]] = {}
+    if base is None:
+        return known
+    for kind in _kinds(corpus, base.records):
+        tests, risk = control_tests(
+            corpus, base.records, None, kind, held_out=_held_out(held_out, base, None), seed=seed
+        )
+        known[kind] = risk.subjects
+        if tests.greedy.count > tests.greedy.limit:
+            known[kind] = [*risk.subjects, *_recited_subjects(corpus, risk.greedy)]
+    return known
+
+
+def _kinds(corpus: Corpus, occurrences: Occurrences) -> list[Kind]:
+    """Return the kinds of the occurrences, in the order in which they are shown."""
+    places = zip(occurrences.document.tolist(), occurrences.span.tolist(), strict=True)
     present = {corpus[document].spans[span].kind for document, span in places}
-    results: dict[Kind, tuple[ControlTests, AtRisk]] = {}
-    for kind in (kind for kind in KINDS if kind in present):
-        known: list[str] = []
-        if control is not None:
-            tests, risk = control_tests(
-                corpus, control.records, None, kind,
-                held_out=_held_out(held_out, control, None), seed=seed,
-            )  # fmt: skip
-            known = risk.subjects
-            if tests.greedy.count > tests.greedy.limit:
-                known = [*known, *_recited_subjects(corpus, risk.greedy)]
-        results[kind] = control_tests(
-            corpus, audit.records, control.records if control else None, kind,
-            held_out=_held_out(held_out, audit, control), without_control=known, seed=seed,
-        )  # fmt: skip
-    return results
+    return [kind for kind in KINDS if kind in present]
 
 
 def _recited_subjects(corpus: Corpus, places: Sequence[Place]) -> list[str]:

@@ -68,9 +68,11 @@ def count_limit(given: Bools, candidates: Ints, keys: Ints) -> int:
         The smallest count of keys that is exceeded with a probability of at most `LEVEL`.
     """
     total = np.ones(1)
-    hit = given.any(axis=1)
-    for key in np.unique(keys[hit]):  # the other keys add nothing, whatever is drawn
-        rows = np.flatnonzero((keys == key) & hit)
+    hits = np.flatnonzero(given.any(axis=1))  # the other rows add nothing, whatever is drawn
+    hits = hits[np.argsort(keys[hits], kind="stable")]
+    for rows in np.split(hits, np.flatnonzero(np.diff(keys[hits])) + 1):
+        if not len(rows):  # no row at all
+            continue
         if given[rows, 1:].any():
             edges = np.unique(np.concatenate([np.arange(c + 1) / c for c in set(candidates[rows])]))
             middles, weights = (edges[1:] + edges[:-1]) / 2, np.diff(edges)

@@ -28,24 +28,19 @@ from sani.reporting.escalation import cells
 from sani.reporting.schema import Measured, RungFigures, json_schema, read_report
 from sani.runfolder import RunFolder, open_run
 from tests.support.clinic import Clinic
-from tests.support.recipes import recipe_text, write_recipe
+from tests.support.recipes import gate_on_totals, recipe_text, write_recipe
 from tests.support.sharing import Shared
 from tests.support.words import ANCHOR, checkpoint, corpus_of, gpt2, settings_of
 
-SECTIONS = """\
+SECTIONS = (
+    """\
 seed: 3
 strategy: escalate
 audit: {decoys: 0, swaps: 0, framing: bos, membership_documents: 0}
 repair: {epochs: 3, learning_rate: 3e-3, batch_tokens: 768}
-gate:
-  greedy: control
-  discoverable: control
-  auc_excess: null
-  greedy_beyond_control: null
-  discoverable_beyond_control: null
-  subjects: null
-  auc_to_base: null
-  perplexity_ratio: 2.0
+"""
+    + gate_on_totals("2.0")
+    + """\
 escalation:
   ladder:
   - name: mask alone
@@ -58,6 +53,7 @@ escalation:
     erase: {interpolate_to_base: 1.0}
     repair: {identifier_loss: {kind: mask}}
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What a run refuses to judge, because a low figure of it would mean nothing."""
+"""Inputs that a run refuses to judge, because a low figure of them would mean nothing."""
 
 import json
 import shutil
@@ -19,21 +19,12 @@ from sani.pipeline.inputs import read_documents
 from sani.pipeline.preflight import check
 from sani.recipe import Recipe, ScanSettings, load_recipe
 from tests.support.clinic import Clinic
-from tests.support.recipes import write_recipe
+from tests.support.recipes import gate_on_totals, write_recipe
 
 ONLY_CHECKED = """\
 seed: 3
 audit: {decoys: 1, swaps: 0, framing: bos, membership_documents: 0}
-gate:
-  greedy: control
-  discoverable: control
-  auc_excess: null
-  greedy_beyond_control: null
-  discoverable_beyond_control: null
-  subjects: null
-  auc_to_base: null
-  perplexity_ratio: null
-"""
+""" + gate_on_totals("null")
 
 
 def edit_config(folder: Path, **values: Any) -> None:

@@ -12,23 +12,14 @@ from sani.models import checkpoint as checkpoint_module
 from sani.models import folder as folder_module
 from sani.recipe import load_recipe
 from tests.support.clinic import Clinic
-from tests.support.recipes import write_recipe
+from tests.support.recipes import gate_on_totals, write_recipe
 
 SECTIONS = """\
 seed: 3
 audit: {decoys: 1, swaps: 0, framing: bos, membership_documents: 0}
 erase: {last_layers: 1, selector: {kind: all}, reset: reinit}
 repair: {epochs: 1, learning_rate: 3e-3, batch_tokens: 768}
-gate:
-  greedy: control
-  discoverable: control
-  auc_excess: null
-  greedy_beyond_control: null
-  discoverable_beyond_control: null
-  subjects: null
-  auc_to_base: null
-  perplexity_ratio: null
-"""
+""" + gate_on_totals("null")
 ATTACK = """\
 attack:
   documents: 2

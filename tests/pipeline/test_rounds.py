@@ -22,7 +22,7 @@ from sani.reporting.schema import read_report
 from sani.runfolder import RunFolder
 from tests.support.clinic import Clinic
 from tests.support.occurrences import verdicts
-from tests.support.recipes import write_recipe
+from tests.support.recipes import gate_on_totals, write_recipe
 from tests.support.sharing import Shared
 
 SECTIONS = """\
@@ -31,16 +31,7 @@ rounds: 3
 audit: {decoys: 0, swaps: 0, framing: bos, membership_documents: 0}
 erase: {last_layers: 1, selector: {kind: gradient_ratio, fraction: 0.25}}
 repair: {identifier_loss: {kind: mask}, epochs: 2, learning_rate: 3e-3, batch_tokens: 768}
-gate:
-  greedy: control
-  discoverable: control
-  auc_excess: null
-  greedy_beyond_control: null
-  discoverable_beyond_control: null
-  subjects: null
-  auc_to_base: null
-  perplexity_ratio: 9.0
-"""
+""" + gate_on_totals("9.0")
 
 
 @pytest.fixture(scope="module")

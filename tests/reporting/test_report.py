@@ -54,7 +54,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Corpus, d
 
 @pytest.fixture
 def blank() -> Iterator[None]:
-    """What this test makes of a report has blank charts."""
+    """Draw blank charts in the reports that this test makes."""
     with blank_charts():
         yield
 

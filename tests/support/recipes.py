@@ -6,6 +6,17 @@ from sani.corpus.tables import write_jsonl
 from tests.support.clinic import Clinic
 
 
+def gate_on_totals(perplexity_ratio: str) -> str:
+    """Return a section ``gate`` with limits on totals alone, which need no decoys."""
+    off = ("auc_excess", "greedy_beyond_control", "discoverable_beyond_control", "subjects",
+           "auc_to_base")  # fmt: skip
+    lines = "".join(f"  {name}: null\n" for name in off)
+    return (
+        f"gate:\n  greedy: control\n  discoverable: control\n{lines}"
+        f"  perplexity_ratio: {perplexity_ratio}\n"
+    )
+
+
 def recipe_text(
     sections: str,
     *,
