@@ -53,6 +53,11 @@ def pytest_runtestloop() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Let what was left out be collected: a library that looks for leaks at exit names it else."""
+    gc.unfreeze()
+
+
 NETWORK = (socket.AF_INET, socket.AF_INET6)
 
 
