@@ -28,6 +28,7 @@ from sani.recipe import (
     AnchorObjective,
     AuditSettings,
     EraseSettings,
+    GateSettings,
     GradientDifferenceObjective,
     MaskObjective,
     NpoObjective,
@@ -648,6 +649,7 @@ def test_what_is_recited_in_either_way_of_asking_is_listed_and_both_are_shown() 
     parts: dict[str, Any] = {
         "audits": {"after": record_of(found)},
         "audit_settings": asked,
+        "gate_settings": GateSettings(),
         "erase": None,
         "repair": None,
     }
