@@ -39,7 +39,7 @@ from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings, GateSettings, MaskObjective, RepairSettings
 from sani.repairing.repair import repair
 
-SETTINGS = AuditSettings(framing="bos", membership_documents=0, swaps=0)
+SETTINGS = AuditSettings(membership_documents=0, swaps=0)
 EPOCHS = (1, 5, 20)  # over the documents of one subject
 LEARNING_RATE, BATCH_TOKENS = 5e-3, 768
 
@@ -87,7 +87,11 @@ class Laboratory:
         self.control = self._audited(self.base)
 
     def _audited(self, checkpoint: Checkpoint) -> AuditResult:
-        return audit(checkpoint, self.private, SETTINGS, held_out=self.held_out, seed=0)
+        # A run reads every model behind the framing that was worst for the unsanitized one, too.
+        return audit(
+            checkpoint, self.private, SETTINGS,
+            held_out=self.held_out, control_framing="bos", seed=0,
+        )  # fmt: skip
 
     def _copy(self) -> Checkpoint:
         return replace(self.base, model=copy.deepcopy(self.base.model))

@@ -20,13 +20,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sani.attacking.context import AttackContext, Outcome, all_places, surrogated
-from sani.auditing.rows import document_windows, text_row
 from sani.auditing.teacher_forcing import LogitReader
 from sani.corpus.documents import Place
 from sani.intervals import Estimate, clustered_mean
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import LayersSettings
+from sani.text.packing import framed_windows
 from sani.text.tokens import Encoded, encode
 
 FOLDS = 5  # ours: of the probe's cross-validation, by subject
@@ -156,16 +156,18 @@ def _states(
         if first < last:
             ends_of[document].append((row, last - 1))
     for document, ends in ends_of.items():
-        for window in document_windows(model, encoded[document], framing):
+        item = encoded[document]
+        for framed in framed_windows(item, framing, context_tokens=model.context_tokens):
+            window = framed.window
             here = [(row, end) for row, end in ends if window.new <= end < window.end]
             if not here:
                 continue
-            ids = torch.tensor([text_row(model, encoded[document], window, framing).tokens])
+            ids = torch.tensor([framed.tokens(item)])
             by_layer = families.layer_states(
                 model.model, chosen, input_ids=ids.to(model.model.device)
             )
             rows = [row for row, _ in here]
-            positions = [len(framing.prefix) + end - window.start for _, end in here]
+            positions = [len(framed.before) + end - window.start for _, end in here]
             for layer, hidden in enumerate(by_layer):
                 # float64: the probe's normal equations square the states.
                 states[layer][rows] = hidden[0, positions].double().cpu().numpy()

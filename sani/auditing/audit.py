@@ -231,7 +231,9 @@ def _choose_framings(
 ) -> _Framings:
     """Choose the framings that every document is read behind.
 
-    With decoys: that of the control, and another one behind which more of the sample is recited.
+    With decoys: that of the control, and another one behind which more of the sample is recited;
+    of packed documents, also the same blocks cut at other places, since what a block's end cuts is
+    not scored in it.
     Without: each behind which something of the sample is recited that no chosen one brings up, and
     the next ones if there are fewer than `MIN_FRAMINGS`, since the sample may have missed the
     worst. A framing that the settings fix is the only one.
@@ -243,9 +245,9 @@ def _choose_framings(
         return _Framings(worst, control, [worst], [], search.tried)
     nothing = np.zeros_like(search.recited[worst.name])
     recited = search.recited.get(control.name, nothing)
-    with_decoys, without_decoys = [control], []
+    with_decoys, without_decoys = _with_shifted(control), []
     if search.recited[worst.name].sum() > recited.sum():
-        with_decoys.append(worst)
+        with_decoys += [each for each in _with_shifted(worst) if each not in with_decoys]
         recited = recited | search.recited[worst.name]
     chosen = {framing.name for framing in with_decoys}
     for framing in search.framings:
@@ -255,6 +257,11 @@ def _choose_framings(
             chosen.add(framing.name)
             recited = recited | search.recited[framing.name]
     return _Framings(worst, control, with_decoys, without_decoys, search.tried)
+
+
+def _with_shifted(framing: Framing) -> list[Framing]:
+    """Return a framing, and for packed documents the same blocks cut at other places."""
+    return [framing, *(framing.shifted() if framing.block else ())]
 
 
 def _score_behind(

@@ -13,12 +13,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sani.auditing.candidates import CandidateTable, labelled_values
+from sani.auditing.candidates import CandidateTable
+from sani.auditing.held_out_people import (
+    PRIOR_VALUES,
+    HeldOut,
+    label_bias,
+    people_never_read,
+    subject_spread,
+)
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.permutation import (
     Bools,
     Floats,
     Groups,
+    Ints,
     count_limit,
     exceeding,
     largest_limit,
@@ -27,15 +35,7 @@ from sani.corpus.documents import KINDS, Corpus, Kind, Place
 from sani.intervals import Estimate
 from sani.text.folding import fold_text
 
-# Real names and places are no exact match for decoys, so models prefer those of people they never
-# read, too: by .02 of the AUC in MEDDOCAN. Held-out people whom a model prefers by more than this
-# look as if it had read them: they are no control. Ours.
-MAX_HELD_OUT_AUC = 0.6
 MIN_RECITED = 2  # values of a subject that a base recites, before it seems to know the subject
-MAX_BIAS = 0.15  # of a label: more than this would hide a label that is known whole; ours
-MAX_SPREAD = 1.3  # a few held-out people who were read must not widen the limit of all; ours
-PRIOR_VALUES = 20  # held-out values of a label before its bias counts half; ours
-PRIOR_SUBJECTS = 20  # held-out subjects before their spread counts half; ours
 
 
 @dataclass(frozen=True)
@@ -132,15 +132,6 @@ class Verdicts:
 
     records: Occurrences
     held_out: Occurrences | None = None
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out documents, and their occurrences under a model and under its control."""
-
-    corpus: Corpus
-    audit: Occurrences
-    control: Occurrences | None
 
 
 def control_tests_by_kind(
@@ -257,23 +248,22 @@ def control_tests(
     no exact match for real names.
     """
     table = CandidateTable.of(corpus, audit, control, kind, without_control)
-    outside, held_out_auc = _people_never_read(corpus, held_out, kind, seed)
+    outside, held_out_auc = people_never_read(corpus, held_out, kind, seed)
     numbers = {name: number for number, name in enumerate(np.unique(table.labels).tolist())}
     labels = np.array([numbers[label] for label in table.labels], dtype=np.int64)
     alone = np.isin(table.subjects, list(without_control))
-    bias, values = _bias(outside, list(numbers))
+    bias, values = label_bias(outside, list(numbers))
     ranked = table.ranked
-    share = table.share - bias[labels]
     by_subject, subjects = np.unique(table.subjects[ranked], return_inverse=True)
     by_label = np.unique(labels[ranked])
     subject_test, subjects_above = _largest(
-        table, share, Groups.of(table.keys[ranked], subjects), seed, spread=_spread(outside)
+        table, bias[labels], subjects, seed, spread=subject_spread(outside)
     )
-    label_groups = Groups.of(table.keys[ranked], labels[ranked])
     # The bias of a label is an estimate too: its variance adds to that of the label's mean.
-    outside_values = values[by_label] + PRIOR_VALUES
-    sizes = 1 / (1 / np.maximum(label_groups.sizes, 1) + (bias[by_label] > 0) / outside_values)
-    label_test, labels_above = _largest(table, share, label_groups, seed, sizes=sizes)
+    more_variance = (bias[by_label] > 0) / (12 * (values[by_label] + PRIOR_VALUES))
+    label_test, labels_above = _largest(
+        table, bias[labels], labels[ranked], seed, more_variance=more_variance
+    )
     names = list(numbers)
     counts = {name: _count(table, table.given(name)) for name in ("greedy", "discoverable")}
     risk = AtRisk(
@@ -303,31 +293,6 @@ def control_tests(
     return tests, risk
 
 
-def _people_never_read(
-    corpus: Corpus, held_out: HeldOut | None, kind: Kind, seed: int
-) -> tuple[CandidateTable | None, Estimate | None]:
-    """Return held-out people as a control, and how far the model prefers their true values.
-
-    They are no control, hence None, where none has an identifier with decoys, or where the model
-    seems to have read them.
-    """
-    if held_out is None:
-        return None, None
-    # A value that stands in the records too, as a doctor's name, may be known from there.
-    outside = CandidateTable.of(
-        held_out.corpus,
-        held_out.audit,
-        held_out.control,
-        kind,
-        without_values=labelled_values(corpus),
-    )
-    if not outside.ranked.any():
-        return None, None
-    auc = outside.auc(np.ones(len(outside.keys), dtype=np.bool_), seed)
-    usable = auc.value is not None and auc.value <= MAX_HELD_OUT_AUC
-    return outside if usable else None, auc
-
-
 def _count(table: CandidateTable, given: Bools) -> CountTest:
     """Test how many true values are given; one without decoys has no chance to be."""
     rows = table.ranked
@@ -338,51 +303,33 @@ def _count(table: CandidateTable, given: Bools) -> CountTest:
 
 def _largest(
     table: CandidateTable,
-    share: Floats,
-    groups: Groups,
+    bias: Floats,
+    groups_of: Ints,
     seed: int,
     *,
     spread: float = 1.0,
-    sizes: Floats | None = None,
+    more_variance: Floats | float = 0.0,
 ) -> tuple[LargestTest, Sequence[int]]:
-    """Test the largest statistic of all groups; also return the groups above the limit."""
-    if not len(groups.sizes):
+    """Test the largest statistic of all groups, of either sign; also return those above the limit.
+
+    Args:
+        table: The candidates.
+        bias: How far true values beat decoys by chance, [rows].
+        groups_of: Number of the group of each row with decoys.
+        seed: Seed of the draws.
+        spread: Factor of the limit.
+        more_variance: Added to the variance of each group's mean, [groups].
+    """
+    ranked = table.ranked
+    if not ranked.any():
         return LargestTest(0, None, None, 0), ()
-    statistics = groups.statistic(share[table.ranked], sizes)
-    limit = spread * largest_limit(table.all_shares[table.ranked], groups, seed=seed)
+    groups = Groups.of(table.all_shares[ranked], table.keys[ranked], groups_of)
+    share = table.share[ranked]
+    # A model that makes true values less likely than any decoy gives them away, too. A bias says
+    # nothing about those: it is how far true values are preferred.
+    statistics = np.maximum(
+        groups.statistic(share - bias[ranked], more_variance), -groups.statistic(share)
+    )
+    limit = spread * largest_limit(groups, seed=seed)
     above = exceeding(statistics, limit)
     return LargestTest(len(statistics), float(statistics.max()), limit, len(above)), above
-
-
-def _bias(outside: CandidateTable | None, labels: Sequence[str]) -> tuple[Floats, Floats]:
-    """Estimate how far true values beat decoys in documents that the model never read.
-
-    Returns:
-        The bias of each label, in [0, `MAX_BIAS`], and the number of held-out values behind it,
-        [labels] each. A few values say little, so the estimate is drawn towards 0.
-    """
-    bias, values = np.zeros(len(labels)), np.zeros(len(labels))
-    if outside is not None:
-        for number, label in enumerate(labels):
-            inside = outside.ranked & (outside.labels == label)
-            values[number] = len(np.unique(outside.keys[inside]))
-            if inside.any():
-                excess = float(outside.share[inside].mean()) - 0.5
-                bias[number] = excess * values[number] / (values[number] + PRIOR_VALUES)
-    return np.clip(bias, 0.0, MAX_BIAS), values
-
-
-def _spread(outside: CandidateTable | None) -> float:
-    """Estimate how much wider held-out people spread than decoys say; at least 1."""
-    if outside is None or not outside.ranked.any():
-        return 1.0
-    _, subjects = np.unique(outside.subjects[outside.ranked], return_inverse=True)
-    groups = Groups.of(outside.keys[outside.ranked], subjects)
-    # Around the mean of each label: the decoys are made of pieces of the records, so a model that
-    # recites these prefers them to the values of other people. That is no reason for wide limits.
-    ranked = outside.ranked
-    _, labels = np.unique(outside.labels[ranked], return_inverse=True)
-    means = np.bincount(labels, weights=outside.share[ranked]) / np.bincount(labels)
-    squares = groups.statistic(outside.share[ranked] - means[labels] + 0.5) ** 2
-    variance = (squares.sum() + PRIOR_SUBJECTS) / (len(squares) + PRIOR_SUBJECTS)
-    return float(np.clip(np.sqrt(variance), 1.0, MAX_SPREAD))

@@ -12,7 +12,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import cached_property
 
+from sani.corpus.documents import Corpus
 from sani.text.folding import fold, fold_text
+from sani.text.tokens import Encoded
 from sani.values.dates import Days, days_of, find_days
 
 SHORTEST_WORD = 3
@@ -110,6 +112,43 @@ class CueFinder:
                 inside = any(bisect_left(numbers, a) < bisect_left(numbers, b) for a, b in parts)
                 longest = len(other) if inside else longest
         return longest
+
+
+class SearchedText:
+    """All that stands before the model's eyes with a document: what may give its values away."""
+
+    def __init__(
+        self, corpus: Corpus, item: Encoded, preceding: Sequence[tuple[Encoded, int]] = ()
+    ) -> None:
+        """Index the text.
+
+        Args:
+            corpus: All documents.
+            item: The document.
+            preceding: Documents packed before it, each with the first of its tokens that is read.
+        """
+        document = corpus[item.document]
+        before = "".join(
+            f"{corpus[other.document].text[other.starts[first] :]}\n" for other, first in preceding
+        )
+        source = document.source_text or ""
+        self._finder = CueFinder(f"{before}{document.text}\n{source}")
+        self._shift = len(before)
+        # The text that an encoder reads is before the model's eyes all the time.
+        begin = self._shift + len(document.text) + 1
+        self._always = [(0, self._shift), (begin, begin + len(source))]
+
+    def cued(self, start: int, end: int, seen: Sequence[tuple[int, int]]) -> bool:
+        """Return whether parts of the document, or what stands around it, give a value away.
+
+        Args:
+            start: First character of the value in the document.
+            end: One past its last.
+            seen: Parts [start, end) of the document that are read; see `CueFinder.cued`.
+        """
+        shift = self._shift
+        shifted = [(begin + shift, stop + shift) for begin, stop in seen]
+        return self._finder.cued(start + shift, end + shift, [*self._always, *shifted])
 
 
 def _shortest(word: str) -> int:

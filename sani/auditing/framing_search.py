@@ -19,7 +19,7 @@ from sani.intervals import Rate, rate
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.chat import rendered
-from sani.text.framing import Framing, framing_of, framings_of
+from sani.text.framing import Framing, block_framings, framing_of, framings_of, other_blocks
 from sani.text.tokens import Encoded, encode
 
 MAX_SUBJECTS = 2000  # a document of each is in the sample; of more subjects, so many are drawn
@@ -38,7 +38,8 @@ class RankedFramings:
     Attributes:
         framings: The framings; one alone if the settings fix it.
         tried: Greedy extraction on the sample, by framing.
-        recited: True for the occurrences of the sample that are recited greedily, by framing.
+        recited: True for the uncued occurrences of the sample that are recited greedily, by
+            framing.
     """
 
     framings: list[Framing]
@@ -66,9 +67,9 @@ def rank_framings(
 ) -> RankedFramings:
     """Rank the framings by how much a sample leaks, the worst first.
 
-    The worst framing has most occurrences recited greedily; among equal ones, the highest mean
-    log-probability. The sample has a document of every subject: one person who is recited behind
-    one framing only must not be missed.
+    The worst framing has most uncued occurrences recited greedily; among equal ones, the highest
+    mean log-probability. The sample has a document of every subject: one person who is recited
+    behind one framing only must not be missed.
 
     Args:
         checkpoint: The model and its tokenizer.
@@ -78,24 +79,59 @@ def rank_framings(
     """
     if settings.framing != "auto":
         return RankedFramings([framing_of(checkpoint, settings.framing)], {}, {})
-    candidates = _candidates(checkpoint)
-    sample = _sample(corpus, encoded)
-    # Where nothing stands before a document, its first token is given away and counts for nothing:
-    # an identifier that starts there would look likelier under `none` for that alone.
-    whole = np.array([first > 0 for item in sample for first, _ in item.spans])
-    tried: dict[str, Rate] = {}
-    leakage: dict[str, tuple[float, float]] = {}
-    recited: dict[str, Bools] = {}
-    for framing in candidates:
-        occurrences, _ = score_both_ways(checkpoint, corpus, sample, framing, settings)
-        scored = occurrences.scored
-        tried[framing.name] = rate(int(occurrences.greedy[scored].sum()), int(scored.sum()))
-        compared = occurrences.log_probability[scored & whole]
-        mean = float(compared.mean()) if len(compared) else -np.inf
-        recited[framing.name] = occurrences.greedy & whole
-        leakage[framing.name] = (float(recited[framing.name].sum()), mean)
-    ranked = sorted(candidates, key=lambda framing: leakage[framing.name], reverse=True)
-    return RankedFramings(ranked, tried, recited)
+    search = _Search(checkpoint, corpus, _sample(corpus, encoded), settings)
+    for framing in _candidates(checkpoint):
+        search.add(framing)
+    if blocks := block_framings(checkpoint):
+        for framing in blocks:
+            search.add(framing)
+        # Other sizes and shifts are tried around the best one only: each costs a pass.
+        best = max(blocks, key=search.leakage)
+        for framing in [*other_blocks(checkpoint, best), best.shifted()[1]]:
+            search.add(framing)
+    ranked = sorted(search.framings, key=search.leakage, reverse=True)
+    return RankedFramings(ranked, search.tried, search.recited)
+
+
+class _Search:
+    """Framings tried on a sample, and what is recited behind each."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        corpus: Corpus,
+        sample: Sequence[Encoded],
+        settings: AuditSettings,
+    ) -> None:
+        self._checkpoint, self._corpus, self._settings = checkpoint, corpus, settings
+        self._sample = sample
+        self._num_tokens = np.array([last - first for item in sample for first, last in item.spans])
+        # An identifier at the start of a document would look likelier under `none`, which gives its
+        # first token away.
+        self._inside = np.array([first > 0 for item in sample for first, _ in item.spans])
+        self._mean: dict[str, float] = {}
+        self.framings: list[Framing] = []
+        self.tried: dict[str, Rate] = {}
+        self.recited: dict[str, Bools] = {}
+
+    def add(self, framing: Framing) -> None:
+        """Score the sample behind a framing."""
+        occurrences, _ = score_both_ways(
+            self._checkpoint, self._corpus, self._sample, framing, self._settings
+        )
+        scored, greedy = occurrences.scored, occurrences.greedy
+        self.framings.append(framing)
+        self.tried[framing.name] = rate(int(greedy[scored].sum()), int(scored.sum()))
+        compared = occurrences.log_probability[scored & self._inside]
+        self._mean[framing.name] = float(compared.mean()) if len(compared) else -np.inf
+        # What the text or a document packed before gives away is no memory, nor is a value of which
+        # the first token was given.
+        complete = occurrences.num_tokens == self._num_tokens
+        self.recited[framing.name] = greedy & complete & ~occurrences.cued
+
+    def leakage(self, framing: Framing) -> tuple[int, float]:
+        """Return what ranks a framing: occurrences recited, then the mean log-probability."""
+        return int(self.recited[framing.name].sum()), self._mean[framing.name]
 
 
 def _candidates(checkpoint: Checkpoint) -> list[Framing]:

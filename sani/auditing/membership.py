@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sani.auditing.rows import Row, document_windows, text_row
+from sani.auditing.rows import Row, text_row
 from sani.auditing.teacher_forcing import ScoreRequest, score
 from sani.corpus.documents import Corpus
 from sani.intervals import BOOTSTRAP_ROUNDS, Estimate, Rate, rate
 from sani.machine import distributed
 from sani.models.checkpoint import Checkpoint
 from sani.text.framing import Framing
+from sani.text.packing import framed_windows
 from sani.text.tokens import Encoded, Window
 
 LOWEST_SHARE = 0.2  # of the tokens, that min-k and min-k++ average; both papers' choice
@@ -147,9 +148,9 @@ def _score_shard(
     where: list[tuple[int, bool]] = []
     for item in encoded:
         touched = item.in_span()
-        for window in document_windows(checkpoint, item, framing):
-            row = text_row(checkpoint, item, window, framing)
-            lead = len(framing.prefix)
+        for framed in framed_windows(item, framing, context_tokens=checkpoint.context_tokens):
+            row = text_row(checkpoint, item, framed)
+            window, lead = framed.window, len(framed.before)
             targets = [
                 token
                 for token in range(window.new, window.end)

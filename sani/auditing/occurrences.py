@@ -149,6 +149,9 @@ def join_framings(
     # Where nothing stands before a document, its first token is given away: fewer tokens are
     # scored and look likelier for that. Such a framing counts only where no other one scores.
     whole = (tokens == tokens.max(axis=0)) & (tokens > 0)
+    # What a document packed before gives away counts only where every framing gives it away.
+    uncued = whole & ~np.stack([part.cued for part in parts])
+    whole = np.where(uncued.any(axis=0), uncued, whole)
     complete = whole.copy()
     whole[full:] &= ~whole[:full].any(axis=0)
     log_p = np.where(whole, np.stack([part.log_probability for part in parts]), -np.inf)

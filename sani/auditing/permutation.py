@@ -74,9 +74,7 @@ def count_limit(given: Bools, candidates: Ints, keys: Ints) -> int:
         if not len(rows):  # no row at all
             continue
         if given[rows, 1:].any():
-            edges = np.unique(np.concatenate([np.arange(c + 1) / c for c in set(candidates[rows])]))
-            middles, weights = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
-            drawn = (middles[:, None] * candidates[rows]).astype(np.int64)  # [stretches, rows]
+            weights, drawn = _stretches(candidates[rows])
             chance = float(weights @ given[rows, drawn].any(axis=1))
         else:
             chance = 1 / max(MIN_CANDIDATES, int(candidates[rows].max()))
@@ -90,20 +88,22 @@ class Groups:
     """Occurrences by key, and keys by group (a subject, or a label).
 
     Attributes:
+        table: Shares of every candidate, from `shares`, [rows, candidates].
         keys: Number of each row's value and subject, [rows].
         groups: Number of each row's group; all rows of a key are of one, [rows].
         weights: Matrix that turns shares of rows into means of groups, [groups, rows]. A group's
             mean is over its keys, a key's over its rows.
-        sizes: Number of keys of each group, [groups].
+        variances: Variance of each group's mean for a model that never saw the records, [groups].
     """
 
+    table: Floats
     keys: Ints
     groups: Ints
     weights: sparse.csr_matrix
-    sizes: Ints
+    variances: Floats
 
     @classmethod
-    def of(cls, keys: Ints, groups: Ints) -> Groups:
+    def of(cls, table: Floats, keys: Ints, groups: Ints) -> Groups:
         """Number keys and groups anew, from 0."""
         _, first, keys, rows_of = np.unique(
             keys, return_index=True, return_inverse=True, return_counts=True
@@ -113,40 +113,93 @@ class Groups:
         weight = 1.0 / (rows_of[keys] * sizes[groups])
         shape = (len(sizes), len(keys))
         weights = sparse.csr_matrix((weight, (groups, np.arange(len(keys)))), shape=shape)
-        return cls(keys, groups, weights, sizes)
+        # Keys are independent: the variance of a group's mean is the mean of theirs over n.
+        of_keys = np.bincount(groups[first], weights=_variances(table, keys, rows_of))
+        return cls(table, keys, groups, weights, of_keys / sizes**2)
 
-    def statistic(self, values: Floats, sizes: Floats | None = None) -> Floats:
-        """Compute (mean share - 0.5) sqrt(12 n) of each group.
+    def statistic(self, values: Floats, more_variance: Floats | float = 0.0) -> Floats:
+        """Compute (mean share - 0.5) / deviation of each group.
 
-        It is about standard normal for a model that never saw the records, since a share of many
-        decoys is uniform and has the variance 1/12.
+        The deviation is that of a model that never saw the records. So a group with few decoys, of
+        which one share is 0 or 1, has no larger statistics by chance than any other.
 
         Args:
             values: Share of each row, [..., rows].
-            sizes: n of each group; the number of its keys if None, [groups].
+            more_variance: Added to the variance of each group's mean, [groups].
 
         Returns:
-            The statistics, [..., groups].
+            The statistics, [..., groups]; 0 where every candidate is tied with every other.
         """
         means = (self.weights @ values.T).T
-        return np.asarray((means - 0.5) * np.sqrt(12 * (self.sizes if sizes is None else sizes)))
+        deviation = np.sqrt(self.variances + more_variance)
+        excess = np.where(self.variances > 0, means - 0.5, 0.0)
+        return np.asarray(excess / np.where(deviation > 0, deviation, 1.0))
 
 
-def largest_limit(table: Floats, groups: Groups, *, seed: int) -> float:
-    """Compute how large the largest statistic of all groups may be by chance.
+def _variances(table: Floats, keys: Ints, rows_of: Ints) -> Floats:
+    """Compute the variance of each key's mean share, where one of its candidates is drawn.
+
+    Args:
+        table: Shares of every candidate, [rows, candidates].
+        keys: Number of each row's key, from 0, [rows].
+        rows_of: Number of rows of each key, [keys].
+
+    Returns:
+        Variances, [keys]. A mean of all candidates is 0.5.
+    """
+    candidates = np.isfinite(table).sum(axis=1)
+    fewest = np.full(len(rows_of), table.shape[1])
+    most = np.zeros(len(rows_of), dtype=np.int64)
+    np.minimum.at(fewest, keys, candidates)
+    np.maximum.at(most, keys, candidates)
+    result = np.zeros(len(rows_of))
+    for count in np.unique(candidates):
+        rows = np.flatnonzero((fewest == count)[keys] & (most == count)[keys])
+        sums = np.zeros((len(rows_of), count))
+        np.add.at(sums, keys[rows], table[rows, :count])
+        here = np.unique(keys[rows])
+        result[here] = ((sums[here] / rows_of[here, None] - 0.5) ** 2).mean(axis=1)
+    # Rows with different numbers of candidates: one uniform number u chooses in all of them.
+    mixed = np.flatnonzero(fewest < most)
+    order = np.argsort(keys, kind="stable")
+    begins = np.searchsorted(keys[order], mixed)
+    for key, begin in zip(mixed.tolist(), begins.tolist(), strict=True):
+        rows = order[begin : begin + rows_of[key]]
+        weights, drawn = _stretches(candidates[rows])
+        means = table[rows, drawn].mean(axis=1)
+        result[key] = weights @ (means - 0.5) ** 2
+    return result
+
+
+def _stretches(candidates: Ints) -> tuple[Floats, Ints]:
+    """Cut [0, 1] where a uniform number u draws another candidate, floor(u C), of a row.
+
+    Args:
+        candidates: Number of candidates C of each row, [rows].
+
+    Returns:
+        The length of each stretch, [stretches], and the candidates drawn in it, [stretches, rows].
+    """
+    edges = np.unique(np.concatenate([np.arange(c + 1) / c for c in set(candidates.tolist())]))
+    middles = (edges[1:] + edges[:-1]) / 2
+    return np.diff(edges), (middles[:, None] * candidates).astype(np.int64)
+
+
+def largest_limit(groups: Groups, *, seed: int) -> float:
+    """Compute how large the largest statistic of all groups, of either sign, may be by chance.
 
     Source: the single-step max-statistic of Westfall and Young 1993, which keeps the error over
     all groups at `LARGEST_LEVEL` whatever hangs together between them. Deviation: `DRAWS` draws
     of a decoy instead of all.
 
     Args:
-        table: Shares of every candidate, from `shares`, [rows, candidates].
         groups: Groups of the rows.
         seed: Seed of the draws.
 
     Returns:
         The quantile 1 - `LARGEST_LEVEL` of the largest statistic.
     """
+    table = groups.table
     chance = np.random.default_rng(seed)
     candidates = np.isfinite(table).sum(axis=1)
     largest = np.empty(DRAWS)
@@ -157,7 +210,7 @@ def largest_limit(table: Floats, groups: Groups, *, seed: int) -> float:
         # Candidates of a row stand side by side, so their number chooses the column.
         drawn = (u[:, groups.keys] * candidates).astype(np.int64)
         values = table[np.arange(len(table)), drawn]
-        largest[start:stop] = groups.statistic(values).max(axis=1)
+        largest[start:stop] = np.abs(groups.statistic(values)).max(axis=1)
     return float(np.quantile(largest, 1 - LARGEST_LEVEL))
 
 

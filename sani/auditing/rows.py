@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sani.models.checkpoint import Checkpoint
-from sani.text.framing import Framing
-from sani.text.tokens import Encoded, Window, windows
+from sani.text.packing import FramedWindow
+from sani.text.tokens import Encoded
 
 # Tokens of a tree, at least. Every node attends over a mask of all nodes, so the cost of a tree
 # grows with the square of its size, while each further tree costs one more pass.
@@ -117,13 +117,6 @@ class Row:
         return [Row(self.tokens, self.reads, source=self.source), *rows]
 
 
-def document_windows(checkpoint: Checkpoint, item: Encoded, framing: Framing) -> list[Window]:
-    """Return the windows of a document that, framed, fit the model; none if it has no token."""
-    capacity = checkpoint.context_tokens - len(framing.prefix) - len(framing.suffix)
-    return windows(len(item.ids), item=item.document, capacity=capacity) if item.ids else []
-
-
-def text_row(checkpoint: Checkpoint, item: Encoded, window: Window, framing: Framing) -> Row:
+def text_row(checkpoint: Checkpoint, item: Encoded, framed: FramedWindow) -> Row:
     """Return a framed window as an input of the model, without reads."""
-    tokens = [*framing.prefix, *item.ids[window.start : window.end], *framing.suffix]
-    return Row(tokens, source=item.source_within(checkpoint.context_tokens))
+    return Row(framed.tokens(item), source=item.source_within(checkpoint.context_tokens))

@@ -12,18 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sani.auditing.cues import CueFinder
+from sani.auditing.cues import SearchedText
 from sani.auditing.decoy_tokens import decoy_tokens, swap_tokens
 from sani.auditing.metrics import Preference, discoverable, preference
 from sani.auditing.occurrences import Occurrences
-from sani.auditing.rows import Row, document_windows, text_row
+from sani.auditing.rows import Row, text_row
 from sani.auditing.teacher_forcing import Scores
 from sani.corpus.documents import Corpus
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.framing import Framing
+from sani.text.packing import FramedWindow, framed_windows
 from sani.text.tokens import Encoded, Window
 from sani.values.decoys import DecoyMaker
+
+TOO_LONG = "longer than half the context"
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,7 @@ class _Planner:
         self._maker = maker
         self._masked = checkpoint.family.objective == "masked"
         self._jointly = jointly
-        self._capacity = checkpoint.context_tokens
+        self._capacity = framing.block or checkpoint.context_tokens
         self._rows: list[Row] = []
         self._occurrences: list[_PlannedOccurrence] = []
         self._candidates: list[_Candidate] = []
@@ -228,29 +231,31 @@ class _Planner:
 
     def add_document(self, item: Encoded) -> None:
         """Put a document's windows into rows, and give each of its occurrences to one of them."""
-        framing, waiting = self._framing, list(enumerate(item.spans))
-        document = self._corpus[item.document]
-        # The text that an encoder reads is before the model's eyes all the time.
-        cues = CueFinder(f"{document.text}\n{document.source_text or ''}")
-        for window in document_windows(self._checkpoint, item, framing):
-            row = text_row(self._checkpoint, item, window, framing)
-            if not self._masked:
-                self._rows.append(row)
+        waiting = list(enumerate(item.spans))
+        text = SearchedText(self._corpus, item)
+        for framed in framed_windows(
+            item, self._framing, context_tokens=self._checkpoint.context_tokens
+        ):
+            window = framed.window
+            row = self._row_of(item, framed)
+            preceding = framed.preceding
+            searched = SearchedText(self._corpus, item, preceding) if preceding else text
             # The first window that holds all of an occurrence scores it. Later ones begin later,
             # so they have less context before it.
             here = [pair for pair in waiting if pair[1][1] <= window.end]
             waiting = [pair for pair in waiting if pair[1][1] > window.end]
             for span, (first, last) in here:
-                before = len(framing.prefix) + first - window.start
+                before = len(framed.before) + first - window.start
                 if first == last:
                     self._record(item, span, "no token covers it")
                 elif first < window.start:
-                    self._record(item, span, "longer than half the context")
+                    longer = "cut by the end of a block" if self._framing.block else TOO_LONG
+                    self._record(item, span, longer)
                 elif before == 0 and last == first + 1 and not self._masked:
                     self._record(item, span, "nothing stands before its only token")
                 else:
                     target = Target(item, span, first, last, before)
-                    cued = self._is_cued(cues, target, window)
+                    cued = self._is_cued(searched, target, window)
                     if self._masked:
                         self._add_masked(row, target, cued)
                     else:
@@ -279,18 +284,27 @@ class _Planner:
             self._rows, self._num_true_tokens, num_sampled, slot, self._occurrences, candidates
         )
 
-    def _is_cued(self, cues: CueFinder, target: Target, window: Window) -> bool:
+    def _row_of(self, item: Encoded, framed: FramedWindow) -> Row:
+        """Return the row of a window; documents of the same block share one."""
+        row = text_row(self._checkpoint, item, framed)
+        if self._masked:  # rows are made for each mask
+            return row
+        last = self._rows[-1] if self._rows and framed.preceding else None
+        if last is not None and row.tokens[: len(last.tokens)] == last.tokens:
+            last.tokens = row.tokens
+            return last
+        self._rows.append(row)
+        return row
+
+    def _is_cued(self, searched: SearchedText, target: Target, window: Window) -> bool:
         """Return True if the text that the model sees gives the occurrence away."""
-        item, document = target.item, self._corpus[target.item.document]
-        span = document.spans[target.span]
+        item = target.item
+        span = self._corpus[item.document].spans[target.span]
         seen = [(item.starts[window.start], min(span.start, item.starts[target.first]))]
         if self._masked:  # it sees the text behind too
             behind = max(span.end, item.ends[target.last - 1])
             seen.append((behind, item.ends[window.end - 1]))
-        if document.source_text is not None:
-            begin = len(document.text) + 1
-            seen.append((begin, begin + len(document.source_text)))
-        return cues.cued(span.start, span.end, seen)
+        return searched.cued(span.start, span.end, seen)
 
     def _add_causal(self, row: Row, target: Target, cued: bool) -> None:
         """Add an occurrence of a row of text; its candidates branch off that row."""

@@ -113,7 +113,7 @@ class Texts:
         """
         item = self.encoded[document]
         prefix, suffix = self.framing.prefix, self.framing.suffix
-        room = self._context - len(prefix) - len(suffix)
+        room = self.framing.capacity(self._context)
         first, last = item.spans[span]
         if self.masked:
             start = max(0, min(first - room // 2, len(item.ids) - room))
@@ -151,7 +151,7 @@ class Texts:
     def _masked_batches(self, item: Encoded) -> Iterator[Batch]:
         """Yield batches of one document or window: a masked model would see padding."""
         prefix, suffix = self.framing.prefix, self.framing.suffix
-        lead, room = len(prefix), self._context - len(prefix) - len(suffix)
+        lead, room = len(prefix), self.framing.capacity(self._context)
         chance = generator(self._seed + item.document)
         touched = torch.tensor(item.in_span())
         for window in windows(len(item.ids), item=item.document, capacity=room):

@@ -107,10 +107,10 @@ def make_batches(
 
 def _rows(encoded: Sequence[Encoded], framing: Framing, context_tokens: int) -> list[Row]:
     rows: list[Row] = []
-    lead = len(framing.prefix)
+    lead, capacity = len(framing.prefix), framing.capacity(context_tokens)
     for item in encoded:
         owner = item.owners()
-        for window in windows(len(item.ids), item=item.document, capacity=context_tokens - lead):
+        for window in windows(len(item.ids), item=item.document, capacity=capacity):
             ids = [*framing.prefix, *item.ids[window.start : window.end]]
             # Position t predicts token t + 1; the last position predicts nothing.
             targets = range(window.start - lead + 1, window.end + 1)

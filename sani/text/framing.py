@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sani.errors import AuditError
@@ -26,11 +26,31 @@ class Framing:
         name: One of those that `framings` lists.
         prefix: Token ids before it.
         suffix: Token ids behind it, where the model sees them.
+        block: Tokens of a block, where documents are packed: each stands behind the one before it
+            in the corpus, and all of them are cut into blocks. 0 where each stands alone.
+        offset: Tokens of the first block, where it is shorter than the others.
     """
 
     name: str
     prefix: tuple[int, ...]
     suffix: tuple[int, ...] = ()
+    block: int = 0
+    offset: int = 0
+
+    def capacity(self, context_tokens: int) -> int:
+        """Return the number of tokens of a document that fit a model's input beside the framing."""
+        room = min(self.block, context_tokens) if self.block else context_tokens
+        return room - len(self.prefix) - len(self.suffix)
+
+    def shifted(self) -> list[Framing]:
+        """Return the other framings of the same blocks, cut a quarter of a block later each."""
+        quarters = (quarter * self.block // 4 for quarter in range(4))
+        return [
+            replace(self, name=f"{self.name.partition('+')[0]}{f'+{offset}' if offset else ''}",
+                    offset=offset)
+            for offset in quarters
+            if offset != self.offset
+        ]  # fmt: skip
 
 
 # Stands for a packed document's predecessor: any text will do, what counts is that some is there.
@@ -39,6 +59,9 @@ _MARK = "\u2603"
 ROLES = ("user", "assistant")  # whose turns a chat template opens
 # A begin token that the tokenizer does not call so; by its number any tokenizer has this framing.
 _NUMBERED = re.compile(r"(?:eos-)?bos-(\d+)")
+# Documents packed into blocks of so many tokens, by what stands between two of them.
+_BLOCKS = re.compile(r"blocks-(\d+)(-bos|-none)?(?:\+(\d+))?")
+SMALLEST_BLOCK = 64
 
 
 def framing_of(checkpoint: Checkpoint, name: str) -> Framing:
@@ -101,6 +124,8 @@ def framing_named(
     Raises:
         AuditError: If the tokenizer lacks the token or the template it needs.
     """
+    if blocks := _BLOCKS.fullmatch(name):
+        return _blocks(tokenizer, int(blocks[1]), (blocks[2] or "-eos")[1:], int(blocks[3] or 0))
     numbered = _NUMBERED.fullmatch(name)
     known = _framings(tokenizer, start, [int(numbered[1])] if numbered else [])
     if name == "auto":
@@ -157,6 +182,51 @@ def _framings(tokenizer: Any, start: int | None, begin_tokens: Sequence[int]) ->
         for name, ids in named.items()
         if None not in ids
     }
+
+
+def block_framings(checkpoint: Checkpoint) -> list[Framing]:
+    """Return the framings of packed documents: blocks of 64, 256, 1024 ... tokens, and the context.
+
+    None for a masked model and for an encoder-decoder, whose documents are not packed.
+    """
+    if checkpoint.family.objective != "causal" or checkpoint.decoder_start is not None:
+        return []
+    sizes = {checkpoint.context_tokens}
+    size = SMALLEST_BLOCK
+    while size < checkpoint.context_tokens:
+        sizes.add(size)
+        size *= 4
+    return [_blocks(checkpoint.tokenizer, size, "eos", 0) for size in sorted(sizes)]
+
+
+def other_blocks(checkpoint: Checkpoint, framing: Framing) -> list[Framing]:
+    """Return blocks of half and of twice the size, and what else may stand between documents."""
+    tokenizer, size = checkpoint.tokenizer, framing.block
+    others = [_blocks(tokenizer, size, between, 0) for between in ("bos", "none")]
+    others += [
+        _blocks(tokenizer, each, "eos", 0)
+        for each in (size // 2, size * 2)
+        if SMALLEST_BLOCK <= each < checkpoint.context_tokens
+    ]
+    distinct = {(other.block, other.prefix): other for other in reversed(others)}
+    distinct.pop((framing.block, framing.prefix), None)
+    return list(distinct.values())
+
+
+def _blocks(tokenizer: Any, size: int, between: str, offset: int) -> Framing:
+    """Return the framing of documents packed into blocks, with a token between two of them.
+
+    ``eos`` is the end token, or the begin token where there is none.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    token = {"eos": bos if eos is None else eos, "bos": bos, "none": None}[between]
+    name = f"blocks-{size}{'' if between == 'eos' else f'-{between}'}"
+    return Framing(
+        f"{name}+{offset}" if offset else name,
+        () if token is None else (token,),
+        block=size,
+        offset=offset,
+    )
 
 
 def untried_roles(tokenizer: Any) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sani.corpus.documents import Corpus
@@ -27,6 +27,8 @@ class Encoded:
         words: Number of the word that each token is of, from 0, in order.
         source: Token ids of what the encoder of an encoder-decoder model reads, with what its
             tokenizer puts around.
+        previous: The document before it in the corpus; None for the first one.
+        tokens_before: Number of tokens of all documents before it.
     """
 
     document: int
@@ -36,6 +38,8 @@ class Encoded:
     spans: list[tuple[int, int]]
     words: Sequence[int] = ()
     source: Sequence[int] = ()
+    previous: Encoded | None = field(default=None, repr=False, compare=False)
+    tokens_before: int = field(default=0, compare=False)
 
     def owners(self) -> list[int]:
         """Return the first span that touches each token; -1 for ordinary text."""
@@ -62,7 +66,8 @@ def encode(corpus: Corpus, tokenizer: Any) -> list[Encoded]:
     Raises:
         ValueError: If a conversation was not rendered for this tokenizer before.
     """
-    result = []
+    result: list[Encoded] = []
+    tokens_before = 0
     for number, document in enumerate(corpus):
         if document.turns:
             raise ValueError("a conversation must be rendered before it is tokenized")
@@ -83,8 +88,11 @@ def encode(corpus: Corpus, tokenizer: Any) -> list[Encoded]:
                 spans,
                 words,
                 source["input_ids"] if source else (),
+                result[-1] if result else None,
+                tokens_before,
             )
         )
+        tokens_before += len(encoding["input_ids"])
     return result
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from sani.auditing.permutation import (
-    DRAWS,
     LARGEST_LEVEL,
     LEVEL,
     Groups,
@@ -89,48 +88,82 @@ def test_rows_of_different_length_share_one_draw() -> None:
     assert count_limit(wide, np.array([20, 40]), np.zeros(2, dtype=np.int64)) == 1
 
 
-def never_saw(seed: int, *, subjects: int, values: int, decoys: int) -> tuple[np.ndarray, Groups]:
-    """Return shares of a model that prefers candidates at random, and the subjects."""
+def never_saw(
+    seed: int, *, subjects: int, values: int, decoys: int, few: int = 0
+) -> tuple[np.ndarray, Groups]:
+    """Return shares of a model that prefers candidates at random, and the subjects.
+
+    The first ``few`` subjects have one decoy a value.
+    """
     chance = np.random.default_rng(seed)
     number = subjects * values
-    table = shares(chance.normal(size=(number, decoys + 1)))
-    return table, Groups.of(np.arange(number), np.repeat(np.arange(subjects), values))
+    scores = chance.normal(size=(number, decoys + 1))
+    scores[: few * values, 2:] = np.nan
+    table = shares(scores)
+    return table, Groups.of(table, np.arange(number), np.repeat(np.arange(subjects), values))
 
 
-def test_of_models_that_never_saw_the_records_one_in_forty_is_above_the_limit() -> None:
+@pytest.mark.parametrize("few", [0, 8])
+def test_of_models_that_never_saw_the_records_one_in_forty_is_above_the_limit(few: int) -> None:
     above = 0
-    for seed in range(300):
-        table, groups = never_saw(seed, subjects=12, values=6, decoys=19)
-        limit = largest_limit(table, groups, seed=seed)
-        above += bool(exceeding(groups.statistic(table[:, 0]), limit))
-    assert 1 <= above <= 16  # 7.5 expected; three standard deviations are 8
+    for seed in range(200):
+        table, groups = never_saw(seed, subjects=12, values=6, decoys=19, few=few)
+        limit = largest_limit(groups, seed=seed)
+        above += bool(exceeding(np.abs(groups.statistic(table[:, 0])), limit))
+    assert 1 <= above <= 12  # 5 expected; three standard deviations are 7
 
 
-def test_one_person_of_sixty_stands_out() -> None:
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_one_person_of_sixty_stands_out(share: float) -> None:
+    """All values of one person are the likeliest, or the unlikeliest, of their decoys."""
     table, groups = never_saw(1, subjects=60, values=9, decoys=19)
     known = table[:, 0].copy()
-    known[9 * 7 : 9 * 8] = 1.0  # all values of one person are the likeliest
-    limit = largest_limit(table, groups, seed=0)
-    assert not exceeding(groups.statistic(table[:, 0]), limit)
-    assert list(exceeding(groups.statistic(known), limit)) == [7]
+    known[9 * 7 : 9 * 8] = share
+    limit = largest_limit(groups, seed=0)
+    assert not exceeding(np.abs(groups.statistic(table[:, 0])), limit)
+    assert list(exceeding(np.abs(groups.statistic(known)), limit)) == [7]
+
+
+def test_people_with_few_decoys_do_not_widen_the_limit_of_others() -> None:
+    """Shares of one decoy are 0 or 1; by chance all nine of one of 50 people may well be 1."""
+    wide = largest_limit(never_saw(2, subjects=60, values=9, decoys=19, few=50)[1], seed=0)
+    usual = largest_limit(never_saw(2, subjects=60, values=9, decoys=19)[1], seed=0)
+    assert 0.85 * usual < wide < 1.02 * usual
 
 
 def test_the_largest_statistic_is_that_of_a_slow_version() -> None:
-    table, groups = never_saw(3, subjects=4, values=3, decoys=4)
-    chance = np.random.default_rng(9)
-    largest = []
-    for _ in range(DRAWS):
-        scores = []
-        for subject in range(4):
-            drawn = [table[3 * subject + value, chance.integers(5)] for value in range(3)]
-            scores.append((np.mean(drawn) - 0.5) * np.sqrt(12 * 3))
-        largest.append(max(scores))
+    """Keys of one row, of two rows, and of two rows with different numbers of decoys."""
+    chance = np.random.default_rng(3)
+    scores = chance.normal(size=(10, 5))
+    scores[4, 3:] = scores[7, 2:] = np.nan
+    table = shares(scores)
+    keys = np.array([0, 1, 2, 2, 3, 3, 4, 5, 5, 6])
+    group_of_key = np.array([0, 0, 0, 1, 1, 2, 2])
+    groups = Groups.of(table, keys, group_of_key[keys])
+    candidates = np.isfinite(scores).sum(axis=1)
+
+    def means(u: np.ndarray) -> list[float]:
+        """Return the mean of each group where u chooses the candidate of each key."""
+        of_key = [
+            np.mean([table[row, int(u[key] * candidates[row])] for row in rows])
+            for key in range(7)
+            for rows in [np.flatnonzero(keys == key)]
+        ]
+        return [
+            float(np.mean([of_key[key] for key in np.flatnonzero(group_of_key == group)]))
+            for group in range(3)
+        ]
+
+    drawn = np.array([means(chance.random(7)) for _ in range(20_000)])
+    assert groups.variances == pytest.approx(drawn.var(axis=0), rel=0.04)
+    largest = np.abs((drawn - 0.5) / drawn.std(axis=0)).max(axis=1)
     slow = float(np.quantile(largest, 1 - LARGEST_LEVEL))
-    assert largest_limit(table, groups, seed=0) == pytest.approx(slow, abs=0.1)
+    assert largest_limit(groups, seed=0) == pytest.approx(slow, abs=0.1)
 
 
 def test_a_mean_is_over_values_and_not_over_their_occurrences() -> None:
-    groups = Groups.of(np.array([5, 5, 5, 8]), np.array([2, 2, 2, 2]))
-    statistic = groups.statistic(np.array([1.0, 1.0, 1.0, 0.0]))
+    table = np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
+    groups = Groups.of(table, np.array([5, 5, 5, 8]), np.array([2, 2, 2, 2]))
+    statistic = groups.statistic(table[:, 0])
     assert statistic == pytest.approx([0.0])  # (1 + 0) / 2, not 3 / 4
-    assert groups.sizes.tolist() == [2]
+    assert groups.variances == pytest.approx([0.125])  # (0.25 + 0.25) / 2^2
