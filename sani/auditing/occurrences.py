@@ -149,9 +149,11 @@ def join_framings(
     # Where nothing stands before a document, its first token is given away: fewer tokens are
     # scored and look likelier for that. Such a framing counts only where no other one scores.
     whole = (tokens == tokens.max(axis=0)) & (tokens > 0)
-    # What a document packed before gives away counts only where every framing gives it away.
-    uncued = whole & ~np.stack([part.cued for part in parts])
-    whole = np.where(uncued.any(axis=0), uncued, whole)
+    # Whether the text gives a value away is decided behind the first framing that scores it, which
+    # all models of a run share. What only a document packed before gives away is no memory.
+    cues = np.stack([part.cued for part in parts])
+    cued = cues[whole.argmax(axis=0), np.arange(len(cues[0]))]
+    whole &= ~cues | cued
     complete = whole.copy()
     whole[full:] &= ~whole[:full].any(axis=0)
     log_p = np.where(whole, np.stack([part.log_probability for part in parts]), -np.inf)
@@ -173,6 +175,7 @@ def join_framings(
     compared = preference(chosen.log_probability, np.split(highest[0], np.cumsum(num_decoys)[:-1]))
     return replace(
         chosen,
+        cued=cued,
         # Behind a framing that gives the first token away, a value is not recited but finished.
         greedy=(np.stack([part.greedy for part in parts]) & complete).any(axis=0),
         sampled=np.where(complete, np.stack([part.sampled for part in parts]), -np.inf).max(axis=0),

@@ -160,5 +160,4 @@ def test_a_gpt2_trained_in_blocks_is_found_out(tmp_path: Path) -> None:
     assert result.framing == "blocks-64"
     assert {"blocks-64+16", "blocks-64+32", "blocks-64+48"} <= set(result.framings)
     found = result.occurrences.greedy.sum()
-    print(f"in blocks {in_blocks}, audit {found}, behind other framings {behind_any}")
     assert found >= in_blocks
