@@ -164,6 +164,10 @@ class RunFolder:
         """Return a short digest keyed by this run's secret: no value can be guessed from it."""
         return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()[:12]
 
+    def subject_digest(self, subject: str) -> str:
+        """Return the keyed digest that stands for a subject wherever `private/` ends."""
+        return self.digest(f"subject\x00{subject}")
+
     def read_key(self) -> None:
         """Read this run's secret, or make it."""
         self._key = distributed.on_main(self._read_key)

@@ -117,13 +117,20 @@ class AtRisk:
         occurrences: Occurrences given beyond the control, greedily or (n, p).
         greedy: Those that are given greedily.
         subjects: Names of the subjects above the limit, the highest first.
+        recited: Names of the subjects of whom a value is given beyond the control, in order, while
+            more values are given than chance allows; empty while no more are.
         labels: Labels above the limit, the highest first.
     """
 
     occurrences: list[Place]
     greedy: list[Place]
     subjects: list[str]
+    recited: list[str]
     labels: list[str]
+
+    def everyone(self) -> list[str]:
+        """Return every subject at risk once: those above the limit, then those recited."""
+        return list(dict.fromkeys([*self.subjects, *self.recited]))
 
 
 @dataclass(frozen=True)
@@ -266,15 +273,15 @@ def control_tests(
     )
     names = list(numbers)
     counts = {name: _count(table, table.given(name)) for name in ("greedy", "discoverable")}
+    given = table.given_places("greedy", "discoverable")
+    too_many = any(count.count > count.limit for count in counts.values())
     risk = AtRisk(
-        occurrences=table.given_places("greedy", "discoverable"),
+        occurrences=given,
         greedy=table.given_places("greedy"),
         subjects=[str(by_subject[group]) for group in subjects_above],
+        recited=sorted({corpus[document].subject_id for document, _ in given}) if too_many else [],
         labels=[names[by_label[group]] for group in labels_above],
     )
-    at_risk = set(risk.subjects)
-    if any(count.count > count.limit for count in counts.values()):
-        at_risk |= {corpus[document].subject_id for document, _ in risk.occurrences}
     tests = ControlTests(
         occurrences=len(table.keys),
         without_decoys=int((~ranked).sum()),
@@ -287,7 +294,7 @@ def control_tests(
         labels=label_test,
         auc_by_label={name: table.auc(labels == number, seed) for name, number in numbers.items()},
         without_control=len(np.unique(table.subjects[alone])),
-        at_risk=len(at_risk),
+        at_risk=len(risk.everyone()),
         untested=len(np.unique(table.subjects)) - len(by_subject),
     )
     return tests, risk

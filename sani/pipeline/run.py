@@ -17,7 +17,9 @@ from pathlib import Path
 
 from sani.atomic import write_text
 from sani.attacking.result import AttackResult
+from sani.auditing.control_tests import AtRisk
 from sani.auditing.record import CheckpointAudit, load_verdicts
+from sani.corpus.documents import Kind
 from sani.errors import RunError
 from sani.machine import distributed
 from sani.machine.device import make_deterministic
@@ -125,12 +127,12 @@ def _release(run: RunContext) -> Report:
     """
     recipe, folder, corpus = run.recipe, run.folder, run.documents.corpus
     out = folder.path
-    after = _tested(run, folder.load_finished("audit-after", CheckpointAudit))
+    after, at_risk = _tested(run, folder.load_finished("audit-after", CheckpointAudit))
     checks = judge_records(run, recipe.gate, after, folder.load_as("attack", AttackResult))
     if recipe.only_checks:
         checks.append(check_leftovers(recipe.model.path))
     held_out = run.documents.held_out
-    report = build_report(folder, recipe, corpus, checks, held_out=held_out)
+    report = build_report(folder, recipe, corpus, checks, at_risk, held_out=held_out)
     digest = after.weights_digest
     if not (recipe.only_checks or is_current(folder, report, weights_digest=digest)):
         released = run.models.latest
@@ -151,8 +153,10 @@ def _release(run: RunContext) -> Report:
     return report
 
 
-def _tested(run: RunContext, after: CheckpointAudit) -> CheckpointAudit:
-    """Return the last audit with its control tests, and keep who is at risk in the private part.
+def _tested(run: RunContext, after: CheckpointAudit) -> tuple[CheckpointAudit, dict[Kind, AtRisk]]:
+    """Return the last audit with its control tests, and who is at risk.
+
+    Their names, and the digests that stand for them elsewhere, are kept in the private part.
 
     Raises:
         RunError: If the verdicts one by one are gone.
@@ -172,6 +176,7 @@ def _tested(run: RunContext, after: CheckpointAudit) -> CheckpointAudit:
             ],
             "subjects": risk.subjects,
             "labels": risk.labels,
+            "digests": {folder.subject_digest(name): name for name in risk.everyone()},
         }
         for kind, (_, risk) in tests.items()
     }  # fmt: skip
@@ -179,4 +184,5 @@ def _tested(run: RunContext, after: CheckpointAudit) -> CheckpointAudit:
     file = folder.private / AT_RISK
     if not (file.is_file() and file.read_text(encoding="utf-8") == text):
         write_text(file, text)
-    return replace(after, control_tests={kind: test for kind, (test, _) in tests.items()})
+    tested = replace(after, control_tests={kind: test for kind, (test, _) in tests.items()})
+    return tested, {kind: risk for kind, (_, risk) in tests.items()}

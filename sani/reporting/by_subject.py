@@ -40,7 +40,7 @@ def by_subject(
     Args:
         verdicts: Verdicts on the same occurrences, by stage; has ``before`` and ``after``.
         corpus: The documents of these occurrences.
-        digest: Keyed digest of a text, to name a subject by.
+        digest: Returns the keyed digest of a subject's name.
     """
     after = verdicts["after"]
     names, of_document = np.unique([d.subject_id for d in corpus], return_inverse=True)
@@ -71,7 +71,7 @@ def by_subject(
             },
             worst=[
                 Subject(
-                    digest=digest(f"subject\x00{names[index]}"),
+                    digest=digest(str(names[index])),
                     occurrences=int(total[index]),
                     extractable={s: int(counts[index]) for s, counts in extractable.items()},
                     auc=float(auc[index]) if decoyed[index] else None,

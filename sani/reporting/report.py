@@ -1,4 +1,4 @@
-"""The report of a run: result files in, JSON, Markdown, HTML and JUnit out. Never reads a model.
+"""The report of a run: result files in, pages and files for CI out. Never reads a model.
 
 `build_report` counts and never renders; everything else is a function of what it returns, so that
 ``report.json`` alone gives the same page again.
@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar, get_args
-from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,24 +29,26 @@ from sani.auditing.compare import (
     compare_audits,
     onion,
 )
-from sani.auditing.control_tests import Verdicts
+from sani.auditing.control_tests import AtRisk, Verdicts
 from sani.auditing.generation import Hits
 from sani.auditing.identifier_index import Identifier, IdentifierIndex
 from sani.auditing.membership import DocumentScores
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.record import CheckpointAudit, load_verdicts
-from sani.corpus.documents import Corpus
+from sani.corpus.documents import Corpus, Kind
 from sani.gate import Check
 from sani.recipe import Recipe
 from sani.recipe.weaker_limits import weaker_audit, weaker_limits
+from sani.reporting.at_risk import named_at_risk
 from sani.reporting.attacks import whether_tested
 from sani.reporting.by_subject import against_control, by_subject
 from sani.reporting.card import read_source_card
 from sani.reporting.escalation import escalation
-from sani.reporting.format import number
+from sani.reporting.junit import junit
 from sani.reporting.page import render
 from sani.reporting.ripple import ripples
 from sani.reporting.rounds import rounds_between, rounds_made
+from sani.reporting.sarif import sarif
 from sani.reporting.schema import (
     SCHEMA_VERSION,
     Changes,
@@ -93,6 +94,7 @@ def build_report(
     recipe: Recipe,
     corpus: Corpus,
     checks: Sequence[Check],
+    at_risk: Mapping[Kind, AtRisk],
     *,
     held_out: Corpus | None = None,
 ) -> Report:
@@ -132,7 +134,8 @@ def build_report(
         changes=_changes(folder, corpus, verdicts),
         ripples=ripples(all_verdicts, corpus, rounds=steps),
         attacks=_attacked(attacks),
-        subjects=by_subject(verdicts, corpus, folder.digest),
+        at_risk=named_at_risk(at_risk, folder.subject_digest),
+        subjects=by_subject(verdicts, corpus, folder.subject_digest),
         log_prob_scatter=against_control(verdicts, corpus),
         escalation=escalation(folder),
         rounds=rounds_made(folder),
@@ -164,40 +167,17 @@ def _provenance(folder: RunFolder, recipe: Recipe, corpus: Corpus) -> Provenance
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Write ``report.json``, ``report.md``, ``report.html`` and ``junit.xml``."""
+    """Write ``report.json`` and the files that are rendered from it."""
     write_text(folder / "report.json", report.text())
     write_pages(folder, report)
 
 
 def write_pages(folder: Path, report: Report) -> None:
-    """Write what is rendered from ``report.json``."""
+    """Write ``report.md``, ``report.html``, ``junit.xml`` and ``report.sarif``."""
     write_text(folder / "report.md", render(report, "report.md.jinja"))
     write_text(folder / "report.html", render(report, "report.html.jinja"))
     write_text(folder / "junit.xml", junit(report))
-
-
-def junit(report: Report) -> str:
-    """Return a JUnit file with one test case for each limit of the gate."""
-    checks = report.gate.checks
-    failures = sum(not check.holds for check in checks)
-    suite = ElementTree.Element(
-        "testsuite", name="sani gate", tests=str(len(checks)), failures=str(failures)
-    )
-    if report.gate.weaker:
-        properties = ElementTree.SubElement(suite, "properties")
-        ElementTree.SubElement(
-            properties,
-            "property",
-            name="limits weaker than the defaults",
-            value="; ".join(report.gate.weaker),
-        )
-    for check in checks:
-        case = ElementTree.SubElement(suite, "testcase", classname="sani.gate", name=check.name)
-        if not check.holds:
-            bound = "at least" if check.at_least else "at most"
-            message = f"Measured: {number(check.measured)}. Allowed: {bound} {number(check.limit)}."
-            ElementTree.SubElement(case, "failure", message=message).text = check.reason
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    write_text(folder / "report.sarif", sarif(report))
 
 
 def _erased(erase: EraseFile | None) -> Erase | None:

@@ -22,6 +22,7 @@ from sani.errors import RunError
 from sani.gate import Check
 from sani.intervals import Estimate, Rate
 from sani.recipe import AuditSettings, EraseSettings, GateSettings, RepairSettings, Selector
+from sani.reporting.at_risk import NamedAtRisk
 from sani.runfolder import check_result
 from sani.scanning.record import ScanRecord
 
@@ -312,6 +313,7 @@ class Report(Part):
     changes: Changes
     ripples: list[Ripple]
     attacks: AttackResult | None
+    at_risk: dict[Kind, NamedAtRisk]
     subjects: Subjects
     log_prob_scatter: LogProbScatter
     escalation: Escalation | None

@@ -1109,7 +1109,14 @@ def test_a_run_attacks_judges_and_reports(
     brief = (tmp_path / "run" / "report.md").read_text()
     assert "- measured, but not judged: Guidance: whoever holds" in brief
     values = {d.value(s) for d in clinic.private for s in d.spans if s.kind == "direct"}
-    for name in ("attack.json", "report.json", "report.md", "report.html", "junit.xml"):
+    for name in (
+        "attack.json",
+        "report.json",
+        "report.md",
+        "report.html",
+        "junit.xml",
+        "report.sarif",
+    ):
         text = (tmp_path / "run" / name).read_text()
         assert not [value for value in values if len(value) > 4 and value in text], name
 

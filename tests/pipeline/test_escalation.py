@@ -119,7 +119,7 @@ def test_a_run_folder_has_one_result_a_rung_and_the_weights_of_one(climbed: Path
         "private", "sanitized", "recipe.resolved.yaml", "scan.json", "erase.json", "repair.json",
         "rung-1.json", "rung-2.json", "rung-3.json", "escalation.json",
         "audit-base.json", "audit-before.json", "audit-after.json",
-        "report.json", "report.md", "report.html", "junit.xml",
+        "report.json", "report.md", "report.html", "junit.xml", "report.sarif",
     }  # fmt: skip
     assert [place.parent.name for place in (climbed / "private").rglob("*.safetensors")] == [
         "repair"

@@ -26,15 +26,17 @@ from sani.errors import CheckpointError
 from sani.recipe import Recipe
 from sani.reporting.by_subject import BINS, against_control, by_subject
 from sani.reporting.card import model_card, read_source_card
+from sani.reporting.junit import junit
 from sani.reporting.page import render
 from sani.reporting.process import cost
-from sani.reporting.report import build_report, junit, write_report
+from sani.reporting.report import build_report, write_report
 from sani.reporting.schema import SCHEMA_FILE, SCHEMA_VERSION, SourceCard, json_schema, read_report
 from sani.runfolder import RunFolder
 from tests.support.charts import blank_charts
 from tests.support.clinic import Clinic
 from tests.support.reports import (
     HOSTILE,
+    at_risk_of,
     checks_of,
     corpus_of,
     entry,
@@ -111,7 +113,7 @@ def test_no_place_on_this_machine_is_told(done: Done) -> None:
     folder, _, report = done
     place = str(folder.path.parent)
     assert place in (folder.path / "recipe.resolved.yaml").read_text()
-    for name in ("report.html", "report.md", "report.json", "junit.xml"):
+    for name in ("report.html", "report.md", "report.json", "junit.xml", "report.sarif"):
         assert place not in (folder.path / name).read_text()
     model = report["recipe"]["model"]
     assert model == {"path": "(a path)", "base": "(a path)", "unsanitized": None}
@@ -186,7 +188,7 @@ def test_it_never_calls_anything_anonymous_or_compliant(done: Done) -> None:
 def test_the_same_report_gives_the_same_bytes(done: Done, tmp_path: Path) -> None:
     folder, _, report = done
     write_report(tmp_path, report_of(report))
-    for name in ("report.html", "report.md", "report.json", "junit.xml"):
+    for name in ("report.html", "report.md", "report.json", "junit.xml", "report.sarif"):
         assert (tmp_path / name).read_bytes() == (folder.path / name).read_bytes()
 
 
@@ -445,13 +447,13 @@ def test_a_card_of_lists_without_end_is_read_at_once(tmp_path: Path) -> None:
 def test_report_renders_again_and_tells_the_gate_by_its_exit_code(
     done: Done, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("report.html", "report.md", "junit.xml"):
+    for name in ("report.html", "report.md", "junit.xml", "report.sarif"):
         (copy / name).unlink()
     assert main(["report", str(copy)]) == 3
     shown = capsys.readouterr().out
     assert "DOES NOT HOLD" in shown
     assert "Before, after, and the control" in shown
-    for name in ("report.html", "report.md", "report.json", "junit.xml"):
+    for name in ("report.html", "report.md", "report.json", "junit.xml", "report.sarif"):
         assert (copy / name).read_bytes() == (done[0].path / name).read_bytes()
     assert not (copy / "private" / "revealed.jsonl").exists()
     holds = json.loads((copy / "report.json").read_text())
@@ -617,7 +619,7 @@ def test_a_hundred_thousand_occurrences_fit_a_page(tmp_path: Path) -> None:
     folder, recipe, report = finished_run(tmp_path / "run", corpus, entries=[*half, *heads])
     started = time.perf_counter()
     checks = checks_of(folder, recipe)
-    again = build_report(folder, recipe, corpus, checks)
+    again = build_report(folder, recipe, corpus, checks, at_risk_of(folder, recipe, corpus))
     built = time.perf_counter()
     write_report(folder.path, again)
     wrote = time.perf_counter()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sani.reporting.report import junit
+from sani.reporting.junit import junit
 from sani.reporting.schema import Erase, Plan, Report
 from sani.reporting.sentences import (
     at_risk,

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from sani.auditing.audit import AuditResult
+from sani.auditing.control_tests import AtRisk, control_tests_by_kind
 from sani.auditing.figures import figures_by_scope
 from sani.auditing.occurrences import Occurrences
-from sani.auditing.record import CheckpointAudit
+from sani.auditing.record import CheckpointAudit, load_verdicts
 from sani.auditing.utility import Utility
-from sani.corpus.documents import KINDS, Corpus, Document, Span
+from sani.corpus.documents import KINDS, Corpus, Document, Kind, Span
 from sani.corpus.tables import write_jsonl
 from sani.gate import Check, judge
 from sani.recipe import Recipe, dump_recipe
@@ -106,6 +107,14 @@ def checks_of(folder: RunFolder, recipe: Recipe) -> list[Check]:
     )
 
 
+def at_risk_of(folder: RunFolder, recipe: Recipe, corpus: Corpus) -> dict[Kind, AtRisk]:
+    """Return who is at risk in a finished run, as the pipeline does."""
+    after, base = load_verdicts(folder, "after"), load_verdicts(folder, "base")
+    assert after is not None
+    tests = control_tests_by_kind(corpus, after, base, held_out=None, seed=recipe.seed)
+    return {kind: risk for kind, (_, risk) in tests.items()}
+
+
 def finished_run(
     out: Path, corpus: Corpus, *, entries: Sequence[dict[str, Any]] = ENTRIES
 ) -> tuple[RunFolder, Recipe, Report]:
@@ -161,6 +170,7 @@ def finished_run(
         }
         repair["notes"] = ["rounding left 48% of what the repair moved"]
         folder.save("repair", {**repair, "curve": curve, "weights_digest": "3"})
-        report = build_report(folder, recipe, corpus, checks_of(folder, recipe))
+        risk = at_risk_of(folder, recipe, corpus)
+        report = build_report(folder, recipe, corpus, checks_of(folder, recipe), risk)
         write_report(out, report)
     return folder, recipe, report
