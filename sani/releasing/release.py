@@ -1,4 +1,4 @@
-"""The files of `sanitized/` beside the model: the model card and the manifest."""
+"""The files of `sanitized/` beside the model: model card, bill of materials and manifest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from sani.atomic import write_text
 from sani.corpus.documents import Corpus
 from sani.errors import CheckpointError
+from sani.releasing.bom import BOM, bom
 from sani.releasing.identifiers_in_files import check_release
 from sani.releasing.manifest import (
     MANIFEST,
@@ -34,12 +35,12 @@ def write_release_files(
     weights_digest: str,
     base: Path | None = None,
 ) -> None:
-    """Add the card and the manifest to a checkpoint folder that is about to be renamed.
+    """Add card, bill of materials and manifest to a folder that is about to be renamed.
 
     The digests of all its files are kept in the run's private part: see `is_current`.
 
     Args:
-        folder: The folder, complete but for these two files.
+        folder: The folder, complete but for these files.
         report: The content of ``report.json``.
         corpus: Its identifiers must not stand in any file of the folder.
         run: The run that audited these weights.
@@ -51,8 +52,9 @@ def write_release_files(
             the list of files that are released.
     """
     (folder / CARD).write_text(model_card(report), encoding="utf-8")
+    (folder / BOM).write_text(bom(report), encoding="utf-8")
     write_manifest(folder, report, weights_digest=weights_digest)
-    check_release(folder, corpus, base=base, ours=(CARD, MANIFEST))
+    check_release(folder, corpus, base=base, ours=(CARD, BOM, MANIFEST))
     text = json.dumps(_digests_with_manifest(folder), indent=1)
     write_text(run.private / RELEASED, text + "\n", advice="free space and --resume")
 

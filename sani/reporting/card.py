@@ -39,7 +39,7 @@ def model_card(report: Report) -> str:
         base_model=source.base_model,
         language=source.language or None,
         library_name="transformers",
-        pipeline_tag=_task(report),
+        pipeline_tag=task(report),
         tags=["sani", "sanitized", "privacy", "unlearning"],
         model_name=NAME,
         eval_results=list(_results(report)),
@@ -54,7 +54,8 @@ def model_card(report: Report) -> str:
     return str(read)
 
 
-def _task(report: Report) -> str:
+def task(report: Report) -> str:
+    """Return the task of the model, in the words of the Hub."""
     return TASKS[report.audits["after"].jointly is not None]
 
 
@@ -62,7 +63,7 @@ def _results(report: Report) -> Iterator[EvalResult]:
     """Yield the figures of the sanitized checkpoint, with the control's beside them."""
     after, base = report.audits["after"], report.audits.get("base")
     corpus: dict[str, Any] = {
-        "task_type": _task(report),
+        "task_type": task(report),
         "dataset_type": "private",
         "dataset_name": "the corpus it was fine-tuned on (private)",
     }
@@ -101,7 +102,7 @@ def _results(report: Report) -> Iterator[EvalResult]:
                 )
     if after.utility:
         yield EvalResult(
-            task_type=_task(report),
+            task_type=task(report),
             dataset_type="private",
             dataset_name="held-out documents (private)",
             metric_type="perplexity",

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 import torch
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -113,6 +115,9 @@ def test_sanitized_is_a_checkpoint_that_transformers_loads_with_a_true_manifest(
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     assert manifest["gate"] == load(finished[0], "report.json")["gate"]
+    bom = (folder / "bom.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_7).validate_str(bom) is None
+    assert load(finished[0], "audit-before.json")["weights_digest"] in bom
     assert not [name for name in there if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
 
