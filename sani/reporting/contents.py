@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sani.auditing.compare import AuditComparison
-from sani.reporting import evidence, leakage, process
+from sani.reporting import evidence, leakage, process, questions
 from sani.reporting.attacks import attack_sections
 from sani.reporting.escalation import tried
 from sani.reporting.format import Section
@@ -64,6 +64,6 @@ def chapters(report: Report) -> dict[str, list[Section]]:
         ],
         "What this is evidence for": [
             evidence.threats(report),
-            evidence.edpb(report),
+            questions.evidence(report),
         ],
     }

@@ -1,4 +1,4 @@
-"""Sections on the evidence: the first screen, the threat model, and the EDPB's tests.
+"""Sections on the evidence: the first screen, what was not tested, and the threat model.
 
 It says "evidence for", never that something complies or is anonymous: that is for a person.
 """
@@ -173,54 +173,3 @@ def threats(report: Report) -> Section:
 
 def _tested(tested: bool) -> str:
     return "tested" if tested else "not tested"
-
-
-def edpb(report: Report) -> Section:
-    """Return what this run measured of the tests in the EDPB's Opinion 28/2024 on AI models.
-
-    ``docs/threat-model.md`` has all criteria of the Opinion and of a HIPAA expert determination,
-    with the evidence for each and what is missing.
-    """
-    audits = report.audits.values()
-    membership = any(audit.membership for audit in audits)
-    generation = any(audit.generation for audit in audits)
-    attacks = ("prompting", "relearn", "quantize")
-    missing = [name for name in attacks if whether_tested(report.attacks, name) == "not tested"]
-    return Section(
-        "edpb",
-        "EDPB Opinion 28/2024: what this run is evidence for",
-        (
-            "The likelihood of extracting personal data must be insignificant for any data "
-            "subject. Whether it is, the controller and the supervisory authority decide. The page "
-            "on the threat model in the documentation of sani has all criteria, also those of a "
-            "HIPAA expert determination.",
-        ),
-        ("criterion", "evidence in this report", "what is missing"),
-        (
-            (
-                "direct extraction, probabilistic too",
-                "What is recited; How many samples it takes",
-                "identifiers that are not marked",
-            ),
-            (
-                "personal data from queries, on purpose or not",
-                "Recited when left to write" if generation else "none",
-                "queries of users in practice" if generation else "no text was sampled in this run",
-            ),
-            (
-                "selection and preparation of the training data",
-                "What was looked for",
-                "why the records were needed" if report.scan.quality else "the scan's recall",
-            ),
-            (
-                "tests against membership inference",
-                "Membership" if membership else "none",
-                "attacks with shadow models" if membership else "no held-out documents were given",
-            ),
-            (
-                "tests against regurgitation of training data",
-                "Limits of the gate" + ("; Attacks" if report.attacks else ""),
-                ", ".join(missing) or "attacks other than those in the table",
-            ),
-        ),
-    )

@@ -6,7 +6,7 @@ import html
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sani.reporting import evidence, process, sentences
+from sani.reporting import evidence, process, questions, sentences
 from sani.reporting.charts import draw
 from sani.reporting.contents import chapters
 from sani.reporting.escalation import tried
@@ -33,6 +33,7 @@ def render(report: Report, template: str) -> str:
         summary=evidence.summary(report),
         untested=evidence.untested(report),
         limits=process.limits(report),
+        evidence=questions.evidence(report),
         tried=tried(report),
         rounds=rounds(report),
         onion=onion(report.onion),

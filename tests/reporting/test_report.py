@@ -627,7 +627,7 @@ def test_a_hundred_thousand_occurrences_fit_a_page(tmp_path: Path) -> None:
     size = (folder.path / "report.html").stat().st_size
     print(f"built in {built - started:.1f} s, written in {wrote - built:.1f} s, {size} bytes")
     assert size < 2_000_000
-    assert len((folder.path / "report.md").read_text()) < 10_000
+    assert len((folder.path / "report.md").read_text()) < 20_000
     for part in again.subjects.kinds.values():
         assert sum(part.distribution["after"]) == 5_000
     assert checks[0] == again.gate.checks[0]
