@@ -41,7 +41,7 @@ from rivals import Candidates, generate, margin, naive_candidates, one_by_one, p
 
 from sani.auditing.audit import audit
 from sani.auditing.occurrences import Occurrences
-from sani.auditing.rows import Row, document_windows, text_row
+from sani.auditing.rows import Row
 from sani.auditing.scoring import score_occurrences
 from sani.auditing.teacher_forcing import ScoreRequest, score
 from sani.corpus.documents import Corpus, Document
@@ -54,6 +54,7 @@ from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.recipe import AuditSettings
 from sani.text.batches import token_batches
 from sani.text.framing import framing_named
+from sani.text.packing import framed_windows
 from sani.text.tokens import encode
 from sani.values.decoys import DecoyMaker
 
@@ -220,9 +221,9 @@ def against_forward(checkpoint: Checkpoint, corpus: Corpus, repeats: int) -> dic
     """Time the audit without decoys against the model's body alone, on the same batches."""
     framing = framing_named(FRAMING, checkpoint.tokenizer)
     rows = [
-        text_row(checkpoint, item, window, framing).tokens
+        framed.tokens(item)
         for item in encode(corpus, checkpoint.tokenizer)
-        for window in document_windows(checkpoint, item, framing)
+        for framed in framed_windows(item, framing, context_tokens=checkpoint.context_tokens)
     ]
     batches = []
     for batch in token_batches([len(r) for r in rows], budget=AuditSettings().batch_tokens):

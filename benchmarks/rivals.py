@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sani.auditing.rows import document_windows
 from sani.corpus.documents import Corpus
 from sani.models.checkpoint import Checkpoint
 from sani.text.framing import framing_named
+from sani.text.packing import framed_windows
 from sani.text.tokens import encode
 from sani.values.decoys import DecoyMaker
 
@@ -22,10 +22,10 @@ def prompts(checkpoint: Checkpoint, corpus: Corpus, framing: str) -> list[Prompt
     around = framing_named(framing, checkpoint.tokenizer)
     pairs = []
     for item in encode(corpus, checkpoint.tokenizer):
-        windows = document_windows(checkpoint, item, around)
+        windows = framed_windows(item, around, context_tokens=checkpoint.context_tokens)
         for first, last in item.spans:
-            window = next(window for window in windows if last <= window.end)
-            left = [*around.prefix, *item.ids[window.start : first]]
+            framed = next(framed for framed in windows if last <= framed.window.end)
+            left = [*framed.before, *item.ids[framed.window.start : first]]
             pairs.append((left, list(item.ids[first:last])))
     return pairs
 

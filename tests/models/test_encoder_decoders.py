@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sani.auditing.audit import audit
-from sani.auditing.rows import document_windows, text_row
+from sani.auditing.rows import text_row
 from sani.auditing.scoring import score_occurrences
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Span
@@ -30,6 +30,7 @@ from sani.repairing.repair import repair, train
 from sani.repairing.teacher_states import Teachers
 from sani.text.batches import make_batches
 from sani.text.framing import framing_named, framings
+from sani.text.packing import framed_windows
 from sani.text.tokens import encode
 from tests.support.encoder_decoders import checkpoint, pairs
 from tests.support.optional import present
@@ -118,8 +119,8 @@ def test_a_source_longer_than_the_model_reads_is_cut_as_transformers_does(name: 
     expected = sick.tokenizer(long, truncation=True, max_length=most)["input_ids"]
     assert expected[-1] == sick.tokenizer.eos_token_id
     encoded, framing = encode(corpus, sick.tokenizer), framing_of(sick)
-    (window,) = document_windows(sick, encoded[0], framing)
-    assert list(text_row(sick, encoded[0], window, framing).source) == expected
+    (framed,) = framed_windows(encoded[0], framing, context_tokens=most)
+    assert list(text_row(sick, encoded[0], framed).source) == expected
     (batch,) = make_batches(encoded, framing, context_tokens=most, batch_tokens=4096)
     assert present(batch.source)[0].tolist() == expected
 
