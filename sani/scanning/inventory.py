@@ -196,8 +196,8 @@ def count_understated(corpus: Corpus) -> int:
 def understated_in_words(count: int) -> str:
     """Return what it means that so many spans are understated, and what to do."""
     return (
-        f"{count:,} dates that name a day, or ages above 89, are marked indirect by the corpus "
-        "itself, which is kept: leave 'kind' out, or scan the plain records again"
+        f"{count:,} occurrences are marked indirect by the corpus itself, though they are dates "
+        "that name a day or ages above 89: leave their 'kind' out, or scan the plain records again"
     )
 
 

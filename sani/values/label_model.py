@@ -111,9 +111,9 @@ class LabelModel:
     def makers(self, value: str, chance: random.Random) -> list[Maker]:
         """Return ways to make another value of the same format, the best first.
 
-        A date first keeps its year: a visit is no decoy of a birth, and who knows the year of a
+        A day first keeps its year: a visit is no decoy of a birth, and who knows the year of a
         document knows the year of its dates. Where the days of a year are used up, days that other
-        people have are better than another year.
+        subjects have are better than another year.
         """
         pieces = self._pieces(value)
         number = self._numbers.get(words_of(value), -1)
@@ -122,7 +122,7 @@ class LabelModel:
         )
         fresh = partial(self._fresh, pieces, chance, keep=True)
         makers: list[Maker] = []
-        if any(piece.date and "y" in piece.date.kinds for piece in pieces):
+        if any(piece.date and {"d", "y"} <= set(piece.date.kinds) for piece in pieces):
             same_year = [partial(make, same_year=True) for make in (*combined, fresh)]
             makers += map(Maker, same_year)
             makers += [Maker(make, of_others=True) for make in same_year]

@@ -109,9 +109,9 @@ NO_DAY = [
     "2021", "'21", "the 1990s", "2020-2021", "March", "March 2021", "March '21", "marzo de 2021",
     "03/2021", "3/2021", "2021-03", "2021/03", "202103", "1/2020-3/2021", "Q1 2021", "winter 2020",
     "14:30", "10.30 Uhr", "12.30 p.m.", "8:30 am", "10h30", "10 am", "10:30 in March 2021",
-    "two days", "3 days", "5 days ago", "3-4 weeks", "10-12 weeks", "2-3 días", "2.5 years",
-    "hace 2 días", "tonight", "last week", "Monday", "in 2 weeks", "day 3", "POD 3",
-    "40 weeks", "the 25th", "32/13",
+    "two days", "3 days", "5 days ago", "7 out of 10", "3-4 weeks", "10-12 weeks", "2-3 días",
+    "2.5 years", "hace 2 días", "tonight", "last week", "Monday", "in 2 weeks", "day 3",
+    "POD 3", "40 weeks", "the 25th", "32/13",
 ]  # fmt: skip
 
 
