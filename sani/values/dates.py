@@ -128,9 +128,10 @@ def names_a_day(value: str) -> bool:
     )
 
 
-# Times of day, and words that look like a month: ago is short for August, out for October.
+# Times of day, and "5 days ago": ago is also short for August.
 _CLOCK = re.compile(
-    r"(?<!\d)\d{1,2} ?(?:[:h] ?\d\d(?::\d\d)?|(?:[:.]\d\d)? ?(?:uhr|h|[ap]\.?m)\b)"
+    r"(?<![\d.])(?:[01]?\d|2[0-4])"
+    r"(?::\d\d(?::\d\d)?| ?h\d\d|(?:[:.]\d\d)? ?(?:uhr|h|[ap]\.?m)\b)"
     rf"|\d+ ?(?!de ){LETTER}{{2,}} ago\b"
 )
 _DAY_NUMBER = re.compile(r"(?<![\d'])\d{1,2}(?!\d)")

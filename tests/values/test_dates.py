@@ -99,6 +99,7 @@ WITHOUT_YEAR = [
     "March 25th", "25 de marzo", "25. März", "25 mars", "le 1er mars", "Mar 25", "25-mar",
     "25MAR", "3月25日", "3월 25일", "from 12 to 15 March", "3/25 at 14:00", "25.03. morgens",
     "December 25, 10:30", "29/02", "the 3rd of April", "5 de ago",
+    "14h 25 mars", "10: 25 March", "25.03 am Abend",
 ]  # fmt: skip
 OTHER_WRITINGS = [
     "25032021", "03252021", "20210325", "250321", "210325", "20210325101500", "25.XII.2021",
@@ -108,8 +109,9 @@ READ_IN_TWO_WAYS = ["03/21", "March 21", "201203", "1/2", "10.12"]
 NO_DAY = [
     "2021", "'21", "the 1990s", "2020-2021", "March", "March 2021", "March '21", "marzo de 2021",
     "03/2021", "3/2021", "2021-03", "2021/03", "202103", "1/2020-3/2021", "Q1 2021", "winter 2020",
-    "14:30", "10.30 Uhr", "12.30 p.m.", "8:30 am", "10h30", "10 am", "10:30 in March 2021",
-    "two days", "3 days", "5 days ago", "7 out of 10", "3-4 weeks", "10-12 weeks", "2-3 días",
+    "14:30", "10.30 Uhr", "12.30 p.m.", "8:30 am", "10h30", "8 h 30", "10 am",
+    "10:30 in March 2021",
+    "two days", "3 days", "5 days ago", "3-4 weeks", "10-12 weeks", "2-3 días",
     "2.5 years", "hace 2 días", "tonight", "last week", "Monday", "in 2 weeks", "day 3",
     "POD 3", "40 weeks", "the 25th", "32/13",
 ]  # fmt: skip
