@@ -115,7 +115,8 @@ def analyze(analyzer: Any, text: str, language: str) -> list[Span]:
     for result in analyzer.analyze(text, language=language):
         label = scan_label(result.entity_type)
         score = min(1.0, result.score)
-        spans.append(Span(result.start, result.end, label, kind_of(label), "presidio", score))
+        kind = kind_of(label, text[result.start : result.end])
+        spans.append(Span(result.start, result.end, label, kind, "presidio", score))
     return spans
 
 

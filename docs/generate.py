@@ -27,7 +27,7 @@ from sani.models.families import FAMILIES
 from sani.models.family import Family
 from sani.recipe import Recipe
 from sani.reporting.questions import FIGURES, questions
-from sani.scanning.labels import hipaa_categories, kind_of
+from sani.scanning.labels import direct_if, hipaa_categories, kind_of_label
 
 DOCS = Path(__file__).parent
 
@@ -398,11 +398,20 @@ def _remarks(name: str, family: Family) -> Iterator[str]:
         yield "mixture of experts"
 
 
+_DIRECT_IF = {"a_day": "that names a day of a month", "over_89": "above 89"}
+
+
+def _kind_in_words(label: str) -> str:
+    """Return a label's kind, and which of its values are direct all the same."""
+    condition = direct_if(label)
+    return f"direct {_DIRECT_IF[condition]}, else indirect" if condition else kind_of_label(label)
+
+
 def hipaa_table() -> str:
     """Return the table of the 18 identifiers of HIPAA Safe Harbor and what finds each."""
     rows = []
     for row in hipaa_categories():
-        labels = ", ".join(f"`{label}` ({kind_of(label)})" for label in row.labels)
+        labels = ", ".join(f"`{label}` ({_kind_in_words(label)})" for label in row.labels)
         needs = "`patterns`, well only with `ner`" if row.needs_ner else "`patterns`"
         by = f"not covered: {row.not_covered}" if row.not_covered else needs
         rows.append((row.letter, row.name, labels or "none", by))

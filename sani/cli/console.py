@@ -129,13 +129,14 @@ def show_audits(audits: Mapping[str, AuditRecord]) -> None:
 
 def show_inventory(inventory: Mapping[str, Any]) -> None:
     """Print what a corpus marks, label by label."""
-    from sani.scanning.inventory import subjects_in_words
+    from sani.scanning.inventory import subjects_in_words, understated_in_words
 
     counts = ("occurrences", "identifiers", "subjects")
-    rows = [
-        [label, row["kind"], *(str(row[name]) for name in counts)]
-        for label, row in inventory["labels"].items()
-    ]
+    rows = []
+    for label, row in inventory["labels"].items():
+        part = f" ({row['direct']} of {row['occurrences']})"
+        kind = row["kind"] + (part if 0 < row["direct"] < row["occurrences"] else "")
+        rows.append([label, kind, *(str(row[name]) for name in counts)])
     show_table(
         subjects_in_words(
             inventory["documents"], inventory["subjects"], inventory["without_subject_id"]
@@ -149,6 +150,8 @@ def show_inventory(inventory: Mapping[str, Any]) -> None:
         f"{inventory['unmarked']} places a marked direct identifier of the same subject stands "
         "unmarked."
     )
+    if inventory["understated"]:
+        show(f"{understated_in_words(inventory['understated'])}.")
 
 
 def show_evaluation(quality: Mapping[str, Any]) -> None:

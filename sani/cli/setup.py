@@ -32,7 +32,10 @@ def init(
         )
     write_recipe(out, suggestion, model=model, corpus=corpus, base=base, held_out=held_out)
     takes = "" if suggestion.seconds is None else f" A run takes {duration(suggestion.seconds)}."
-    console.show(f"Recipe: {out}.{takes} Next: sani run {out} --check")
+    console.show(f"Recipe: {out}.{takes}")
+    for line in suggestion.judged:
+        console.show(f"{line[0].upper()}{line[1:]}.")
+    console.show(f"Next: sani run {out} --check")
 
 
 def env(as_json: Json = False) -> None:

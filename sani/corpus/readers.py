@@ -70,8 +70,9 @@ def read_corpus(
     """Read all documents of a corpus, or its first ones, and check every one.
 
     Where a record says nothing: ``subject_id`` is its ``id``, ``spans`` are none, and a span's
-    ``kind`` is that of its label in ``kinds``, else ``direct``. In a folder the id is the file
-    name without its suffix.
+    ``kind`` is that of its label in ``kinds``, else ``direct``; but a date that names no day, and
+    an age up to 89, is ``indirect`` (`sani.scanning.labels.kind_by_value`). In a folder the id is
+    the file name without its suffix.
 
     Args:
         path: A file, or a folder for i2b2 and BRAT.

@@ -14,7 +14,7 @@ from typing import cast
 
 from sani.corpus.documents import ANNOTATION, BETWEEN_TURNS, KINDS, Document, Kind, Span, Turn
 from sani.errors import CorpusError
-from sani.scanning.labels import is_public_name
+from sani.scanning.labels import is_public_name, kind_by_value
 from sani.text.folding import fold_text
 
 COLUMNS = ("id", "subject_id", "text", "spans", "messages", "source_text")
@@ -54,7 +54,8 @@ def to_document(row: Row, *, kinds: Mapping[str, Kind]) -> Document:
 
     Args:
         row: The record; keys other than ``COLUMNS`` are ignored.
-        kinds: Kind of each label whose spans name none; a label not in it is ``direct``.
+        kinds: Kind of each label whose spans name none. Of a date or an age that is not in it the
+            value decides (`kind_by_value`); any other label is ``direct``.
 
     Raises:
         RecordError: If a field is missing, of the wrong type, or a span does not fit the text.
@@ -230,7 +231,7 @@ def _to_span(item: object, text: str, *, kinds: Mapping[str, Kind]) -> Span:
     source, score = _provenance(item)
     kind = item.get("kind")
     if kind is None:
-        kind = kinds.get(label, "direct")
+        kind = kinds.get(label) or kind_by_value(label, text[start:end]) or "direct"
     if kind not in KINDS:
         raise RecordError(f"'kind' is not one of {', '.join(KINDS)}")
     return Span(start, end, label, cast(Kind, kind), source, float(score))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from string import Formatter
 from typing import TYPE_CHECKING, NamedTuple
 
-from sani.corpus.documents import Corpus, Document, Kind, Span
+from sani.corpus.documents import Corpus, Document, Span
 from sani.demo.templates import (
     LAYOUTS,
     NUMBER_SLOTS,
@@ -23,6 +23,7 @@ from sani.demo.templates import (
     SENTENCES,
 )
 from sani.errors import CorpusError
+from sani.scanning.labels import kind_of
 
 if TYPE_CHECKING:
     from faker import Faker
@@ -41,11 +42,6 @@ LABEL_OF_SLOT = {
     "REVIEW": "DATE",
     "AGE": "AGE",
 }
-KIND_OF_LABEL: dict[str, Kind] = {
-    label: "indirect" if label in {"DATE_OF_BIRTH", "DATE", "AGE"} else "direct"
-    for label in LABEL_OF_SLOT.values()
-}
-
 _FIRST_VISIT = datetime.date(2019, 1, 7)
 _PATIENTS_PER_DOCTOR = 8
 _PHONE_SHAPES = ("({}) 555-{}", "{}-555-{}", "{}.555.{}")
@@ -210,7 +206,8 @@ def _write_note(
     text, spans = "", []
     for piece, label in _fill(rng.choice(LAYOUTS), slots, decks=decks):
         if label is not None:
-            spans.append(Span(len(text), len(text) + len(piece), label, KIND_OF_LABEL[label]))
+            kind = kind_of(label, piece)
+            spans.append(Span(len(text), len(text) + len(piece), label, kind))
         text += piece
     return Document(note_id, patient.subject_id, text, tuple(spans))
 

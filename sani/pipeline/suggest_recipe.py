@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import yaml
 
 from sani.auditing.audit import audit
 from sani.auditing.utility import measure_utility
-from sani.corpus.documents import Corpus, Span
+from sani.corpus.documents import KINDS, Corpus, Span
 from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError
 from sani.machine.device import default_device
@@ -27,9 +27,15 @@ from sani.machine.memory import REPAIR_COPIES, device_memory, needed_memory
 from sani.models.checkpoint import Checkpoint, architecture_difference, load_checkpoint
 from sani.models.families import FAMILIES
 from sani.pipeline.inputs import check_control, read_others
-from sani.recipe import AnchorObjective, AuditSettings, RepairSettings
+from sani.recipe import AnchorObjective, AuditSettings, GateSettings, RepairSettings
 from sani.repairing.repair import repair
-from sani.scanning.inventory import subjects_in_words
+from sani.scanning.inventory import (
+    LabelCount,
+    count_labels,
+    count_understated,
+    judged_in_words,
+    subjects_in_words,
+)
 from sani.text.chat import rendered
 from sani.text.tokens import encode
 
@@ -58,7 +64,8 @@ class Fit:
         documents: Number of documents.
         subjects: Number of their subjects.
         without_subject_id: Number of documents that name no subject.
-        occurrences: Number of spans by kind.
+        labels: Number of spans by label and kind.
+        understated: Number of dates and ages that the corpus marks indirect though they are direct.
         tokens: Number of tokens of all documents.
         longest: Number of tokens of the longest document.
         seconds: Estimate of a whole run on this machine; None if it was not measured.
@@ -75,12 +82,18 @@ class Fit:
     documents: int
     subjects: int
     without_subject_id: int
-    occurrences: dict[str, int]
+    labels: dict[str, LabelCount]
+    understated: int
     tokens: int
     longest: int
     seconds: float | None
     fits: bool = True
     perplexities: tuple[float, float] | None = None
+
+    @property
+    def judged(self) -> list[str]:
+        """Say which labels the default gate judges, with their occurrences, and which not."""
+        return judged_in_words(self.labels, GateSettings().kinds, self.understated)
 
     @property
     def learnt_the_domain(self) -> bool:
@@ -135,7 +148,8 @@ def fit(
         documents=len(documents),
         subjects=len({document.subject_id for document in documents}),
         without_subject_id=sum(document.subject_id == document.id for document in documents),
-        occurrences=dict(Counter(s.kind for document in documents for s in document.spans)),
+        labels=count_labels(documents),
+        understated=count_understated(documents),
         tokens=sum(lengths),
         longest=max(lengths),
         seconds=(
@@ -252,7 +266,10 @@ def write_recipe(
 def _lines(
     path: Path, facts: Fit, *, model: Path, corpus: Path, base: Path | None, held_out: Path | None
 ) -> Iterator[str]:
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(facts.occurrences.items()))
+    occurrences = {
+        kind: sum(count.of_kinds([kind]) for count in facts.labels.values()) for kind in KINDS
+    }
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in occurrences.items() if count)
     long = " (longer documents are read in windows)" if facts.longest > facts.context else ""
     of_subjects = subjects_in_words(facts.documents, facts.subjects, facts.without_subject_id)
     yield f"# Sanitize a {facts.family} model of {facts.layers} layers; made by sani init."
@@ -264,6 +281,10 @@ def _lines(
         f"# Corpus: {of_subjects}, {facts.tokens:,} "
         f"tokens, at most {facts.longest:,} a document{long}; identifiers: {kinds or 'none marked'}"
     )
+    for line in facts.judged:
+        first, *more = wrap(line if line.isprintable() else ascii(line), width=90)
+        yield f"# Kinds:  {first}"
+        yield from (f"#         {part}" for part in more)
     yield f"# First:  sani scan {_in_shell(corpus)}"
     yield f"#         sani run {_in_shell(path)} --check"
     yield f"# Run:    sani run {_in_shell(path)} --out {_in_shell(Path('runs') / path.stem)}"
@@ -289,7 +310,7 @@ def _lines(
         yield f"  held_out: {_quoted(held_out)}  # utility, membership"
     else:
         yield "  # held_out: held_out.jsonl  # records it was not trained on: utility, membership"
-    if facts.occurrences:
+    if facts.labels:
         yield "scan: {}  # the corpus's own spans count; see docs/scanning.md"
     else:
         yield "scan: {patterns: true, propagate: subject}  # nothing is marked; add ner for names"

@@ -37,7 +37,9 @@ class CorpusSettings(Settings):
         None, description="regular expression with a group 'subject', for paths of text files"
     )
     kinds: Mapping[str, Kind] | None = Field(
-        None, description="label -> direct or indirect, for formats that do not say"
+        None,
+        description="label -> direct or indirect, for spans that do not say; else the value of a "
+        "date or an age decides, and any other label is direct",
     )
     limit: int | None = Field(None, ge=1, description="read only this many documents")
     max_line_mib: int = Field(

@@ -23,6 +23,7 @@ from sani.reporting.format import (
     stage_name,
 )
 from sani.reporting.schema import Report
+from sani.scanning.inventory import labels_in_words, understated_in_words
 
 ONLY_CHECKED = (
     "Only checked: this run changed nothing. The checkpoint before is the unsanitized one that the "
@@ -117,11 +118,14 @@ def untested(report: Report) -> tuple[str, ...]:
     lines = [
         *report.not_tested,
         *(
-            f"{kind} identifiers: measured, but the gate sets no limit for them"
+            f"{kind} identifiers ({labels_in_words(report.scan.labels, [kind]) or 'none'}): "
+            "measured, but the gate sets no limit for them"
             for kind in KIND_NAMES
             if kind not in kinds
         ),
     ]
+    if report.scan.understated and "indirect" not in kinds:
+        lines.append(understated_in_words(report.scan.understated))
     if report.without_limit:
         lines.append(f"limits that the recipe leaves out: {', '.join(report.without_limit)}")
     lines += [f"measured, but not judged: {line}" for line in guidance(report.attacks)]

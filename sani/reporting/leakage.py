@@ -26,6 +26,7 @@ from sani.reporting.format import (
 )
 from sani.reporting.schema import Report
 from sani.reporting.sentences import beyond_base, framings, what_changed
+from sani.scanning.inventory import LabelCount
 
 MAX_LISTED = 200  # labels
 _Name = TypeVar("_Name", bound=str)
@@ -175,7 +176,7 @@ def labels(report: Report) -> Section:
         tuple(
             (
                 label,
-                report.scan.labels[label].kind,
+                _kind(report.scan.labels[label]),
                 rate(audits["before"].figures[f"label:{label}"].greedy),
                 rate(audits["after"].figures[f"label:{label}"].greedy),
                 rate(audits["after"].figures[f"label:{label}"].discoverable),
@@ -185,6 +186,11 @@ def labels(report: Report) -> Section:
             for label in shown[:MAX_LISTED]
         ),
     )
+
+
+def _kind(count: LabelCount) -> str:
+    part = f" ({count.direct} of {count.occurrences})"
+    return count.kind + (part if 0 < count.direct < count.occurrences else "")
 
 
 def listed(report: Report) -> Iterator[Section]:

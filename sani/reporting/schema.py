@@ -26,7 +26,7 @@ from sani.reporting.at_risk import NamedAtRisk
 from sani.runfolder import check_result
 from sani.scanning.record import ScanRecord
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 Stage = Literal["base", "before", "erased", "after"]
 
@@ -304,7 +304,7 @@ class Provenance(Part):
 class Report(Part):
     """``report.json``. ``recipe`` is shown key by key, without the paths in it."""
 
-    schema_version: Literal[7]
+    schema_version: Literal[8]
     gate: Gate
     scan: ScanRecord
     audits: dict[Stage, CheckpointAudit]

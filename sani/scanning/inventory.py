@@ -7,13 +7,15 @@ as the first.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from sani.corpus.documents import Corpus, Document, Kind
+from sani.corpus.documents import KINDS, Corpus, Document, Kind
 from sani.errors import CorpusError
+from sani.scanning.labels import kind_by_value
 from sani.scanning.terms import Finder, Value
 
 SHORTEST = 4
@@ -22,12 +24,32 @@ SOURCE = "inventory"
 
 @dataclass(frozen=True)
 class LabelCount:
-    """One label: how often it is marked, with how many distinct values, for how many subjects."""
+    """One label: how often it is marked, with how many distinct values, for how many subjects.
+
+    Attributes:
+        kind: ``direct`` if any occurrence is.
+        occurrences: Spans.
+        direct: Those of kind ``direct``: a date that names a day is, a year alone is not.
+        identifiers: Distinct values.
+        subjects: Subjects.
+    """
 
     kind: Kind
     occurrences: int
+    direct: int
     identifiers: int
     subjects: int
+
+    def of_kinds(self, kinds: Collection[Kind]) -> int:
+        """Return the number of occurrences of these kinds."""
+        return sum(
+            count
+            for kind, count in (
+                ("direct", self.direct),
+                ("indirect", self.occurrences - self.direct),
+            )
+            if kind in kinds
+        )
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,7 @@ class Inventory:
             `SHORTEST` characters long).
         labels: By label.
         sources: Occurrences by who found them.
+        understated: Dates that name a day, and ages above 89, whose span says ``indirect``.
     """
 
     documents: int
@@ -55,6 +78,7 @@ class Inventory:
     unmarked: int
     labels: dict[str, LabelCount]
     sources: dict[str, int]
+    understated: int
 
     def to_json(self) -> dict[str, Any]:
         """Return the inventory as plain data."""
@@ -88,20 +112,9 @@ def take_inventory(corpus: Corpus) -> Inventory:
             "is not the same as clean. Annotate the corpus, have it scanned (sani scan --patterns, "
             "scan.patterns in a recipe), or check its format"
         )
-    occurrences: dict[str, int] = defaultdict(int)
-    values: dict[str, set[str]] = defaultdict(set)
-    subjects: dict[str, set[str]] = defaultdict(set)
-    kinds: dict[str, Kind] = {}
     of_subject: dict[str, list[Document]] = defaultdict(list)
     for document in corpus:
         of_subject[document.subject_id].append(document)
-        for span in document.spans:
-            occurrences[span.label] += 1
-            values[span.label].add(document.value(span))
-            subjects[span.label].add(document.subject_id)
-            # A label used for both kinds counts as direct: the stricter.
-            if kinds.get(span.label) != "direct":
-                kinds[span.label] = span.kind
     return Inventory(
         documents=len(corpus),
         subjects=len(of_subject),
@@ -109,15 +122,82 @@ def take_inventory(corpus: Corpus) -> Inventory:
         occurrences=corpus.num_spans,
         documents_without_spans=sum(not document.spans for document in corpus),
         unmarked=sum(_count_unmarked(documents) for documents in of_subject.values()),
-        labels={
-            label: LabelCount(
-                kinds[label], occurrences[label], len(values[label]), len(subjects[label])
-            )
-            for label in sorted(occurrences)
-        },
+        labels=count_labels(corpus),
         sources=dict(
             sorted(Counter(s.source for document in corpus for s in document.spans).items())
         ),
+        understated=count_understated(corpus),
+    )
+
+
+def count_labels(corpus: Corpus) -> dict[str, LabelCount]:
+    """Count the spans of a corpus by label, in the order of the alphabet."""
+    kinds: dict[str, Counter[Kind]] = defaultdict(Counter)
+    values: dict[str, set[str]] = defaultdict(set)
+    subjects: dict[str, set[str]] = defaultdict(set)
+    for document in corpus:
+        for span in document.spans:
+            kinds[span.label][span.kind] += 1
+            values[span.label].add(document.value(span))
+            subjects[span.label].add(document.subject_id)
+    return {
+        label: LabelCount(
+            # A label used for both kinds counts as direct: the stricter.
+            kind="direct" if kinds[label]["direct"] else "indirect",
+            occurrences=kinds[label].total(),
+            direct=kinds[label]["direct"],
+            identifiers=len(values[label]),
+            subjects=len(subjects[label]),
+        )
+        for label in sorted(kinds)
+    }
+
+
+def labels_in_words(labels: Mapping[str, LabelCount], kinds: Collection[Kind]) -> str:
+    """Return the labels with their number of occurrences of these kinds; empty if there are none.
+
+    Args:
+        labels: Counts by label.
+        kinds: Kinds that count.
+    """
+    counts = {label: count.of_kinds(kinds) for label, count in labels.items()}
+    return ", ".join(f"{label} {count:,}" for label, count in counts.items() if count)
+
+
+def judged_in_words(
+    labels: Mapping[str, LabelCount], kinds: Collection[Kind], understated: int
+) -> list[str]:
+    """Return which labels a gate judges, and which not, each with its occurrences.
+
+    Args:
+        labels: Counts by label; no line without any.
+        kinds: Kinds that the gate judges.
+        understated: From `count_understated`.
+    """
+    if not labels:
+        return []
+    others = [kind for kind in KINDS if kind not in kinds]
+    lines = [
+        f"judged by the gate: {labels_in_words(labels, kinds) or 'none'}",
+        f"not judged ({', '.join(others)}): {labels_in_words(labels, others) or 'none'}",
+    ]
+    return [*lines, understated_in_words(understated)] if understated else lines
+
+
+def count_understated(corpus: Corpus) -> int:
+    """Count the spans that say ``indirect``, and whose value is direct by the rule of dates."""
+    return sum(
+        span.kind == "indirect" and kind_by_value(span.label, document.value(span)) == "direct"
+        for document in corpus
+        for span in document.spans
+    )
+
+
+def understated_in_words(count: int) -> str:
+    """Return what it means that so many spans are understated, and what to do."""
+    return (
+        f"{count:,} occurrences are marked indirect by the corpus itself, though they are dates "
+        "that name a day or ages above 89: leave their 'kind' out, or scan the plain records again"
     )
 
 

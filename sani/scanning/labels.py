@@ -1,10 +1,11 @@
 """The labels of the scan: what each is called elsewhere, its kind, and the HIPAA categories.
 
-All of it is data, in ``labels.yaml``.
+All of it is data, in ``labels.yaml``. Of a date and of an age, the value decides the kind.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,6 +14,8 @@ from typing import Any, cast
 import yaml
 
 from sani.corpus.documents import Kind
+from sani.values.ages import is_over_89
+from sani.values.dates import names_a_day
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,43 @@ def is_public_name(name: str) -> bool:
     return name.upper() in _synonyms() or name in SOURCES
 
 
-def kind_of(label: str) -> Kind:
-    """Return the kind of a label of the scan; an unknown one is direct, the stricter."""
+def kind_by_value(label: str, value: str) -> Kind | None:
+    """Return the kind of a value whose label alone does not decide it: a date, or an age.
+
+    A date that names a day of a month is direct, and so is an age above 89; any other date or age
+    is indirect. This is the one place of that rule, whoever marked the value.
+
+    Args:
+        label: In the words of any corpus or tool that ``labels.yaml`` knows.
+        value: What it marks.
+
+    Returns:
+        The kind; None for every other label.
+    """
+    condition = direct_if(scan_label(label))
+    if condition is None:
+        return None
+    return "direct" if _CONDITIONS[condition](value) else "indirect"
+
+
+def kind_of(label: str, value: str) -> Kind:
+    """Return the kind of a value under a label of the scan; an unknown label is direct."""
+    return kind_by_value(label, value) or kind_of_label(label)
+
+
+def kind_of_label(label: str) -> Kind:
+    """Return the kind of a label of the scan, of most values where `direct_if` names others."""
     row = _table()["labels"].get(label)
     return cast(Kind, row["kind"]) if row else "direct"
+
+
+def direct_if(label: str) -> str | None:
+    """Return which values of an indirect label of the scan are direct: ``a_day``, ``over_89``."""
+    row = _table()["labels"].get(label, {})
+    return cast(str | None, row.get("direct_if"))
+
+
+_CONDITIONS: dict[str, Callable[[str], bool]] = {"a_day": names_a_day, "over_89": is_over_89}
 
 
 def hipaa_categories() -> tuple[HipaaCategory, ...]:

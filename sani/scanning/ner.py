@@ -95,7 +95,7 @@ class SpacyNer:
                 share = window.share(entity.start_char, entity.end_char)
                 if share and label in _LABELS:
                     start, end = (window.offset + place for place in share)
-                    spans[number].append(_span(start, end, label, SPACY_SCORE))
+                    spans[number].append(_span(texts[number], start, end, label, SPACY_SCORE))
         return spans
 
 
@@ -166,7 +166,7 @@ class TransformersNer:
                 for start, end, label, score in _runs(window.text, words_of_window):
                     if share := window.share(start, end):
                         start, end = (window.offset + place for place in share)
-                        spans[number].append(_span(start, end, label, score))
+                        spans[number].append(_span(texts[number], start, end, label, score))
         return spans
 
     def _words(self, texts: list[str]) -> list[list[Word]]:
@@ -243,5 +243,5 @@ def _all_windows(texts: Sequence[str]) -> Iterable[Any]:
     return ((number, window) for number, text in enumerate(texts) for window in windows(text))
 
 
-def _span(start: int, end: int, label: str, score: float) -> Span:
-    return Span(start, end, label, kind_of(label), SOURCE, round(score, 4))
+def _span(text: str, start: int, end: int, label: str, score: float) -> Span:
+    return Span(start, end, label, kind_of(label, text[start:end]), SOURCE, round(score, 4))

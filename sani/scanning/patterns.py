@@ -28,7 +28,6 @@ from sani.values.names import listed_names
 
 SOURCE = "pattern"
 TIMEOUT_SECONDS = 30.0
-OLDEST_COMMON_AGE = 89
 _PIECE = regex.compile(r"\{([a-z_]+)\}")
 _PRESIDIO_FLAGS = regex.DOTALL | regex.MULTILINE | regex.IGNORECASE
 # Presidio's rule: a context word within five words before raises a score by 0.35, to at least 0.4.
@@ -71,8 +70,8 @@ def load_patterns() -> None:
         build()
 
 
-def _span(start: int, end: int, label: str, score: float) -> Span:
-    return Span(start, end, label, kind_of(label), SOURCE, round(score, 4))
+def _span(text: str, start: int, end: int, label: str, score: float) -> Span:
+    return Span(start, end, label, kind_of(label, text[start:end]), SOURCE, round(score, 4))
 
 
 # --- Presidio ---------------------------------------------------------------------------------
@@ -94,7 +93,7 @@ def _presidio(text: str, folded: Folded) -> Iterator[Span]:
             if score < 1.0 and _in_context(recognizer.context, lower, start):
                 score = min(1.0, max(score + _CONTEXT_BONUS, _CONTEXT_LEAST))
             if score >= threshold:
-                yield _span(start, end, label, score)
+                yield _span(text, start, end, label, score)
 
 
 def _by_expression(recognizer: Any, text: str) -> Iterator[tuple[int, int, float]]:
@@ -188,9 +187,10 @@ def _fields(text: str, folded: Folded) -> Iterator[Span]:
             match = field.value.match(text, place, timeout=TIMEOUT_SECONDS)
             if match is not None:
                 if field.heading:
-                    yield _span(before, place, field.heading, field.score)
+                    yield _span(text, before, place, field.heading, field.score)
                 start, end = match.span("value")
-                yield _span(start, _stripped(text, start, end), field.label, field.score)
+                end = _stripped(text, start, end)
+                yield _span(text, start, end, field.label, field.score)
 
 
 def _stripped(text: str, start: int, end: int) -> int:
@@ -233,8 +233,7 @@ def _expressions(text: str, folded: Folded) -> Iterator[Span]:
             extent = row.check(match) if row.check else match.span()
             if extent is not None:
                 start, end = extent
-                span = _span(start, _stripped(text, start, end), row.label, row.score)
-                yield _old_age(span, text) if row.label == "AGE" else span
+                yield _span(text, start, _stripped(text, start, end), row.label, row.score)
 
 
 def find_dates(text: str) -> Iterator[tuple[int, int]]:
@@ -333,14 +332,6 @@ def _listed_names() -> tuple[frozenset[str], frozenset[str]]:
 def _age(match: regex.Match[str]) -> tuple[int, int] | None:
     digits = regex.search(r"\d+", match.group())
     return match.span() if digits and int(digits[0]) <= 120 else None
-
-
-def _old_age(span: Span, text: str) -> Span:
-    """Make an age over 89 direct, as in HIPAA's list; younger ones are not."""
-    digits = regex.match(r"\d+", text, pos=span.start)
-    if digits and int(digits[0]) > OLDEST_COMMON_AGE and "m" not in text[span.start : span.end]:
-        return Span(span.start, span.end, span.label, "direct", span.source, span.score)
-    return span
 
 
 def _letters_and_digits(match: regex.Match[str]) -> tuple[int, int] | None:

@@ -18,9 +18,8 @@ from functools import cache, cached_property
 
 from babel import Locale, localedata
 
-from sani.values.dates import month_names, years_of
+from sani.values.dates import YEARS, month_names, years_of
 
-YEARS = range(1850, 2100)
 LEAST_DAYS = 366  # a label whose dates span less is given this much room
 LEAST_DONORS = 5
 _ORDERS = ("dmy", "mdy", "ymd", "my", "ym", "dm", "md", "y")
@@ -120,7 +119,9 @@ class DateFormats:
                 dates.append(one)
         return dates
 
-    def draw(self, date: WrittenDate, chance: random.Random, *, fresh: bool) -> str | None:
+    def draw(
+        self, date: WrittenDate, chance: random.Random, *, fresh: bool, same_year: bool
+    ) -> str | None:
         """Return another date in the same format, within the label's range; None if the try fails.
 
         Args:
@@ -128,16 +129,23 @@ class DateFormats:
             chance: The dice.
             fresh: Any day of the range instead of a day, a month and a year of the label's own
                 dates of this format.
+            same_year: Keep the year, if the date says one.
         """
         fields = range(len(date.kinds))
         pools = [self._fields.get((date.style, field), []) for field in fields]
         if not fresh:
             if any(len(pool) < LEAST_DONORS for pool in pools):
                 return None
-            texts = [chance.choice(pool) for pool in pools]
+            texts = [
+                text if same_year and kind == "y" else chance.choice(pool)
+                for kind, text, pool in zip(date.kinds, date.texts, pools, strict=True)
+            ]
         else:
             first, last = self.days or (datetime.date(1950, 1, 1), datetime.date(2020, 12, 31))
-            day = first + datetime.timedelta(chance.randrange((last - first).days + 1))
+            if same_year and "y" in date.kinds and (true := self._date(date.kinds, date.texts)):
+                first = max(first, true.replace(month=1, day=1))
+                last = min(last, true.replace(month=12, day=31))
+            day = first + datetime.timedelta(chance.randrange(max(0, (last - first).days) + 1))
             texts = [
                 self._text(day, kind, text, pool)
                 for kind, text, pool in zip(date.kinds, date.texts, pools, strict=True)

@@ -1,6 +1,7 @@
 """Dates as text has them: month names, and the days that a written date may mean.
 
-Scan, audit and cues read dates here, so that they agree on which writings are one date. Decoys
+Scan, audit and cues read dates here, so that they agree on which writings are one date, and on
+which name a day. Decoys
 (`sani.values.date_formats`) take the month names and the rule for years of two digits from here.
 Text is read folded (`sani.text.folding`). Month names are those of Unicode CLDR, by Babel.
 """
@@ -24,6 +25,9 @@ LANGUAGES = (
 """Languages whose month names are read; no two of them call different months by one name."""
 # Years of two digits up to here are first read as of this century, as strptime does.
 LAST_RECENT_YEAR = 68
+
+YEARS = range(1850, 2100)
+"""Years that digits side by side may name."""
 
 Days = tuple[datetime.date, ...]
 """The days that a date may mean, the likeliest first; several where the writing leaves it open."""
@@ -102,6 +106,61 @@ def days_in(value: str) -> set[datetime.date]:
     if len(months) == len(numbers) == len(years) == 1:
         return set(_existing([(years[0], months[0], numbers[0])]))
     return set()
+
+
+def names_a_day(value: str) -> bool:
+    """Return whether a value that is known to be a date or a time names a day of a month.
+
+    The year may be missing. A year, a month, a month of a year, a time of day, a weekday, a number
+    of days and a relative time name none. What may be read in two ways counts as a day: 03/21 may
+    be a month of a year, 201203 may be one too. Days in words ("the third of March") are not read.
+    """
+    if days_in(value):
+        return True
+    folded = _CLOCK.sub(" ", fold_text(value))
+    words = re.findall(rf"{LETTER}+", folded)
+    days = any(1 <= int(number) <= 31 for number in _DAY_NUMBER.findall(folded))
+    return (
+        (days and any(word in month_numbers() for word in words))
+        or any(map(_is_day_and_month, _PAIR.finditer(folded)))
+        or any(_reads_as_day(run) for run in re.findall(r"\d+", folded) if len(run) in (6, 8))
+        or _ROMAN_MONTH.search(folded) is not None
+    )
+
+
+# Times of day, and "5 days ago": ago is also short for August.
+_CLOCK = re.compile(
+    r"(?<![\d.])(?:[01]?\d|2[0-4])"
+    r"(?::\d\d(?::\d\d)?| ?h\d\d|(?:[:.]\d\d)? ?(?:uhr|h|[ap]\.?m)\b)"
+    rf"|\d+ ?(?!de ){LETTER}{{2,}} ago\b"
+)
+_DAY_NUMBER = re.compile(r"(?<![\d'])\d{1,2}(?!\d)")
+_PAIR = re.compile(
+    r"(?<![\d./-])(?P<one>\d{1,2})(?P<sign> ?/ ?| ?[월月] ?| ?\. ?|-)(?P<two>\d{1,2})"
+    rf"(?![\d/-]|\.\d)(?P<unit>[ -]?{LETTER}{{3}})?"
+)
+_ROMAN_MONTH = re.compile(
+    r"(?<!\d)\d{1,2}[ ./-]{1,2}(?:x?i{1,3}|i?[vx]|vi{1,3}|ix)[ ./-]{1,2}(?:\d{4}|\d\d)(?!\d)"
+)
+
+
+def _is_day_and_month(match: re.Match[str]) -> bool:
+    """Return whether two numbers side by side are a day and a month."""
+    one, two = match["one"], match["two"]
+    # Around a hyphen or a period they may be a number of something: "3-4 weeks", "2.5 years".
+    if match["sign"].strip() in "-." and match["unit"] and "0" not in (one[0], two[0]):
+        return False
+    return bool(_existing([(2000, int(two), int(one)), (2000, int(one), int(two))]))
+
+
+def _reads_as_day(run: str) -> bool:
+    """Return whether 6 or 8 digits side by side are a day, month and year in a usual order."""
+    orders = [(run[:-4], run[-4:-2], run[-2:]), (run[4:], run[2:4], run[:2])]
+    orders.append((run[4:], run[:2], run[2:4]))
+    return any(
+        years_of(year)[0] in YEARS and _existing([(2000, int(month), int(day))])
+        for year, month, day in orders
+    )
 
 
 # Signs between day, month and year that differ.

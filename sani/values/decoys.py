@@ -8,6 +8,10 @@ surname; and a value with a check digit gets decoys with the right check digit. 
 values give no new combination, names come from name lists (Faker, in the locales that the corpus's
 own names are from), other words are spelled as the label's words are, and digits are drawn freely.
 
+A date keeps its year as long as there are days in it: a visit is no decoy of a birth. Where a year
+has too few days that stand nowhere, decoys are days of it that only other subjects' texts hold.
+They are the only decoys that may stand in the corpus.
+
 A *swap* is another subject's value of the same label. It is as common as the true value, and the
 model may well have memorized it, so whoever prefers the true one knows whose it is.
 
@@ -19,11 +23,11 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 
 from sani.corpus.documents import Corpus
-from sani.values.label_model import ATTEMPTS, LabelModel, shape_of
+from sani.values.label_model import ATTEMPTS, LabelModel, Maker, shape_of
 from sani.values.names import Names
 from sani.values.phrases import PhraseIndex, words_of
 
@@ -53,9 +57,10 @@ class DecoyMaker:
     def decoys(self, label: str, value: str, *, count: int) -> list[str]:
         """Return up to ``count`` distinct decoys for a value; fewer where the format has no room.
 
-        No decoy stands in any text as whole words, whatever its case, blanks and punctuation. It
-        has as many words as the value, so neither holds the other. The same value of the same
-        label always gets the same decoys, and fewer of them are the first of more.
+        No decoy stands in any text as whole words, whatever its case, blanks and punctuation,
+        but for days of a year that has too few others. It has as many words as the value, so
+        neither holds the other. The same value of the same label always gets the same decoys, and
+        fewer of them are the first of more.
         """
         return list(self._made(label, value, count))
 
@@ -67,20 +72,27 @@ class DecoyMaker:
         makers = self._labels[label].makers(value, chance)
         return tuple(itertools.islice(self._unseen(makers, value), count))
 
-    def _unseen(self, makers: Iterable[Callable[[], str | None]], value: str) -> Iterator[str]:
+    def _unseen(self, makers: Iterable[Maker], value: str) -> Iterator[str]:
         """Yield what each maker makes until `ATTEMPTS` in a row stand in a text or came before."""
-        seen = {words_of(value)}
+        true = words_of(value)
+        seen = {true}
         for maker in makers:
             misses = 0
             while misses < ATTEMPTS:
-                decoy = maker()
+                decoy = maker.make()
                 words = () if decoy is None else words_of(decoy)
-                if decoy is None or words in seen or self._index.holds(words):
+                if decoy is None or words in seen or self._stands(words, true, maker):
                     misses += 1
                 else:
                     misses = 0
                     seen.add(words)
                     yield decoy
+
+    def _stands(self, words: tuple[str, ...], true: tuple[str, ...], maker: Maker) -> bool:
+        """Return whether words stand in a text where a decoy of this maker must not stand."""
+        if not self._index.holds(words):
+            return False
+        return not (maker.of_others and self._owners(words).isdisjoint(self._owners(true)))
 
     def swaps(self, label: str, value: str, subject_id: str, *, count: int) -> list[str]:
         """Return up to ``count`` distinct values that other subjects have under this label.

@@ -49,6 +49,19 @@ class _Piece:
     date: WrittenDate | None = None
 
 
+@dataclass(frozen=True)
+class Maker:
+    """A way to make a decoy.
+
+    Attributes:
+        make: Makes another one at each call; None if a try fails.
+        of_others: Whether what it makes may stand in texts of subjects who lack the true value.
+    """
+
+    make: Callable[[], str | None]
+    of_others: bool = False
+
+
 class LabelModel:
     """The values of one label as pieces, and how these follow each other."""
 
@@ -95,21 +108,31 @@ class LabelModel:
         # Context -> (piece, number of its value), sorted.
         self._continuations = _continuations(entries)
 
-    def makers(self, value: str, chance: random.Random) -> list[Callable[[], str | None]]:
-        """Return ways to make another value of the same format, the best first."""
+    def makers(self, value: str, chance: random.Random) -> list[Maker]:
+        """Return ways to make another value of the same format, the best first.
+
+        A day first keeps its year: a visit is no decoy of a birth, and who knows the year of a
+        document knows the year of its dates. Where the days of a year are used up, days that other
+        subjects have are better than another year.
+        """
         pieces = self._pieces(value)
         number = self._numbers.get(words_of(value), -1)
-        makers: list[Callable[[], str | None]] = [
-            lambda: self._fresh(pieces, chance, keep=True),
-        ]
-        if not self._is_full(pieces):
-            makers.insert(0, lambda: self._combined(pieces, number, chance))
+        combined = (
+            [] if self._is_full(pieces) else [partial(self._combined, pieces, number, chance)]
+        )
+        fresh = partial(self._fresh, pieces, chance, keep=True)
+        makers: list[Maker] = []
+        if any(piece.date and {"d", "y"} <= set(piece.date.kinds) for piece in pieces):
+            same_year = [partial(make, same_year=True) for make in (*combined, fresh)]
+            makers += map(Maker, same_year)
+            makers += [Maker(make, of_others=True) for make in same_year]
+        makers += map(Maker, [*combined, fresh])
         if self._is_names:
-            makers.append(lambda: self._fresh(pieces, chance, keep=False))
+            makers.append(Maker(partial(self._fresh, pieces, chance, keep=False)))
         checksum = None if any(piece.date for piece in pieces) else self._checksum(value)
         if checksum is None:
             return makers
-        return [partial(_completed, checksum, maker) for maker in makers]
+        return [Maker(partial(_completed, checksum, maker.make)) for maker in makers]
 
     def _pieces(self, value: str) -> list[_Piece]:
         """Take a value apart."""
@@ -150,13 +173,21 @@ class LabelModel:
             self._full[shape] = 2 * taken > len(drawn)
         return self._full[shape]
 
-    def _combined(self, pieces: Sequence[_Piece], number: int, chance: random.Random) -> str | None:
+    def _combined(
+        self,
+        pieces: Sequence[_Piece],
+        number: int,
+        chance: random.Random,
+        *,
+        same_year: bool = False,
+    ) -> str | None:
         """Put pieces of other values together, each drawn by what stands before and around it.
 
         Args:
             pieces: Of the value; marks and blanks stay.
             number: Of the value, whose own pieces are avoided.
             chance: The dice.
+            same_year: Whether a date keeps its year.
         """
         shape = self._shapes.get(_symbols(pieces), -1)
         texts: list[str] = []
@@ -166,7 +197,7 @@ class LabelModel:
                 texts.append(piece.text)
                 continue
             if piece.date:
-                text = self._dates.draw(piece.date, chance, fresh=False)
+                text = self._dates.draw(piece.date, chance, fresh=False, same_year=same_year)
             else:
                 in_shape, in_any = _ngram_contexts(shape, place, pieces, earlier, before)
                 text = None
@@ -208,7 +239,14 @@ class LabelModel:
                     return text
         return None
 
-    def _fresh(self, pieces: Sequence[_Piece], chance: random.Random, *, keep: bool) -> str | None:
+    def _fresh(
+        self,
+        pieces: Sequence[_Piece],
+        chance: random.Random,
+        *,
+        keep: bool,
+        same_year: bool = False,
+    ) -> str | None:
         """Put new pieces together: names, made-up words, any digits, any day of the label's range.
 
         Words that two other subjects have, be it in prose, stay if ``keep``: Street, years.
@@ -216,7 +254,7 @@ class LabelModel:
         texts: list[str] = []
         for place, piece in enumerate(pieces):
             if piece.date:
-                date = self._dates.draw(piece.date, chance, fresh=True)
+                date = self._dates.draw(piece.date, chance, fresh=True, same_year=same_year)
                 if date is None:
                     return None
                 texts.append(date)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 
@@ -9,12 +10,13 @@ from sani.auditing.audit import audit
 from sani.auditing.control_tests import control_tests_by_kind
 from sani.auditing.framing_search import rank_framings
 from sani.auditing.record import record_of, verdicts_of
-from sani.corpus.documents import Corpus
+from sani.corpus.documents import Corpus, Span
 from sani.demo.clinic import invent_clinics
 from sani.demo.demo import train_on_text
 from sani.gate.memory import check_memory
 from sani.models.checkpoint import Checkpoint
-from sani.recipe import AuditSettings, GateSettings
+from sani.recipe import AuditSettings, GateSettings, MaskObjective, RepairSettings
+from sani.repairing.repair import repair
 from sani.text.tokens import encode
 
 pytestmark = pytest.mark.long
@@ -75,6 +77,59 @@ def test_a_person_behind_another_framing_than_the_control_s_is_found(
     assert record.figures["direct"].greedy.value is not None
     assert control.figures["direct"].greedy.value is not None
     assert record.figures["direct"].greedy.value < 0.05
+
+
+def test_a_model_that_recites_one_date_of_birth_does_not_pass(
+    base: Checkpoint, people: tuple[Corpus, Corpus]
+) -> None:
+    """Every other identifier is kept out of its training, and dates of birth are judged."""
+    records, held_out = people
+    subject = next(d.subject_id for d in records if "DATE_OF_BIRTH" in {s.label for s in d.spans})
+    model = replace(base, model=copy.deepcopy(base.model))
+    read = [  # the date of birth is not marked, so it is learnt as ordinary text
+        replace(d, spans=tuple(s for s in d.spans if s.label != "DATE_OF_BIRTH"))
+        for d in records
+        if d.subject_id == subject
+    ]
+    masked = RepairSettings(
+        identifier_loss=MaskObjective(kind="mask"), epochs=60, learning_rate=5e-3, batch_tokens=768
+    )
+    repair(model, Corpus(read), masked, framing="bos", seed=0)
+    settings = SETTINGS.model_copy(update={"framing": "bos"})
+    before = audit(base, records, settings, held_out=held_out)
+    after = audit(model, records, settings, held_out=held_out)
+    # The positive control: the date of birth is recited, and nothing else beyond the base.
+    recited = [
+        (records[document].subject_id, records[document].spans[span].label)
+        for document, span in zip(
+            after.occurrences.document[after.occurrences.greedy & ~before.occurrences.greedy],
+            after.occurrences.span[after.occurrences.greedy & ~before.occurrences.greedy],
+            strict=True,
+        )
+    ]
+    assert set(recited) == {(subject, "DATE_OF_BIRTH")}
+
+    def failed(corpus: Corpus) -> set[str]:
+        tests, _ = control_tests_by_kind(
+            corpus, verdicts_of(after), verdicts_of(before), held_out=held_out, seed=0
+        )["direct"]
+        record = replace(record_of(after), control_tests={"direct": tests})
+        return {c.name for c in check_memory("direct", GateSettings(), record) if not c.holds}
+
+    assert "greedy_beyond_control.direct" in failed(records)
+    # Judged as an indirect identifier, it would pass.
+    indirect = [
+        replace(s, kind="indirect") if s.label == "DATE_OF_BIRTH" else s
+        for d in records
+        for s in d.spans
+    ]
+    assert "greedy_beyond_control.direct" not in failed(with_spans(records, indirect))
+
+
+def with_spans(corpus: Corpus, spans: list[Span]) -> Corpus:
+    """Return the corpus with other spans, in the order of its own."""
+    rest = iter(spans)
+    return Corpus([replace(d, spans=tuple(islice(rest, len(d.spans)))) for d in corpus])
 
 
 def test_the_sample_of_the_search_has_a_document_of_every_subject(

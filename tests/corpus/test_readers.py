@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sani.corpus.documents import Corpus, Document, Span
+from sani.corpus.documents import Corpus, Document, Kind, Span
 from sani.corpus.readers import FORMATS, read_corpus
 from sani.corpus.tables import SizeLimits
 from sani.corpus.tables import write_jsonl as write_documents
@@ -256,6 +256,44 @@ def test_kinds_fill_in_only_what_the_data_leaves_open(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", [{"id": 1, "text": "abcd", "spans": spans}])
     kinds = [span.kind for span in read_corpus(path, kinds={"AGE": "indirect"})[0].spans]
     assert kinds == ["indirect", "direct", "direct"]
+
+
+VALUES = {  # text, label -> kind where nobody says it
+    ("born 25/03/1951", "DATE"): "direct",
+    ("25 de marzo", "FECHAS"): "direct",
+    ("25032021", "DATE_OF_BIRTH"): "direct",
+    ("1951", "DATE"): "indirect",
+    ("March 2021", "B-DATE"): "indirect",
+    ("two days ago", "DATE_TIME"): "indirect",
+    ("tonight", "TIME"): "indirect",
+    ("91 años", "EDAD_SUJETO_ASISTENCIA"): "direct",
+    ("61", "AGE"): "indirect",
+    ("1951", "YEAR_OF_SOMETHING"): "direct",
+    ("Lugo", "CITY"): "direct",
+}
+
+
+def test_the_value_of_a_date_or_an_age_decides_its_kind_where_nobody_says_it(
+    tmp_path: Path,
+) -> None:
+    def row(number: int, text: str, label: str, **extra: str) -> dict[str, Any]:
+        span = {"start": 0, "end": len(text), "label": label, **extra}
+        return {"id": number, "text": text, "spans": [span]}
+
+    path = write_jsonl(tmp_path / "c.jsonl", [row(n, *pair) for n, pair in enumerate(VALUES)])
+    assert [document.spans[0].kind for document in read_corpus(path)] == list(VALUES.values())
+    for kind in ("direct", "indirect"):
+        rows = [row(n, *pair, kind=kind) for n, pair in enumerate(VALUES)]
+        said = read_corpus(write_jsonl(tmp_path / "said.jsonl", rows))
+        assert {document.spans[0].kind for document in said} == {kind}
+    # What a caller says of a label counts too.
+    named: dict[str, Kind] = {label: "indirect" for _, label in VALUES}
+    assert {d.spans[0].kind for d in read_corpus(path, kinds=named)} == {"indirect"}
+    # The turns of a conversation likewise.
+    turn = {"role": "user", "content": "born 1/2/1951", "spans": [
+        {"start": 5, "end": 13, "label": "DATE"}]}  # fmt: skip
+    path = write_jsonl(tmp_path / "chat.jsonl", [{"id": 1, "messages": [turn]}])
+    assert read_corpus(path)[0].spans[0].kind == "direct"
 
 
 def test_jsonl_skips_head_mark_blank_lines_and_carriage_returns(tmp_path: Path) -> None:

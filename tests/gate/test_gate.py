@@ -209,7 +209,7 @@ def test_an_auc_below_chance_gives_the_control_no_extra_room() -> None:
 
 def scan_of(quality: ScanQuality | None) -> ScanRecord:
     """Return the record of a scan of this quality."""
-    return ScanRecord(9, 9, 0, 9, 0, 0, {}, {}, quality, "digest")
+    return ScanRecord(9, 9, 0, 9, 0, 0, {}, {}, 0, quality, "digest")
 
 
 def test_a_scan_of_unknown_or_low_recall_does_not_hold_where_the_recipe_asks() -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.pipeline.suggest_recipe import Fit, duration, schedule, write_recipe
 from sani.recipe import QUICK, GateSettings, Recipe, load_recipe
 from sani.recipe.yaml_text import RecipeLoader
+from sani.scanning.inventory import LabelCount
 from tests.support.clinic import Clinic
 from tests.support.erasing import adapt
 from tests.support.folders import CONFIGS, write_source
@@ -68,7 +70,7 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
     assert init(job, out, "--base", job / "base", "--held-out", job / "held_out.jsonl") == 0
     said = capsys.readouterr().out
     assert said.startswith(f"Recipe: {out}. A run takes about ")
-    assert re.search(r"about (a minute|\d+ minutes)\. Next: ", said)
+    assert re.search(r"about (a minute|\d+ minutes)\.\n", said)
     assert said.endswith(f"Next: sani run {out} --check\n")
     header = [line for line in out.read_text().splitlines() if line.startswith("#")]
     records = [json.loads(line) for line in (job / "records.jsonl").read_text().splitlines()]
@@ -78,6 +80,14 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
     assert f"# Corpus: {len(records)} documents of 3 subjects" in header[2]
     assert f"{kinds.count('direct')} direct, {kinds.count('indirect')} indirect" in header[2]
     assert "(longer documents are read in windows)" in header[2]
+    # Dates that name a day are judged, and ages below 90 are not.
+    counts = Counter((s["label"], s["kind"]) for record in records for s in record["spans"])
+    for text in (said, " ".join(header).replace("\n", " ")):
+        (judged,) = re.findall(r"[Jj]udged by the gate: ([^:]*?)\.?\s+(?:# Kinds:  n|N)ot", text)
+        assert f"DATE {counts['DATE', 'direct']}" in judged
+        assert f"DATE_OF_BIRTH {counts['DATE_OF_BIRTH', 'direct']}" in judged
+        assert "AGE" not in judged
+        assert f"ot judged (indirect): AGE {counts['AGE', 'indirect']}" in text
     assert re.search(r"about (a minute|\d+ minutes) on this machine", header[-1])
     recipe = load_recipe(out)
     assert (recipe.model.path, recipe.model.base) == (job / "fine-tuned", job / "base")
@@ -163,7 +173,8 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
 ) -> None:
     out = tmp_path_factory.mktemp("r") / "mine.yaml"
     path = Path("x") / name
-    found = Fit("gpt2", layers, int(parameters), 9, 9, 1, 1, 0, {"direct": 1}, 9, 9, 60.0)
+    labels = {"A\nscan: {}": LabelCount("direct", 3, 1, 2, 1)}
+    found = Fit("gpt2", layers, int(parameters), 9, 9, 1, 1, 0, labels, 0, 9, 9, 60.0)
     write_recipe(out, found, model=path, corpus=path, base=path if with_base else None,
                  held_out=None)  # fmt: skip
     recipe = load_recipe(out)
@@ -188,7 +199,7 @@ def test_a_recipe_is_never_written_over(
     out.write_text("mine")
     assert init(job, out, "--no-time") == 1
     assert "already exists; choose another file" in capsys.readouterr().err
-    found = Fit("gpt2", 1, 1, 9, 9, 1, 1, 0, {}, 9, 9, None)
+    found = Fit("gpt2", 1, 1, 9, 9, 1, 1, 0, {}, 0, 9, 9, None)
     with pytest.raises(RecipeError, match="already exists"):
         write_recipe(out, found, model=job, corpus=job, base=None, held_out=None)
     assert out.read_text() == "mine"

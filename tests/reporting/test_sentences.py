@@ -1,11 +1,13 @@
 """Sentences of the report: every branch, from reports that differ in the figures alone."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sani.reporting.evidence import untested
 from sani.reporting.junit import junit
 from sani.reporting.schema import Erase, Plan, Report
 from sani.reporting.sentences import (
@@ -16,7 +18,7 @@ from sani.reporting.sentences import (
     what_changed,
     what_was_reset,
 )
-from tests.support.reports import corpus_of, finished_run, report_of
+from tests.support.reports import LABELS, corpus_of, finished_run, report_of
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,19 @@ def test_the_verdict_says_whether_limits_hold_and_which_are_weak(data: Mapping[s
     assert "subjects is no limit, by default test" in junit(weak)
     assert "properties" not in junit(report_of(dict(data)))
     assert verdict(changed(data, "gate.holds", False)).startswith("At least one limit")
+
+
+def test_what_was_not_tested_names_the_labels_that_are_not_judged(data: Mapping[str, Any]) -> None:
+    # 6 documents with 8 values each, every second of them indirect, under three labels in turn.
+    line = "indirect identifiers (LABELS): measured, but the gate sets no limit for them"
+    counts = Counter(LABELS[index % 3] for index in range(1, 8, 2))
+    names = ", ".join(f"{label} {6 * counts[label]}" for label in sorted(counts))
+    line = line.replace("LABELS", names)
+    lines = untested(report_of(dict(data)))
+    assert line in lines
+    assert not any("marked indirect by the corpus itself" in line for line in lines)
+    older = untested(changed(data, "scan.understated", 3))
+    assert any("3 occurrences are marked indirect by the corpus itself" in line for line in older)
 
 
 def test_the_verdict_names_the_subjects_at_risk(data: Mapping[str, Any]) -> None:

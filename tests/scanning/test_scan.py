@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sani
-from sani.corpus.documents import ANNOTATION, Corpus, Document, Span
+from sani.corpus.documents import ANNOTATION, Corpus, Document, Kind, Span
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.errors import CorpusError, ScanError
@@ -26,7 +26,7 @@ from sani.scanning import patterns
 from sani.scanning.detection import detect, estimate
 from sani.scanning.evaluation import evaluate
 from sani.scanning.indirect import find_indirect, lower
-from sani.scanning.inventory import take_inventory
+from sani.scanning.inventory import LabelCount, judged_in_words, take_inventory
 from sani.scanning.labels import HipaaCategory, hipaa_categories, kind_of, read_data, scan_label
 from sani.scanning.ner import SpacyNer, load_ner
 from sani.scanning.overlaps import resolve
@@ -110,7 +110,7 @@ def test_every_recognizer_that_presidio_switches_on_by_itself_is_used(language: 
 @pytest.mark.parametrize("text", PLAIN)
 def test_plain_clinical_text_holds_no_direct_identifier(text: str) -> None:
     found = resolve(find_by_pattern(text), text)
-    assert [span for span in values(text, found) if kind_of(span[0]) == "direct"] == []
+    assert [text[span.start : span.end] for span in found if span.kind == "direct"] == []
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,45 @@ def test_no_name_stands_for_two_labels_and_prefixes_of_tags_are_dropped() -> Non
     assert sorted(names) == sorted(set(names))
     assert scan_label("B-PER") == "NAME"
     assert scan_label("Beruf") == "Beruf"
-    assert kind_of("Beruf") == "direct"
+    assert kind_of("Beruf", "Bäcker") == "direct"
 
 
 def test_ages_over_89_are_direct_and_others_are_not() -> None:
     text = "a 93-year-old and an 89-year-old; edad: 91"
     ages = [(text[s.start : s.end], s.kind) for s in find_by_pattern(text) if s.label == "AGE"]
     assert ages == [("93", "direct"), ("89", "indirect"), ("91", "direct")]
+
+
+def test_dates_that_name_a_day_are_direct_and_others_are_not() -> None:
+    text = (
+        "Admitted on 3/14, seen 25 March 2021, DOB: 05/17/1951. Since 2019 and in March 2020 well. "
+        "Nacido el 2 de mayo de 1960."
+    )
+    found = resolve(find_by_pattern(text), text)
+    dates = {text[s.start : s.end]: s.kind for s in found if s.label == "DATE"}
+    assert dates.pop("2019") == "indirect"
+    assert dates.pop("March 2020") == "indirect"
+    assert set(dates) == {"3/14", "25 March 2021", "05/17/1951", "2 de mayo de 1960"}
+    assert set(dates.values()) == {"direct"}
+
+
+def test_the_inventory_counts_kinds_and_what_a_file_understates() -> None:
+    texts: list[tuple[str, Kind]] = [
+        ("25/03/2021", "direct"),
+        ("25/03/2021", "indirect"),
+        ("2021", "indirect"),
+    ]
+    documents = [
+        Document(str(n), str(n), text, (Span(0, len(text), "DATE", kind),))
+        for n, (text, kind) in enumerate(texts)
+    ]
+    inventory = take_inventory(Corpus(documents))
+    assert inventory.labels["DATE"] == LabelCount("direct", 3, 1, 2, 3)
+    assert inventory.understated == 1
+    words = judged_in_words(inventory.labels, ["direct"], inventory.understated)
+    assert words[:2] == ["judged by the gate: DATE 1", "not judged (indirect): DATE 2"]
+    assert words[2].startswith("1 occurrences are marked indirect by the corpus itself")
+    assert judged_in_words(inventory.labels, ["direct"], 0) == words[:2]
 
 
 def test_presidio_validates_by_checksum_and_words_before_raise_its_score() -> None:

@@ -263,6 +263,60 @@ def test_a_lone_date_gets_dates_of_about_a_year_around_it() -> None:
     assert max(abs((day - middle).days) for day in days) <= 183
 
 
+def births_and_visits(chance: random.Random, count: int) -> list[str]:
+    """Births, then as many visits, all under one label and in one format, as i2b2 has them."""
+    births = [datetime.date(1930, 1, 1) + datetime.timedelta(n) for n in
+              chance.sample(range(25000), count)]  # fmt: skip
+    visits = [datetime.date(2019, 1, 1) + datetime.timedelta(n) for n in
+              chance.sample(range(1800), count)]  # fmt: skip
+    return [day.strftime("%d/%m/%Y") for day in (*births, *visits)]
+
+
+def test_a_model_that_knows_where_births_stand_cannot_tell_them_from_decoys() -> None:
+    """It expects years before 2000 behind one heading and after it behind another, and no more."""
+    values = births_and_visits(random.Random(3), 150)
+    maker = DecoyMaker([values_of("DATE", values)], seed=0)
+    years = Counter(value[-4:] for value in values)
+
+    def preferred(make: Callable[[str], list[str]]) -> float:
+        def score(value: str, true: str) -> int:
+            same_century = (value[-4:] < "2000") == (true[-4:] < "2000")
+            return years[value[-4:]] if same_century else 0
+
+        shares = []
+        for true in values:
+            others = np.array([score(other, true) for other in make(true)])
+            mine = score(true, true)
+            shares.append(float((others < mine).mean() + 0.5 * (others == mine).mean()))
+        return float(np.mean(shares))
+
+    assert preferred(lambda true: maker.decoys("DATE", true, count=19)) == 0.5
+    # Dates from anywhere in the label would not be fair.
+    assert preferred(lambda true: [value for value in values if value != true]) > 0.65
+    for value in values:
+        found = maker.decoys("DATE", value, count=19)
+        assert len(found) == 19
+        assert {decoy[-4:] for decoy in found} == {value[-4:]}
+        assert not set(found) & set(values)
+
+
+def test_where_every_day_of_a_year_is_taken_decoys_are_days_of_others() -> None:
+    """A large clinic has visits on every day: a date of another subject is compared then."""
+    days = [datetime.date(2020, 1, 1) + datetime.timedelta(number) for number in range(366)]
+    taken = [day.isoformat() for day in days]
+    mine, also_mine = taken[40], taken[77]
+    rows = [[("DATE", mine), ("DATE", also_mine)]]
+    rows += [[("DATE", value)] for value in taken if value != also_mine]
+    births = [[("DATE", f"{year}-05-17")] for year in range(1930, 1990)]
+    maker = DecoyMaker([corpus_of([*rows, *births])], seed=0)
+    found = maker.decoys("DATE", mine, count=40)
+    assert len(set(found)) == 40
+    assert set(found) <= set(taken)
+    assert mine not in found
+    # A subject who has the true date sees none of the subject's own dates as a decoy.
+    assert also_mine not in maker.decoys("DATE", mine, count=366)
+
+
 def test_day_and_month_are_told_apart_by_the_labels_other_dates_and_then_by_the_language() -> None:
     chance = random.Random(0)
     days = chance.sample(EVERY_DAY, 40)
