@@ -41,6 +41,7 @@ from sani.text.tokens import Encoded, encode
 from sani.values.decoys import DecoyMaker
 
 MIN_FRAMINGS = 2  # that every document is read behind
+RECITES = 0.1  # of the sample: so much tells that an unsanitized model recites
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,8 @@ def _choose_framings(
     not scored in it.
     Without: each behind which something of the sample is recited that no chosen one brings up, and
     the next ones if there are fewer than `MIN_FRAMINGS`, since the sample may have missed the
-    worst. A framing that the settings fix is the only one.
+    worst. The unsanitized checkpoint is read behind so few only once it recites a tenth of the
+    sample: nobody asks whether it is clean. A framing that the settings fix is the only one.
     """
     search = rank_framings(checkpoint, documents.corpus, documents.encoded, settings)
     worst = search.framings[0]
@@ -251,7 +253,8 @@ def _choose_framings(
         recited = recited | search.recited[worst.name]
     chosen = {framing.name for framing in with_decoys}
     for framing in search.framings:
-        new = bool((search.recited[framing.name] & ~recited).any())
+        known = control_framing is None and recited.mean() >= RECITES
+        new = not known and bool((search.recited[framing.name] & ~recited).any())
         if framing.name not in chosen and (new or len(chosen) < MIN_FRAMINGS):
             without_decoys.append(framing)
             chosen.add(framing.name)

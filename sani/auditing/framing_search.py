@@ -67,9 +67,9 @@ def rank_framings(
 ) -> RankedFramings:
     """Rank the framings by how much a sample leaks, the worst first.
 
-    The worst framing has most uncued occurrences recited greedily; among equal ones, the highest
-    mean log-probability. The sample has a document of every subject: one person who is recited
-    behind one framing only must not be missed.
+    The worst framing has most uncued occurrences recited greedily. Among equal ones, blocks of
+    packed documents come last, and the highest mean log-probability first. The sample has a
+    document of every subject: one person who is recited behind one framing only must not be missed.
 
     Args:
         checkpoint: The model and its tokenizer.
@@ -80,15 +80,17 @@ def rank_framings(
     if settings.framing != "auto":
         return RankedFramings([framing_of(checkpoint, settings.framing)], {}, {})
     search = _Search(checkpoint, corpus, _sample(corpus, encoded), settings)
-    for framing in _candidates(checkpoint):
+    alone, blocks = _candidates(checkpoint), block_framings(checkpoint)
+    for framing in [*alone, *blocks]:
         search.add(framing)
-    if blocks := block_framings(checkpoint):
-        for framing in blocks:
-            search.add(framing)
-        # Other sizes and shifts are tried around the best one only: each costs a pass.
+    if blocks:
+        # Each costs a pass: other blocks are tried around the best one, and only where blocks tell
+        # more, or where a model with learnt positions may know them at one place of a block alone.
         best = max(blocks, key=search.leakage)
-        for framing in [*other_blocks(checkpoint, best), best.shifted()[1]]:
-            search.add(framing)
+        more = search.leakage(best) > max(map(search.leakage, alone))
+        if more or checkpoint.learns_positions:
+            for framing in [*other_blocks(checkpoint, best), best.shifted()[1]]:
+                search.add(framing)
     ranked = sorted(search.framings, key=search.leakage, reverse=True)
     return RankedFramings(ranked, search.tried, search.recited)
 
@@ -129,9 +131,13 @@ class _Search:
         complete = occurrences.num_tokens == self._num_tokens
         self.recited[framing.name] = greedy & complete & ~occurrences.cued
 
-    def leakage(self, framing: Framing) -> tuple[int, float]:
-        """Return what ranks a framing: occurrences recited, then the mean log-probability."""
-        return int(self.recited[framing.name].sum()), self._mean[framing.name]
+    def leakage(self, framing: Framing) -> tuple[int, bool, float]:
+        """Return what ranks a framing: occurrences recited, then the mean log-probability.
+
+        That of blocks is of fewer occurrences, since their ends cut some: they come second.
+        """
+        recited = int(self.recited[framing.name].sum())
+        return recited, not framing.block, self._mean[framing.name]
 
 
 def _candidates(checkpoint: Checkpoint) -> list[Framing]:

@@ -146,6 +146,17 @@ class Checkpoint:
         return int(self.model.config.decoder_start_token_id) if two_texts else None
 
     @property
+    def learns_positions(self) -> bool:
+        """True if each place of the input has a vector of its own, as in GPT-2."""
+        vocabulary = self.model.get_input_embeddings()
+        return any(
+            isinstance(module, torch.nn.Embedding)
+            and module is not vocabulary
+            and module.num_embeddings >= self.context_tokens
+            for module in self.model.modules()
+        )
+
+    @property
     def context_tokens(self) -> int:
         """Return the longest input of the model, or its attention window where that is shorter."""
         config = self.text_config

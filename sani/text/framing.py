@@ -61,7 +61,7 @@ ROLES = ("user", "assistant")  # whose turns a chat template opens
 _NUMBERED = re.compile(r"(?:eos-)?bos-(\d+)")
 # Documents packed into blocks of so many tokens, by what stands between two of them.
 _BLOCKS = re.compile(r"blocks-(\d+)(-bos|-none)?(?:\+(\d+))?")
-SMALLEST_BLOCK = 64
+SMALLEST_BLOCK, LARGEST_BLOCK = 64, 8192  # usual lengths of blocks; a context may be longer
 
 
 def framing_of(checkpoint: Checkpoint, name: str) -> Framing:
@@ -185,15 +185,17 @@ def _framings(tokenizer: Any, start: int | None, begin_tokens: Sequence[int]) ->
 
 
 def block_framings(checkpoint: Checkpoint) -> list[Framing]:
-    """Return the framings of packed documents: blocks of 64, 256, 1024 ... tokens, and the context.
+    """Return the framings of packed documents: blocks of 64, 256, 1024 ... tokens.
 
-    None for a masked model and for an encoder-decoder, whose documents are not packed.
+    The longest is the context, where that is no longer than `LARGEST_BLOCK`. None for a masked
+    model and for an encoder-decoder, whose documents are not packed.
     """
     if checkpoint.family.objective != "causal" or checkpoint.decoder_start is not None:
         return []
-    sizes = {checkpoint.context_tokens}
+    largest = min(checkpoint.context_tokens, LARGEST_BLOCK)
+    sizes = {largest}
     size = SMALLEST_BLOCK
-    while size < checkpoint.context_tokens:
+    while size < largest:
         sizes.add(size)
         size *= 4
     return [_blocks(checkpoint.tokenizer, size, "eos", 0) for size in sorted(sizes)]
@@ -206,7 +208,7 @@ def other_blocks(checkpoint: Checkpoint, framing: Framing) -> list[Framing]:
     others += [
         _blocks(tokenizer, each, "eos", 0)
         for each in (size // 2, size * 2)
-        if SMALLEST_BLOCK <= each < checkpoint.context_tokens
+        if SMALLEST_BLOCK <= each < min(checkpoint.context_tokens, LARGEST_BLOCK)
     ]
     distinct = {(other.block, other.prefix): other for other in reversed(others)}
     distinct.pop((framing.block, framing.prefix), None)
