@@ -6,16 +6,16 @@ put in their place one after the other, each drawn by what stands before it and 
 
 from __future__ import annotations
 
-import itertools
 import random
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 from sani.values.checksums import Checksum, common_checksums
+from sani.values.continuations import Contexts, Entry, continuations
 from sani.values.date_formats import DateFormats, WrittenDate, month_first
 from sani.values.names import LANGUAGES, Names, script_of
 from sani.values.phrases import words_of
@@ -26,11 +26,6 @@ MIN_CHECKED_DIGITS = 5  # shorter numbers have no check digit
 MIN_DONORS = 10  # values of a shape; where there are fewer, other shapes give pieces too
 _PIECE = re.compile(r"\d+|[^\W\d_]+|[\W_]")
 _CASES = "IULTM"
-# Where a piece stands: backoff contexts, which hold the pieces before it, from narrow to wide, then
-# unigram contexts, which do not.
-_Contexts = tuple[tuple[Hashable, ...], tuple[Hashable, ...]]
-_Entry = tuple[_Contexts, tuple[str, int]]  # (piece, number of its value)
-_SHARED = -2  # stands for the number of a value where a piece is of several
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +87,7 @@ class LabelModel:
         self._alike: Counter[int] = Counter()  # values of each shape
         self._full: dict[tuple[str, ...], bool] = {}
         self._words: set[str] = set()
-        entries: list[_Entry] = []
+        entries: list[Entry] = []
         for value in values:
             number = self._numbers.setdefault(words_of(value), len(self._numbers))
             pieces = self._pieces(value)
@@ -106,7 +101,7 @@ class LabelModel:
                         entries.append((contexts, (piece.text, number)))
                     earlier, before = before, piece.text
         # Context -> (piece, number of its value), sorted.
-        self._continuations = _continuations(entries)
+        self._continuations = continuations(entries)
 
     def makers(self, value: str, chance: random.Random) -> list[Maker]:
         """Return ways to make another value of the same format, the best first.
@@ -212,7 +207,7 @@ class LabelModel:
             earlier, before = before, text
         return "".join(texts)
 
-    def _drawn(self, contexts: _Contexts, number: int, chance: random.Random) -> str | None:
+    def _drawn(self, contexts: Contexts, number: int, chance: random.Random) -> str | None:
         """Draw a piece of another value than the one of this number; None if there is none.
 
         Source: Kneser and Ney 1995, with a discount of one: in each context that counts what
@@ -329,7 +324,7 @@ class LabelModel:
 
 def _ngram_contexts(
     shape: int, place: int, pieces: Sequence[_Piece], earlier: str, before: str
-) -> tuple[_Contexts, _Contexts]:
+) -> tuple[Contexts, Contexts]:
     """Return the contexts of a piece among the values of its shape, and among all values.
 
     Args:
@@ -351,36 +346,6 @@ def _ngram_contexts(
         (here, ((shape, place),)) if symbol != "0" else ((*here, ("0", before)), ("0",)),
         (((around, earlier, before), (around, before)), (around, symbol, case)),
     )
-
-
-def _continuations(entries: list[_Entry]) -> dict[Hashable, list[tuple[str, int]]]:
-    """Return for each context the pieces that stand in it with the numbers of their values, sorted.
-
-    Interpolated Kneser-Ney: a wider backoff context counts in how many narrower ones a piece
-    stands and not how often, so each narrower context passes one of each piece on to it.
-    """
-    items_of: dict[Hashable, list[tuple[str, int]]] = {}
-    level = 0
-    while entries:
-        groups: dict[Hashable, list[_Entry]] = defaultdict(list)
-        for contexts, item in entries:
-            backoff_contexts, unigram_contexts = contexts
-            if level < len(backoff_contexts):
-                groups[backoff_contexts[level]].append((contexts, item))
-            for context in unigram_contexts if level == len(backoff_contexts) else ():
-                items_of.setdefault(context, []).append(item)
-        entries = []
-        for context, group in groups.items():
-            group.sort(key=lambda entry: entry[1])
-            if len(group) > 1:
-                items_of[context] = [item for _, item in group]
-            for text, same in itertools.groupby(group, key=lambda entry: entry[1][0]):
-                (contexts, (_, number)), *others = same
-                if any(other != number for _, (_, other) in others):
-                    number = _SHARED
-                entries.append((contexts, (text, number)))
-        level += 1
-    return {context: sorted(items) for context, items in items_of.items()}
 
 
 def shape_of(value: str) -> str:
