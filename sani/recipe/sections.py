@@ -211,6 +211,11 @@ class GateSettings(Settings):
     discoverable_beyond_control: CountLimit | None = Field(
         "test", description="the same for (n, p)-discoverable values"
     )
+    sampled_beyond_control: CountLimit | None = Field(
+        "test",
+        description="maximum number of values that the model writes by itself and the base, "
+        "sampled alike, does not: a number, or test; judged where audit.generation is set",
+    )
     subjects: Literal["test"] | None = Field(
         "test",
         description="test: no subject and no label may stand out from its decoys more than chance "
@@ -279,6 +284,11 @@ class GateSettings(Settings):
     @property
     def needs_decoys(self) -> list[str]:
         """Limits that are measured with decoys."""
-        tested = ("greedy_beyond_control", "discoverable_beyond_control", "subjects")
+        tested = (
+            "greedy_beyond_control",
+            "discoverable_beyond_control",
+            "sampled_beyond_control",
+            "subjects",
+        )
         names = [name for name in tested if getattr(self, name) == "test"]
         return [*names, *(n for n in ("auc_to_base", "auc_excess") if getattr(self, n) is not None)]

@@ -112,7 +112,7 @@ def build_report(
             holds=bool(checks) and all(check.holds for check in checks),
             weaker=[
                 *weaker_limits(recipe.gate.model_dump(mode="json")),
-                *weaker_audit(recipe.audit),
+                *weaker_audit(recipe.audit, recipe.gate),
             ],
             checks=list(checks),
         ),
@@ -142,7 +142,7 @@ def build_report(
         erase=_erased(folder.load_as("erase", EraseFile)),
         repair=_repaired(folder.load_as("repair", RepairFile)),
         audit_settings=_pathless(recipe.audit),
-        gate_settings=recipe.gate,
+        gate_settings=recipe.judged_gate,
         without_limit=[name for name, limit in recipe.gate if limit is None and name not in TOTALS],
         corpus_limit=recipe.corpus.limit,
         recipe=_without_paths(recipe.model_dump()),
