@@ -1,7 +1,7 @@
 """`run`: the whole job of a recipe, stage by stage; each finished stage is kept.
 
 read -> scan -> audit before -> audit the base (the control) -> erase -> audit -> repair ->
-audit after -> attack -> gate -> sanitized/ -> report
+audit after -> unlearning depth -> attack -> gate -> sanitized/ -> report
 
 With `strategy: escalate`, the rungs of `escalation` take the place of erase and repair; with
 `rounds` above 1, those of `rounds` do. A stage is finished when its result file stands in the run
@@ -28,6 +28,7 @@ from sani.machine.device import make_deterministic
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import save_checkpoint
 from sani.pipeline.context import RunContext
+from sani.pipeline.depth import run_depth
 from sani.pipeline.escalation import climb
 from sani.pipeline.inputs import check_kind, digests, open_models, read_documents
 from sani.pipeline.models_of_run import ModelsOfRun
@@ -116,6 +117,7 @@ def _run_stages(run: RunContext) -> None:
         run_erase(run)
         run_repair(run)
     run_audit(run, "after", lambda: models.latest)
+    run_depth(run)
     run_attack(run)
 
 

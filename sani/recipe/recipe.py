@@ -152,6 +152,8 @@ def _base_problems(
 def _gate_problems(recipe: Recipe) -> Iterator[str]:
     """Yield the limits on the audit that this recipe cannot measure."""
     gate = recipe.gate
+    if recipe.audit.unlearning_depth and recipe.model.base is None:
+        yield "audit.unlearning_depth needs model.base; without one, set it to false"
     if recipe.model.base is None:
         if "control" in (gate.greedy, gate.discoverable, gate.attacks):
             yield (

@@ -190,6 +190,17 @@ class AuditSettings(Settings):
     generation: GenerationSettings | None = Field(
         None, description="samples for what the forward passes cannot tell; not drawn if null"
     )
+    unlearning_depth: bool = Field(
+        False,
+        description="true: patch hidden states of the base and of the sanitized model into the "
+        "unsanitized one (UDS, 2605.24614); two passes a layer for each occurrence",
+    )
+    depth_occurrences: int = Field(
+        100,
+        ge=1,
+        description="maximum number of occurrences of unlearning_depth; drawn at random among the "
+        "uncued ones of gate.kinds",
+    )
     batch_tokens: int = Field(8192, ge=64, description="tokens per forward pass, padding included")
 
 

@@ -35,6 +35,7 @@ from sani.auditing.identifier_index import Identifier, IdentifierIndex
 from sani.auditing.membership import DocumentScores
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.record import CheckpointAudit, load_verdicts
+from sani.auditing.unlearning_depth import UnlearningDepth
 from sani.corpus.documents import Corpus, Kind
 from sani.gate import Check
 from sani.recipe import Recipe
@@ -134,6 +135,7 @@ def build_report(
         changes=_changes(folder, corpus, verdicts),
         ripples=ripples(all_verdicts, corpus, rounds=steps),
         attacks=_attacked(attacks),
+        unlearning_depth=folder.load_as("unlearning-depth", UnlearningDepth),
         at_risk=named_at_risk(at_risk, folder.subject_digest),
         subjects=by_subject(verdicts, corpus, folder.subject_digest),
         log_prob_scatter=against_control(verdicts, corpus),

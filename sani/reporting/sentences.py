@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from sani.auditing.sampled_test import SampledTest
+from sani.auditing.unlearning_depth import UnlearningDepth
 from sani.corpus.documents import Kind
 from sani.reporting.format import KIND_NAMES
 from sani.reporting.schema import Erase, Report
@@ -85,6 +86,28 @@ def sampled_values(kind: Kind, test: SampledTest | None, audits: Container[str])
     return (
         f"Written by itself ({kind}): {test.count} of {test.searched} values in {test.samples} "
         f"samples, {control}; chance allows {test.limit}."
+    )
+
+
+def depth_in_words(depth: UnlearningDepth) -> str:
+    """Return the unlearning depth, with its interval if there is one, and what has no score."""
+    if depth.depth.value is None:
+        return (
+            f"None of {depth.occurrences} occurrences has a score: no layer of the base lacks "
+            "anything of them."
+        )
+    interval = ""
+    if depth.depth.low is not None and depth.depth.high is not None:
+        interval = f" ({depth.depth.low:.3f} to {depth.depth.high:.3f})"
+    skipped = (
+        f" {depth.without_gap} occurrences have no score: no layer of the base lacks anything of "
+        "them."
+        if depth.without_gap
+        else ""
+    )
+    return (
+        f"Unlearning depth: {depth.depth.value:.3f}{interval}, over {depth.depth.trials} "
+        f"occurrences.{skipped}"
     )
 
 

@@ -112,6 +112,7 @@ def test_a_masked_model_gets_a_recipe_too(
     assert present(load_recipe(out).repair).epochs == 120
     assert load_recipe(out).audit.generation is None  # only a causal model writes
     assert main(["run", str(out), "--check"]) == 0
+    assert main(["run", str(out), "--check", "--set", "audit.unlearning_depth=true"]) == 1
 
 
 def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job: Path, tmp_path: Path) -> None:

@@ -393,6 +393,10 @@ def test_each_rule_across_sections_can_be_met(read: Any) -> None:
             "gate.sampled_beyond_control: the gate judges what is searched for; set "
             "audit.generation.kinds to [direct, indirect]",
         ),
+        (
+            ["model.base=null", "audit.unlearning_depth=true", "gate.auc_excess=null"],
+            "audit.unlearning_depth needs model.base; without one, set it to false",
+        ),
         (["audit.decoys=0"], "gate.greedy_beyond_control needs audit.decoys of at least 1"),
         (
             [

@@ -580,7 +580,8 @@ def test_the_report_of_a_whole_run_with_everything_asked_for_fits_the_schema(
                 "corpus": {"path": str(paths["private"]), "held_out": str(paths["held_out"]),
                            "pretraining": str(paths["public"])},
                 "scan": {"patterns": True, "gold": str(paths["held_out"])},
-                "audit": {"decoys": 2, "swaps": 1, "generation": samples, "framing": "bos"},
+                "audit": {"decoys": 2, "swaps": 1, "generation": samples, "framing": "bos",
+                          "unlearning_depth": True, "depth_occurrences": 20},
                 "erase": {"last_layers": 1, "selector": {"kind": "all"}, "reset": "reinit"},
                 "repair": {"epochs": 1, "batch_tokens": 768},
             }
@@ -600,6 +601,10 @@ def test_the_report_of_a_whole_run_with_everything_asked_for_fits_the_schema(
     assert "Written by itself (direct): " in sentences.verdict(report)
     shown = render(report, "report.md.jinja") + (tmp_path / "run" / "report.html").read_text()
     assert "direct: written by itself beyond control" in shown
+    depth = present(report.unlearning_depth)
+    assert depth.occurrences == 20
+    assert len(depth.layers) == 3
+    assert f"Unlearning depth: {depth.depth.value:.3f} (" in shown
     assert report.pretraining.changes["after"]
     assert erased.membership is None  # nothing is decided of it, and the figures that decide
     assert erased.generation is None

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 
+from sani.auditing.unlearning_depth import LayerDepth, UnlearningDepth
+from sani.intervals import Estimate
 from sani.reporting.junit import junit
 from sani.reporting.schema import Erase, Plan, Report
 from sani.reporting.sentences import (
     at_risk,
     beyond_base,
+    depth_in_words,
     framings,
     verdict,
     what_changed,
@@ -101,6 +104,21 @@ def test_what_is_written_by_itself_stands_in_the_verdict_where_it_was_sampled(
     audits = {stage: audit for stage, audit in plain["audits"].items() if stage != "base"}
     (alone,) = written_by_itself(changed(plain, "audits", audits))
     assert "(there is no base to compare with); chance allows 2." in alone
+
+
+def test_the_unlearning_depth_says_how_sure_it_is_and_what_has_no_score() -> None:
+    def words(skipped: int, *estimate: Any) -> str:
+        layers = (LayerDepth(1.0, 0.5),)
+        return depth_in_words(UnlearningDepth(60, skipped, Estimate(*estimate), {}, layers, 1.0))
+
+    assert words(0, 60, 0.5, 0.4, 0.6) == (
+        "Unlearning depth: 0.500 (0.400 to 0.600), over 60 occurrences."
+    )
+    assert words(4, 56, 0.5, None, None) == (
+        "Unlearning depth: 0.500, over 56 occurrences. 4 occurrences have no score: no layer of "
+        "the base lacks anything of them."
+    )
+    assert words(60, 0, None, None, None).startswith("None of 60 occurrences has a score")
 
 
 def test_without_a_base_no_sentence_compares_with_one(data: Mapping[str, Any]) -> None:
