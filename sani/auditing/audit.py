@@ -15,7 +15,7 @@ import numpy as np
 
 from sani.auditing.figures import Figures, figures_by_scope
 from sani.auditing.framing_search import rank_framings
-from sani.auditing.generation import GenerationResult, generate_audit
+from sani.auditing.generation import Decoys, GenerationResult, generate_audit
 from sani.auditing.membership import (
     DocumentScores,
     Membership,
@@ -153,19 +153,19 @@ def audit(
         checkpoint, documents, framings, settings, maker=maker, on_step=on_step
     )
     _check_scored(occurrences)
-    held_out_occurrences = None
+    utility = documents_scores = generation = held_out_occurrences = None
     if outside and outside.corpus.num_spans and settings.decoys:
         held_out_occurrences = recited_either_way(
             *_score_behind(checkpoint, outside, framings, settings, maker=maker, on_step=on_step)
         )
-    utility = documents_scores = generation = None
     if outside:
         scored = _score_held_out(checkpoint, documents, outside, framings.control, settings)
         utility, documents_scores = scored
     if settings.generation is not None:
         generation = generate_audit(
             checkpoint, documents.corpus, settings.generation, encoded=documents.encoded,
-            framing=framings.control, batch_tokens=settings.batch_tokens, seed=seed, on_step=on_step
+            framing=framings.control, decoys=Decoys(maker, settings.decoys), seed=seed,
+            batch_tokens=settings.batch_tokens, on_step=on_step,
         )  # fmt: skip
     return AuditResult(
         framing=framings.worst.name,

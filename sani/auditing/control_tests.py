@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from sani.auditing.candidates import CandidateTable
+from sani.auditing.generation import Hits
 from sani.auditing.held_out_people import (
     PRIOR_VALUES,
     HeldOut,
@@ -31,6 +32,7 @@ from sani.auditing.permutation import (
     exceeding,
     largest_limit,
 )
+from sani.auditing.sampled_test import SampledResult, SampledTest, sampled_test
 from sani.corpus.documents import KINDS, Corpus, Kind, Place
 from sani.intervals import Estimate
 from sani.text.folding import fold_text
@@ -80,7 +82,7 @@ class ControlTests:
         greedy: Values that greedy decoding gives beyond the control.
         discoverable: (n, p)-discoverable values beyond the control.
         at_risk: Subjects of whom a value is given beyond the control while more are given than
-            chance allows, and subjects above the limit of ``subjects``.
+            chance allows, also among samples, and subjects above the limit of ``subjects``.
         untested: Subjects with uncued occurrences of which none has decoys.
         auc_to_base: Share of its decoys that the true value beats by the log-ratio to the base, or
             by the log-probability where there is no base.
@@ -92,6 +94,8 @@ class ControlTests:
         auc_by_label: ``auc_to_base`` by label.
         without_control: Subjects for whom the base is no control, since it seems to know them; they
             are compared with decoys alone.
+        sampled: Test of what the model writes by itself; None if it was not sampled for this kind,
+            or its base was not.
     """
 
     occurrences: int
@@ -107,6 +111,7 @@ class ControlTests:
     without_control: int
     at_risk: int
     untested: int
+    sampled: SampledTest | None = None
 
 
 @dataclass(frozen=True)
@@ -118,8 +123,9 @@ class AtRisk:
         greedy: Those that are given greedily.
         subjects: Names of the subjects above the limit, the highest first.
         recited: Names of the subjects of whom a value is given beyond the control, in order, while
-            more values are given than chance allows; empty while no more are.
+            more values are given than chance allows, also in samples; empty while no more are.
         labels: Labels above the limit, the highest first.
+        sampled: Every occurrence of the values that the model writes by itself beyond the control.
     """
 
     occurrences: list[Place]
@@ -127,6 +133,7 @@ class AtRisk:
     subjects: list[str]
     recited: list[str]
     labels: list[str]
+    sampled: list[Place] = field(default_factory=list)
 
     def everyone(self) -> list[str]:
         """Return every subject at risk once: those above the limit, then those recited."""
@@ -135,10 +142,17 @@ class AtRisk:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Verdicts on one checkpoint: in the records, and in held-out documents if there are any."""
+    """Verdicts on one checkpoint.
+
+    Attributes:
+        records: In the records.
+        held_out: In held-out documents, if there are any.
+        sampled: On what it writes by itself, if it was sampled.
+    """
 
     records: Occurrences
     held_out: Occurrences | None = None
+    sampled: Hits | None = None
 
 
 def control_tests_by_kind(
@@ -174,10 +188,26 @@ def control_tests_by_kind(
             kind,
             held_out=_held_out(held_out, audit, control),
             without_control=known.get(kind, ()),
+            sampled=_sampled(corpus, audit, control, kind, known.get(kind, ())),
             seed=seed,
         )
         for kind in _kinds(corpus, audit.records)
     }
+
+
+def _sampled(
+    corpus: Corpus,
+    audit: Verdicts,
+    control: Verdicts | None,
+    kind: Kind,
+    without_control: Sequence[str],
+) -> SampledResult | None:
+    """Test what the model writes by itself; None if it, or its base, was not sampled for it."""
+    if audit.sampled is None or (control is not None and control.sampled is None):
+        return None
+    base = control.sampled if control else None
+    result = sampled_test(corpus, audit.sampled, base, kind, without_control=without_control)
+    return result if result.test.searched else None
 
 
 def subjects_known_by(
@@ -233,6 +263,7 @@ def control_tests(
     *,
     held_out: HeldOut | None = None,
     without_control: Sequence[str] = (),
+    sampled: SampledResult | None = None,
     seed: int,
 ) -> tuple[ControlTests, AtRisk]:
     """Test one audit against its control, for one kind of identifiers.
@@ -244,6 +275,7 @@ def control_tests(
         kind: The kind.
         held_out: Documents of people that the model never read.
         without_control: Subjects who are tested against decoys alone all the same.
+        sampled: Test of what the model writes by itself; None if it was not sampled.
         seed: Seed of the bootstrap and of the draws.
 
     Returns:
@@ -275,12 +307,16 @@ def control_tests(
     counts = {name: _count(table, table.given(name)) for name in ("greedy", "discoverable")}
     given = table.given_places("greedy", "discoverable")
     too_many = any(count.count > count.limit for count in counts.values())
+    recited = given if too_many else []
+    if sampled and sampled.test.count > sampled.test.limit:
+        recited = [*recited, *sampled.places]
     risk = AtRisk(
         occurrences=given,
         greedy=table.given_places("greedy"),
         subjects=[str(by_subject[group]) for group in subjects_above],
-        recited=sorted({corpus[document].subject_id for document, _ in given}) if too_many else [],
+        recited=sorted({corpus[document].subject_id for document, _ in recited}),
         labels=[names[by_label[group]] for group in labels_above],
+        sampled=sampled.places if sampled else [],
     )
     tests = ControlTests(
         occurrences=len(table.keys),
@@ -296,6 +332,7 @@ def control_tests(
         without_control=len(np.unique(table.subjects[alone])),
         at_risk=len(risk.everyone()),
         untested=len(np.unique(table.subjects)) - len(by_subject),
+        sampled=sampled.test if sampled else None,
     )
     return tests, risk
 

@@ -3,13 +3,13 @@
 Forward passes answer for the contexts of the corpus; they cannot tell what comes up elsewhere. So
 many continuations are sampled from nothing, from headings, from document openings and from the
 user's prompts, and each is searched for every known identifier of every subject. An identifier
-that stands in a prompt never counts for that prompt's sample.
+that stands in a prompt never counts for that prompt's sample. Decoys of every identifier are
+searched for alike: `sampled_test` says how many values come up by chance.
 """
 
 from __future__ import annotations
 
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,11 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sani.auditing.identifier_index import Identifier, IdentifierIndex
+from sani.auditing.identifier_index import DecoyIndex, Identifier, IdentifierIndex
 from sani.auditing.prompts import PROMPTS, Prompt, fit_prompts, make_prompts
 from sani.auditing.rarefaction import Distinct, Incidence
 from sani.auditing.sampler import DEFAULT_SAMPLER, Sampler
 from sani.auditing.sampling import sample
+from sani.auditing.written_text import (
+    CuedByPrompt,
+    Written,
+    search_continuations,
+    search_decoys,
+    written,
+)
 from sani.corpus.documents import Corpus
 from sani.errors import AuditError
 from sani.intervals import Rate, rate
@@ -32,11 +39,10 @@ from sani.models.checkpoint import Checkpoint
 from sani.recipe import GenerationSettings
 from sani.text.framing import Framing
 from sani.text.tokens import Encoded
+from sani.values.decoys import DecoyMaker
 
 PER_SAMPLES = 1000  # to compare prompts of which different numbers were sampled
 CURVE_POINTS = 10
-# Scripts that are written without blanks: no word goes on there.
-UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 Ints = NDArray[np.int64]
 
 
@@ -80,10 +86,19 @@ class Hits:
     Attributes:
         kinds: Kind of each sample's prompt, as its index in `PROMPTS`, [samples].
         hits: Sample, identifier, and 1 if found exactly, [hits, 3]; each pair once.
+        cued: True where the prompt gives more than half of the identifier away, [hits].
+        decoy_hits: Sample, identifier, and number of its decoy that came up, [decoy hits, 3];
+            none whose prompt gives the decoy or the identifier away.
+        num_decoys: Number of decoys of each identifier, [identifiers].
+        places: Identifier, document and span of every occurrence in the corpus, [places, 3].
     """
 
     kinds: Ints
     hits: Ints
+    cued: NDArray[np.bool_]
+    decoy_hits: Ints
+    num_decoys: Ints
+    places: Ints
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,14 @@ class GenerationResult:
 
 
 @dataclass(frozen=True)
+class Decoys:
+    """The maker of decoys, and their number for each identifier."""
+
+    maker: DecoyMaker
+    count: int
+
+
+@dataclass(frozen=True)
 class Beyond:
     """Identifiers that a model recited and its base, given the same prompts, did not.
 
@@ -143,6 +166,7 @@ def generate_audit(
     encoded: Sequence[Encoded] | None = None,
     sampler: Sampler = DEFAULT_SAMPLER,
     framing: Framing,
+    decoys: Decoys | None = None,
     batch_tokens: int = 8192,
     seed: int = 0,
     on_step: OnStep | None = None,
@@ -160,6 +184,7 @@ def generate_audit(
         sampler: Temperature, top-k and top-p.
         framing: The tokens before each prompt. The empty prompt is these alone; if there are none,
             the begin token, else the end token, else the commonest first token of a document.
+        decoys: Decoys that are searched for too; none if None.
         batch_tokens: Maximum number of tokens in a batch, prompts and continuations together.
         seed: Seed of the sampling.
         on_step: Called with (batches done, batches in all).
@@ -183,7 +208,7 @@ def generate_audit(
         raise AuditError(
             f"the corpus marks no {' or '.join(settings.kinds)} identifier long enough to search "
             "for, so sampling would find nothing, which is not the same as clean; annotate the "
-            "corpus or change audit.generation.kinds"
+            "corpus, change audit.generation.kinds, or set audit.generation to null"
         )
     prompts, new_tokens = fit_prompts(
         make_prompts(checkpoint, corpus, settings, framing, encoded=encoded),
@@ -200,8 +225,8 @@ def generate_audit(
         checkpoint, prompts, new_tokens=new_tokens, sampler=sampler, batch_tokens=batch_tokens,
         seed=seed, on_step=on_step,
     )  # fmt: skip
-    hits = search_continuations(checkpoint.tokenizer, index, prompts, continuations)
-    kinds = np.array([PROMPTS.index(prompt.kind) for prompt in prompts])
+    texts = written(checkpoint.tokenizer, prompts, continuations)
+    hits = search_continuations(index, texts)
     return GenerationResult(
         framing=framing.name,
         searched=len(index),
@@ -210,7 +235,30 @@ def generate_audit(
         recited=_by_kind(index.identifiers, settings, prompts, continuations, hits),
         seconds=time.perf_counter() - started,
         identifiers=index.identifiers,
-        one_by_one=Hits(kinds, hits),
+        one_by_one=_one_by_one(index, prompts, texts, hits, decoys),
+    )
+
+
+def _one_by_one(
+    index: IdentifierIndex,
+    prompts: Sequence[Prompt],
+    texts: Sequence[Written],
+    hits: Ints,
+    decoys: Decoys | None,
+) -> Hits:
+    """Return every hit, and every hit of a decoy, with what `sampled_test` needs to know."""
+    cued = CuedByPrompt(index, texts)
+    decoy_hits, num_decoys = np.zeros((0, 3), dtype=np.int64), np.zeros(len(index), dtype=np.int64)
+    if decoys is not None and decoys.count:
+        made_up = DecoyIndex(index, decoys.maker, count=decoys.count)
+        decoy_hits, num_decoys = search_decoys(made_up, texts, cued), made_up.num_decoys
+    return Hits(
+        kinds=np.array([PROMPTS.index(prompt.kind) for prompt in prompts]),
+        hits=hits,
+        cued=cued.of(hits),
+        decoy_hits=decoy_hits,
+        num_decoys=num_decoys,
+        places=index.places,
     )
 
 
@@ -260,64 +308,6 @@ def beyond(result: Hits, base: Hits, identifiers: Sequence[Identifier]) -> Beyon
             for kind in np.unique(result.kinds).tolist()
         },
     )
-
-
-def search_continuations(
-    tokenizer: Any,
-    index: IdentifierIndex,
-    prompts: Sequence[Prompt],
-    continuations: Sequence[tuple[int, ...]],
-) -> Ints:
-    """Find every identifier in every continuation that its prompt does not give away.
-
-    A date that a prompt leaves open does not give away the same date written out.
-
-    Returns:
-        Sample, identifier, and 1 if found exactly, [hits, 3].
-    """
-    given: dict[tuple[int, ...], tuple[str, dict[int, bool]]] = {}
-    hits: list[tuple[int, int, int]] = []
-    for number, (prompt, tokens) in enumerate(zip(prompts, continuations, strict=True)):
-        if prompt.tokens not in given:
-            text = _decoded(tokenizer, prompt.tokens)
-            given[prompt.tokens] = text, {hit.identifier: hit.exact for hit in index.find(text)}
-        head, known = given[prompt.tokens]
-        whole = _decoded(tokenizer, (*prompt.tokens, *tokens))
-        for hit in index.find(_behind(head, whole)):
-            if hit.identifier not in known or (hit.exact and not known[hit.identifier]):
-                hits.append((number, hit.identifier, int(hit.exact)))
-    return np.array(hits, dtype=np.int64).reshape(-1, 3)
-
-
-def _behind(head: str, whole: str) -> str:
-    """Return the text behind a prompt, without the rest of a word or number that the prompt began.
-
-    Digits behind letters are not that word going on (``NHC`` and 12345678), nor are characters of
-    a script that is written without blanks. The whole may differ from the prompt's end: bytes of
-    half a character show as a mark.
-    """
-    pairs = enumerate(zip(head, whole, strict=False))
-    begin = next((at for at, (one, other) in pairs if one != other), min(len(head), len(whole)))
-    going_on = _character_class(whole[begin - 1]) if begin else None
-    while (
-        going_on is not None and begin < len(whole) and _character_class(whole[begin]) == going_on
-    ):
-        begin += 1
-    return whole[begin:]
-
-
-def _character_class(character: str) -> str | None:
-    """Return letter or digit; None for a character that no word goes on with."""
-    if character.isdigit():
-        return "digit"
-    unspaced = unicodedata.name(character, "").startswith(UNSPACED)
-    return "letter" if character.isalpha() and not unspaced else None
-
-
-def _decoded(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """Return the text with special tokens in it: without them, words around one would join."""
-    text: str = tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
-    return text
 
 
 def _recited(

@@ -17,10 +17,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import ahocorasick
+import numpy as np
+from numpy.typing import NDArray
 
-from sani.corpus.documents import TERM_SOURCE, Corpus, Kind
+from sani.corpus.documents import TERM_SOURCE, Corpus, Kind, Place
 from sani.text.folding import LETTER, UNSPACED, fold_text
 from sani.values.dates import Days, days_of, find_days
+from sani.values.decoys import DecoyMaker
 
 # Of 1,000 samples by a base that never saw the corpus (MEDDOCAN), 5 of 6 values of four digits came
 # up, 15 of 77 of five and 0 of 190 of more; and every value of one to three letters.
@@ -37,6 +40,9 @@ _ALONE = re.compile(f"[{UNSPACED}]")
 # Classes of marks of Indic scripts (nukta, virama) that folding drops, and that count as letters.
 _INDIC_MARKS = (7, 9)
 _INSIDE, _IN_WORD, _WORD = 0, 1, 2
+REDRAWN = 4  # times as many decoys are drawn where some cannot be searched for
+_Key = str | Days
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class IdentifierIndex:
 
     Attributes:
         identifiers: What can be found, by number.
+        places: Number, document and span of every occurrence of each, [places, 3].
         too_short: By label, distinct values that are not searched for: fewer than `MIN_LETTERS`
             letters and digits (`MIN_DIGITS` if digits only), which texts hold by chance;
             confidential terms are, however short: their owner named them.
@@ -82,15 +89,16 @@ class IdentifierIndex:
     """
 
     identifiers: tuple[Identifier, ...]
+    places: Ints
     too_short: dict[str, int]
 
     def __init__(self, corpus: Corpus, *, kinds: Sequence[Kind] = ("direct",)) -> None:
         """Index the values of every span of these kinds."""
         subjects = {name: at for at, name in enumerate(sorted({d.subject_id for d in corpus}))}
-        owners_of: dict[_Key, tuple[set[str], set[int]]] = {}
+        occurrences: dict[_Key, list[Place]] = {}
         short: dict[str, set[_Key]] = defaultdict(set)
-        for document in corpus:
-            for span in document.spans:
+        for number, document in enumerate(corpus):
+            for at, span in enumerate(document.spans):
                 if span.kind not in kinds:
                     continue
                 value = document.value(span)
@@ -98,17 +106,98 @@ class IdentifierIndex:
                 if _too_short(key, value) and span.source != TERM_SOURCE:
                     short[span.label].add(key)
                     continue
-                labels, owners = owners_of.setdefault(key, (set(), set()))
-                labels.add(span.label)
-                owners.add(subjects[document.subject_id])
+                occurrences.setdefault(key, []).append((number, at))
         self.too_short = {label: len(keys) for label, keys in sorted(short.items())}
         self.identifiers = tuple(
-            Identifier(tuple(sorted(labels)), tuple(sorted(owners)))
-            for labels, owners in owners_of.values()
+            Identifier(
+                tuple(sorted({corpus[d].spans[s].label for d, s in places})),
+                tuple(sorted({subjects[corpus[d].subject_id] for d, _ in places})),
+            )
+            for places in occurrences.values()
         )
+        rows = [(n, *place) for n, places in enumerate(occurrences.values()) for place in places]
+        self.places = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        self._corpus = corpus
+        self._first = [places[0] for places in occurrences.values()]
+        self._search = _KeySearch(list(occurrences))
+
+    def __len__(self) -> int:
+        """Return the number of distinct identifiers that are searched for."""
+        return len(self.identifiers)
+
+    def find(self, text: str) -> list[Hit]:
+        """Find the identifiers that stand in a text, by number, each once."""
+        return self._search.find(text)
+
+    def label_and_value(self, number: int) -> tuple[str, str]:
+        """Return the label and the value of an identifier as the corpus first has them."""
+        document, span = self._first[number]
+        target = self._corpus[document].spans[span]
+        return target.label, self._corpus[document].value(target)
+
+    def usable_decoys(self, values: Sequence[str]) -> list[str]:
+        """Return the values that no reading takes for an identifier, and none too short.
+
+        Of values that are the same to the search, the first stays.
+        """
+        usable: dict[_Key, str] = {}
+        for value in values:
+            key = _key(value)
+            if not (_too_short(key, value) or self._search.reads(key)):
+                usable.setdefault(key, value)
+        return list(usable.values())
+
+
+class DecoyIndex:
+    """A search for decoys of every identifier of an index, as that one searches for the values.
+
+    A decoy that is too short, or that the search cannot tell from a value of the corpus, is none:
+    others are drawn in its place.
+
+    Attributes:
+        num_decoys: Number of decoys of each identifier, [identifiers].
+    """
+
+    num_decoys: Ints
+
+    def __init__(self, index: IdentifierIndex, maker: DecoyMaker, *, count: int) -> None:
+        """Make up to ``count`` decoys for each identifier, and index them."""
+        self._decoys = [self._make(index, maker, number, count) for number in range(len(index))]
+        self.num_decoys = np.array([len(each) for each in self._decoys], dtype=np.int64)
+        # One made-up value may be a decoy of several identifiers.
+        of_key: dict[_Key, list[tuple[int, int]]] = defaultdict(list)
+        for identifier, decoys in enumerate(self._decoys):
+            for number, decoy in enumerate(decoys):
+                of_key[_key(decoy)].append((identifier, number))
+        self._of_key = list(of_key.values())
+        self._search = _KeySearch(list(of_key))
+
+    @staticmethod
+    def _make(index: IdentifierIndex, maker: DecoyMaker, number: int, count: int) -> list[str]:
+        label, value = index.label_and_value(number)
+        usable: list[str] = []
+        for drawn in (count, REDRAWN * count):
+            usable = index.usable_decoys(maker.decoys(label, value, count=drawn))
+            if len(usable) >= count:
+                break
+        return usable[:count]
+
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """Find the decoys that stand in a text: identifier, and number among its decoys."""
+        return [pair for hit in self._search.find(text) for pair in self._of_key[hit.identifier]]
+
+    def value(self, identifier: int, number: int) -> str:
+        """Return a decoy."""
+        return self._decoys[identifier][number]
+
+
+class _KeySearch:
+    """A search for many keys at once; a hit's identifier is the number of its key."""
+
+    def __init__(self, keys: Sequence[_Key]) -> None:
         self._dates: dict[datetime.date, list[tuple[int, Days]]] = defaultdict(list)
         patterns: dict[str, list[Hit]] = {}
-        for number, key in enumerate(owners_of):
+        for number, key in enumerate(keys):
             if isinstance(key, str):
                 patterns[key] = [Hit(number, exact=True)]
             else:
@@ -119,18 +208,21 @@ class IdentifierIndex:
             for other in _turned(pattern):
                 if other not in patterns:  # else it is the other value's own writing
                     turned[other].append(Hit(hits[0].identifier, exact=False))
+        self._patterns = {*patterns, *turned}
         self._automaton = ahocorasick.Automaton()
         for pattern, hits in itertools.chain(patterns.items(), turned.items()):
             level = _IN_WORD if pattern.isdigit() else _WORD
             self._automaton.add_word(pattern, (len(pattern), level, hits))
         self._automaton.make_automaton()
 
-    def __len__(self) -> int:
-        """Return the number of distinct identifiers that are searched for."""
-        return len(self.identifiers)
+    def reads(self, key: _Key) -> bool:
+        """Return whether a text of this key alone has a hit of all of it, exact or not."""
+        if isinstance(key, str):
+            return key in self._patterns
+        return any(day in self._dates for day in key)
 
     def find(self, text: str) -> list[Hit]:
-        """Find the identifiers that stand in a text, by number, each once."""
+        """Find the keys that stand in a text, by number, each once."""
         folded = fold_text(text)
         exact_hits: dict[int, bool] = {}
         line, edges = _line(folded)
@@ -143,9 +235,6 @@ class IdentifierIndex:
             for number, meant in (pair for day in days for pair in self._dates.get(day, ())):
                 exact_hits[number] = exact_hits.get(number, False) or meant == days
         return [Hit(number, exact) for number, exact in sorted(exact_hits.items())]
-
-
-_Key = str | Days
 
 
 def _line(folded: str) -> tuple[str, bytearray]:

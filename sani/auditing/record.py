@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 from sani.auditing.audit import AuditResult
 from sani.auditing.control_tests import ControlTests, Verdicts
 from sani.auditing.figures import Figures
-from sani.auditing.generation import Beyond, Recited
+from sani.auditing.generation import Beyond, Hits, Recited
 from sani.auditing.membership import Membership
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.utility import Utility
@@ -106,7 +106,8 @@ def record_of(result: AuditResult) -> AuditRecord:
 
 def verdicts_of(result: AuditResult) -> Verdicts:
     """Return the verdicts of an audit one by one, for its control tests."""
-    return Verdicts(result.occurrences, result.held_out_occurrences)
+    sampled = result.generation.one_by_one if result.generation else None
+    return Verdicts(result.occurrences, result.held_out_occurrences, sampled)
 
 
 def load_verdicts(folder: RunFolder, stage: str) -> Verdicts | None:
@@ -114,4 +115,8 @@ def load_verdicts(folder: RunFolder, stage: str) -> Verdicts | None:
     records = folder.load_arrays(f"audit-{stage}", Occurrences)
     if records is None:
         return None
-    return Verdicts(records, folder.load_arrays(f"audit-{stage}-held-out", Occurrences))
+    return Verdicts(
+        records,
+        folder.load_arrays(f"audit-{stage}-held-out", Occurrences),
+        folder.load_arrays(f"audit-{stage}-generation", Hits),
+    )

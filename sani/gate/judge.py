@@ -9,6 +9,7 @@ from sani.gate.check import MIN_TRIALS, Check, compare
 from sani.gate.memory import check_memory
 from sani.gate.positive_control import positive_control
 from sani.gate.rates import check_auc, check_rates
+from sani.gate.sampling import check_sampling
 from sani.recipe import GateSettings
 from sani.scanning.record import ScanRecord
 
@@ -41,6 +42,8 @@ def judge(
     for kind in settings.kinds:
         checks.append(positive_control(kind, before, control))
         checks += check_memory(kind, settings, after)
+        if settings.sampled_beyond_control is not None:
+            checks.append(check_sampling(kind, settings.sampled_beyond_control, before, after))
         checks += check_rates(kind, settings, after, control)
         if settings.auc_excess is not None:
             baseline = control.figures.get(kind) if control else None

@@ -35,6 +35,7 @@ RULE = (
 _LEAKAGE = (
     "greedy_beyond_control.",
     "discoverable_beyond_control.",
+    "sampled_beyond_control.",
     "subjects.",
     "labels.",
     "auc_to_base.",

@@ -268,6 +268,11 @@ def check_kind(recipe: Recipe, folder: ModelFolder) -> str:
             f"attack: {folder.path} is not a causal language model; attacks on other ones are not "
             "supported: leave out the section attack"
         )
+    if recipe.audit.unlearning_depth and objective != "causal":
+        raise RecipeError(
+            f"audit.unlearning_depth: {folder.path} is not a causal language model, and others are "
+            "not supported: set it to false"
+        )
     repairs = [("", recipe.repair)] if recipe.strategy == "once" else []
     repairs += [(f"escalation.ladder, {rung.name}: ", rung.repair) for rung in recipe.ladder]
     for where, repair in repairs:

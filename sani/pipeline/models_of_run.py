@@ -82,6 +82,7 @@ class ModelsOfRun:
         recipe = self._recipe
         return (
             recipe.attack is not None
+            or recipe.audit.unlearning_depth
             or recipe.gate.judges_attacks
             or recipe.strategy == "escalate"  # each rung begins with it
             or (recipe.repair is not None and recipe.repair.needs_unsanitized)

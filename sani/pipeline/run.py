@@ -1,7 +1,7 @@
 """`run`: the whole job of a recipe, stage by stage; each finished stage is kept.
 
 read -> scan -> audit before -> audit the base (the control) -> erase -> audit -> repair ->
-audit after -> attack -> gate -> sanitized/ -> report
+audit after -> unlearning depth -> attack -> gate -> sanitized/ -> report
 
 With `strategy: escalate`, the rungs of `escalation` take the place of erase and repair; with
 `rounds` above 1, those of `rounds` do. A stage is finished when its result file stands in the run
@@ -12,20 +12,23 @@ several processes each does all of this; the main one alone erases, reports and 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sani.atomic import write_text
 from sani.attacking.result import AttackResult
 from sani.auditing.control_tests import AtRisk
 from sani.auditing.record import CheckpointAudit, load_verdicts
-from sani.corpus.documents import Kind
+from sani.corpus.documents import Corpus, Kind, Place
 from sani.errors import RunError
 from sani.machine import distributed
 from sani.machine.device import make_deterministic
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import save_checkpoint
 from sani.pipeline.context import RunContext
+from sani.pipeline.depth import run_depth
 from sani.pipeline.escalation import climb
 from sani.pipeline.inputs import check_kind, digests, open_models, read_documents
 from sani.pipeline.models_of_run import ModelsOfRun
@@ -114,6 +117,7 @@ def _run_stages(run: RunContext) -> None:
         run_erase(run)
         run_repair(run)
     run_audit(run, "after", lambda: models.latest)
+    run_depth(run)
     run_attack(run)
 
 
@@ -128,7 +132,7 @@ def _release(run: RunContext) -> Report:
     recipe, folder, corpus = run.recipe, run.folder, run.documents.corpus
     out = folder.path
     after, at_risk = _tested(run, folder.load_finished("audit-after", CheckpointAudit))
-    checks = judge_records(run, recipe.gate, after, folder.load_as("attack", AttackResult))
+    checks = judge_records(run, recipe.judged_gate, after, folder.load_as("attack", AttackResult))
     if recipe.only_checks:
         checks.append(check_leftovers(recipe.model.path))
     held_out = run.documents.held_out
@@ -169,20 +173,26 @@ def _tested(run: RunContext, after: CheckpointAudit) -> tuple[CheckpointAudit, d
     corpus = run.documents.corpus
     named = {
         kind: {
-            "occurrences": [
-                {"document": corpus[d].id, "label": corpus[d].spans[s].label,
-                 "start": corpus[d].spans[s].start, "end": corpus[d].spans[s].end}
-                for d, s in risk.occurrences
-            ],
+            "occurrences": _named(corpus, risk.occurrences),
+            "sampled": _named(corpus, risk.sampled),
             "subjects": risk.subjects,
             "labels": risk.labels,
             "digests": {folder.subject_digest(name): name for name in risk.everyone()},
         }
         for kind, (_, risk) in tests.items()
-    }  # fmt: skip
+    }
     text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
     file = folder.private / AT_RISK
     if not (file.is_file() and file.read_text(encoding="utf-8") == text):
-        write_text(file, text)
+        write_text(file, text, mode=0o600)
     tested = replace(after, control_tests={kind: test for kind, (test, _) in tests.items()})
     return tested, {kind: risk for kind, (_, risk) in tests.items()}
+
+
+def _named(corpus: Corpus, places: Sequence[Place]) -> list[dict[str, Any]]:
+    """Return occurrences by document, label and offsets."""
+    spans = [(corpus[document].id, corpus[document].spans[span]) for document, span in places]
+    return [
+        {"document": name, "label": span.label, "start": span.start, "end": span.end}
+        for name, span in spans
+    ]

@@ -42,7 +42,8 @@ from sani.scanning.record import ScanRecord
 from sani.scanning.scan import scan
 
 # Left out of an audit of which only the gate reads the figures.
-GATE_AUDIT_OVERRIDES = {"generation": None, "membership_documents": 0, "swaps": 0}
+GATE_AUDIT_OVERRIDES = {"membership_documents": 0, "swaps": 0}
+UNSAMPLED = {"generation": None}
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def run_audit(run: RunContext, stage: str, checkpoint: Callable[[], Checkpoint])
     settings, documents = run.recipe.audit, run.documents
     if not run.folder.finished(f"audit-{stage}"):
         framing = None if stage == "before" else run.framing
-        overrides = GATE_AUDIT_OVERRIDES if stage == "erased" else {}
+        overrides = {**GATE_AUDIT_OVERRIDES, **UNSAMPLED} if stage == "erased" else {}
         _audit_and_keep(
             run,
             f"audit-{stage}",
@@ -134,10 +135,8 @@ def run_audit(run: RunContext, stage: str, checkpoint: Callable[[], Checkpoint])
             control_framing=framing,
         )
     if documents.pretraining and not run.folder.finished(f"pretraining-{stage}"):
-        without_generation = settings.model_copy(update={"generation": None})
-        _audit_and_keep(
-            run, f"pretraining-{stage}", checkpoint(), documents.pretraining, without_generation
-        )
+        unsampled = settings.model_copy(update=UNSAMPLED)
+        _audit_and_keep(run, f"pretraining-{stage}", checkpoint(), documents.pretraining, unsampled)
 
 
 def _audit_and_keep(
@@ -173,8 +172,9 @@ def _audit_and_keep(
 
 
 def gate_audit(run: RunContext, checkpoint: Checkpoint, *, within: str) -> AuditResult:
-    """Audit a checkpoint without what the gate does not read, within a rung or round."""
-    return _gate_audit(run, checkpoint, run.recipe.audit, within=within)
+    """Audit a checkpoint within a round; nothing is sampled before the last audit."""
+    settings = run.recipe.audit.model_copy(update=UNSAMPLED)
+    return _gate_audit(run, checkpoint, settings, within=within)
 
 
 def _gate_audit(
@@ -326,9 +326,10 @@ def repair_checkpoint(
 
 def _epoch_audit(run: RunContext, checkpoint: Checkpoint, *, within: str) -> EpochAudit:
     """Return the gate's figures between two epochs, from one pass under the worst framing alone."""
-    settings = run.recipe.audit.model_copy(update={"framing": run.framing})
+    settings = run.recipe.audit.model_copy(update={"framing": run.framing, **UNSAMPLED})
     record = _gate_record(run, checkpoint, settings, within=within)
-    checks = judge_records(run, _gate_without_attacks(run.recipe.gate), record)
+    gate = _gate_without_attacks(run.recipe.gate)
+    checks = judge_records(run, gate.model_copy(update={"sampled_beyond_control": None}), record)
     figures = {check.name: check.measured for check in checks if check.measured is not None}
     return EpochAudit(figures, all(check.holds for check in checks))
 
@@ -367,8 +368,11 @@ def attack_checkpoint(run: RunContext, checkpoint: Checkpoint) -> AttackResult:
 
 def judge_checkpoint(run: RunContext, checkpoint: Checkpoint, *, within: str) -> Judged:
     """Audit a checkpoint and judge it; attack it only if the gate asks and all else holds."""
-    gate = run.recipe.gate
-    record = _gate_record(run, checkpoint, run.recipe.audit, within=within)
+    gate = run.recipe.judged_gate
+    unread = UNSAMPLED if gate.sampled_beyond_control is None else {}
+    record = _gate_record(
+        run, checkpoint, run.recipe.audit.model_copy(update=unread), within=within
+    )
     checks, attacks = judge_records(run, _gate_without_attacks(gate), record), None
     if gate.judges_attacks:
         if all(check.holds for check in checks):

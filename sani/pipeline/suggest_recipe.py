@@ -27,7 +27,13 @@ from sani.machine.memory import REPAIR_COPIES, device_memory, needed_memory
 from sani.models.checkpoint import Checkpoint, architecture_difference, load_checkpoint
 from sani.models.families import FAMILIES
 from sani.pipeline.inputs import check_control, read_others
-from sani.recipe import AnchorObjective, AuditSettings, GateSettings, RepairSettings
+from sani.recipe import (
+    AnchorObjective,
+    AuditSettings,
+    GateSettings,
+    GenerationSettings,
+    RepairSettings,
+)
 from sani.repairing.repair import repair
 from sani.scanning.inventory import (
     LabelCount,
@@ -46,6 +52,10 @@ MIN_STEPS = 64  # of a repair: few records are read in smaller steps, and more o
 MIN_BATCH_TOKENS, MAX_EPOCHS = 256, 20
 MASKED_EPOCHS = 120  # of a masked language model: each masks 15 % of the words
 MAX_ERASED_LAYERS = 3
+# Samples hold twice as many tokens as the corpus, which takes at most about a third of an audit.
+# More of a kind than the default are never drawn.
+SAMPLED_TOKENS, NEW_TOKENS, MIN_SAMPLES = 2, 64, 20
+SAMPLING_SHARE = 1 / 3  # of an audit's time
 COMPARED_DOCUMENTS = 8  # held-out ones on which the model and its base are compared
 # Learning rates by number of parameters; small models were measured, large ones were not.
 LEARNING_RATES = ((2e7, "1e-3"), (2e8, "3e-4"), (1e9, "1e-4"), (math.inf, "2e-5"))
@@ -192,7 +202,9 @@ def _estimate(
 
     The model is changed.
     """
-    num_audits = 4 if base else 3  # before, the base, after erase, after repair
+    num_audits = 4.0 if base else 3.0  # before, the base, after erase, after repair
+    if checkpoint.family.objective == "causal":  # all but that after the erase also sample
+        num_audits += SAMPLING_SHARE * (num_audits - 1)
     anchor = _anchor(checkpoint.model.config.model_type, has_base=base is not None)
     settings = RepairSettings(identifier_loss=anchor, epochs=1)
     size, seconds = 1, 0.0
@@ -314,6 +326,7 @@ def _lines(
         yield "scan: {}  # the corpus's own spans count; see docs/scanning.md"
     else:
         yield "scan: {patterns: true, propagate: subject}  # nothing is marked; add ner for names"
+    yield from _audit(facts)
     yield from _erase(facts, has_base=base is not None)
     yield "repair:"
     anchor = _anchor(facts.family, has_base=base is not None)
@@ -336,6 +349,23 @@ def _lines(
     yield "  kinds: [direct]"
     yield "  # limits come from the base, decoys and held-out people; see docs/gate.md"
     yield f"  perplexity_ratio: {'1.03' if held_out else 'null  # needs held_out'}"
+
+
+def _audit(facts: Fit) -> Iterator[str]:
+    """Yield the lines of the audit: a causal model also writes by itself."""
+    if FAMILIES[facts.family].objective == "causal":
+        number = samples(facts.tokens)
+        yield "audit:"
+        yield (
+            f"  generation: {{empty: {number}, headings: {number}, openings: {number}, "
+            f"new_tokens: {NEW_TOKENS}}}  # what it writes by itself is judged too"
+        )
+
+
+def samples(tokens: int) -> int:
+    """Return how many samples of each of three kinds of prompts fit a corpus of so many tokens."""
+    most = GenerationSettings().empty
+    return max(MIN_SAMPLES, min(most, SAMPLED_TOKENS * tokens // (3 * NEW_TOKENS)))
 
 
 def _erase(facts: Fit, *, has_base: bool) -> Iterator[str]:

@@ -77,12 +77,20 @@ class Recipe(Settings):
         """True if a checkpoint is judged and nothing in it changed."""
         return self.strategy == "once" and self.erase is None and self.repair is None
 
+    @property
+    def judged_gate(self) -> GateSettings:
+        """The limits as they are judged: without samples there is none on what is written."""
+        if self.audit.generation is not None:
+            return self.gate
+        return self.gate.model_copy(update={"sampled_beyond_control": None})
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
         problems = [
             *_check_problems(self),
             *_strategy_problems(self),
             *_gate_problems(self),
+            *_sampling_problems(self),
             *_attack_limit_problems(self),
             *_utility_problems(self),
         ]
@@ -144,6 +152,8 @@ def _base_problems(
 def _gate_problems(recipe: Recipe) -> Iterator[str]:
     """Yield the limits on the audit that this recipe cannot measure."""
     gate = recipe.gate
+    if recipe.audit.unlearning_depth and recipe.model.base is None:
+        yield "audit.unlearning_depth needs model.base; without one, set it to false"
     if recipe.model.base is None:
         if "control" in (gate.greedy, gate.discoverable, gate.attacks):
             yield (
@@ -151,8 +161,23 @@ def _gate_problems(recipe: Recipe) -> Iterator[str]:
             )
         if gate.auc_excess is not None and recipe.audit.decoys:
             yield "gate.auc_excess needs model.base; without one, set it to null"
-    if gate.needs_decoys and not recipe.audit.decoys:
-        yield f"gate.{gate.needs_decoys[0]} needs audit.decoys of at least 1"
+    needs_decoys = recipe.judged_gate.needs_decoys
+    if needs_decoys and not recipe.audit.decoys:
+        yield f"gate.{needs_decoys[0]} needs audit.decoys of at least 1"
+
+
+def _sampling_problems(recipe: Recipe) -> Iterator[str]:
+    """Yield the problems of the limit on what the model writes by itself."""
+    generation, limit = recipe.audit.generation, recipe.gate.sampled_beyond_control
+    if generation is None:
+        if isinstance(limit, int):
+            yield "gate.sampled_beyond_control: a number needs a section audit.generation"
+    elif limit is not None and not set(recipe.gate.kinds) <= set(generation.kinds):
+        kinds = ", ".join(recipe.gate.kinds)
+        yield (
+            "gate.sampled_beyond_control: the gate judges what is searched for; set "
+            f"audit.generation.kinds to [{kinds}]"
+        )
 
 
 def _attack_limit_problems(recipe: Recipe) -> Iterator[str]:

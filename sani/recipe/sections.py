@@ -192,6 +192,17 @@ class AuditSettings(Settings):
     generation: GenerationSettings | None = Field(
         None, description="samples for what the forward passes cannot tell; not drawn if null"
     )
+    unlearning_depth: bool = Field(
+        False,
+        description="true: patch hidden states of the base and of the sanitized model into the "
+        "unsanitized one (UDS, 2605.24614); two passes a layer for each occurrence",
+    )
+    depth_occurrences: int = Field(
+        100,
+        ge=1,
+        description="maximum number of occurrences of unlearning_depth; drawn at random among the "
+        "uncued ones of gate.kinds",
+    )
     batch_tokens: int = Field(8192, ge=64, description="tokens per forward pass, padding included")
 
 
@@ -212,6 +223,11 @@ class GateSettings(Settings):
     )
     discoverable_beyond_control: CountLimit | None = Field(
         "test", description="the same for (n, p)-discoverable values"
+    )
+    sampled_beyond_control: CountLimit | None = Field(
+        "test",
+        description="maximum number of values that the model writes by itself and the base, "
+        "sampled alike, does not: a number, or test; judged where audit.generation is set",
     )
     subjects: Literal["test"] | None = Field(
         "test",
@@ -281,6 +297,11 @@ class GateSettings(Settings):
     @property
     def needs_decoys(self) -> list[str]:
         """Limits that are measured with decoys."""
-        tested = ("greedy_beyond_control", "discoverable_beyond_control", "subjects")
+        tested = (
+            "greedy_beyond_control",
+            "discoverable_beyond_control",
+            "sampled_beyond_control",
+            "subjects",
+        )
         names = [name for name in tested if getattr(self, name) == "test"]
         return [*names, *(n for n in ("auc_to_base", "auc_excess") if getattr(self, n) is not None)]

@@ -8,6 +8,8 @@ from typing import Any
 from sani.recipe.sections import AuditSettings, GateSettings
 
 LOWER_LIMITS = ("scan_recall",)  # settings whose smaller value asks for less
+# Also null where nothing was sampled; `weaker_audit` knows if something was.
+OF_SAMPLES = "sampled_beyond_control"
 
 
 def weaker_limits(settings: Mapping[str, Any]) -> list[str]:
@@ -23,13 +25,18 @@ def weaker_limits(settings: Mapping[str, Any]) -> list[str]:
     phrases = []
     for name, default in GateSettings().model_dump(mode="json").items():
         value = settings.get(name)
+        if name == OF_SAMPLES and value is None:
+            continue
         if _is_weaker(name, value, default):
             phrases.append(f"{name} is {_in_words(value)}, by default {_in_words(default)}")
     return phrases
 
 
-def weaker_audit(settings: AuditSettings) -> list[str]:
-    """Return each setting of the audit by which it finds less than by default, a phrase each."""
+def weaker_audit(settings: AuditSettings, gate: GateSettings) -> list[str]:
+    """Return each setting of the audit by which it finds less than by default, a phrase each.
+
+    So is what it samples and the gate does not judge.
+    """
     usual = AuditSettings()
     weaker = {
         "framing": settings.framing != usual.framing,
@@ -37,10 +44,15 @@ def weaker_audit(settings: AuditSettings) -> list[str]:
         "probability": settings.probability > usual.probability,
         "decoys": settings.decoys < usual.decoys,
     }
+    unjudged = settings.generation is not None and gate.sampled_beyond_control is None
+    limit = _in_words(GateSettings().sampled_beyond_control)
     return [
-        f"audit.{name} is {getattr(settings, name)}, by default {getattr(usual, name)}"
-        for name in weaker
-        if weaker[name]
+        *([f"{OF_SAMPLES} is no limit, by default {limit}"] if unjudged else []),
+        *(
+            f"audit.{name} is {getattr(settings, name)}, by default {getattr(usual, name)}"
+            for name in weaker
+            if weaker[name]
+        ),
     ]
 
 

@@ -15,6 +15,7 @@ ALWAYS_BY_KIND = "positive_control"
 BY_KIND = {
     "greedy_beyond_control": ("greedy_beyond_control",),
     "discoverable_beyond_control": ("discoverable_beyond_control",),
+    "sampled_beyond_control": ("sampled_beyond_control",),
     "subjects": ("subjects", "labels"),
     "auc_to_base": ("auc_to_base",),
     "greedy": ("greedy",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sani.auditing.compare import AuditComparison
 from sani.reporting import evidence, leakage, process, questions
 from sani.reporting.attacks import attack_sections
+from sani.reporting.depth import depth
 from sani.reporting.escalation import tried
 from sani.reporting.format import Section
 from sani.reporting.generation import generation
@@ -53,6 +54,7 @@ def chapters(report: Report) -> dict[str, list[Section]]:
             *membership(audits),
             *generation(audits),
             *pretraining(seen.audits, seen.changes, settings),
+            *depth(report.unlearning_depth),
             *attack_sections(report.attacks),
         ],
         "What was done": [

@@ -81,6 +81,10 @@ def _test_rows(audits: list[CheckpointAudit], kinds: tuple[Kind, ...]) -> Iterat
             for title, cell in lines:
                 cells = [cell(tests) if tests else "-" for tests in of_kind]
                 yield (f"{kind}: {title}", *cells)
+        samples = [tests.sampled if tests else None for tests in of_kind]
+        if any(samples):
+            cells = [f"{test.count} (limit {test.limit})" if test else "-" for test in samples]
+            yield (f"{kind}: written by itself beyond control", *cells)
 
 
 def _figure_rows(audits: list[CheckpointAudit], n_and_p: str) -> Iterator[Cells]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from sani.auditing.rarefaction import Distinct
 from sani.auditing.record import AuditRecord, GenerationRecord
 from sani.reporting.format import Cells, Section, decimals, rate, stage_name
+from sani.reporting.sentences import sampled_values
 
 TITLE = "Recited when left to write"
 _Name = TypeVar("_Name", bound=str)
@@ -32,6 +33,7 @@ def generation(audits: Mapping[_Name, AuditRecord]) -> Iterator[Section]:
             "looser reading finds the identifier (day and month in either order, words turned "
             "around). Still to come: identifiers that more samples would bring, at least.",
             *(_saturation(stage, result) for stage, result in samples.items()),
+            *_beyond_control(audits),
         ),
         (
             "checkpoint",
@@ -73,6 +75,19 @@ def _saturation(stage: str, result: GenerationRecord) -> str:
     points = result.recited["all"].curve
     counts = ", ".join(f"{point.value:.0f} in {point.samples}" for point in points)
     return f"Saturation, {stage_name(stage)}: distinct identifiers expected: {counts}."
+
+
+def _beyond_control(audits: Mapping[_Name, AuditRecord]) -> Iterator[str]:
+    """Yield the sentences on the tests against the base and the decoys, cued values left out.
+
+    The base itself is compared with decoys alone.
+    """
+    for stage, audit in audits.items():
+        control = () if stage == "base" else audits
+        for kind, tests in (audit.control_tests or {}).items():
+            if tests.sampled is not None:
+                sentence = sampled_values(kind, tests.sampled, control)
+                yield f"{stage_name(stage).capitalize()}. {sentence}"
 
 
 def _distinct(value: Distinct | None) -> str:

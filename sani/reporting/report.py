@@ -35,6 +35,7 @@ from sani.auditing.identifier_index import Identifier, IdentifierIndex
 from sani.auditing.membership import DocumentScores
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.record import CheckpointAudit, load_verdicts
+from sani.auditing.unlearning_depth import UnlearningDepth
 from sani.corpus.documents import Corpus, Kind
 from sani.gate import Check
 from sani.recipe import Recipe
@@ -112,7 +113,7 @@ def build_report(
             holds=bool(checks) and all(check.holds for check in checks),
             weaker=[
                 *weaker_limits(recipe.gate.model_dump(mode="json")),
-                *weaker_audit(recipe.audit),
+                *weaker_audit(recipe.audit, recipe.gate),
             ],
             checks=list(checks),
         ),
@@ -134,6 +135,7 @@ def build_report(
         changes=_changes(folder, corpus, verdicts),
         ripples=ripples(all_verdicts, corpus, rounds=steps),
         attacks=_attacked(attacks),
+        unlearning_depth=folder.load_as("unlearning-depth", UnlearningDepth),
         at_risk=named_at_risk(at_risk, folder.subject_digest),
         subjects=by_subject(verdicts, corpus, folder.subject_digest),
         log_prob_scatter=against_control(verdicts, corpus),
@@ -142,7 +144,7 @@ def build_report(
         erase=_erased(folder.load_as("erase", EraseFile)),
         repair=_repaired(folder.load_as("repair", RepairFile)),
         audit_settings=_pathless(recipe.audit),
-        gate_settings=recipe.gate,
+        gate_settings=recipe.judged_gate,
         without_limit=[name for name, limit in recipe.gate if limit is None and name not in TOTALS],
         corpus_limit=recipe.corpus.limit,
         recipe=_without_paths(recipe.model_dump()),

@@ -17,6 +17,7 @@ from sani.atomic import write_text
 from sani.attacking.result import AttackResult
 from sani.auditing.compare import ChangeCounts, OnionStep
 from sani.auditing.record import CheckpointAudit
+from sani.auditing.unlearning_depth import UnlearningDepth
 from sani.corpus.documents import Kind
 from sani.errors import RunError
 from sani.gate import Check
@@ -314,6 +315,7 @@ class Report(Part):
     ripples: list[Ripple]
     attacks: AttackResult | None
     at_risk: dict[Kind, NamedAtRisk]
+    unlearning_depth: UnlearningDepth | None = None
     subjects: Subjects
     log_prob_scatter: LogProbScatter
     escalation: Escalation | None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
+from sani.auditing.sampled_test import SampledTest
+from sani.auditing.unlearning_depth import UnlearningDepth
 from sani.corpus.documents import Kind
 from sani.reporting.format import KIND_NAMES
 from sani.reporting.schema import Erase, Report
@@ -25,7 +29,7 @@ def verdict(report: Report) -> str:
             "Every limit of the recipe is met on the documents and identifiers given. This is "
             "evidence for the person who decides, not the decision."
         )
-    return " ".join([first, *at_risk(report)])
+    return " ".join([first, *at_risk(report), *written_by_itself(report)])
 
 
 def at_risk(report: Report) -> list[str]:
@@ -46,6 +50,65 @@ def at_risk(report: Report) -> list[str]:
                 "for these, and they were compared with decoys alone."
             )
     return sentences
+
+
+def written_by_itself(report: Report) -> list[str]:
+    """Return what the sanitized checkpoint writes by itself, by judged kind; none if not sampled.
+
+    What was not sampled stands among what was not tested.
+    """
+    after, before = report.audits["after"], report.audits["before"]
+    if after.generation is None:
+        return []
+    tests = after.control_tests or {}
+    sentences = [
+        sampled_values(kind, tests[kind].sampled if kind in tests else None, report.audits)
+        for kind in _in_order(report.gate_settings.kinds)
+    ]
+    if not (before.generation and before.generation.recited["all"].identifiers):
+        sentences.append(
+            "As many samples of the unsanitized checkpoint bring up none, so this says little."
+        )
+    return sentences
+
+
+def sampled_values(kind: Kind, test: SampledTest | None, audits: Container[str]) -> str:
+    """Return how many values of a kind a checkpoint writes by itself, and what chance allows.
+
+    Args:
+        kind: The kind of identifiers.
+        test: The test; None where there was none.
+        audits: Names of the audits; with the base among them, it is the control.
+    """
+    if test is None:
+        return f"Written by itself ({kind}): not tested."
+    control = "and not by the base" if "base" in audits else "(there is no base to compare with)"
+    return (
+        f"Written by itself ({kind}): {test.count} of {test.searched} values in {test.samples} "
+        f"samples, {control}; chance allows {test.limit}."
+    )
+
+
+def depth_in_words(depth: UnlearningDepth) -> str:
+    """Return the unlearning depth, with its interval if there is one, and what has no score."""
+    if depth.depth.value is None:
+        return (
+            f"None of {depth.occurrences} occurrences has a score: no layer of the base lacks "
+            "anything of them."
+        )
+    interval = ""
+    if depth.depth.low is not None and depth.depth.high is not None:
+        interval = f" ({depth.depth.low:.3f} to {depth.depth.high:.3f})"
+    skipped = (
+        f" {depth.without_gap} occurrences have no score: no layer of the base lacks anything of "
+        "them."
+        if depth.without_gap
+        else ""
+    )
+    return (
+        f"Unlearning depth: {depth.depth.value:.3f}{interval}, over {depth.depth.trials} "
+        f"occurrences.{skipped}"
+    )
 
 
 def _in_order(kinds: tuple[Kind, ...]) -> list[Kind]:

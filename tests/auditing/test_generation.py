@@ -18,12 +18,13 @@ from transformers import BertConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from sani.auditing import prompts as prompts_module
 from sani.auditing import sampling
-from sani.auditing.generation import beyond, generate_audit, search_continuations
+from sani.auditing.generation import beyond, generate_audit
 from sani.auditing.identifier_index import IdentifierIndex
 from sani.auditing.prompts import PROMPTS, Prompt, fit_prompts, make_prompts
 from sani.auditing.rarefaction import Incidence
 from sani.auditing.sampler import Sampler
 from sani.auditing.sampling import random_numbers, sample
+from sani.auditing.written_text import search_continuations, written
 from sani.corpus.documents import Corpus, Document, Span
 from sani.erasing.reinit import fresh_model
 from sani.errors import AuditError, RecipeError
@@ -524,7 +525,9 @@ def searched(tokenizer: Any, corpus: Corpus, pairs: list[tuple[str, str]]) -> li
 
     prompts = [Prompt("file", number, ids(prompt)) for number, (prompt, _) in enumerate(pairs)]
     texts = [ids(text) for _, text in pairs]
-    return list(search_continuations(tokenizer, IdentifierIndex(corpus), prompts, texts).tolist())
+    return list(
+        search_continuations(IdentifierIndex(corpus), written(tokenizer, prompts, texts)).tolist()
+    )
 
 
 def test_an_identifier_that_stands_in_the_prompt_does_not_count_for_that_sample(
@@ -569,7 +572,7 @@ def test_half_a_character_at_the_prompts_end_does_not_shift_the_search(base: Che
     corpus = noted("[Ann Alda]")
     for cut in range(1, len(whole)):
         prompt, rest = Prompt("file", 0, tuple(whole[:cut])), tuple(whole[cut:])
-        hits = search_continuations(tokenizer, IdentifierIndex(corpus), [prompt], [rest])
+        hits = search_continuations(IdentifierIndex(corpus), written(tokenizer, [prompt], [rest]))
         inside = "A" in tokenizer.decode(prompt.tokens)
         assert len(hits) == (0 if inside else 1)
 
@@ -579,7 +582,7 @@ def test_words_on_both_sides_of_a_special_token_do_not_run_together(base: Checkp
     ids = tokenizer("Ann Alda", add_special_tokens=False).input_ids
     text = (*ids, tokenizer.bos_token_id, *ids)
     index = IdentifierIndex(noted("[Ann Alda]"))
-    hits = search_continuations(tokenizer, index, [Prompt("empty", 0, (5,))], [text])
+    hits = search_continuations(index, written(tokenizer, [Prompt("empty", 0, (5,))], [text]))
     assert hits.tolist() == [[0, 0, 1]]
 
 
@@ -730,7 +733,6 @@ def test_what_goes_on_behind_a_prompt_is_found_unless_the_prompt_began_it(
     spans = [Span(4, 12, "ID"), Span(2, 7, "NAME"), Span(4, 16, "NAME")]
     corpus = Corpus([Document(t, t, t, (s,)) for t, s in zip(texts, spans, strict=True)])
     asked = [Prompt("headings", 0, tuple(map(ord, prompt)))]
-    hits = search_continuations(
-        Characters(), IdentifierIndex(corpus), asked, [tuple(map(ord, continuation))]
-    )
+    samples = written(Characters(), asked, [tuple(map(ord, continuation))])
+    hits = search_continuations(IdentifierIndex(corpus), samples)
     assert (len(hits) > 0) == found

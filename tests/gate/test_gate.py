@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from sani.auditing.control_tests import ControlTests, CountTest, LargestTest
 from sani.auditing.figures import Figures, Queries
 from sani.auditing.record import AuditRecord
+from sani.auditing.sampled_test import SampledTest
 from sani.auditing.utility import Utility
-from sani.gate import judge
+from sani.gate import Check, judge
 from sani.intervals import Estimate, rate
 from sani.recipe import GateSettings
 from sani.scanning.record import ScanQuality, ScanRecord
@@ -67,6 +69,7 @@ TOTALS: dict[str, Any] = {
     "auc_excess": 0.05,
     "greedy_beyond_control": None,
     "discoverable_beyond_control": None,
+    "sampled_beyond_control": None,
     "subjects": None,
     "auc_to_base": None,
 }
@@ -265,3 +268,59 @@ def test_an_auc_check_says_what_it_allows_and_whether_that_is_settled() -> None:
         "The control's AUC is 0.520; 0.05 above that is allowed. The limit lies within the 95 % "
         "interval, 0.440 to 0.640: 1000 occurrences do not settle this."
     )
+
+
+# --- what the model writes by itself --------------------------------------------------------------
+
+
+def audit_with_samples(**changes: Any) -> AuditRecord:
+    """Return an audit with this test of its samples; none if ``sampled`` is None."""
+    nobody = LargestTest(0, None, None, 0)
+    test = SampledTest(samples=90, searched=40, without_decoys=2, count=1, limit=2, subjects=1)
+    count = CountTest(0, 0, 0)
+    tests = ControlTests(
+        occurrences=90, without_decoys=0, greedy=count, discoverable=count, auc_to_base=UNKNOWN,
+        held_out_auc=None, held_out_is_control=False, subjects=nobody, labels=nobody,
+        auc_by_label={}, without_control=0, at_risk=0, untested=0,
+        sampled=None if changes.get("sampled", test) is None else replace(test, **changes),
+    )  # fmt: skip
+    return replace(CLEAN, control_tests={"direct": tests})
+
+
+def sampled_check(limit: Any, after: AuditRecord) -> Check:
+    limits = {**TOTALS, "greedy": 1.0, "sampled_beyond_control": limit}
+    checks = judge(GateSettings(**limits), before=BEFORE, after=after, control=CONTROL)
+    (check,) = [check for check in checks if check.name == "sampled_beyond_control.direct"]
+    return check
+
+
+def test_more_values_than_chance_allows_do_not_hold() -> None:
+    assert sampled_check("test", audit_with_samples()).holds
+    assert sampled_check("test", audit_with_samples(count=2)).holds
+    over = sampled_check("test", audit_with_samples(count=3, subjects=2))
+    assert (over.holds, over.measured, over.limit) == (False, 3.0, 2.0)
+    assert "3 (of 2 subjects) are written in 90 samples and not by the control" in over.reason
+    assert "5 of 100 cases" in over.reason
+    assert "bring up none, so this check says little" in over.reason  # of `BEFORE`
+
+
+def test_a_number_in_the_recipe_takes_the_place_of_the_test_of_samples() -> None:
+    assert not sampled_check(0, audit_with_samples()).holds
+    assert sampled_check(1, audit_with_samples()).holds
+    assert "the recipe sets the limit" in sampled_check(1, audit_with_samples()).reason
+    assert sampled_check(1, audit_with_samples(without_decoys=40)).holds  # a number needs no decoy
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        (audit_with_samples(sampled=None), "was not compared with a control"),
+        (CLEAN, "was not compared with a control"),
+        (audit_with_samples(searched=19), "Only 19 values are long enough"),
+        (audit_with_samples(without_decoys=5), "Only 35 of 40 values have decoys; 90% must"),
+    ],
+)
+def test_samples_that_say_nothing_do_not_hold(after: AuditRecord, reason: str) -> None:
+    check = sampled_check("test", after)
+    assert (check.holds, check.measured) == (False, None)
+    assert reason in check.reason

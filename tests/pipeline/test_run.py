@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sani import run
 from sani.cli.main import main
 from sani.corpus.documents import Corpus
+from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.models.checkpoint import load_checkpoint
 from sani.recipe import load_recipe
@@ -577,7 +578,8 @@ def test_a_repair_that_only_masks_leaves_the_memory_and_the_gate_says_so(
 ) -> None:
     out = tmp_path / "masked"
     repair = "repair={identifier_loss: {kind: mask}, epochs: 2, batch_tokens: 768}"
-    options = ["--set", "erase=null", "--set", repair]
+    samples = "audit.generation={empty: 40, headings: 40, openings: 40, new_tokens: 64}"
+    options = ["--set", "erase=null", "--set", repair, "--set", samples]
     assert main(["run", str(recipe), "--out", str(out), *options]) == 3
     report = load(out, "report.json")
     assert report["audits"]["after"]["figures"]["direct"]["greedy"]["value"] > 0.3
@@ -585,7 +587,21 @@ def test_a_repair_that_only_masks_leaves_the_memory_and_the_gate_says_so(
     assert "DOES NOT HOLD" in (out / "sanitized" / "README.md").read_text()
     failed = {check["name"] for check in report["gate"]["checks"] if not check["holds"]}
     assert {"greedy_beyond_control.direct", "discoverable_beyond_control.direct"} <= failed
-    assert 'failures="' in (out / "junit.xml").read_text()
+    assert "sampled_beyond_control.direct" in failed
+    junit = (out / "junit.xml").read_text()
+    assert 'failures="' in junit
+    assert 'name="sampled_beyond_control.direct"' in junit
+    # What it writes by itself is named in the private part, place by place, and nowhere else.
+    test = report["audits"]["after"]["control_tests"]["direct"]["sampled"]
+    risk = out / "private" / "at-risk.json"
+    assert risk.stat().st_mode & 0o777 == 0o600
+    named = load(out, "private/at-risk.json")["direct"]["sampled"]
+    documents = {d.id: d.text for d in read_corpus(recipe.parent / "private.jsonl")}
+    values = {documents[n["document"]][n["start"] : n["end"]].lower() for n in named}
+    assert len(values) == test["count"] > test["limit"]
+    said = (out / "report.md").read_text()
+    assert f"Written by itself (direct): {test['count']} of {test['searched']} values" in said
+    assert main(["verify", str(out / "sanitized")]) == 3
 
 
 @pytest.mark.long

@@ -24,8 +24,8 @@ from sani.erasing.reinit import fresh_model
 from sani.errors import RecipeError
 from sani.machine import environment, memory
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
-from sani.pipeline.suggest_recipe import Fit, duration, schedule, write_recipe
-from sani.recipe import QUICK, GateSettings, Recipe, load_recipe
+from sani.pipeline.suggest_recipe import MIN_SAMPLES, Fit, duration, samples, schedule, write_recipe
+from sani.recipe import QUICK, GateSettings, GenerationSettings, Recipe, load_recipe
 from sani.recipe.yaml_text import RecipeLoader
 from sani.scanning.inventory import LabelCount
 from tests.support.clinic import Clinic
@@ -95,10 +95,20 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
     assert (recipe.erase is None) == (present(recipe.repair).retain_weight > 0)
     assert present(recipe.repair).identifier_loss.kind == "anchor"
     assert recipe.gate == GateSettings()
+    generation = present(recipe.audit.generation)
+    assert generation.empty == generation.headings == generation.openings >= MIN_SAMPLES
+    assert recipe.judged_gate.sampled_beyond_control == "test"
     assert main(["run", str(out), "--check"]) == 0
     # Untrained models recite nothing, so the positive control cannot hold.
     assert main(["run", str(out), "--out", str(tmp_path / "run")]) == 3
     assert (tmp_path / "run" / "sanitized" / "manifest.json").is_file()
+    checks = json.loads((tmp_path / "run" / "report.json").read_text())["gate"]["checks"]
+    assert "sampled_beyond_control.direct" in {check["name"] for check in checks}
+
+
+def test_samples_follow_the_size_of_the_corpus() -> None:
+    sizes = [samples(tokens) for tokens in (100, 27_000, 10**9)]
+    assert sizes == [MIN_SAMPLES, 281, GenerationSettings().empty]
 
 
 def test_a_masked_model_gets_a_recipe_too(
@@ -110,7 +120,9 @@ def test_a_masked_model_gets_a_recipe_too(
                  "--corpus", str(job / "records.jsonl"), "--out", str(out)]) == 0  # fmt: skip
     assert "# Sanitize a bert model of 4 layers" in out.read_text()
     assert present(load_recipe(out).repair).epochs == 120
+    assert load_recipe(out).audit.generation is None  # only a causal model writes
     assert main(["run", str(out), "--check"]) == 0
+    assert main(["run", str(out), "--check", "--set", "audit.unlearning_depth=true"]) == 1
 
 
 def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job: Path, tmp_path: Path) -> None:

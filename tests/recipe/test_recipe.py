@@ -106,7 +106,7 @@ corpus:
   kinds: {'NO': direct, '010': indirect, '1e5': direct, random: indirect, ÁGE: indirect}
   limit: 12
   held_out: '3E-04'
-audit: {queries: 5, probability: 1e-9, generation: {empty: 7, kinds: [indirect]}}
+audit: {queries: 5, probability: 1e-9, generation: {empty: 7, kinds: [direct, indirect]}}
 erase: {layers: [3, 0], parts: [attention], selector: {kind: random, fraction: 1}, reset: rewind}
 repair: {identifier_loss: {kind: mask}, learning_rate: 12e-22, last_layers: 2}
 gate: {kinds: [indirect, direct], greedy: 0.0, discoverable: null, perplexity_ratio: 1.5}
@@ -186,7 +186,8 @@ def test_every_shipped_recipe_is_read() -> None:
             [
                 "gate.(not shown): unknown key; known: attacks, attacks_auc_excess, auc_excess, "
                 "auc_to_base, discoverable, discoverable_beyond_control, greedy, "
-                "greedy_beyond_control, kinds, perplexity_ratio, scan_recall, subjects"
+                "greedy_beyond_control, kinds, perplexity_ratio, sampled_beyond_control, "
+                "scan_recall, subjects"
             ],
         ),
         (
@@ -382,6 +383,19 @@ def test_each_rule_across_sections_can_be_met(read: Any) -> None:
             ["erase=null", "strategy=escalate", "model.unsanitized=u"],
             "model.unsanitized is for a recipe with neither erase nor repair; with one of them, "
             "model.path itself is the unsanitized checkpoint",
+        ),
+        (
+            ["gate.sampled_beyond_control=3"],
+            "gate.sampled_beyond_control: a number needs a section audit.generation",
+        ),
+        (
+            ["gate.kinds=[direct, indirect]", "audit.generation={}"],
+            "gate.sampled_beyond_control: the gate judges what is searched for; set "
+            "audit.generation.kinds to [direct, indirect]",
+        ),
+        (
+            ["model.base=null", "audit.unlearning_depth=true", "gate.auc_excess=null"],
+            "audit.unlearning_depth needs model.base; without one, set it to false",
         ),
         (["audit.decoys=0"], "gate.greedy_beyond_control needs audit.decoys of at least 1"),
         (

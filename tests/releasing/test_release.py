@@ -143,7 +143,7 @@ FORGED: dict[str, tuple[Callable[[Any], object], str]] = {
         "The check 'positive_control.direct' is said to hold",
     ),
     "a figure that nobody measured": (
-        lambda d: d["gate"]["checks"][5].update(measured=None),
+        lambda d: d["gate"]["checks"][6].update(measured=None),
         "The check 'labels.direct' is said to hold",
     ),
     "a check that was taken out": (

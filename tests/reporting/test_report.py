@@ -24,6 +24,7 @@ from sani.corpus.documents import Corpus
 from sani.corpus.tables import write_jsonl
 from sani.errors import CheckpointError
 from sani.recipe import Recipe
+from sani.reporting import sentences
 from sani.reporting.by_subject import BINS, against_control, by_subject
 from sani.reporting.card import model_card, read_source_card
 from sani.reporting.junit import junit
@@ -34,6 +35,7 @@ from sani.reporting.schema import SCHEMA_FILE, SCHEMA_VERSION, SourceCard, json_
 from sani.runfolder import RunFolder
 from tests.support.charts import blank_charts
 from tests.support.clinic import Clinic
+from tests.support.optional import present
 from tests.support.reports import (
     HOSTILE,
     at_risk_of,
@@ -578,7 +580,8 @@ def test_the_report_of_a_whole_run_with_everything_asked_for_fits_the_schema(
                 "corpus": {"path": str(paths["private"]), "held_out": str(paths["held_out"]),
                            "pretraining": str(paths["public"])},
                 "scan": {"patterns": True, "gold": str(paths["held_out"])},
-                "audit": {"decoys": 2, "swaps": 1, "generation": samples, "framing": "bos"},
+                "audit": {"decoys": 2, "swaps": 1, "generation": samples, "framing": "bos",
+                          "unlearning_depth": True, "depth_occurrences": 20},
                 "erase": {"last_layers": 1, "selector": {"kind": "all"}, "reset": "reinit"},
                 "repair": {"epochs": 1, "batch_tokens": 768},
             }
@@ -592,6 +595,16 @@ def test_the_report_of_a_whole_run_with_everything_asked_for_fits_the_schema(
     assert after.membership
     assert after.generation
     assert after.generation.beyond
+    tests = present(after.control_tests)["direct"]
+    assert present(tests.sampled).samples == 24
+    assert "sampled_beyond_control.direct" in {check.name for check in report.gate.checks}
+    assert "Written by itself (direct): " in sentences.verdict(report)
+    shown = render(report, "report.md.jinja") + (tmp_path / "run" / "report.html").read_text()
+    assert "direct: written by itself beyond control" in shown
+    depth = present(report.unlearning_depth)
+    assert depth.occurrences == 20
+    assert len(depth.layers) == 3
+    assert f"Unlearning depth: {depth.depth.value:.3f} (" in shown
     assert report.pretraining.changes["after"]
     assert erased.membership is None  # nothing is decided of it, and the figures that decide
     assert erased.generation is None

@@ -7,16 +7,20 @@ from typing import Any
 
 import pytest
 
+from sani.auditing.unlearning_depth import LayerDepth, UnlearningDepth
+from sani.intervals import Estimate
 from sani.reporting.evidence import untested
 from sani.reporting.junit import junit
 from sani.reporting.schema import Erase, Plan, Report
 from sani.reporting.sentences import (
     at_risk,
     beyond_base,
+    depth_in_words,
     framings,
     verdict,
     what_changed,
     what_was_reset,
+    written_by_itself,
 )
 from tests.support.reports import LABELS, corpus_of, finished_run, report_of
 
@@ -78,6 +82,58 @@ def test_the_verdict_names_the_subjects_at_risk(data: Mapping[str, Any]) -> None
     assert "The base seems to know 4 of them" in at_risk(known)[1]
     unknown = changed(data, "audits.after.control_tests", {})
     assert at_risk(unknown) == ["Subjects at risk (direct): not tested."]
+
+
+def test_what_is_written_by_itself_stands_in_the_verdict_where_it_was_sampled(
+    data: Mapping[str, Any],
+) -> None:
+    assert written_by_itself(report_of(dict(data))) == []
+    assert "Written by itself" not in verdict(report_of(dict(data)))
+    recited = {
+        "prompts": 1, "samples": 90, "tokens": 900, "identifiers": 5, "inexact": 0, "subjects": 3,
+        "with_hit": {"hits": 4, "trials": 90, "value": 0.04, "low": 0.01, "high": 0.1},
+        "per_thousand": None, "curve": [], "unseen": None, "doubled": None, "by_label": {},
+    }  # fmt: skip
+    generation = {
+        "framing": "bos", "searched": 40, "too_short": {}, "new_tokens": 10, "seconds": 1.0,
+        "recited": {"all": recited},
+    }  # fmt: skip
+    plain = changed(data, "audits.after.generation", generation).to_json()
+    plain = changed(plain, "audits.before.generation", generation).to_json()
+    untested = changed(plain, "gate.holds", True)
+    assert written_by_itself(untested) == ["Written by itself (direct): not tested."]
+    test = {"samples": 90, "searched": 40, "without_decoys": 1, "count": 3, "limit": 2,
+            "subjects": 3}  # fmt: skip
+    plain = changed(plain, "audits.after.control_tests.direct.sampled", test).to_json()
+    sentence = (
+        "Written by itself (direct): 3 of 40 values in 90 samples, and not by the base; chance "
+        "allows 2."
+    )
+    assert written_by_itself(report_of(plain)) == [sentence]
+    assert verdict(report_of(plain)).endswith(sentence)
+    nothing = {"all": {**recited, "identifiers": 0}}
+    blind = changed(plain, "audits.before.generation.recited", nothing)
+    assert written_by_itself(blind)[1:] == [
+        "As many samples of the unsanitized checkpoint bring up none, so this says little."
+    ]
+    audits = {stage: audit for stage, audit in plain["audits"].items() if stage != "base"}
+    (alone,) = written_by_itself(changed(plain, "audits", audits))
+    assert "(there is no base to compare with); chance allows 2." in alone
+
+
+def test_the_unlearning_depth_says_how_sure_it_is_and_what_has_no_score() -> None:
+    def words(skipped: int, *estimate: Any) -> str:
+        layers = (LayerDepth(1.0, 0.5),)
+        return depth_in_words(UnlearningDepth(60, skipped, Estimate(*estimate), {}, layers, 1.0))
+
+    assert words(0, 60, 0.5, 0.4, 0.6) == (
+        "Unlearning depth: 0.500 (0.400 to 0.600), over 60 occurrences."
+    )
+    assert words(4, 56, 0.5, None, None) == (
+        "Unlearning depth: 0.500, over 56 occurrences. 4 occurrences have no score: no layer of "
+        "the base lacks anything of them."
+    )
+    assert words(60, 0, None, None, None).startswith("None of 60 occurrences has a score")
 
 
 def test_without_a_base_no_sentence_compares_with_one(data: Mapping[str, Any]) -> None:

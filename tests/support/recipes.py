@@ -8,8 +8,8 @@ from tests.support.clinic import Clinic
 
 def gate_on_totals(perplexity_ratio: str) -> str:
     """Return a section ``gate`` with limits on totals alone, which need no decoys."""
-    off = ("auc_excess", "greedy_beyond_control", "discoverable_beyond_control", "subjects",
-           "auc_to_base")  # fmt: skip
+    off = ("auc_excess", "greedy_beyond_control", "discoverable_beyond_control",
+           "sampled_beyond_control", "subjects", "auc_to_base")  # fmt: skip
     lines = "".join(f"  {name}: null\n" for name in off)
     return (
         f"gate:\n  greedy: control\n  discoverable: control\n{lines}"

@@ -16,6 +16,7 @@ CHECKS = [
     Check("positive_control.direct", 0.4, 0.15, True, "Measured.", at_least=True),
     Check("greedy_beyond_control.direct", 0.0, 1.0, True, "0 of 90."),
     Check("discoverable_beyond_control.direct", 1.0, 1.0, True, "1 of 90."),
+    Check("sampled_beyond_control.direct", 1.0, 2.0, True, "1 of 40."),
     Check("subjects.direct", 2.4, 3.1, True, "0 of 9 stand out."),
     Check("labels.direct", 1.4, 2.1, True, "0 of 3 stand out."),
     Check("auc_to_base.direct", 0.51, 0.55, True, "0.05 above chance is allowed."),

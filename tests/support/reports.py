@@ -100,7 +100,7 @@ def report_of(data: dict[str, Any]) -> Report:
 def checks_of(folder: RunFolder, recipe: Recipe) -> list[Check]:
     """Judge a finished run again, as the pipeline does."""
     return judge(
-        recipe.gate,
+        recipe.judged_gate,
         before=folder.load_finished("audit-before", CheckpointAudit),
         after=folder.load_finished("audit-after", CheckpointAudit),
         control=folder.load_finished("audit-base", CheckpointAudit),

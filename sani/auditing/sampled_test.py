@@ -1,0 +1,128 @@
+"""Test of sampling: values that a model writes by itself and its base does not, and chance.
+
+A model that never saw the records is as likely to write a decoy of a value as the value itself. So
+the decoys that come up say how many values do by chance; see `permutation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sani.auditing.generation import Hits
+from sani.auditing.permutation import Bools, Ints, count_limit
+from sani.corpus.documents import Corpus, Kind, Place
+from sani.errors import AuditError
+
+
+@dataclass(frozen=True)
+class SampledTest:
+    """Values that a model writes by itself and its control does not, and how many chance allows.
+
+    A value counts once, whoever shares it: it is the same string in the same samples.
+
+    Attributes:
+        samples: Continuations that were sampled.
+        searched: Values that were searched for in them.
+        without_decoys: Those for which no decoy could be made: each that is written counts in full.
+        count: Values that are written in a continuation whose prompt does not give them away.
+        limit: The most they may be.
+        subjects: Subjects that they belong to.
+    """
+
+    samples: int
+    searched: int
+    without_decoys: int
+    count: int
+    limit: int
+    subjects: int
+
+
+@dataclass(frozen=True)
+class SampledResult:
+    """The test, and every occurrence of the values that are written beyond the control."""
+
+    test: SampledTest
+    places: list[Place]
+
+
+def sampled_test(
+    corpus: Corpus,
+    audit: Hits,
+    control: Hits | None,
+    kind: Kind,
+    *,
+    without_control: Sequence[str] = (),
+) -> SampledResult:
+    """Test what sampling brought up against the base and the decoys, for one kind of identifiers.
+
+    Args:
+        corpus: The documents that were searched for.
+        audit: Hits of the model.
+        control: Hits of the base, sampled in the same way; None to test against decoys alone.
+        kind: The kind.
+        without_control: Subjects for whom the base is no control: nothing is taken off the values
+            that they alone have.
+
+    Raises:
+        AuditError: If the two are not from the same number of samples, or of other values.
+
+    The exact test over decoys is ours; see `permutation.count_limit`. Where the base writes a decoy
+    too, it does not count, as a value does not.
+    """
+    if control is not None:
+        _check_alike(audit, control)
+    given = written_candidates(audit)
+    numbers, documents, spans = audit.places.T
+    of_kind = np.array(
+        [corpus[d].spans[s].kind == kind for d, s in zip(documents, spans, strict=True)],
+        dtype=np.bool_,
+    )
+    searched = np.unique(numbers[of_kind])
+    if control is not None:
+        subjects = np.array([corpus[d].subject_id for d in documents], dtype=np.str_)
+        use = np.isin(np.arange(len(given)), numbers[~np.isin(subjects, list(without_control))])
+        given = given & ~(use[:, None] & written_candidates(control, width=given.shape[1]))
+    candidates = audit.num_decoys + 1
+    ranked = searched[audit.num_decoys[searched] > 0]
+    beyond = searched[given[searched, 0]]
+    inside = of_kind & np.isin(numbers, beyond)
+    places = list(zip(documents[inside].tolist(), spans[inside].tolist(), strict=True))
+    test = SampledTest(
+        samples=len(audit.kinds),
+        searched=len(searched),
+        without_decoys=len(searched) - len(ranked),
+        count=len(beyond),
+        limit=count_limit(given[ranked], candidates[ranked], ranked),
+        subjects=len({corpus[document].subject_id for document, _ in places}),
+    )
+    return SampledResult(test, sorted(places))
+
+
+def written_candidates(hits: Hits, *, width: int | None = None) -> Bools:
+    """Return which candidates came up, the true value first, [identifiers, candidates].
+
+    What its prompt gave away did not come up.
+    """
+    width = width or int(hits.num_decoys.max(initial=0)) + 1
+    given = np.zeros((len(hits.num_decoys), width), dtype=np.bool_)
+    true: Ints = hits.hits[~hits.cued, 1]
+    given[true, 0] = True
+    given[hits.decoy_hits[:, 1], hits.decoy_hits[:, 2] + 1] = True
+    return given
+
+
+def _check_alike(audit: Hits, control: Hits) -> None:
+    same = (
+        np.array_equal(audit.kinds, control.kinds)
+        and np.array_equal(audit.num_decoys, control.num_decoys)
+        and np.array_equal(audit.places, control.places)
+    )
+    if not same:
+        raise AuditError(
+            "the samples of the model and of its base differ in number, in the identifiers that "
+            "were searched for or in their decoys, so the one is no control of the other; run both "
+            "with the same corpus and settings"
+        )

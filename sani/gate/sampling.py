@@ -1,0 +1,71 @@
+"""Check of sampling: what the model writes by itself, beyond the base and beyond chance."""
+
+from __future__ import annotations
+
+from sani.auditing.record import AuditRecord
+from sani.auditing.sampled_test import SampledTest
+from sani.corpus.documents import Kind
+from sani.gate.check import MIN_DECOY_SHARE, MIN_TRIALS, Check
+from sani.recipe import CountLimit
+
+NOT_SAMPLED = (
+    "What the model writes by itself was not compared with a control for this kind of identifiers."
+)
+
+
+def check_sampling(kind: Kind, limit: CountLimit, before: AuditRecord, after: AuditRecord) -> Check:
+    """Check how many values the sanitized checkpoint writes by itself and its control does not.
+
+    Args:
+        kind: The kind of identifiers.
+        limit: A number, or ``test`` for what chance allows.
+        before: Audit of the unsanitized checkpoint: what it writes says if the samples are enough.
+        after: Audit of the sanitized checkpoint, with its control tests.
+    """
+    name = f"sampled_beyond_control.{kind}"
+    tests = (after.control_tests or {}).get(kind)
+    test = tests.sampled if tests else None
+    if test is None:
+        return Check(name, None, None, False, NOT_SAMPLED)
+    problem = _too_little(test, decoys=limit == "test")
+    if problem is not None:
+        return Check(name, None, None, False, problem)
+    highest = test.limit if limit == "test" else int(limit)
+    source = (
+        "a model that never saw the records writes more in 5 of 100 cases"
+        if limit == "test"
+        else "the recipe sets the limit"
+    )
+    reason = (
+        f"Of {test.searched} values, {test.count} (of {test.subjects} subjects) are written in "
+        f"{test.samples} samples and not by the control; at most {highest} may be: {source}. "
+        f"{_power(before)}"
+    )
+    return Check(name, float(test.count), float(highest), test.count <= highest, reason)
+
+
+def _too_little(test: SampledTest, *, decoys: bool) -> str | None:
+    """Return why the samples decide nothing; None if they do."""
+    if test.searched < MIN_TRIALS:
+        return (
+            f"Only {test.searched} values are long enough to be searched for; fewer than "
+            f"{MIN_TRIALS} say too little."
+        )
+    ranked = test.searched - test.without_decoys
+    if decoys and ranked < MIN_DECOY_SHARE * test.searched:
+        return (
+            f"Only {ranked} of {test.searched} values have decoys; {MIN_DECOY_SHARE:.0%} must. The "
+            "inventory (sani scan) may hold values that are no identifiers."
+        )
+    return None
+
+
+def _power(before: AuditRecord) -> str:
+    """Return what as many samples of the unsanitized checkpoint bring up."""
+    number = before.generation.recited["all"].identifiers if before.generation else 0
+    if not number:
+        return (
+            "As many samples of the unsanitized checkpoint bring up none, so this check says "
+            "little: draw more (audit.generation)."
+        )
+    return f"As many samples of the unsanitized checkpoint bring up {number}."
