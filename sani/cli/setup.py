@@ -23,7 +23,8 @@ def init(
 ) -> None:
     """Write a commented recipe that fits a model and a corpus."""
     from sani.atomic import check_new_file
-    from sani.pipeline.suggest_recipe import duration, fit, write_recipe
+    from sani.pipeline.recipe_text import duration, write_recipe
+    from sani.pipeline.suggest_recipe import fit
 
     check_new_file(out)
     with console.reporter() as on_step:

@@ -24,7 +24,8 @@ from sani.erasing.reinit import fresh_model
 from sani.errors import RecipeError
 from sani.machine import environment, memory
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
-from sani.pipeline.suggest_recipe import MIN_SAMPLES, Fit, duration, samples, schedule, write_recipe
+from sani.pipeline.recipe_text import duration, write_recipe
+from sani.pipeline.suggest_recipe import MIN_SAMPLES, Fit, samples, schedule
 from sani.recipe import QUICK, GateSettings, GenerationSettings, Recipe, load_recipe
 from sani.recipe.yaml_text import RecipeLoader
 from sani.scanning.inventory import LabelCount

@@ -1,0 +1,183 @@
+"""The text of the recipe that `sani init` writes, with comments that say what it was fitted to."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import wrap
+
+import yaml
+
+from sani.corpus.documents import KINDS
+from sani.errors import RecipeError
+from sani.machine.memory import REPAIR_COPIES, needed_memory
+from sani.models.families import FAMILIES
+from sani.pipeline.suggest_recipe import (
+    BATCH_TOKENS,
+    LEARNING_RATES,
+    MASKED_EPOCHS,
+    MAX_ERASED_LAYERS,
+    NEW_TOKENS,
+    Fit,
+    anchor_objective,
+    samples,
+    schedule,
+)
+from sani.scanning.inventory import subjects_in_words
+
+
+def write_recipe(
+    path: Path, facts: Fit, *, model: Path, corpus: Path, base: Path | None, held_out: Path | None
+) -> None:
+    """Write the recipe; its comments say what it was fitted to and what to run first.
+
+    Args:
+        path: The recipe's file.
+        facts: The facts that it is fitted to.
+        model: Folder of the checkpoint.
+        corpus: Its documents.
+        base: Folder of the public model it was fine-tuned from.
+        held_out: Documents it was not trained on.
+
+    Raises:
+        RecipeError: If the file already exists or cannot be written.
+    """
+    lines = "\n".join(_lines(path, facts, model=model, corpus=corpus, base=base, held_out=held_out))
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(lines + "\n")
+    except FileExistsError:
+        raise RecipeError(f"{path} already exists; choose another --out") from None
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be written ({error.strerror})") from None
+
+
+def _lines(
+    path: Path, facts: Fit, *, model: Path, corpus: Path, base: Path | None, held_out: Path | None
+) -> Iterator[str]:
+    occurrences = {
+        kind: sum(count.of_kinds([kind]) for count in facts.labels.values()) for kind in KINDS
+    }
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in occurrences.items() if count)
+    long = " (longer documents are read in windows)" if facts.longest > facts.context else ""
+    of_subjects = subjects_in_words(facts.documents, facts.subjects, facts.without_subject_id)
+    yield f"# Sanitize a {facts.family} model of {facts.layers} layers; made by sani init."
+    yield (
+        f"# Model:  {facts.parameters:,} parameters, {facts.vocabulary:,} tokens in the "
+        f"vocabulary, {facts.context:,} in its context"
+    )
+    yield (
+        f"# Corpus: {of_subjects}, {facts.tokens:,} "
+        f"tokens, at most {facts.longest:,} a document{long}; identifiers: {kinds or 'none marked'}"
+    )
+    for line in facts.judged:
+        first, *more = wrap(line if line.isprintable() else ascii(line), width=90)
+        yield f"# Kinds:  {first}"
+        yield from (f"#         {part}" for part in more)
+    yield f"# First:  sani scan {_in_shell(corpus)}"
+    yield f"#         sani run {_in_shell(path)} --check"
+    yield f"# Run:    sani run {_in_shell(path)} --out {_in_shell(Path('runs') / path.stem)}"
+    if not facts.fits:
+        yield (
+            "# Memory: too little here: the repair needs "
+            f"{needed_memory(facts.parameters, copies=REPAIR_COPIES):,} bytes and more"
+        )
+    elif facts.seconds is not None:
+        yield f"# Takes:  {duration(facts.seconds)} on this machine, from a few steps of each stage"
+    yield "version: 2"
+    yield "seed: 0"
+    yield "model:"
+    yield f"  path: {_quoted(model)}"
+    if base:
+        yield f"  base: {_quoted(base)}  # control and anchor"
+    else:
+        yield "  # base: models/public-base  # the public model it was fine-tuned from: give it if"
+        yield "  #   you have it, and set repair and gate as in recipes/own.yaml"
+    yield "corpus:"
+    yield f"  path: {_quoted(corpus)}"
+    if held_out:
+        yield f"  held_out: {_quoted(held_out)}  # utility, membership"
+    else:
+        yield "  # held_out: held_out.jsonl  # records it was not trained on: utility, membership"
+    if facts.labels:
+        yield "scan: {}  # the corpus's own spans count; see docs/scanning.md"
+    else:
+        yield "scan: {patterns: true, propagate: subject}  # nothing is marked; add ner for names"
+    yield from _audit(facts)
+    yield from _erase(facts, has_base=base is not None)
+    yield "repair:"
+    anchor = anchor_objective(facts.family, has_base=base is not None)
+    why = "raise the weight if the AUC stays" if base else "a base would be better"
+    yield f"  identifier_loss: {{kind: anchor, to: {anchor.to}, weight: {anchor.weight}}}  # {why}"
+    masked = FAMILIES[facts.family].objective == "masked"
+    if facts.learnt_the_domain and facts.perplexities:
+        perplexity, base_perplexity = facts.perplexities
+        yield (
+            f"  retain_weight: 5.0  # held-out perplexity {perplexity:.1f}, the base's "
+            f"{base_perplexity:.1f}: what the fine-tuning taught is worth keeping"
+        )
+    epochs, batch_tokens = (MASKED_EPOCHS, BATCH_TOKENS) if masked else schedule(facts.tokens)
+    yield f"  epochs: {epochs}"
+    if batch_tokens != BATCH_TOKENS:
+        yield f"  batch_tokens: {batch_tokens}  # few records: many small steps silence more"
+    rate = next(rate for size, rate in LEARNING_RATES if facts.parameters < size)
+    yield f"  learning_rate: {rate}  # by the model's size; try half and twice"
+    yield "gate:"
+    yield "  kinds: [direct]"
+    yield "  # limits come from the base, decoys and held-out people; see docs/gate.md"
+    yield f"  perplexity_ratio: {'1.03' if held_out else 'null  # needs held_out'}"
+
+
+def _audit(facts: Fit) -> Iterator[str]:
+    """Yield the lines of the audit: a causal model also writes by itself."""
+    if FAMILIES[facts.family].objective == "causal":
+        number = samples(facts.tokens)
+        yield "audit:"
+        yield (
+            f"  generation: {{empty: {number}, headings: {number}, openings: {number}, "
+            f"new_tokens: {NEW_TOKENS}}}  # what it writes by itself is judged too"
+        )
+
+
+def _erase(facts: Fit, *, has_base: bool) -> Iterator[str]:
+    """Yield the lines of the erase that paid in the measurements: in causal models with a base.
+
+    Fresh layers cost a pretrained model skill that a small corpus cannot give back.
+    """
+    layers = f"last_layers: {max(1, min(MAX_ERASED_LAYERS, facts.layers // 2))}"
+    masked = FAMILIES[facts.family].objective == "masked"
+    if not has_base or masked:
+        yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
+        yield f"  {layers}  # of {facts.layers}; more removes more and costs skill"
+        yield "  selector: {kind: all}"
+        yield "  reset: reinit"
+    elif facts.learnt_the_domain:
+        yield f"# erase: {{{layers}}}  # costs skill that the base lacks; write strategy: escalate"
+        yield "#   (recipes/escalate.yaml) to try it where the gate does not hold without"
+    else:
+        yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
+        yield (
+            "  interpolate_to_base: 0.9  # nine tenths to the base, which is as good on new text"
+        )
+        yield f"  # {layers}  # of {facts.layers}: also resets these"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words."""
+    if seconds < 90:
+        return "about a minute"
+    if seconds < 90 * 60:
+        return f"about {seconds / 60:.0f} minutes"
+    return f"about {seconds / 3600:.1f} hours"
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as a YAML string on one line."""
+    return yaml.safe_dump(str(path), default_style='"', allow_unicode=True, width=math.inf).strip()
+
+
+def _in_shell(path: Path) -> str:
+    """Return a path as it is written in a shell, for a comment of one line."""
+    return shlex.quote(str(path)) if str(path).isprintable() else "..."
