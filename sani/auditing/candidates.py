@@ -39,8 +39,8 @@ class CandidateTable:
         candidates: Number of its candidates, [n].
         all_shares: Share of the other candidates that each beats, NaN where there are fewer,
             [n, candidates].
-        greedy, discoverable: True for candidates that the model gives, and the control does not or
-            far less often, [n, candidates].
+        greedy, discoverable: True for candidates that the model gives, and the control does not
+            (or far less often within n samples), [n, candidates].
     """
 
     places: list[Place]
@@ -184,16 +184,16 @@ class _Given:
     def beyond(self, control: _Given, use: Bools) -> _Given:
         """Return what the control does not give, in the rows [n] where it is to be used.
 
-        What the control gives, but `MUCH_LIKELIER` times less likely, counts all the same. A
-        candidate that the control did not score has no log-ratio: its score is NaN.
+        What the control gives within n samples, but `MUCH_LIKELIER` times less likely, counts all
+        the same. A candidate that the control did not score has no log-ratio: its score is NaN.
         """
         use = use[:, None]
         ratios = self.scores - control.scores
-        alike = use & ~(ratios >= np.log(MUCH_LIKELIER))
+        as_often = use & ~(ratios >= np.log(MUCH_LIKELIER))
         return _Given(
             np.where(use, ratios, self.scores),
-            self.greedy & ~(alike & control.greedy),
-            self.discoverable & ~(alike & control.discoverable),
+            self.greedy & ~(use & control.greedy),
+            self.discoverable & ~(as_often & control.discoverable),
         )
 
     def side_by_side(self) -> _Given:

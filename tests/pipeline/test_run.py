@@ -41,7 +41,7 @@ seed: 3
 audit: {decoys: 4}
 erase: {last_layers: 2, selector: {kind: all}, reset: reinit}
 repair: {epochs: 4, learning_rate: 3e-3, batch_tokens: 768}
-gate: {subjects: null, auc_to_base: 0.45, perplexity_ratio: 2.0}
+gate: {subjects: null, discoverable_beyond_control: 2, auc_to_base: 0.45, perplexity_ratio: 2.0}
 """
 
 
