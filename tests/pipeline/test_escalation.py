@@ -39,7 +39,7 @@ strategy: escalate
 audit: {decoys: 0, swaps: 0, framing: bos, membership_documents: 0}
 repair: {epochs: 3, learning_rate: 3e-3, batch_tokens: 768}
 """
-    + gate_on_totals("2.0")
+    + gate_on_totals("2.0").replace("control\n", "0.05\n")
     + """\
 escalation:
   ladder:
@@ -144,7 +144,7 @@ def test_the_report_says_what_was_tried_and_what_it_cost(
     seconds = load(climbed, "rung-3.json")["seconds"]
     assert (
         "| 3. last half (kept) | all of last half, reinit | anchor to base, weight 20, 3 epochs at "
-        "0.003 | 0.0% | 0.0% | - |"
+        "0.003 | 2.1% | 2.1% | - |"
     ) in text
     assert f"| {seconds:.1f} | {load(climbed, 'rung-3.json')['tokens']} | none: the gate" in text
     assert "| failed: the repair diverged at step" in text
