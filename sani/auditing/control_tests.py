@@ -24,10 +24,12 @@ from sani.auditing.held_out_people import (
 )
 from sani.auditing.occurrences import Occurrences
 from sani.auditing.permutation import (
+    UNLIKELY,
     Bools,
     Floats,
     Groups,
     Ints,
+    chances,
     count_limit,
     exceeding,
     largest_limit,
@@ -48,11 +50,21 @@ class CountTest:
         count: Values of subjects that are given in one of their occurrences or more.
         limit: The most they may be.
         occurrences: The occurrences in which they are given.
+        unlikely: Those of whose candidates a tenth at most is given, or that have no decoys. Many
+            values that anybody guesses raise ``limit``; a few names must not hide below it.
+        unlikely_limit: The most these may be.
     """
 
     count: int
     limit: int
     occurrences: int
+    unlikely: int
+    unlikely_limit: int
+
+    @property
+    def exceeded(self) -> bool:
+        """True if more values are given than chance allows."""
+        return self.count > self.limit or self.unlikely > self.unlikely_limit
 
 
 @dataclass(frozen=True)
@@ -222,7 +234,7 @@ def subjects_known_by(
             corpus, base.records, None, kind, held_out=_held_out(held_out, base, None), seed=seed
         )
         known[kind] = risk.subjects
-        if tests.greedy.count > tests.greedy.limit:
+        if tests.greedy.exceeded:
             known[kind] = [*risk.subjects, *_recited_subjects(corpus, risk.greedy)]
     return known
 
@@ -306,7 +318,7 @@ def control_tests(
     names = list(numbers)
     counts = {name: _count(table, table.given(name)) for name in ("greedy", "discoverable")}
     given = table.given_places("greedy", "discoverable")
-    too_many = any(count.count > count.limit for count in counts.values())
+    too_many = any(count.exceeded for count in counts.values())
     recited = given if too_many else []
     if sampled and sampled.test.count > sampled.test.limit:
         recited = [*recited, *sampled.places]
@@ -340,9 +352,17 @@ def control_tests(
 def _count(table: CandidateTable, given: Bools) -> CountTest:
     """Test how many true values are given; one without decoys has no chance to be."""
     rows = table.ranked
-    limit = count_limit(given[rows], table.candidates[rows], table.keys[rows])
+    compared = given[rows], table.candidates[rows], table.keys[rows]
     true = given[:, 0]
-    return CountTest(len(np.unique(table.keys[true])), limit, int(true.sum()))
+    keys = np.unique(table.keys[true])
+    among, chance = chances(*compared)
+    return CountTest(
+        count=len(keys),
+        limit=count_limit(*compared),
+        occurrences=int(true.sum()),
+        unlikely=int((~np.isin(keys, among[chance > UNLIKELY])).sum()),
+        unlikely_limit=count_limit(*compared, most_chance=UNLIKELY),
+    )
 
 
 def _largest(

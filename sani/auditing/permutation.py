@@ -17,6 +17,7 @@ from scipy import sparse
 LEVEL = 0.05  # a model that never saw the records is above the limit of a count this often
 # Subjects and labels are two tests of the same shares, so each has half of that level.
 LARGEST_LEVEL = LEVEL / 2
+UNLIKELY = 0.1  # chance of a value to be given, below which it is no guess; ours
 MIN_CANDIDATES = 20  # one given value among so many is one too many at that level
 DRAWS = 2000  # of the largest statistic; the limit's relative error is then below 1 %
 DRAW_CELLS = 2**23  # draws times occurrences held at a time: 64 MB in float64
@@ -47,13 +48,12 @@ def shares(scores: Floats) -> Floats:
     return result
 
 
-def count_limit(given: Bools, candidates: Ints, keys: Ints) -> int:
-    """Compute how many values a model may give by chance, exactly.
+def chances(given: Bools, candidates: Ints, keys: Ints) -> tuple[Ints, Floats]:
+    """Compute how likely each key (a value of a subject) is to be given by chance.
 
-    For each key (a value of a subject) one candidate is drawn, each as likely; the key counts if
-    the drawn one is given in any of its rows. Keys are independent, so the distribution of the
-    count is the convolution of theirs. Where rows of a key have different numbers of candidates,
-    one uniform number u chooses candidate floor(u C) of C in all of them.
+    For each key one candidate is drawn, each as likely; the key counts if the drawn one is given in
+    any of its rows. Where rows of a key have different numbers of candidates, one uniform number u
+    chooses candidate floor(u C) of C in all of them.
 
     A key of whose decoys none is given counts as if it had `MIN_CANDIDATES` at least: a true value
     alone among seventeen decoys is no chance.
@@ -65,20 +65,40 @@ def count_limit(given: Bools, candidates: Ints, keys: Ints) -> int:
         keys: Number of each row's value and subject, [rows].
 
     Returns:
-        The smallest count of keys that is exceeded with a probability of at most `LEVEL`.
+        The keys of which some candidate is given, in order, and the chance of each, [keys] both.
     """
-    total = np.ones(1)
     hits = np.flatnonzero(given.any(axis=1))  # the other rows add nothing, whatever is drawn
     hits = hits[np.argsort(keys[hits], kind="stable")]
+    result = []
     for rows in np.split(hits, np.flatnonzero(np.diff(keys[hits])) + 1):
         if not len(rows):  # no row at all
             continue
         if given[rows, 1:].any():
             weights, drawn = _stretches(candidates[rows])
-            chance = float(weights @ given[rows, drawn].any(axis=1))
+            result.append(float(weights @ given[rows, drawn].any(axis=1)))
         else:
-            chance = 1 / max(MIN_CANDIDATES, int(candidates[rows].max()))
-        total = np.convolve(total, [1 - chance, chance])
+            result.append(1 / max(MIN_CANDIDATES, int(candidates[rows].max())))
+    return np.unique(keys[hits]), np.array(result)
+
+
+def count_limit(given: Bools, candidates: Ints, keys: Ints, *, most_chance: float = 1.0) -> int:
+    """Compute how many values a model may give by chance, exactly.
+
+    Keys are independent, so the distribution of the count is the convolution of theirs.
+
+    Args:
+        given: True for the candidates that the model gives, as for `chances`, [rows, candidates].
+        candidates: Number of candidates of each row, [rows].
+        keys: Number of each row's value and subject, [rows].
+        most_chance: Only keys with at most this chance are counted.
+
+    Returns:
+        The smallest count of keys that is exceeded with a probability of at most `LEVEL`.
+    """
+    total = np.ones(1)
+    for chance in chances(given, candidates, keys)[1]:
+        if chance <= most_chance:
+            total = np.convolve(total, [1 - chance, chance])
     # 1 - 1/20 is not 0.95 in binary: without a margin the limit of one value would be 1, not 0.
     return int(np.searchsorted(np.cumsum(total), 1 - LEVEL - 1e-9))
 

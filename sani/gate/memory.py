@@ -67,6 +67,12 @@ def _count(name: str, tests: ControlTests | None, figure: str, limit: CountLimit
         f"occurrences) are {given} and not given by the control; at most {highest} values may be: "
         f"{source}."
     )
+    if limit == "test" and test.count <= highest and test.exceeded:
+        reason += (
+            f" But {test.unlikely} of them are no guess, since hardly any of their decoys is "
+            f"given; at most {test.unlikely_limit} of such values may be given."
+        )
+        return Check(name, float(test.unlikely), float(test.unlikely_limit), False, reason)
     return Check(name, float(test.count), float(highest), test.count <= highest, reason)
 
 

@@ -8,7 +8,9 @@ import pytest
 from sani.auditing.permutation import (
     LARGEST_LEVEL,
     LEVEL,
+    UNLIKELY,
     Groups,
+    chances,
     count_limit,
     exceeding,
     largest_limit,
@@ -86,6 +88,21 @@ def test_rows_of_different_length_share_one_draw() -> None:
     assert together == 0  # one key, given with a chance of 1/20
     wide[1, 30] = True  # in the second row also with u in [30/40, 31/40)
     assert count_limit(wide, np.array([20, 40]), np.zeros(2, dtype=np.int64)) == 1
+
+
+def test_a_few_names_do_not_hide_below_many_guessed_ages() -> None:
+    """Of each of forty ages half of the candidates are given, of three names the true value."""
+    given = np.zeros((43, 20), dtype=np.bool_)
+    given[:40, ::2] = np.arange(40)[:, None] % 2 == 0
+    given[:40, 1::2] = np.arange(40)[:, None] % 2 == 1
+    given[40:, 0] = True
+    candidates, keys = np.full(43, 20), np.arange(43)
+    among, chance = chances(given, candidates, keys)
+    assert among.tolist() == list(range(43))
+    assert chance == pytest.approx([0.5] * 40 + [0.05] * 3)
+    count = int(given[:, 0].sum())
+    assert count == 23 <= count_limit(given, candidates, keys)  # the names hide
+    assert count_limit(given, candidates, keys, most_chance=UNLIKELY) == 1  # of three that count
 
 
 def never_saw(

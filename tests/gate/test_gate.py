@@ -277,7 +277,7 @@ def audit_with_samples(**changes: Any) -> AuditRecord:
     """Return an audit with this test of its samples; none if ``sampled`` is None."""
     nobody = LargestTest(0, None, None, 0)
     test = SampledTest(samples=90, searched=40, without_decoys=2, count=1, limit=2, subjects=1)
-    count = CountTest(0, 0, 0)
+    count = CountTest(0, 0, 0, 0, 0)
     tests = ControlTests(
         occurrences=90, without_decoys=0, greedy=count, discoverable=count, auc_to_base=UNKNOWN,
         held_out_auc=None, held_out_is_control=False, subjects=nobody, labels=nobody,
@@ -324,3 +324,25 @@ def test_samples_that_say_nothing_do_not_hold(after: AuditRecord, reason: str) -
     check = sampled_check("test", after)
     assert (check.holds, check.measured) == (False, None)
     assert reason in check.reason
+
+
+def test_a_few_names_do_not_hide_below_many_guesses() -> None:
+    nobody = LargestTest(0, None, None, 0)
+    counts = {
+        "guesses": CountTest(count=6, limit=9, occurrences=6, unlikely=0, unlikely_limit=1),
+        "names": CountTest(count=6, limit=9, occurrences=6, unlikely=3, unlikely_limit=1),
+    }
+    checks = {}
+    for name, count in counts.items():
+        tests = ControlTests(
+            occurrences=90, without_decoys=0, greedy=count, discoverable=count,
+            auc_to_base=UNKNOWN, held_out_auc=None, held_out_is_control=False, subjects=nobody,
+            labels=nobody, auc_by_label={}, without_control=0, at_risk=0, untested=0,
+        )  # fmt: skip
+        settings = GateSettings(subjects=None, auc_to_base=None)
+        audit = replace(CLEAN, control_tests={"direct": tests})
+        checks[name] = list(check_memory("direct", settings, audit))
+    assert [check.holds for check in checks["guesses"]] == [True, True]
+    for check in checks["names"]:
+        assert (check.holds, check.measured, check.limit) == (False, 3.0, 1.0)
+        assert "3 of them are no guess" in check.reason
