@@ -13,6 +13,7 @@ from sani.auditing.record import AuditRecord
 from sani.auditing.sampled_test import SampledTest
 from sani.auditing.utility import Utility
 from sani.gate import Check, judge
+from sani.gate.memory import check_memory
 from sani.intervals import Estimate, rate
 from sani.recipe import GateSettings
 from sani.scanning.record import ScanQuality, ScanRecord
