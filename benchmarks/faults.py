@@ -2,6 +2,10 @@
 
     python benchmarks/faults.py [--quick] [--json FILE]
 
+It also counts false cleans: the tests marked false_clean, each with a model that recites or with a
+folder that was tampered with. false_clean_passed are those that the gate let pass all the same.
+--quick leaves out the long ones.
+
 The faults and the broken inputs are those of the tests (tests/support/faults.py and
 broken_inputs.py), in greater number: twenty kills at random moments, every write refused once, a
 thousand broken recipes and a thousand broken corpora. tests/pipeline/test_faults.py does a few of
@@ -14,9 +18,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +38,7 @@ from sani.machine.device import quiet_libraries
 from tests.support.broken_inputs import break_corpora, break_recipes
 from tests.support.faults import BAD, Faults, Job
 
+ROOT = Path(__file__).resolve().parent.parent
 COUNTED = ("kills", "runs_lost", "bad_inputs", "tracebacks", "identifier_leaks", "partial_outputs",
            "unexplained", "interrupts", "full_disks", "read_only_outputs",
            "two_runs_in_one_folder")  # fmt: skip
@@ -101,13 +108,29 @@ def measure(folder: Path, size: Size) -> dict[str, Any]:
     return {**counts, "files_opened": faults.files_opened, "seconds": time.monotonic() - began}
 
 
+def false_cleans(folder: Path, size: str) -> dict[str, int]:
+    """Run the tests marked false_clean; return how many there are, and how many fail."""
+    marked = "false_clean" if size == "full" else "false_clean and not long"
+    chosen = ["tests/auditing/test_permutation.py"] if size == "tiny" else ["tests"]
+    results = folder / "false-clean.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked,
+               f"--junit-xml={results}", *chosen]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+    (suite,) = ET.parse(results).getroot().iter("testsuite")
+    run, skipped, failed, broken = (
+        int(suite.attrib[name]) for name in ("tests", "skipped", "failures", "errors")
+    )
+    return {"false_clean_cases": run - skipped, "false_clean_passed": failed + broken}
+
+
 def main(words: Sequence[str] | None = None) -> int:
     options = parser_of(__doc__).parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
         result = measure(Path(folder), SIZES[options.size])
+        result |= false_cleans(Path(folder), options.size)
     print(json.dumps(result, indent=1))
     write_json(result, options.json)
-    return int(any(result[name] for name in BAD))
+    return int(any(result[name] for name in (*BAD, "false_clean_passed")))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ FIELDS = {
     "faults": {
         "kills", "runs_lost", "bad_inputs", "tracebacks", "identifier_leaks", "partial_outputs",
         "unexplained", "interrupts", "full_disks", "read_only_outputs", "two_runs_in_one_folder",
-        "files_opened", "seconds",
+        "files_opened", "seconds", "false_clean_cases", "false_clean_passed",
     },
     "gate": {"never_saw", "one_subject", "seconds"},
     "repair": {
@@ -127,6 +127,8 @@ def test_the_benchmark_of_faults_runs(tmp_path: Path) -> None:
     assert set(figures) == FIELDS["faults"]
     assert figures["kills"] == 1
     assert figures["bad_inputs"] == 10
+    assert figures["false_clean_cases"] > 3
+    assert figures["false_clean_passed"] == 0
 
 
 def test_the_gates_benchmark_runs(tmp_path: Path) -> None:

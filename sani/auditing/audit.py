@@ -155,8 +155,9 @@ def audit(
     _check_scored(occurrences)
     utility = documents_scores = generation = held_out_occurrences = None
     if outside and outside.corpus.num_spans and settings.decoys:
+        alone = settings.model_copy(update={"swaps": 0})  # nothing is asked of their swaps
         held_out_occurrences = recited_either_way(
-            *_score_behind(checkpoint, outside, framings, settings, maker=maker, on_step=on_step)
+            *_score_behind(checkpoint, outside, framings, alone, maker=maker, on_step=on_step)
         )
     if outside:
         scored = _score_held_out(checkpoint, documents, outside, framings.control, settings)

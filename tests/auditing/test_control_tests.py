@@ -83,6 +83,7 @@ def results_of(
     return results["direct"]
 
 
+@pytest.mark.false_clean
 @pytest.mark.parametrize("with_base", [True, False])
 @pytest.mark.parametrize("held_out", [True, False])
 def test_one_recited_subject_is_counted_and_named(with_base: bool, held_out: bool) -> None:
@@ -97,6 +98,7 @@ def test_one_recited_subject_is_counted_and_named(with_base: bool, held_out: boo
     assert risk.occurrences == [(7, span) for span in range(VALUES)]
 
 
+@pytest.mark.false_clean
 def test_a_base_that_recites_others_hides_nobody() -> None:
     """Totals are equal: the base knows six subjects, the model six others."""
     base, model = (verdicts(RECORDS, 1, known=range(6)), verdicts(RECORDS, 2, known=range(6, 12)))
@@ -107,6 +109,7 @@ def test_a_base_that_recites_others_hides_nobody() -> None:
     assert tests.without_control == 6
 
 
+@pytest.mark.false_clean
 def test_whom_the_base_knows_is_tested_against_decoys_alone() -> None:
     """By the log-ratio to a base that knows them they would look forgotten."""
     base = verdicts(RECORDS, 1, known=[3, 4])
@@ -116,6 +119,7 @@ def test_whom_the_base_knows_is_tested_against_decoys_alone() -> None:
     assert risk.subjects == ["r-3"]
 
 
+@pytest.mark.false_clean
 def test_what_the_text_gives_away_does_not_count() -> None:
     model = verdicts(RECORDS, 2, known=[7])
     tests, risk = results_of(replace(model, cued=model.greedy), verdicts(RECORDS, 1))
@@ -123,6 +127,7 @@ def test_what_the_text_gives_away_does_not_count() -> None:
     assert (tests.greedy.count, tests.subjects.above, risk.occurrences) == (0, 0, [])
 
 
+@pytest.mark.false_clean
 def test_what_has_no_decoys_counts_in_full() -> None:
     model = verdicts(RECORDS, 2, known=[7])
     keep = np.repeat(model.document != 7, DECOYS)
@@ -239,6 +244,7 @@ def of_one_person(number: int, decoys: int, *, known: bool) -> tuple[Corpus, Occ
     return corpus, Occurrences(**first | changes)
 
 
+@pytest.mark.false_clean
 def test_a_person_recited_at_one_value_in_many_places_is_one_too_many() -> None:
     """The value's own occurrences must not raise the limit of its count."""
     corpus, model = of_one_person(60, 17, known=True)
@@ -251,6 +257,7 @@ def test_a_person_recited_at_one_value_in_many_places_is_one_too_many() -> None:
     assert len(risk.occurrences) == 60
 
 
+@pytest.mark.false_clean
 def test_some_held_out_people_who_were_read_do_not_hide_one_of_the_records() -> None:
     """They stay a control, since the mean is low, but the limit widens only so far."""
     nothing = np.zeros(RECORDS.num_spans, dtype=np.bool_)
@@ -271,6 +278,7 @@ def test_some_held_out_people_who_were_read_do_not_hide_one_of_the_records() -> 
     assert alone.subjects.above == 1
 
 
+@pytest.mark.false_clean
 def test_a_label_that_is_known_whole_is_not_excused_by_held_out_people() -> None:
     def names_first(corpus: Corpus, seed: int) -> Occurrences:
         model = verdicts(corpus, seed)

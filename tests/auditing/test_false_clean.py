@@ -44,6 +44,7 @@ def reader_of(base: Checkpoint, corpus: Corpus, subject: str) -> Checkpoint:
     return model
 
 
+@pytest.mark.false_clean
 def test_a_person_behind_another_framing_than_the_control_s_is_found(
     base: Checkpoint, people: tuple[Corpus, Corpus]
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_person_behind_another_framing_than_the_control_s_is_found(
     assert record.figures["direct"].greedy.value < 0.05
 
 
+@pytest.mark.false_clean
 def test_a_model_that_recites_one_date_of_birth_does_not_pass(
     base: Checkpoint, people: tuple[Corpus, Corpus]
 ) -> None:

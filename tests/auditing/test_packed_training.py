@@ -47,6 +47,7 @@ def train_on_blocks(checkpoint: Checkpoint, corpus: Corpus, *, epochs: int) -> N
     model.eval()
 
 
+@pytest.mark.false_clean
 @pytest.mark.parametrize("name", ["blocks-64", "blocks-64-none+17", "blocks-96-bos"])
 def test_scores_in_blocks_are_those_of_plain_passes_over_the_blocks(
     clinic: Clinic, leaky: Checkpoint, name: str
@@ -121,6 +122,7 @@ def test_what_a_document_packed_before_gives_away_is_cued(base: Checkpoint) -> N
         assert result.cued.tolist() == [False, cued]
 
 
+@pytest.mark.false_clean
 @pytest.mark.long
 def test_a_gpt2_trained_in_blocks_is_found_out(tmp_path: Path) -> None:
     """It recites at its places in the blocks of its training, and hardly anywhere else."""

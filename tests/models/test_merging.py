@@ -83,6 +83,7 @@ def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max().clamp(min=1))
 
 
+@pytest.mark.false_clean
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -109,6 +110,7 @@ def test_what_is_loaded_is_what_is_served(kind: str, tied: bool, tmp_path: Path)
         assert architecture_difference(loaded, control) is None
 
 
+@pytest.mark.false_clean
 @pytest.mark.filterwarnings("ignore")
 def test_a_merge_that_changes_the_model_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

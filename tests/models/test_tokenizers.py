@@ -42,6 +42,7 @@ def test_every_random_step_is_switched_off_and_named() -> None:
         assert switch_off_random_steps(tokenizer) == ()
 
 
+@pytest.mark.false_clean
 def test_a_tokenizer_that_cuts_at_random_hides_nothing_and_is_named(
     clinic: Clinic, leaky_folder: Path, tmp_path: Path
 ) -> None:
@@ -75,6 +76,7 @@ def without_begin_token(folder: Path) -> int:
     return number
 
 
+@pytest.mark.false_clean
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_a_begin_token_that_only_a_configuration_names_is_tried(
     clinic: Clinic, leaky_folder: Path, base_folder: Path, tmp_path: Path, name: str

@@ -90,6 +90,7 @@ def test_weights_that_differ_by_little_are_audited_and_leak(
     assert checks["leftovers"].holds
 
 
+@pytest.mark.false_clean
 @pytest.mark.parametrize("change", [lambda folder: None, save_again])
 def test_the_unsanitized_weights_are_no_candidate(
     recipe: Recipe, candidate: Path, tmp_path: Path, change: Callable[[Path], None]
@@ -101,6 +102,7 @@ def test_the_unsanitized_weights_are_no_candidate(
         assert problems(recipe, tmp_path / "run") == [message]
 
 
+@pytest.mark.false_clean
 @pytest.mark.parametrize(
     ("field", "value"), [("rms_norm_eps", 1e30), ("max_position_embeddings", 8)]
 )
@@ -115,6 +117,7 @@ def test_one_number_of_the_configuration_hides_nothing(
     assert problems(recipe, tmp_path / "run") == [message]
 
 
+@pytest.mark.false_clean
 def test_what_training_left_beside_a_candidate_does_not_hold(
     recipe: Recipe, candidate: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +159,7 @@ def name_the_clean_weights(folder: Path, leaky: Path) -> None:
     edit_config(folder, transformers_weights="clean.safetensors")
 
 
+@pytest.mark.false_clean
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -179,6 +183,7 @@ def test_of_two_sets_of_weights_none_is_audited(
     assert sentence in str(caught.value)
 
 
+@pytest.mark.false_clean
 @pytest.mark.parametrize(
     "name",
     [
@@ -202,6 +207,7 @@ def test_weights_that_loading_does_not_read_are_refused_where_a_folder_is_judged
     assert Path(name).name not in str(caught.value)  # it may be a person's
 
 
+@pytest.mark.false_clean
 def test_an_audit_refuses_a_second_set_too(
     base_folder: Path, clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +224,7 @@ def test_an_audit_refuses_a_second_set_too(
 # ---- held-out documents without spans --------------------------------------------------------
 
 
+@pytest.mark.false_clean
 def test_held_out_documents_without_spans_are_scanned_or_stop_the_run(
     recipe: Recipe, clinic: Clinic, candidate: Path, tmp_path: Path
 ) -> None:
@@ -255,6 +262,7 @@ def test_a_corpus_whose_only_spans_are_known_terms_needs_more_for_held_out_docum
     assert "corpus.held_out: none of its" in refusal(terms, tmp_path / "run")
 
 
+@pytest.mark.false_clean
 @pytest.mark.parametrize("command", ["audit", "attack"])
 def test_commands_refuse_held_out_documents_without_spans_too(
     clinic: Clinic, base_folder: Path, tmp_path: Path, command: str,

@@ -337,6 +337,7 @@ def test_a_sanitized_folder_that_is_not_of_the_audited_weights_is_replaced(
     assert weights(out) == weights(finished[0])
 
 
+@pytest.mark.false_clean
 def test_a_manifest_written_for_leaky_weights_does_not_release_them(
     recipe: Path,
     finished: tuple[Path, subprocess.CompletedProcess[bytes]],
