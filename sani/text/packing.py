@@ -53,6 +53,8 @@ def _packed_windows(item: Encoded, framing: Framing) -> list[FramedWindow]:
     The corpus is its documents in their order, with the framing's prefix between two of them.
     """
     begin = item.tokens_before + item.document * len(framing.prefix)
+    if item.document and item.previous is None:  # cut out of its document, it begins a block
+        begin = framing.offset
     cut = []
     start = 0
     while start < len(item.ids):

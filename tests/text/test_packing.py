@@ -34,6 +34,14 @@ def blocks(items: list[Encoded], framing: Framing) -> list[list[int]]:
     return [stream[a:b] for a, b in itertools.pairwise(cuts) if a < b]
 
 
+def test_a_text_cut_out_of_its_document_begins_a_block() -> None:
+    """As the attacks ask for an occurrence behind a short context."""
+    cut = Encoded(7, list(range(10)), [], [], [])
+    framed = framed_windows(cut, Framing("blocks", (0,), block=8, offset=3), context_tokens=99)
+    assert [(each.window.start, each.window.end) for each in framed] == [(0, 8), (8, 10)]
+    assert [each.before for each in framed] == [(), ()]
+
+
 @given(
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=8),
     prefix=st.sampled_from([(), (0,), (0, 0)]),
