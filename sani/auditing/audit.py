@@ -256,7 +256,9 @@ def _choose_framings(
     for framing in search.framings:
         known = control_framing is None and recited.mean() >= RECITES
         new = not known and bool((search.recited[framing.name] & ~recited).any())
-        if framing.name not in chosen and (new or len(chosen) < MIN_FRAMINGS):
+        # Blocks that are cut at other places are one framing, not two.
+        too_few = len({name.partition("+")[0] for name in chosen}) < MIN_FRAMINGS
+        if framing.name not in chosen and (new or too_few):
             without_decoys.append(framing)
             chosen.add(framing.name)
             recited = recited | search.recited[framing.name]

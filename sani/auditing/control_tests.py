@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from sani.auditing.candidate_tests import CountTest, LargestTest, count_test, largest_test
 from sani.auditing.candidates import CandidateTable
 from sani.auditing.generation import Hits
 from sani.auditing.held_out_people import (
@@ -23,65 +24,14 @@ from sani.auditing.held_out_people import (
     subject_spread,
 )
 from sani.auditing.occurrences import Occurrences
-from sani.auditing.permutation import (
-    UNLIKELY,
-    Bools,
-    Floats,
-    Groups,
-    Ints,
-    chances,
-    count_limit,
-    exceeding,
-    largest_limit,
-)
+from sani.auditing.permutation import Groups
 from sani.auditing.sampled_test import SampledResult, SampledTest, sampled_test
 from sani.corpus.documents import KINDS, Corpus, Kind, Place
 from sani.intervals import Estimate
+from sani.scanning.labels import direct_if, scan_label
 from sani.text.folding import fold_text
 
 MIN_RECITED = 2  # values of a subject that a base recites, before it seems to know the subject
-
-
-@dataclass(frozen=True)
-class CountTest:
-    """Values that a model gives and its control does not, and how many of them chance allows.
-
-    Attributes:
-        count: Values of subjects that are given in one of their occurrences or more.
-        limit: The most they may be.
-        occurrences: The occurrences in which they are given.
-        unlikely: Those of whose candidates a tenth at most is given, or that have no decoys. Many
-            values that anybody guesses raise ``limit``; a few names must not hide below it.
-        unlikely_limit: The most these may be.
-    """
-
-    count: int
-    limit: int
-    occurrences: int
-    unlikely: int
-    unlikely_limit: int
-
-    @property
-    def exceeded(self) -> bool:
-        """True if more values are given than chance allows."""
-        return self.count > self.limit or self.unlikely > self.unlikely_limit
-
-
-@dataclass(frozen=True)
-class LargestTest:
-    """The largest statistic of all subjects, or of all labels, and how large chance allows.
-
-    Attributes:
-        tested: Number of subjects or labels.
-        largest: The largest statistic; None if none was tested.
-        limit: The most it may be; None if none was tested.
-        above: Number of subjects or labels above the limit.
-    """
-
-    tested: int
-    largest: float | None
-    limit: float | None
-    above: int
 
 
 @dataclass(frozen=True)
@@ -307,16 +257,24 @@ def control_tests(
     ranked = table.ranked
     by_subject, subjects = np.unique(table.subjects[ranked], return_inverse=True)
     by_label = np.unique(labels[ranked])
-    subject_test, subjects_above = _largest(
-        table, bias[labels], subjects, seed, spread=subject_spread(outside)
+    shares, keys = table.all_shares[ranked], table.keys[ranked]
+    # Dates are many and hard to tell apart. They must not dilute what stands out beside them, so
+    # each subject is tested by all values, and by those that are no dates or ages.
+    steady = np.array([direct_if(scan_label(name)) is None for name in numbers], dtype=np.bool_)
+    twice = Groups.of(shares, keys, subjects).beside(
+        Groups.of(shares, keys, subjects, steady[labels[ranked]])
+    )
+    subject_test, subjects_above = largest_test(
+        table, bias[labels], twice, seed, spread=subject_spread(outside), tested=len(by_subject)
     )
     # The bias of a label is an estimate too: its variance adds to that of the label's mean.
     more_variance = (bias[by_label] > 0) / (12 * (values[by_label] + PRIOR_VALUES))
-    label_test, labels_above = _largest(
-        table, bias[labels], labels[ranked], seed, more_variance=more_variance
-    )
+    label_test, labels_above = largest_test(
+        table, bias[labels], Groups.of(shares, keys, labels[ranked]), seed,
+        more_variance=more_variance, tested=len(by_label),
+    )  # fmt: skip
     names = list(numbers)
-    counts = {name: _count(table, table.given(name)) for name in ("greedy", "discoverable")}
+    counts = {name: count_test(table, table.given(name)) for name in ("greedy", "discoverable")}
     given = table.given_places("greedy", "discoverable")
     too_many = any(count.exceeded for count in counts.values())
     recited = given if too_many else []
@@ -347,53 +305,3 @@ def control_tests(
         sampled=sampled.test if sampled else None,
     )
     return tests, risk
-
-
-def _count(table: CandidateTable, given: Bools) -> CountTest:
-    """Test how many true values are given; one without decoys has no chance to be."""
-    rows = table.ranked
-    compared = given[rows], table.candidates[rows], table.keys[rows]
-    true = given[:, 0]
-    keys = np.unique(table.keys[true])
-    among, chance = chances(*compared)
-    return CountTest(
-        count=len(keys),
-        limit=count_limit(*compared),
-        occurrences=int(true.sum()),
-        unlikely=int((~np.isin(keys, among[chance > UNLIKELY])).sum()),
-        unlikely_limit=count_limit(*compared, most_chance=UNLIKELY),
-    )
-
-
-def _largest(
-    table: CandidateTable,
-    bias: Floats,
-    groups_of: Ints,
-    seed: int,
-    *,
-    spread: float = 1.0,
-    more_variance: Floats | float = 0.0,
-) -> tuple[LargestTest, Sequence[int]]:
-    """Test the largest statistic of all groups, of either sign; also return those above the limit.
-
-    Args:
-        table: The candidates.
-        bias: How far true values beat decoys by chance, [rows].
-        groups_of: Number of the group of each row with decoys.
-        seed: Seed of the draws.
-        spread: Factor of the limit.
-        more_variance: Added to the variance of each group's mean, [groups].
-    """
-    ranked = table.ranked
-    if not ranked.any():
-        return LargestTest(0, None, None, 0), ()
-    groups = Groups.of(table.all_shares[ranked], table.keys[ranked], groups_of)
-    share = table.share[ranked]
-    # A model that makes true values less likely than any decoy gives them away, too. A bias says
-    # nothing about those: it is how far true values are preferred.
-    statistics = np.maximum(
-        groups.statistic(share - bias[ranked], more_variance), -groups.statistic(share)
-    )
-    limit = spread * largest_limit(groups, seed=seed)
-    above = exceeding(statistics, limit)
-    return LargestTest(len(statistics), float(statistics.max()), limit, len(above)), above

@@ -19,6 +19,7 @@ from sani.values.dates import Days, days_of, find_days
 
 SHORTEST_WORD = 3
 SHORTEST_NUMBER = 2
+LONG_NUMBER = 4  # digits of a number that tells by itself
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 _ADDRESS = re.compile(r"@|://|www\.")
 
@@ -48,8 +49,9 @@ class CueFinder:
         """Return whether more than half of ``text[start:end]`` stands in seen parts of the text.
 
         Counted in letters and digits of its words of `SHORTEST_WORD` letters and its numbers of
-        `SHORTEST_NUMBER` digits or more; a shorter value counts if all of it is repeated. In an
-        e-mail or web address, a seen word also counts inside a longer one (``garcia``, jgarcia@).
+        `SHORTEST_NUMBER` digits or more; a shorter value counts if all of it is repeated. A number
+        below `LONG_NUMBER` digits counts where the word before or behind it is seen beside it. In
+        an e-mail or web address, a seen word also counts inside a longer one (``garcia``, jgarcia@).
         A date also counts if the seen parts have it in another writing.
 
         Args:
@@ -67,15 +69,27 @@ class CueFinder:
             return False
         if self._repeated(words, parts) or self._dated(start, end, seen):
             return True
-        telling = [word for word in words if len(word) >= _shortest(word)]
-        covered = sum(len(word) for word in telling if self._stands(word, parts))
+        telling = [number for number, word in enumerate(words) if len(word) >= _shortest(word)]
+        seen_words = {number for number in telling if self._told(words, number, parts)}
+        covered = sum(len(words[number]) for number in seen_words)
         if _ADDRESS.search(fold_text(self._text[start:end])):
             covered += sum(
-                self._covered_inside(word, parts)
-                for word in telling
-                if not self._stands(word, parts)
+                self._covered_inside(words[number], parts)
+                for number in telling
+                if number not in seen_words
             )
-        return 2 * covered > sum(map(len, telling))
+        return 2 * covered > sum(len(words[number]) for number in telling)
+
+    def _told(self, words: list[str], number: int, parts: Sequence[tuple[int, int]]) -> bool:
+        """Return whether a word of a value is seen; a short number only beside its neighbour.
+
+        Two digits stand somewhere in most notes, as ages, doses and pulses do.
+        """
+        word = words[number]
+        if not word.isdigit() or len(word) >= LONG_NUMBER:
+            return self._stands(word, parts)
+        pairs = (words[max(0, number - 1) : number + 1], words[number : number + 2])
+        return any(len(pair) == 2 and self._repeated(pair, parts) for pair in pairs)
 
     def _dated(self, start: int, end: int, seen: Sequence[tuple[int, int]]) -> bool:
         """Return whether the value is a date and the seen parts hold it, in whatever writing."""

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import sparse, stats
 
 LEVEL = 0.05  # a model that never saw the records is above the limit of a count this often
 # Subjects and labels are two tests of the same shares, so each has half of that level.
 LARGEST_LEVEL = LEVEL / 2
-UNLIKELY = 0.1  # chance of a value to be given, below which it is no guess; ours
 MIN_CANDIDATES = 20  # one given value among so many is one too many at that level
 DRAWS = 2000  # of the largest statistic; the limit's relative error is then below 1 %
 DRAW_CELLS = 2**23  # draws times occurrences held at a time: 64 MB in float64
@@ -48,12 +47,13 @@ def shares(scores: Floats) -> Floats:
     return result
 
 
-def chances(given: Bools, candidates: Ints, keys: Ints) -> tuple[Ints, Floats]:
-    """Compute how likely each key (a value of a subject) is to be given by chance.
+def count_limit(given: Bools, candidates: Ints, keys: Ints) -> int:
+    """Compute how many values a model may give by chance, exactly.
 
-    For each key one candidate is drawn, each as likely; the key counts if the drawn one is given in
-    any of its rows. Where rows of a key have different numbers of candidates, one uniform number u
-    chooses candidate floor(u C) of C in all of them.
+    For each key (a value of a subject) one candidate is drawn, each as likely; the key counts if
+    the drawn one is given in any of its rows. Keys are independent, so the distribution of the
+    count is the convolution of theirs. Where rows of a key have different numbers of candidates,
+    one uniform number u chooses candidate floor(u C) of C in all of them.
 
     A key of whose decoys none is given counts as if it had `MIN_CANDIDATES` at least: a true value
     alone among seventeen decoys is no chance.
@@ -65,40 +65,20 @@ def chances(given: Bools, candidates: Ints, keys: Ints) -> tuple[Ints, Floats]:
         keys: Number of each row's value and subject, [rows].
 
     Returns:
-        The keys of which some candidate is given, in order, and the chance of each, [keys] both.
+        The smallest count of keys that is exceeded with a probability of at most `LEVEL`.
     """
+    total = np.ones(1)
     hits = np.flatnonzero(given.any(axis=1))  # the other rows add nothing, whatever is drawn
     hits = hits[np.argsort(keys[hits], kind="stable")]
-    result = []
     for rows in np.split(hits, np.flatnonzero(np.diff(keys[hits])) + 1):
         if not len(rows):  # no row at all
             continue
         if given[rows, 1:].any():
             weights, drawn = _stretches(candidates[rows])
-            result.append(float(weights @ given[rows, drawn].any(axis=1)))
+            chance = float(weights @ given[rows, drawn].any(axis=1))
         else:
-            result.append(1 / max(MIN_CANDIDATES, int(candidates[rows].max())))
-    return np.unique(keys[hits]), np.array(result)
-
-
-def count_limit(given: Bools, candidates: Ints, keys: Ints, *, most_chance: float = 1.0) -> int:
-    """Compute how many values a model may give by chance, exactly.
-
-    Keys are independent, so the distribution of the count is the convolution of theirs.
-
-    Args:
-        given: True for the candidates that the model gives, as for `chances`, [rows, candidates].
-        candidates: Number of candidates of each row, [rows].
-        keys: Number of each row's value and subject, [rows].
-        most_chance: Only keys with at most this chance are counted.
-
-    Returns:
-        The smallest count of keys that is exceeded with a probability of at most `LEVEL`.
-    """
-    total = np.ones(1)
-    for chance in chances(given, candidates, keys)[1]:
-        if chance <= most_chance:
-            total = np.convolve(total, [1 - chance, chance])
+            chance = 1 / max(MIN_CANDIDATES, int(candidates[rows].max()))
+        total = np.convolve(total, [1 - chance, chance])
     # 1 - 1/20 is not 0.95 in binary: without a margin the limit of one value would be 1, not 0.
     return int(np.searchsorted(np.cumsum(total), 1 - LEVEL - 1e-9))
 
@@ -110,32 +90,55 @@ class Groups:
     Attributes:
         table: Shares of every candidate, from `shares`, [rows, candidates].
         keys: Number of each row's value and subject, [rows].
-        groups: Number of each row's group; all rows of a key are of one, [rows].
         weights: Matrix that turns shares of rows into means of groups, [groups, rows]. A group's
             mean is over its keys, a key's over its rows.
         variances: Variance of each group's mean for a model that never saw the records, [groups].
+        caps: Largest statistic of each group, [groups]: that of a standard normal number with the
+            chance that every drawn candidate is the true value. One value of whose decoys all but
+            one are tied has a long tail, and would widen the limit of everybody.
     """
 
     table: Floats
     keys: Ints
-    groups: Ints
     weights: sparse.csr_matrix
     variances: Floats
+    caps: Floats
 
     @classmethod
-    def of(cls, table: Floats, keys: Ints, groups: Ints) -> Groups:
-        """Number keys and groups anew, from 0."""
+    def of(cls, table: Floats, keys: Ints, groups: Ints, use: Bools | None = None) -> Groups:
+        """Number keys and groups anew, from 0.
+
+        Args:
+            table: Shares of every candidate, [rows, candidates].
+            keys: Number of each row's value and subject, [rows].
+            groups: Number of each row's group; all rows of a key are of one, [rows].
+            use: Rows that count, all or none of a key; all if None, [rows].
+        """
         _, first, keys, rows_of = np.unique(
             keys, return_index=True, return_inverse=True, return_counts=True
         )
         _, groups = np.unique(groups, return_inverse=True)
-        sizes = np.bincount(groups[first])
-        weight = 1.0 / (rows_of[keys] * sizes[groups])
+        used = np.ones(len(keys), dtype=np.bool_) if use is None else use
+        of_key, count = groups[first], used[first].astype(np.float64)
+        sizes = np.maximum(np.bincount(of_key, weights=count), 1)
+        weight = used / (rows_of[keys] * sizes[groups])
         shape = (len(sizes), len(keys))
         weights = sparse.csr_matrix((weight, (groups, np.arange(len(keys)))), shape=shape)
         # Keys are independent: the variance of a group's mean is the mean of theirs over n.
-        of_keys = np.bincount(groups[first], weights=_variances(table, keys, rows_of))
-        return cls(table, keys, groups, weights, of_keys / sizes**2)
+        variances = np.bincount(of_key, weights=count * _variances(table, keys, rows_of)) / sizes**2
+        candidates = np.isfinite(table[first]).sum(axis=1)
+        caps = stats.norm.isf(np.exp(-np.bincount(of_key, weights=count * np.log(candidates))))
+        return cls(table, keys, weights, variances, np.maximum(caps, 0.0))
+
+    def beside(self, other: Groups) -> Groups:
+        """Return these groups and then other groups of the same rows."""
+        return Groups(
+            self.table,
+            self.keys,
+            sparse.vstack([self.weights, other.weights]).tocsr(),
+            np.concatenate([self.variances, other.variances]),
+            np.concatenate([self.caps, other.caps]),
+        )
 
     def statistic(self, values: Floats, more_variance: Floats | float = 0.0) -> Floats:
         """Compute (mean share - 0.5) / deviation of each group.
@@ -153,7 +156,7 @@ class Groups:
         means = (self.weights @ values.T).T
         deviation = np.sqrt(self.variances + more_variance)
         excess = np.where(self.variances > 0, means - 0.5, 0.0)
-        return np.asarray(excess / np.where(deviation > 0, deviation, 1.0))
+        return np.clip(excess / np.where(deviation > 0, deviation, 1.0), -self.caps, self.caps)
 
 
 def _variances(table: Floats, keys: Ints, rows_of: Ints) -> Floats:

@@ -239,7 +239,7 @@ class _Planner:
             window = framed.window
             row = self._row_of(item, framed)
             preceding = framed.preceding
-            searched = SearchedText(self._corpus, item, preceding) if preceding else text
+            packed = SearchedText(self._corpus, item, preceding) if preceding else text
             # The first window that holds all of an occurrence scores it. Later ones begin later,
             # so they have less context before it.
             here = [pair for pair in waiting if pair[1][1] <= window.end]
@@ -255,8 +255,11 @@ class _Planner:
                     self._record(item, span, "nothing stands before its only token")
                 else:
                     target = Target(item, span, first, last, before)
-                    cued = self._is_cued(searched, target, window)
-                    if self._masked:
+                    cued = self._is_cued(text, target, window)
+                    if not cued and preceding and self._is_cued(packed, target, window):
+                        # That would be no memory; another framing scores it.
+                        self._record(item, span, "given away by a document packed before it")
+                    elif self._masked:
                         self._add_masked(row, target, cued)
                     else:
                         self._add_causal(row, target, cued)

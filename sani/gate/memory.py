@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sani.auditing.control_tests import ControlTests, CountTest, LargestTest
+from sani.auditing.candidate_tests import CountTest, LargestTest
+from sani.auditing.control_tests import ControlTests
 from sani.auditing.record import AuditRecord
 from sani.corpus.documents import Kind
 from sani.gate.check import MIN_DECOY_SHARE, MIN_TRIALS, Check, compare, too_few

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from sani.auditing.control_tests import ControlTests, CountTest
+from sani.auditing.candidate_tests import CountTest
+from sani.auditing.control_tests import ControlTests
 from sani.auditing.figures import Figures
 from sani.auditing.record import CheckpointAudit
 from sani.corpus.documents import Kind

@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from sani.attacking.result import BASE, SANITIZED, ModelFigures
-from sani.auditing.control_tests import ControlTests, CountTest, LargestTest
+from sani.auditing.candidate_tests import CountTest, LargestTest
+from sani.auditing.control_tests import ControlTests
 from sani.auditing.figures import Figures
 from sani.corpus.documents import Kind
 from sani.reporting.format import Section, decimals, estimate, number, rate, share

@@ -113,7 +113,9 @@ def names_a_day(value: str) -> bool:
 
     The year may be missing. A year, a month, a month of a year, a time of day, a weekday, a number
     of days and a relative time name none. What may be read in two ways counts as a day: 03/21 may
-    be a month of a year, 201203 may be one too. Days in words ("the third of March") are not read.
+    be a month of a year, 201203 may be one too. So does a number from 1 to 31 with a year beside
+    it, whatever the words between, unless the two are all there is: 03/2021 is a month. Days in
+    words ("the third of March") are not read.
     """
     if days_in(value):
         return True
@@ -125,6 +127,7 @@ def names_a_day(value: str) -> bool:
         or any(map(_is_day_and_month, _PAIR.finditer(folded)))
         or any(_reads_as_day(run) for run in re.findall(r"\d+", folded) if len(run) in (6, 8))
         or _ROMAN_MONTH.search(folded) is not None
+        or _has_year_and_day(folded)
     )
 
 
@@ -139,9 +142,17 @@ _PAIR = re.compile(
     r"(?<![\d./-])(?P<one>\d{1,2})(?P<sign> ?/ ?| ?[월月] ?| ?\. ?|-)(?P<two>\d{1,2})"
     rf"(?![\d/-]|\.\d)(?P<unit>[ -]?{LETTER}{{3}})?"
 )
+_YEAR = re.compile(r"(?<!\d)(?:18|19|20)\d\d(?!\d)")
+_MONTH_OF_YEAR = re.compile(r"(?<!\d)(?:\d\d?[ ./-]{1,2}\d{4}|\d{4}[ ./-]{1,2}\d\d?)(?!\d)")
 _ROMAN_MONTH = re.compile(
     r"(?<!\d)\d{1,2}[ ./-]{1,2}(?:x?i{1,3}|i?[vx]|vi{1,3}|ix)[ ./-]{1,2}(?:\d{4}|\d\d)(?!\d)"
 )
+
+
+def _has_year_and_day(folded: str) -> bool:
+    """Return whether a number from 1 to 31 is left beside a year and the month of it."""
+    left = _DAY_NUMBER.findall(_MONTH_OF_YEAR.sub(" ", folded))
+    return _YEAR.search(folded) is not None and any(1 <= int(number) <= 31 for number in left)
 
 
 def _is_day_and_month(match: re.Match[str]) -> bool:

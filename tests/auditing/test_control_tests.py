@@ -83,6 +83,75 @@ def results_of(
     return results["direct"]
 
 
+def with_dates(corpus: Corpus, dates: int) -> Corpus:
+    """Return the documents with the last three identifiers as dates, and some more of these."""
+    documents = []
+    for document in corpus:
+        text, spans = document.text, list(document.spans[:2])
+        spans += [replace(span, label="DATE") for span in document.spans[2:]]
+        for number in range(dates):
+            word = f"{document.id}-{number}"
+            spans.append(Span(len(text) + 1, len(text) + 1 + len(word), "DATE", "direct"))
+            text += f" {word}"
+        documents.append(replace(document, text=text, spans=tuple(spans)))
+    return Corpus(documents)
+
+
+@pytest.mark.false_clean
+def test_names_do_not_hide_below_dates_that_anybody_guesses() -> None:
+    """A tenth of the candidates of every date is given; of one subject the number and the name."""
+    records = with_dates(RECORDS, 0)
+    chance = np.random.default_rng(8)
+    dates = np.tile([False, False, True, True, True], SUBJECTS)
+    guessed = chance.random((len(dates), DECOYS + 1)) < 0.1
+    true, decoys = dates & guessed[:, 0], dates[:, None] & guessed[:, 1:]
+    for recited in ([], [35, 36]):
+        greedy = true.copy()
+        greedy[recited] = True
+        audit = verdicts(records, 1, greedy=greedy, decoy_greedy=decoys.reshape(-1))
+        results = control_tests_by_kind(records, Verdicts(audit), None, held_out=None, seed=0)
+        test = results["direct"][0].greedy
+        assert test.count <= test.limit, "the total says nothing"
+        assert test.unlikely == len(recited)
+        assert test.exceeded == bool(recited)
+
+
+@pytest.mark.false_clean
+def test_dates_do_not_dilute_what_stands_out_beside_them() -> None:
+    """Five identifiers of a subject are preferred to all decoys, beside eight dates at chance."""
+    words = ("MRN", "NAME", "CODE", "CODE", "CODE")
+    documents = []
+    for document in with_dates(RECORDS, 8):
+        spans = [replace(s, label=w) for s, w in zip(document.spans, words, strict=False)]
+        documents.append(replace(document, spans=(*spans, *document.spans[5:])))
+    records, each = Corpus(documents), 13
+    chance = np.random.default_rng(3)
+    number = records.num_spans
+    true, decoys = chance.normal(size=number), chance.normal(size=(number, DECOYS))
+    true[7 * each : 7 * each + 5] = 9.0
+    shaped = verdicts(RECORDS, 1)
+    per_row: dict[str, Any] = {
+        name: np.resize(getattr(shaped, name), number)
+        for name in vars(shaped)
+        if not name.startswith("decoy_")
+    }
+    per_row["document"] = np.repeat(np.arange(SUBJECTS), each)
+    per_row["span"] = np.tile(np.arange(each), SUBJECTS)
+    per_row["log_probability"] = true
+    nothing = np.zeros(number * DECOYS, dtype=np.bool_)
+    audit = Occurrences(
+        **per_row,
+        decoy_number=np.tile(np.arange(DECOYS), number),
+        decoy_log_probability=decoys.reshape(-1),
+        decoy_greedy=nothing,
+        decoy_discoverable=nothing,
+    )
+    results = control_tests_by_kind(records, Verdicts(audit), None, held_out=None, seed=0)
+    tests, risk = results["direct"]
+    assert risk.subjects == ["r-7"]
+    assert (tests.subjects.tested, tests.subjects.above) == (SUBJECTS, 1)
+
+
 @pytest.mark.false_clean
 @pytest.mark.parametrize("with_base", [True, False])
 @pytest.mark.parametrize("held_out", [True, False])

@@ -77,7 +77,7 @@ def test_scores_in_blocks_are_those_of_plain_passes_over_the_blocks(
             )
             assert (result.reason[row] != "cut by the end of a block") == within
             cut += not within
-            if within and start > block:
+            if within and start > block and not result.reason[row].startswith("given away"):
                 left = stream[block:start]
                 values = [(result.log_probability[row], stream[start:end])]
                 for _, tokens in decoy_tokens(
@@ -100,7 +100,9 @@ def test_scores_in_blocks_are_those_of_plain_passes_over_the_blocks(
     assert cut > 0
 
 
-def test_what_a_document_packed_before_gives_away_is_cued(base: Checkpoint) -> None:
+def test_what_a_document_packed_before_gives_away_is_not_scored_there(
+    base: Checkpoint,
+) -> None:
     texts = ["Seen today: Otto Brandt, of the north ward.", "Referred by Otto Brandt again."]
     spans = [Span(12, 23, "NAME"), Span(12, 23, "NAME")]
     corpus = Corpus(
@@ -116,10 +118,11 @@ def test_what_a_document_packed_before_gives_away_is_cued(base: Checkpoint) -> N
     behind = next(token for token, start in enumerate(first.starts) if start >= 23)
     assert not SearchedText(corpus, second, [(first, behind)]).cued(12, 23, [(0, 12)])
     settings = AuditSettings(decoys=0, swaps=0)
-    for name, cued in (("blocks-64", True), ("bos", False)):
+    for name, scored in (("blocks-64", False), ("bos", True)):
         framing = framing_named(name, base.tokenizer)
         result = score_occurrences(base, corpus, [first, second], framing, settings)
-        assert result.cued.tolist() == [False, cued]
+        assert result.cued.tolist() == [False, False]
+        assert result.scored.tolist() == [True, scored]
 
 
 @pytest.mark.false_clean

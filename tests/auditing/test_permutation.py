@@ -8,9 +8,7 @@ import pytest
 from sani.auditing.permutation import (
     LARGEST_LEVEL,
     LEVEL,
-    UNLIKELY,
     Groups,
-    chances,
     count_limit,
     exceeding,
     largest_limit,
@@ -88,22 +86,6 @@ def test_rows_of_different_length_share_one_draw() -> None:
     assert together == 0  # one key, given with a chance of 1/20
     wide[1, 30] = True  # in the second row also with u in [30/40, 31/40)
     assert count_limit(wide, np.array([20, 40]), np.zeros(2, dtype=np.int64)) == 1
-
-
-@pytest.mark.false_clean
-def test_a_few_names_do_not_hide_below_many_guessed_ages() -> None:
-    """Of each of forty ages half of the candidates are given, of three names the true value."""
-    given = np.zeros((43, 20), dtype=np.bool_)
-    given[:40, ::2] = np.arange(40)[:, None] % 2 == 0
-    given[:40, 1::2] = np.arange(40)[:, None] % 2 == 1
-    given[40:, 0] = True
-    candidates, keys = np.full(43, 20), np.arange(43)
-    among, chance = chances(given, candidates, keys)
-    assert among.tolist() == list(range(43))
-    assert chance == pytest.approx([0.5] * 40 + [0.05] * 3)
-    count = int(given[:, 0].sum())
-    assert count == 23 <= count_limit(given, candidates, keys)  # the names hide
-    assert count_limit(given, candidates, keys, most_chance=UNLIKELY) == 1  # of three that count
 
 
 def never_saw(
@@ -187,3 +169,31 @@ def test_a_mean_is_over_values_and_not_over_their_occurrences() -> None:
     statistic = groups.statistic(table[:, 0])
     assert statistic == pytest.approx([0.0])  # (1 + 0) / 2, not 3 / 4
     assert groups.variances == pytest.approx([0.125])  # (0.25 + 0.25) / 2^2
+
+
+@pytest.mark.false_clean
+def test_one_value_with_a_long_tail_does_not_widen_the_limit_of_others() -> None:
+    """Of its candidates 19 are tied and one is not: by chance it is the one in 5 of 100 draws."""
+    scores = np.random.default_rng(4).normal(size=(61, 20))
+    scores[60] = 0.0
+    scores[60, 7] = 1.0
+    table, subjects = shares(scores), np.append(np.repeat(np.arange(10), 6), 10)
+    with_tail = largest_limit(Groups.of(table, np.arange(61), subjects), seed=0)
+    without = largest_limit(Groups.of(table[:60], np.arange(60), subjects[:60]), seed=0)
+    assert with_tail == pytest.approx(without, abs=0.1)
+
+
+def test_groups_of_some_rows_are_those_of_these_rows_alone() -> None:
+    """Beside the others, on the same rows; a group without a row is never above a limit."""
+    table, _ = never_saw(5, subjects=4, values=3, decoys=6)
+    subjects = np.repeat(np.arange(4), 3)
+    use = np.tile([True, True, False], 4)
+    use[9:] = False
+    keys = np.arange(12)
+    both = Groups.of(table, keys, subjects).beside(Groups.of(table, keys, subjects, use))
+    alone = Groups.of(table[use], keys[use], subjects[use])
+    statistic = both.statistic(table[:, 0])
+    whole = Groups.of(table, keys, subjects).statistic(table[:, 0])
+    assert statistic[:4] == pytest.approx(whole)
+    assert statistic[4:7] == pytest.approx(alone.statistic(table[use, 0]))
+    assert statistic[7] == 0

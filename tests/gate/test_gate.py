@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sani.auditing.control_tests import ControlTests, CountTest, LargestTest
+from sani.auditing.candidate_tests import CountTest, LargestTest
+from sani.auditing.control_tests import ControlTests
 from sani.auditing.figures import Figures, Queries
 from sani.auditing.record import AuditRecord
 from sani.auditing.sampled_test import SampledTest
