@@ -51,7 +51,7 @@ class CueFinder:
         Counted in letters and digits of its words of `SHORTEST_WORD` letters and its numbers of
         `SHORTEST_NUMBER` digits or more; a shorter value counts if all of it is repeated. A number
         below `LONG_NUMBER` digits counts where the word before or behind it is seen beside it. In
-        an e-mail or web address, a seen word also counts inside a longer one (``garcia``, jgarcia@).
+        an e-mail or web address, a seen word counts inside a longer one too (garcia, jgarcia@).
         A date also counts if the seen parts have it in another writing.
 
         Args:
