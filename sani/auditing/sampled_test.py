@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sani.auditing.candidates import MUCH_LIKELIER
 from sani.auditing.generation import Hits
-from sani.auditing.permutation import Bools, Ints, count_limit
+from sani.auditing.permutation import Ints, count_limit
 from sani.corpus.documents import Corpus, Kind, Place
 from sani.errors import AuditError
 
@@ -69,12 +70,13 @@ def sampled_test(
     Raises:
         AuditError: If the two are not from the same number of samples, or of other values.
 
-    The exact test over decoys is ours; see `permutation.count_limit`. Where the base writes a decoy
-    too, it does not count, as a value does not.
+    The exact test over decoys is ours; see `permutation.count_limit`. What the base writes too does
+    not count, value or decoy, unless the model writes it `MUCH_LIKELIER` times as often.
     """
     if control is not None:
         _check_alike(audit, control)
-    given = written_candidates(audit)
+    counts = written_candidates(audit)
+    given = counts > 0
     numbers, documents, spans = audit.places.T
     of_kind = np.array(
         [corpus[d].spans[s].kind == kind for d, s in zip(documents, spans, strict=True)],
@@ -84,7 +86,8 @@ def sampled_test(
     if control is not None:
         subjects = np.array([corpus[d].subject_id for d in documents], dtype=np.str_)
         use = np.isin(np.arange(len(given)), numbers[~np.isin(subjects, list(without_control))])
-        given = given & ~(use[:, None] & written_candidates(control, width=given.shape[1]))
+        base = written_candidates(control, width=given.shape[1])
+        given &= ~(use[:, None] & (counts < MUCH_LIKELIER * base))
     candidates = audit.num_decoys + 1
     ranked = searched[audit.num_decoys[searched] > 0]
     beyond = searched[given[searched, 0]]
@@ -101,17 +104,19 @@ def sampled_test(
     return SampledResult(test, sorted(places))
 
 
-def written_candidates(hits: Hits, *, width: int | None = None) -> Bools:
-    """Return which candidates came up, the true value first, [identifiers, candidates].
+def written_candidates(hits: Hits, *, width: int | None = None) -> Ints:
+    """Count the samples in which each candidate came up, the true value first.
 
     What its prompt gave away did not come up.
+
+    Returns:
+        Numbers of samples, [identifiers, candidates].
     """
     width = width or int(hits.num_decoys.max(initial=0)) + 1
-    given = np.zeros((len(hits.num_decoys), width), dtype=np.bool_)
-    true: Ints = hits.hits[~hits.cued, 1]
-    given[true, 0] = True
-    given[hits.decoy_hits[:, 1], hits.decoy_hits[:, 2] + 1] = True
-    return given
+    counts = np.zeros((len(hits.num_decoys), width), dtype=np.int64)
+    np.add.at(counts, (hits.hits[~hits.cued, 1], 0), 1)
+    np.add.at(counts, (hits.decoy_hits[:, 1], hits.decoy_hits[:, 2] + 1), 1)
+    return counts
 
 
 def _check_alike(audit: Hits, control: Hits) -> None:

@@ -352,3 +352,12 @@ def test_what_is_written_is_read_behind_each_prompt_of_its_own(base: Checkpoint)
     prompts = [Prompt("file", n, ids(text)) for n, text in enumerate(("Dear", "Number"))]
     samples = written(base.tokenizer, prompts, [ids(" Ann Alda"), ids(" 1234567")])
     assert samples == [Written("Dear", " Ann Alda"), Written("Number", " 1234567")]
+
+
+def test_what_the_base_writes_far_less_often_still_counts() -> None:
+    """One sample of the base must not take off a value that the model writes in forty."""
+    one = random_hits(0, rate=0.0, known=1)
+    for samples, count in ((9, 0), (10, 1), (40, 1)):
+        rows = np.stack([np.arange(samples), np.zeros(samples), np.ones(samples)], axis=1)
+        often = replace(one, hits=rows.astype(np.int64), cued=np.zeros(samples, dtype=np.bool_))
+        assert sampled_test(CORPUS, often, one, "direct").test.count == count
