@@ -694,7 +694,8 @@ def test_a_leaky_checkpoint_does_not_pass_by_a_tokenizer_that_cuts_otherwise(
     assert limits <= failed(tmp_path / "run")
     audits = load(tmp_path / "run", "report.json")["audits"]
     after, before = (audits[stage]["figures"]["direct"] for stage in ("after", "before"))
-    assert after["greedy"] == before["greedy"]
+    # The unsanitized checkpoint recites so much that it is read behind fewer framings.
+    assert after["greedy"]["hits"] >= before["greedy"]["hits"] > 0
 
 
 @pytest.mark.long

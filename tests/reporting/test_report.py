@@ -620,6 +620,7 @@ def test_the_report_of_a_whole_run_with_everything_asked_for_fits_the_schema(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # four minutes on two idle cores
 def test_a_hundred_thousand_occurrences_fit_a_page(tmp_path: Path) -> None:
     corpus = corpus_of(10_000, 10)
     assert corpus.num_spans == 100_000
