@@ -141,8 +141,7 @@ def audit(
     the prefix is the whole left context instead of 50 tokens; a token that overlaps a span by a
     character belongs to the identifier, so its other characters must be reproduced too.
     """
-    settings = settings or AuditSettings()
-    started = time.perf_counter()
+    settings, started = settings or AuditSettings(), time.perf_counter()
     _check_spans(corpus)
     checkpoint.check_tokenizer()
     documents = _read(checkpoint, corpus)
@@ -155,10 +154,10 @@ def audit(
     _check_scored(occurrences)
     utility = documents_scores = generation = held_out_occurrences = None
     if outside and outside.corpus.num_spans and settings.decoys:
-        alone = settings.model_copy(update={"swaps": 0})  # nothing is asked of their swaps
         held_out_occurrences = recited_either_way(
-            *_score_behind(checkpoint, outside, framings, alone, maker=maker, on_step=on_step)
-        )
+            *_score_behind(checkpoint, outside, framings, settings.model_copy(update={"swaps": 0}),
+                           maker=maker, on_step=on_step)
+        )  # fmt: skip
     if outside:
         scored = _score_held_out(checkpoint, documents, outside, framings.control, settings)
         utility, documents_scores = scored

@@ -250,30 +250,9 @@ def control_tests(
     """
     table = CandidateTable.of(corpus, audit, control, kind, without_control)
     outside, held_out_auc = people_never_read(corpus, held_out, kind, seed)
-    numbers = {name: number for number, name in enumerate(np.unique(table.labels).tolist())}
-    labels = np.array([numbers[label] for label in table.labels], dtype=np.int64)
     alone = np.isin(table.subjects, list(without_control))
-    bias, values = label_bias(outside, list(numbers))
     ranked = table.ranked
-    by_subject, subjects = np.unique(table.subjects[ranked], return_inverse=True)
-    by_label = np.unique(labels[ranked])
-    shares, keys = table.all_shares[ranked], table.keys[ranked]
-    # Dates are many and hard to tell apart. They must not dilute what stands out beside them, so
-    # each subject is tested by all values, and by those that are no dates or ages.
-    steady = np.array([direct_if(scan_label(name)) is None for name in numbers], dtype=np.bool_)
-    twice = Groups.of(shares, keys, subjects).beside(
-        Groups.of(shares, keys, subjects, steady[labels[ranked]])
-    )
-    subject_test, subjects_above = largest_test(
-        table, bias[labels], twice, seed, spread=subject_spread(outside), tested=len(by_subject)
-    )
-    # The bias of a label is an estimate too: its variance adds to that of the label's mean.
-    more_variance = (bias[by_label] > 0) / (12 * (values[by_label] + PRIOR_VALUES))
-    label_test, labels_above = largest_test(
-        table, bias[labels], Groups.of(shares, keys, labels[ranked]), seed,
-        more_variance=more_variance, tested=len(by_label),
-    )  # fmt: skip
-    names = list(numbers)
+    by_subject, by_label = _who_stands_out(table, outside, seed)
     counts = {name: count_test(table, table.given(name)) for name in ("greedy", "discoverable")}
     given = table.given_places("greedy", "discoverable")
     too_many = any(count.exceeded for count in counts.values())
@@ -283,9 +262,9 @@ def control_tests(
     risk = AtRisk(
         occurrences=given,
         greedy=table.given_places("greedy"),
-        subjects=[str(by_subject[group]) for group in subjects_above],
+        subjects=by_subject.above,
         recited=sorted({corpus[document].subject_id for document, _ in recited}),
-        labels=[names[by_label[group]] for group in labels_above],
+        labels=by_label.above,
         sampled=sampled.places if sampled else [],
     )
     tests = ControlTests(
@@ -296,12 +275,56 @@ def control_tests(
         auc_to_base=table.auc(np.ones(len(ranked), dtype=np.bool_), seed),
         held_out_auc=held_out_auc,
         held_out_is_control=outside is not None,
-        subjects=subject_test,
-        labels=label_test,
-        auc_by_label={name: table.auc(labels == number, seed) for name, number in numbers.items()},
+        subjects=by_subject.test,
+        labels=by_label.test,
+        auc_by_label={
+            name: table.auc(table.labels == name, seed) for name in np.unique(table.labels).tolist()
+        },
         without_control=len(np.unique(table.subjects[alone])),
         at_risk=len(risk.everyone()),
-        untested=len(np.unique(table.subjects)) - len(by_subject),
+        untested=len(np.unique(table.subjects)) - by_subject.test.tested,
         sampled=sampled.test if sampled else None,
     )
     return tests, risk
+
+
+@dataclass(frozen=True)
+class _StandsOut:
+    """The test of all subjects, or of all labels, and the names of those above its limit."""
+
+    test: LargestTest
+    above: list[str]
+
+
+def _who_stands_out(
+    table: CandidateTable, outside: CandidateTable | None, seed: int
+) -> tuple[_StandsOut, _StandsOut]:
+    """Test how far true values are preferred, or avoided, by subject and by label."""
+    ranked = table.ranked
+    if not ranked.any():
+        nobody = _StandsOut(LargestTest(0, None, None, 0), [])
+        return nobody, nobody
+    names, labels = np.unique(table.labels, return_inverse=True)
+    bias, values = label_bias(outside, names.tolist())
+    subject_names, subjects = np.unique(table.subjects[ranked], return_inverse=True)
+    with_decoys = np.unique(labels[ranked])
+    shares, keys = table.all_shares[ranked], table.keys[ranked]
+    # Dates are many and hard to tell apart. They must not dilute what stands out beside them, so
+    # each subject is tested by all values, and by those that are no dates or ages.
+    steady = np.array([direct_if(scan_label(name)) is None for name in names.tolist()])
+    twice = Groups.of(shares, keys, subjects).beside(
+        Groups.of(shares, keys, subjects, steady[labels[ranked]])
+    )
+    subject_test, subjects_above = largest_test(
+        table, bias[labels], twice, seed, spread=subject_spread(outside), tested=len(subject_names)
+    )
+    # The bias of a label is an estimate too: its variance adds to that of the label's mean.
+    more_variance = (bias[with_decoys] > 0) / (12 * (values[with_decoys] + PRIOR_VALUES))
+    label_test, labels_above = largest_test(
+        table, bias[labels], Groups.of(shares, keys, labels[ranked]), seed,
+        more_variance=more_variance, tested=len(with_decoys),
+    )  # fmt: skip
+    return (
+        _StandsOut(subject_test, [str(subject_names[number]) for number in subjects_above]),
+        _StandsOut(label_test, [str(names[with_decoys[number]]) for number in labels_above]),
+    )
