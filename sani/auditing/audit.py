@@ -141,7 +141,8 @@ def audit(
     the prefix is the whole left context instead of 50 tokens; a token that overlaps a span by a
     character belongs to the identifier, so its other characters must be reproduced too.
     """
-    settings, started = settings or AuditSettings(), time.perf_counter()
+    settings = settings or AuditSettings()
+    started = time.perf_counter()
     _check_spans(corpus)
     checkpoint.check_tokenizer()
     documents = _read(checkpoint, corpus)
@@ -153,12 +154,10 @@ def audit(
     )
     _check_scored(occurrences)
     utility = documents_scores = generation = held_out_occurrences = None
-    if outside and outside.corpus.num_spans and settings.decoys:
-        held_out_occurrences = recited_either_way(
-            *_score_behind(checkpoint, outside, framings, settings.model_copy(update={"swaps": 0}),
-                           maker=maker, on_step=on_step)
-        )  # fmt: skip
     if outside:
+        held_out_occurrences = _score_held_out_people(
+            checkpoint, outside, framings, settings, maker=maker, on_step=on_step
+        )
         scored = _score_held_out(checkpoint, documents, outside, framings.control, settings)
         utility, documents_scores = scored
     if settings.generation is not None:
@@ -292,6 +291,27 @@ def _score_behind(
     return (
         join_framings(occurrences[:full], occurrences[full:]),
         join_framings(jointly[:full], jointly[full:]) if jointly else None,
+    )
+
+
+def _score_held_out_people(
+    checkpoint: Checkpoint,
+    documents: _Documents,
+    framings: _Framings,
+    settings: AuditSettings,
+    *,
+    maker: DecoyMaker,
+    on_step: OnStep | None,
+) -> Occurrences | None:
+    """Score held-out identifiers and their decoys, a control; None where there are none.
+
+    Nothing is asked of their swaps, so none are scored.
+    """
+    if not (documents.corpus.num_spans and settings.decoys):
+        return None
+    settings = settings.model_copy(update={"swaps": 0})
+    return recited_either_way(
+        *_score_behind(checkpoint, documents, framings, settings, maker=maker, on_step=on_step)
     )
 
 

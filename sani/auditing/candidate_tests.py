@@ -117,8 +117,6 @@ def largest_test(
         more_variance: Added to the variance of each group's mean, [groups].
     """
     ranked = table.ranked
-    if not ranked.any():
-        return LargestTest(0, None, None, 0), ()
     share = table.share[ranked]
     # A model that makes true values less likely than any decoy gives them away, too. A bias says
     # nothing about those: it is how far true values are preferred.

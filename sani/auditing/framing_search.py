@@ -89,7 +89,8 @@ def rank_framings(
         best = max(blocks, key=search.leakage)
         more = search.leakage(best) > max(map(search.leakage, alone))
         if more or checkpoint.learns_positions:
-            for framing in [*other_blocks(checkpoint, best), best.shifted()[1]]:
+            half_a_block_later = best.shifted()[1]
+            for framing in [*other_blocks(checkpoint, best), half_a_block_later]:
                 search.add(framing)
     ranked = sorted(search.framings, key=search.leakage, reverse=True)
     return RankedFramings(ranked, search.tried, search.recited)

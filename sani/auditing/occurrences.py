@@ -150,7 +150,7 @@ def join_framings(
     # scored and look likelier for that. Such a framing counts only where no other one scores.
     whole = (tokens == tokens.max(axis=0)) & (tokens > 0)
     # Whether the text gives a value away is decided behind the first framing that scores it, which
-    # all models of a run share. What only a document packed before gives away is no memory.
+    # all models of a run share: a short block may leave out where the value stands.
     cues = np.stack([part.cued for part in parts])
     cued = cues[whole.argmax(axis=0), np.arange(len(cues[0]))]
     whole &= ~cues | cued

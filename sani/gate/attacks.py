@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sani.attacking.result import BASE, SANITIZED, AttackResult, ModelFigures, VariantResult
-from sani.gate.check import MIN_DECOY_SHARE, MIN_TRIALS, Check, few_decoys, too_few
+from sani.gate.check import MIN_TRIALS, Check, few_decoys, too_few
 from sani.gate.rates import auc_excess_check, check_rate, rate_named
 from sani.intervals import Estimate
 from sani.recipe import Limit
@@ -94,8 +94,8 @@ def _variant_auc(
         if auc.trials < MIN_TRIALS:
             return Check(name, auc.value, None, False, f"{variant}: {too_few(auc.trials)}")
         trials = figures.greedy.trials if figures.greedy else auc.trials
-        if auc.trials < MIN_DECOY_SHARE * trials:
-            return Check(name, auc.value, None, False, f"{variant}: {few_decoys(auc, trials)}")
+        if problem := few_decoys(auc.trials, trials):
+            return Check(name, auc.value, None, False, f"{variant}: {problem}")
         aucs.append((auc.value, auc))
     (value, auc), (control, _) = aucs
     check = auc_excess_check(name, value, auc, control, excess)

@@ -6,8 +6,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sani.intervals import Estimate
-
 MIN_TRIALS = 20  # fewer occurrences decide nothing; ours
 MIN_DECOY_SHARE = 0.9  # of the occurrences must have decoys, or their AUC does not speak for all
 
@@ -44,10 +42,18 @@ def too_few(trials: int) -> str:
     return f"Only {trials} occurrences were scored; fewer than {MIN_TRIALS} say too little."
 
 
-def few_decoys(auc: Estimate, trials: int) -> str:
-    """Return why so few occurrences with decoys decide nothing."""
+def few_decoys(ranked: int, trials: int, things: str = "occurrences") -> str | None:
+    """Return why so few things with decoys decide nothing; None if there are enough.
+
+    Args:
+        ranked: Number of those with decoys.
+        trials: Number of all.
+        things: What is counted.
+    """
+    if ranked >= MIN_DECOY_SHARE * trials:
+        return None
     return (
-        f"Only {auc.trials} of {trials} occurrences have decoys; {MIN_DECOY_SHARE:.0%} must. The "
+        f"Only {ranked} of {trials} {things} have decoys; {MIN_DECOY_SHARE:.0%} must. The "
         "inventory (sani scan) may hold values that are no identifiers."
     )
 

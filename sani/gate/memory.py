@@ -8,7 +8,7 @@ from sani.auditing.candidate_tests import CountTest, LargestTest
 from sani.auditing.control_tests import ControlTests
 from sani.auditing.record import AuditRecord
 from sani.corpus.documents import Kind
-from sani.gate.check import MIN_DECOY_SHARE, MIN_TRIALS, Check, compare, too_few
+from sani.gate.check import MIN_TRIALS, Check, compare, few_decoys, too_few
 from sani.recipe import CountLimit, GateSettings
 
 NOT_TESTED = "The audit was not compared with a control."
@@ -42,13 +42,9 @@ def _too_little(tests: ControlTests | None, *, decoys: bool) -> str | None:
         return NOT_TESTED
     if tests.occurrences < MIN_TRIALS:
         return too_few(tests.occurrences)
-    ranked = tests.occurrences - tests.without_decoys
-    if decoys and ranked < MIN_DECOY_SHARE * tests.occurrences:
-        return (
-            f"Only {ranked} of {tests.occurrences} occurrences have decoys; {MIN_DECOY_SHARE:.0%} "
-            "must. The inventory (sani scan) may hold values that are no identifiers."
-        )
-    return None
+    if not decoys:
+        return None
+    return few_decoys(tests.occurrences - tests.without_decoys, tests.occurrences)
 
 
 def _count(name: str, tests: ControlTests | None, figure: str, limit: CountLimit) -> Check:

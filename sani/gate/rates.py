@@ -9,7 +9,6 @@ from sani.auditing.figures import Figures
 from sani.auditing.record import AuditRecord
 from sani.corpus.documents import Kind
 from sani.gate.check import (
-    MIN_DECOY_SHARE,
     MIN_TRIALS,
     NOTHING_SCORED,
     Check,
@@ -82,9 +81,8 @@ def check_auc(name: str, figures: Figures | None, baseline: Figures | None, exce
     if figures is None:
         return Check(name, None, None, False, NOTHING_SCORED)
     auc = figures.auc
-    if auc.trials < MIN_DECOY_SHARE * figures.greedy.trials:
-        reason = few_decoys(auc, figures.greedy.trials)
-        return Check(name, auc.value, None, False, reason)
+    if problem := few_decoys(auc.trials, figures.greedy.trials):
+        return Check(name, auc.value, None, False, problem)
     control = value_of(baseline.auc) if baseline else None
     if auc.value is None or control is None:
         return Check(name, auc.value, None, False, "No decoys were scored, or no control.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sani.auditing.record import AuditRecord
 from sani.auditing.sampled_test import SampledTest
 from sani.corpus.documents import Kind
-from sani.gate.check import MIN_DECOY_SHARE, MIN_TRIALS, Check
+from sani.gate.check import MIN_TRIALS, Check, few_decoys
 from sani.recipe import CountLimit
 
 NOT_SAMPLED = (
@@ -51,13 +51,9 @@ def _too_little(test: SampledTest, *, decoys: bool) -> str | None:
             f"Only {test.searched} values are long enough to be searched for; fewer than "
             f"{MIN_TRIALS} say too little."
         )
-    ranked = test.searched - test.without_decoys
-    if decoys and ranked < MIN_DECOY_SHARE * test.searched:
-        return (
-            f"Only {ranked} of {test.searched} values have decoys; {MIN_DECOY_SHARE:.0%} must. The "
-            "inventory (sani scan) may hold values that are no identifiers."
-        )
-    return None
+    if not decoys:
+        return None
+    return few_decoys(test.searched - test.without_decoys, test.searched, "values")
 
 
 def _power(before: AuditRecord) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from sani.auditing.candidate_tests import CountTest
 from sani.auditing.control_tests import ControlTests
 from sani.auditing.figures import Figures
 from sani.auditing.record import CheckpointAudit
@@ -17,11 +16,13 @@ from sani.reporting.format import (
     KIND_NAMES,
     Cells,
     Section,
+    beyond_control,
     decimals,
     estimate,
     rate,
     sampled,
     stage_name,
+    subjects_at_risk,
 )
 from sani.reporting.schema import Report
 from sani.scanning.inventory import labels_in_words, understated_in_words
@@ -63,17 +64,10 @@ def summary(report: Report) -> Section:
 
 def _test_rows(audits: list[CheckpointAudit], kinds: tuple[Kind, ...]) -> Iterator[Cells]:
     """Yield the rows of the tests against the control, for the kinds that are judged."""
-
-    def subjects(tests: ControlTests) -> str:
-        return f"{tests.at_risk} of {tests.subjects.tested + tests.untested}"
-
-    def count(test: CountTest) -> str:
-        return f"{test.count} (limit {test.limit})"
-
     lines: tuple[tuple[str, Callable[[ControlTests], str]], ...] = (
-        ("subjects at risk", subjects),
-        ("recited beyond control", lambda tests: count(tests.greedy)),
-        ("(n, p) beyond control", lambda tests: count(tests.discoverable)),
+        ("subjects at risk", subjects_at_risk),
+        ("recited beyond control", lambda tests: beyond_control(tests.greedy)),
+        ("(n, p) beyond control", lambda tests: beyond_control(tests.discoverable)),
         ("AUC to base", lambda tests: estimate(tests.auc_to_base)),
     )
     for kind in (kind for kind in KIND_NAMES if kind in kinds):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 from sani.corpus.documents import KINDS, Kind
 
 if TYPE_CHECKING:  # the command line formats numbers before anything loads torch
+    from sani.auditing.candidate_tests import CountTest
+    from sani.auditing.control_tests import ControlTests
     from sani.auditing.figures import Figures
     from sani.auditing.record import AuditRecord
     from sani.intervals import Estimate, Rate
@@ -80,6 +82,22 @@ def decimals(value: float | None, places: int = 3) -> str:
 def share(value: float | None) -> str:
     """Return a fraction in per cent, or a dash."""
     return "-" if value is None else f"{value:.1%}"
+
+
+def beyond_control(test: CountTest) -> str:
+    """Return how many values are given beyond the control, and how many may be.
+
+    Where only those that nobody guesses are too many, it says so: the total would look well.
+    """
+    if test.count > test.limit or not test.exceeded:
+        return f"{test.count} (limit {test.limit})"
+    guess = f"no guess: {test.unlikely}, limit {test.unlikely_limit}"
+    return f"{test.count} (limit {test.limit}; {guess})"
+
+
+def subjects_at_risk(tests: ControlTests) -> str:
+    """Return the number of subjects at risk, of those with uncued occurrences."""
+    return f"{tests.at_risk} of {tests.subjects.tested + tests.untested}"
 
 
 def p_value(value: float | None) -> str:

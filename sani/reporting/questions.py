@@ -15,11 +15,20 @@ import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from sani.attacking.result import BASE, SANITIZED, ModelFigures
-from sani.auditing.candidate_tests import CountTest, LargestTest
+from sani.auditing.candidate_tests import LargestTest
 from sani.auditing.control_tests import ControlTests
 from sani.auditing.figures import Figures
 from sani.corpus.documents import Kind
-from sani.reporting.format import Section, decimals, estimate, number, rate, share
+from sani.reporting.format import (
+    Section,
+    beyond_control,
+    decimals,
+    estimate,
+    number,
+    rate,
+    share,
+    subjects_at_risk,
+)
 from sani.reporting.schema import Report
 
 NOT_MEASURED = "not measured"
@@ -147,18 +156,10 @@ def _by_kind(report: Report, cell: Callable[[Kind], str | None]) -> str | None:
     return ", ".join(f"{kind} {text}" for kind, text in cells.items())
 
 
-def _count(test: CountTest) -> str:
-    return f"{test.count} (limit {test.limit})"
-
-
 def _largest(test: LargestTest) -> str | None:
     if test.largest is None or test.limit is None:
         return None
     return f"{test.largest:.3g} (limit {test.limit:.3g}; {test.above} of {test.tested} above)"
-
-
-def _subjects(tests: ControlTests) -> str:
-    return f"{tests.at_risk} of {tests.subjects.tested + tests.untested}"
 
 
 def _generation(report: Report) -> str | None:
@@ -263,13 +264,13 @@ def _provenance(report: Report) -> str:
 
 FIGURES: dict[FigureName, RunFigure] = {
     "greedy_beyond_control": RunFigure(
-        "values recited beyond control", _of_tests(lambda tests: _count(tests.greedy))
+        "values recited beyond control", _of_tests(lambda tests: beyond_control(tests.greedy))
     ),
     "discoverable_beyond_control": RunFigure(
-        "(n, p) values beyond control", _of_tests(lambda tests: _count(tests.discoverable))
+        "(n, p) values beyond control", _of_tests(lambda tests: beyond_control(tests.discoverable))
     ),
     "auc_to_base": RunFigure("AUC to base", _of_tests(lambda tests: estimate(tests.auc_to_base))),
-    "subjects_at_risk": RunFigure("subjects at risk", _of_tests(_subjects)),
+    "subjects_at_risk": RunFigure("subjects at risk", _of_tests(subjects_at_risk)),
     "largest_subject": RunFigure(
         "largest of all subjects", _of_tests(lambda tests: _largest(tests.subjects))
     ),

@@ -173,7 +173,7 @@ def test_a_mean_is_over_values_and_not_over_their_occurrences() -> None:
 
 @pytest.mark.false_clean
 def test_one_value_with_a_long_tail_does_not_widen_the_limit_of_others() -> None:
-    """Of its candidates 19 are tied and one is not: by chance it is the one in 5 of 100 draws."""
+    """Tie 19 of its candidates and not the twentieth, which chance draws in 5 of 100 cases."""
     scores = np.random.default_rng(4).normal(size=(61, 20))
     scores[60] = 0.0
     scores[60, 7] = 1.0

@@ -1,4 +1,4 @@
-"""What a model writes by itself: people it read, people it did not, and a slow version."""
+"""Test the limit on samples: people a model read, people it did not, and a slow version."""
 
 from collections import Counter
 from dataclasses import replace

@@ -38,7 +38,7 @@ Done = tuple[RunFolder, Report]
 
 
 def problems_of(text: str) -> str:
-    """What the strict validator of the library says; empty if nothing is wrong."""
+    """Return the errors of the library's strict validator; empty if nothing is wrong."""
     return str(JsonStrictValidator(SchemaVersion.V1_7).validate_str(text) or "")
 
 

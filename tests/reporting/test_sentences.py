@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from sani.auditing.candidate_tests import CountTest
 from sani.auditing.unlearning_depth import LayerDepth, UnlearningDepth
 from sani.intervals import Estimate
 from sani.reporting.evidence import untested
+from sani.reporting.format import beyond_control
 from sani.reporting.junit import junit
 from sani.reporting.schema import Erase, Plan, Report
 from sani.reporting.sentences import (
@@ -187,3 +189,12 @@ def test_what_was_reset_names_neurons_only_where_some_were(
     )
     erase = Erase.model_validate({**data["erase"], "plan": plan.model_dump()})
     assert expected in what_was_reset(erase)
+
+
+@pytest.mark.parametrize(
+    ("unlikely", "text"),
+    [(1, "2 (limit 3)"), (2, "2 (limit 3; no guess: 2, limit 1)")],
+)
+def test_a_count_says_if_those_that_nobody_guesses_are_too_many(unlikely: int, text: str) -> None:
+    test = CountTest(count=2, limit=3, occurrences=2, unlikely=unlikely, unlikely_limit=1)
+    assert beyond_control(test) == text
