@@ -266,8 +266,8 @@ class _LossByChunk(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx: Any, chunks, factors, totals, states: Tensor, *trained: Tensor
+    def forward(
+        ctx: Any, chunks: Any, factors: Any, totals: Any, states: Tensor, *trained: Tensor
     ) -> Tensor:
         """Return the loss; add each term's sum to ``totals``.
 

@@ -471,7 +471,9 @@ def test_bfloat16_is_close_where_the_processor_has_it() -> None:
             result = repair(sick, corpus_of(), settings, base=checkpoint(seed=2))
             assert next(sick.model.parameters()).dtype is torch.float32
             found.append(result.curve[-1]["anchor"])
-    except RepairError:
+    except RepairError as error:
+        if "this processor has no" not in str(error):
+            raise
         pytest.skip("no bfloat16 units")
     assert found[0] != found[1]
     assert found[0] == pytest.approx(found[1], rel=0.1)
