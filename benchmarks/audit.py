@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -36,7 +35,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `sani` itself does
 
 import numpy as np
 import torch
-from options import parser_of, write_json
+from options import parser_of, peak, write_json
 from rivals import Candidates, generate, margin, naive_candidates, one_by_one, prompts
 
 from sani.auditing.audit import audit
@@ -91,7 +90,7 @@ class Size:
 
 SIZES = {
     "full": Size(60, 40, 5, 60, 4, (100, 1000, 10_000), (40, 320), 150_000),
-    "quick": Size(24, 40, 3, 60, 4, (100, 1000, 4000), (40, 320), 150_000),
+    "quick": Size(24, 40, 3, 15, 4, (100, 300, 1000), (40, 320), 150_000),
     "tiny": Size(3, 2, 1, 2, 1, (4, 8), (4, 8), 5000),
 }
 
@@ -402,10 +401,6 @@ def peak_memory(vocab_size: int, documents: int) -> dict[str, float]:
         "added_mb": peak() - before,
         "all_logits_mb": tokens * vocab_size * 4 / 2**20,
     }
-
-
-def peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 # --- decoys of one pass ----

@@ -1,10 +1,11 @@
-"""Options and output that all benchmarks share: --quick, --tiny, --json and --models."""
+"""What all benchmarks share: --quick, --tiny, --json, --models, and the peak of memory."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,15 @@ def write_json(figures: Any, path: Path | None) -> None:
     """Write the figures where ``--json`` says, if it does."""
     if path is not None:
         path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def peak() -> float:
+    """Return the peak resident memory of this process in MiB.
+
+    On Linux, what `getrusage` says of a new process includes the peak of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (row for row in status.read_text().splitlines() if row.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,7 @@ from typing import Any
 
 import torch
 from models import models_for
-from options import parser_of, write_json
+from options import parser_of, peak, write_json
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -192,15 +191,6 @@ def reset_peak() -> float:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # man 5 proc
     return peak()
-
-
-def peak() -> float:
-    """Return the peak resident memory of this process in MiB."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (row for row in status.read_text().splitlines() if row.startswith("VmHWM:"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def speed(folder: Path, *, repeats: int, limit: int | None) -> dict[str, float]:

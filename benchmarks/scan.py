@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from options import add_corpora, parser_of, write_json
+from options import add_corpora, parser_of, peak, write_json
 
 if TYPE_CHECKING:
     from sani.corpus.documents import Document, Span
@@ -292,11 +291,11 @@ def timed(documents: Sequence[Document], name: str, *, threads: int = 1) -> floa
     from sani.recipe import IndirectSettings
     from sani.scanning.indirect import find_indirect
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak()
     started = time.perf_counter()
     spans = find_indirect(documents, IndirectSettings(), threads=threads)
     seconds = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    after = peak()
     print(
         f"{len(documents):9,} {name}: {seconds:7.1f} s, {sum(map(len, spans)):,} spans; "
         f"peak memory {after:,.0f} MB, {before:,.0f} MB of it the documents",
