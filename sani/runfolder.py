@@ -26,6 +26,7 @@ from sani.atomic import new_file, write_text
 from sani.errors import RunError
 from sani.machine import distributed
 
+PRIVATE = "private"
 RECIPE = "recipe.resolved.yaml"
 DIGESTS = "results.json"  # in private/: the digest of every result file
 _RESUME = "free space and --resume"
@@ -38,7 +39,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.private = path / "private"
+        self.private = path / PRIVATE
         self._key = b""
 
     def finished(self, stage: str) -> bool:
@@ -203,7 +204,7 @@ def check_result(run: Path, stage: str, text: str, *, required: bool = False) ->
 def _kept_digests(run: Path) -> dict[str, list[str]]:
     """Return the digests of a run's result files by stage; none where they cannot be read."""
     try:
-        kept = json.loads((run / "private" / DIGESTS).read_text(encoding="utf-8"))
+        kept = json.loads((run / PRIVATE / DIGESTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) else {}
@@ -241,8 +242,8 @@ def _open_and_lock(
 ) -> None:
     """Make or open the folder, lock it until ``lock`` ends, and check that it is this run's."""
     path = folder.path
-    if path.is_dir() and resume and not (path / "private" / "inputs.json").exists():
-        strange = [entry for entry in path.iterdir() if entry.name not in ("private", RECIPE)]
+    if path.is_dir() and resume and not (path / PRIVATE / "inputs.json").exists():
+        strange = [entry for entry in path.iterdir() if entry.name not in (PRIVATE, RECIPE)]
         if strange:
             raise RunError(
                 f"{path} holds {len(strange)} entries that no run of sani wrote, so there is "

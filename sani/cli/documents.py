@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -12,13 +11,15 @@ import typer
 from sani.cli import console
 from sani.cli.options import (
     DETECTORS,
-    DOCUMENTS,
     OUTPUT,
+    Format,
     Framing,
     Json,
     Limit,
     Model,
     Seed,
+    SubjectPattern,
+    cache_folder,
     settings_from_options,
 )
 from sani.errors import UsageError
@@ -28,21 +29,8 @@ from sani.machine import distributed
 def scan(
     corpus: Annotated[Path, typer.Argument(help="Documents: a file or a folder.")],
     limit: Limit = None,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            help="Format of the documents, if the file's name does not tell it: jsonl, parquet, "
-            "csv, arrow, i2b2, brat, fhir or text.",
-            rich_help_panel=DOCUMENTS,
-        ),
-    ] = None,
-    subject_pattern: Annotated[
-        str | None,
-        typer.Option(
-            help="For text files: regular expression with a group 'subject', for the path.",
-            rich_help_panel=DOCUMENTS,
-        ),
-    ] = None,
+    format: Format = None,
+    subject_pattern: SubjectPattern = None,
     patterns: Annotated[
         bool,
         typer.Option(
@@ -84,6 +72,21 @@ def scan(
             rich_help_panel=DETECTORS,
         ),
     ] = None,
+    allow: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of values that no detector marks, one a line. Annotation stays marked.",
+            rich_help_panel=DETECTORS,
+        ),
+    ] = None,
+    annotated_only: Annotated[
+        bool,
+        typer.Option(
+            "--annotated-only",
+            help="Look for nothing: count the annotation alone.",
+            rich_help_panel=DETECTORS,
+        ),
+    ] = False,
     evaluate: Annotated[
         bool,
         typer.Option(
@@ -117,24 +120,30 @@ def scan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Count the identifiers that a corpus marks and, with detectors, those that a scan finds."""
+    """Find identifiers in documents that nobody has annotated, and count what is marked.
+
+    Without any detector named, an annotated corpus is only counted; any other is scanned with
+    patterns, with names by an installed spaCy pipeline, and with propagation.
+    """
     from sani.atomic import check_new_file
     from sani.corpus.readers import read_corpus
     from sani.corpus.tables import write_jsonl
     from sani.recipe import ScanSettings
+    from sani.scanning.defaults import default_settings, settings_in_words
     from sani.scanning.detection import estimate
     from sani.scanning.scan import scan as scan_corpus
 
-    settings = settings_from_options(
-        ScanSettings,
-        patterns=patterns,
-        ner=ner,
-        terms=str(terms) if terms else None,
-        propagate=propagate,
-        indirect={"k": indirect} if indirect else None,
-        num_proc=num_proc,
-    )
-    if evaluate and not (patterns or ner or terms):
+    chosen = {
+        "patterns": patterns or None,
+        "ner": ner,
+        "terms": str(terms) if terms else None,
+        "propagate": propagate,
+        "indirect": {"k": indirect} if indirect else None,
+    }
+    named = any(value is not None for value in chosen.values())
+    if annotated_only and (named or evaluate or allow):
+        raise UsageError("--annotated-only looks for nothing: leave the other options out")
+    if evaluate and named and not (patterns or ner or terms):
         raise UsageError("--evaluate needs a detector: give --patterns, --ner or --terms")
     if evaluate and out:
         raise UsageError(
@@ -143,15 +152,22 @@ def scan(
         )
     if out:
         distributed.on_main(lambda: check_new_file(out))
+    others = {"allow": str(allow) if allow else None, "num_proc": num_proc}
+    settings = settings_from_options(ScanSettings, **chosen, **others)
     documents = read_corpus(
         corpus, format=cast(Any, format), limit=limit, subject_pattern=subject_pattern
     )
-    cache_folder = None if no_cache else cache or _cache_folder()
+    if not (named or annotated_only):
+        defaults = default_settings([documents], annotated=False if evaluate else None)
+        settings = settings.model_copy(update=defaults.model_dump(exclude_unset=True))
+    folder = None if no_cache else cache or cache_folder()
     with console.reporter() as on_step:
         if evaluate:
-            quality = estimate(documents, settings, cache_folder=cache_folder, on_step=on_step)
+            quality = estimate(documents, settings, cache_folder=folder, on_step=on_step)
         else:
-            result = scan_corpus(documents, settings, cache_folder=cache_folder, on_step=on_step)
+            result = scan_corpus(documents, settings, cache_folder=folder, on_step=on_step)
+    for line in settings_in_words(settings, [documents]):
+        console.say(f"{line[0].upper()}{line[1:]}.")
     if evaluate:
         data = quality.to_json()
         console.show_json(data) if as_json else console.show_evaluation(data)
@@ -161,10 +177,6 @@ def scan(
         console.say(f"{out} holds identifiers in the clear (mode 0600): keep it with the records")
     inventory = result.inventory.to_json()
     console.show_json(inventory) if as_json else console.show_inventory(inventory)
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sani"
 
 
 def sample(

@@ -7,6 +7,7 @@ test compares the two.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -52,6 +53,21 @@ HeldOut = Annotated[
     Path | None,
     typer.Option(
         help="Documents that the checkpoint was not trained on. They measure utility.",
+        rich_help_panel=DOCUMENTS,
+    ),
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        help="Format of the documents, if the file's name does not tell it: jsonl, parquet, "
+        "csv, arrow, i2b2, brat, fhir or text.",
+        rich_help_panel=DOCUMENTS,
+    ),
+]
+SubjectPattern = Annotated[
+    str | None,
+    typer.Option(
+        help="For text files: regular expression with a group 'subject', for the path.",
         rich_help_panel=DOCUMENTS,
     ),
 ]
@@ -115,3 +131,8 @@ def _option(path: re.Match[str]) -> str:
     name = sections[-1] if key == "kind" and sections else key
     singular = {"parts": "part", "layers": "layer"}
     return f"--{singular.get(name, name).replace('_', '-')}: "
+
+
+def cache_folder() -> Path:
+    """Return the folder that keeps the findings of scans, where nobody names another."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sani"

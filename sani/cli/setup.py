@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from sani.cli import console
-from sani.cli.options import Base, Corpus, HeldOut, Json, Model
+from sani.cli.options import (
+    Base,
+    Corpus,
+    Format,
+    HeldOut,
+    Json,
+    Model,
+    SubjectPattern,
+    cache_folder,
+    settings_from_options,
+)
 
 
 def init(
@@ -16,26 +26,53 @@ def init(
     corpus: Corpus,
     base: Base = None,
     held_out: HeldOut = None,
+    format: Format = None,
+    subject_pattern: SubjectPattern = None,
     out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
     no_time: Annotated[
         bool, typer.Option("--no-time", help="Do not measure how long a run takes.")
     ] = False,
 ) -> None:
-    """Write a commented recipe that fits a model and a corpus."""
+    """Write a commented recipe that fits a model and a corpus.
+
+    Documents that nobody has annotated are scanned, held-out documents in the same way.
+    """
     from sani.atomic import check_new_file
-    from sani.pipeline.recipe_text import duration, write_recipe
+    from sani.pipeline.recipe_text import duration, values_file, write_recipe
     from sani.pipeline.suggest_recipe import fit
+    from sani.recipe import CorpusSettings
+    from sani.scanning.values import write_values
 
     check_new_file(out)
+    documents = settings_from_options(
+        CorpusSettings,
+        path=str(corpus),
+        held_out=str(held_out) if held_out else None,
+        format=format,
+        subject_pattern=subject_pattern,
+    )
     with console.reporter() as on_step:
-        suggestion = fit(
-            model, corpus, base=base, held_out=held_out, measure=not no_time, on_step=on_step
+        facts = fit(
+            model,
+            documents,
+            base=base,
+            measure=not no_time,
+            cache_folder=cache_folder(),
+            on_step=on_step,
         )
-    write_recipe(out, suggestion, model=model, corpus=corpus, base=base, held_out=held_out)
-    takes = "" if suggestion.seconds is None else f" A run takes {duration(suggestion.seconds)}."
+    if facts.scan.detects:
+        write_values(values_file(out), facts.scanned)
+    write_recipe(out, facts, model=model, corpus=documents, base=base)
+    takes = "" if facts.seconds is None else f" A run takes {duration(facts.seconds)}."
     console.show(f"Recipe: {out}.{takes}")
-    for line in suggestion.judged:
+    for line in (*facts.scan_in_words, *facts.judged):
         console.show(f"{line[0].upper()}{line[1:]}.")
+    if facts.scan.detects:
+        console.show(
+            f"What the scan marks most often: {values_file(out)} (identifiers in clear, mode "
+            "0600). Values in it that are no identifiers: put them into a file, and name it in "
+            "scan.allow."
+        )
     console.show(f"Next: sani run {out} --check")
 
 

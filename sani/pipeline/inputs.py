@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from sani.auditing.prompts import read_prompts
 from sani.corpus.documents import Corpus, Kind
-from sani.corpus.readers import read_corpus
+from sani.corpus.readers import Format, read_corpus
 from sani.corpus.tables import DEFAULT_LIMITS, SizeLimits
 from sani.errors import RecipeError, RepairError
 from sani.models.checkpoint import Checkpoint
@@ -97,7 +97,15 @@ def read_corpora(recipe: Recipe) -> Documents:
     )
 
     def others(name: str, path: Path | None) -> Corpus | None:
-        return read_others(name, path, corpus, kinds=settings.kinds, limits=size_limits(settings))
+        return read_others(
+            name,
+            path,
+            corpus,
+            format=settings.format,
+            subject_pattern=settings.subject_pattern,
+            kinds=settings.kinds,
+            limits=size_limits(settings),
+        )
 
     held_out = others("corpus.held_out", settings.held_out)
     check_held_out(corpus, held_out, recipe.scan)
@@ -118,6 +126,8 @@ def read_others(
     path: Path | None,
     corpus: Corpus,
     *,
+    format: Format | None = None,
+    subject_pattern: str | None = None,
     kinds: Mapping[str, Kind] | None = None,
     limits: SizeLimits = DEFAULT_LIMITS,
 ) -> Corpus | None:
@@ -125,8 +135,11 @@ def read_others(
 
     Args:
         name: What the user calls the file: a recipe's key or an option.
-        path: The file.
+        path: The file or folder.
         corpus: The corpus.
+        format: Of the corpus. Only for a folder where the corpus is one of plain text: that format
+            is read nowhere but where somebody says it.
+        subject_pattern: Of the corpus, likewise.
         kinds: Kind of identifier by label.
         limits: Sizes beyond which the file is refused.
 
@@ -136,7 +149,14 @@ def read_others(
     """
     if path is None:
         return None
-    others = read_corpus(path, kinds=kinds, limits=limits)
+    as_text = format == "text" and path.is_dir()
+    others = read_corpus(
+        path,
+        format="text" if as_text else None,
+        subject_pattern=subject_pattern if as_text else None,
+        kinds=kinds,
+        limits=limits,
+    )
     texts = {document.text for document in corpus}
     shared = sum(document.text in texts for document in others)
     if shared:
@@ -232,9 +252,10 @@ def digests(recipe: Recipe, documents: Documents, models: ModelFolders) -> dict[
         **documents.digests(),
         "model.path": models.path.digest,
     }
-    for name, path in (("scan.terms", recipe.scan.terms), ("scan.gold", recipe.scan.gold)):
+    for name in ("terms", "gold", "allow"):
+        path = getattr(recipe.scan, name)
         if path is not None:
-            inputs[name] = _file_digest(path, name)
+            inputs[f"scan.{name}"] = _file_digest(path, f"scan.{name}")
     if models.unsanitized is not None:
         check_candidate(models.path, models.unsanitized)
         inputs["model.unsanitized"] = models.unsanitized.digest

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from sani.corpus.documents import Corpus
-from sani.corpus.readers import read_corpus
 from sani.erasing.hooks import all_of, outputs_of
 from sani.erasing.plan import number_chosen, sizes_of
 from sani.erasing.resets import check_biases
@@ -31,11 +30,12 @@ from sani.pipeline.inputs import (
     check_kind,
     read_corpora,
     read_neighbours,
-    size_limits,
 )
+from sani.pipeline.scan_stage import read_gold
 from sani.recipe import AttackSettings, EraseSettings, EscalationSettings, Recipe, Rung
 from sani.releasing.identifiers_in_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
+from sani.scanning.allowed import read_allowed
 from sani.scanning.detection import detector_settings, load_detector
 from sani.scanning.inventory import subjects_in_words, take_inventory
 from sani.text.chat import rendered
@@ -157,10 +157,8 @@ def _corpus(inputs: _Inputs) -> str:
     num_held_out = f", {len(held_out)} held out" if held_out else ", none held out"
     if recipe.scan.detects:
         load_detector(detector_settings(recipe.scan))
-        if recipe.scan.gold is not None:
-            read_corpus(
-                recipe.scan.gold, kinds=recipe.corpus.kinds, limits=size_limits(recipe.corpus)
-            )
+        read_gold(recipe)
+        read_allowed(recipe.scan.allow, ())
         spans = corpus.num_spans
         return f"{len(corpus)} documents{num_held_out}, {spans} occurrences before the scan"
     inventory = take_inventory(corpus)

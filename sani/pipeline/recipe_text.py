@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Iterator
@@ -25,11 +26,13 @@ from sani.pipeline.suggest_recipe import (
     samples,
     schedule,
 )
+from sani.recipe import CorpusSettings, ScanSettings
+from sani.runfolder import PRIVATE
 from sani.scanning.inventory import subjects_in_words
 
 
 def write_recipe(
-    path: Path, facts: Fit, *, model: Path, corpus: Path, base: Path | None, held_out: Path | None
+    path: Path, facts: Fit, *, model: Path, corpus: CorpusSettings, base: Path | None
 ) -> None:
     """Write the recipe; its comments say what it was fitted to and what to run first.
 
@@ -37,14 +40,13 @@ def write_recipe(
         path: The recipe's file.
         facts: The facts that it is fitted to.
         model: Folder of the checkpoint.
-        corpus: Its documents.
+        corpus: Its documents, and those it was not trained on.
         base: Folder of the public model it was fine-tuned from.
-        held_out: Documents it was not trained on.
 
     Raises:
         RecipeError: If the file already exists or cannot be written.
     """
-    lines = "\n".join(_lines(path, facts, model=model, corpus=corpus, base=base, held_out=held_out))
+    lines = "\n".join(_lines(path, facts, model=model, corpus=corpus, base=base))
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(lines + "\n")
@@ -54,8 +56,13 @@ def write_recipe(
         raise RecipeError(f"{path} cannot be written ({error.strerror})") from None
 
 
+def values_file(recipe: Path) -> Path:
+    """Return the file beside a recipe that holds the most frequent values of the scan in clear."""
+    return recipe.parent / PRIVATE / f"{recipe.stem}-values.tsv"
+
+
 def _lines(
-    path: Path, facts: Fit, *, model: Path, corpus: Path, base: Path | None, held_out: Path | None
+    path: Path, facts: Fit, *, model: Path, corpus: CorpusSettings, base: Path | None
 ) -> Iterator[str]:
     occurrences = {
         kind: sum(count.of_kinds([kind]) for count in facts.labels.values()) for kind in KINDS
@@ -72,12 +79,16 @@ def _lines(
         f"# Corpus: {of_subjects}, {facts.tokens:,} "
         f"tokens, at most {facts.longest:,} a document{long}; identifiers: {kinds or 'none marked'}"
     )
-    for line in facts.judged:
-        first, *more = wrap(line if line.isprintable() else ascii(line), width=90)
-        yield f"# Kinds:  {first}"
-        yield from (f"#         {part}" for part in more)
-    yield f"# First:  sani scan {_in_shell(corpus)}"
-    yield f"#         sani run {_in_shell(path)} --check"
+    for name, lines in (("Kinds: ", facts.judged), ("Scan:  ", facts.scan_in_words)):
+        for line in lines:
+            first, *more = wrap(line if line.isprintable() else ascii(line), width=90)
+            yield f"# {name} {first}"
+            yield from (f"#         {part}" for part in more)
+    if facts.scan.detects:
+        yield f"# First:  look at {_in_shell(values_file(path))}: what the scan marks, in clear"
+        yield f"#         sani run {_in_shell(path)} --check"
+    else:
+        yield f"# First:  sani run {_in_shell(path)} --check"
     yield f"# Run:    sani run {_in_shell(path)} --out {_in_shell(Path('runs') / path.stem)}"
     if not facts.fits:
         yield (
@@ -96,15 +107,16 @@ def _lines(
         yield "  # base: models/public-base  # the public model it was fine-tuned from: give it if"
         yield "  #   you have it, and set repair and gate as in recipes/own.yaml"
     yield "corpus:"
-    yield f"  path: {_quoted(corpus)}"
-    if held_out:
-        yield f"  held_out: {_quoted(held_out)}  # utility, membership"
+    yield f"  path: {_quoted(corpus.path)}"
+    if corpus.format:
+        yield f"  format: {corpus.format}"
+    if corpus.subject_pattern:
+        yield f"  subject_pattern: {_quoted(corpus.subject_pattern)}"
+    if corpus.held_out:
+        yield f"  held_out: {_quoted(corpus.held_out)}  # utility, membership"
     else:
         yield "  # held_out: held_out.jsonl  # records it was not trained on: utility, membership"
-    if facts.labels:
-        yield "scan: {}  # the corpus's own spans count; see docs/scanning.md"
-    else:
-        yield "scan: {patterns: true, propagate: subject}  # nothing is marked; add ner for names"
+    yield from _scan(facts.scan)
     yield from _audit(facts)
     yield from _erase(facts, has_base=base is not None)
     yield "repair:"
@@ -127,7 +139,20 @@ def _lines(
     yield "gate:"
     yield "  kinds: [direct]"
     yield "  # limits come from the base, decoys and held-out people; see docs/gate.md"
-    yield f"  perplexity_ratio: {'1.03' if held_out else 'null  # needs held_out'}"
+    yield f"  perplexity_ratio: {'1.03' if corpus.held_out else 'null  # needs held_out'}"
+
+
+def _scan(settings: ScanSettings) -> Iterator[str]:
+    """Yield the lines of the scan, which the records and the held-out documents go through."""
+    if not settings.detects:
+        yield "scan: {}  # the annotation of the documents counts; see docs/scanning.md"
+        return
+    yield "scan:  # of the records and of the held-out documents; see docs/scanning.md"
+    chosen = settings.model_dump(mode="json", exclude_defaults=True)
+    for key, value in chosen.items():
+        yield f"  {key}: {json.dumps(value)}"
+    yield "  # gold: gold.jsonl  # notes that people annotated completely: how much the scan misses"
+    yield "  # allow: allow.txt  # values that are no identifiers, one a line"
 
 
 def _audit(facts: Fit) -> Iterator[str]:
@@ -173,8 +198,8 @@ def duration(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} hours"
 
 
-def _quoted(path: Path) -> str:
-    """Return a path as a YAML string on one line."""
+def _quoted(path: Path | str) -> str:
+    """Return a path or an expression as a YAML string on one line."""
     return yaml.safe_dump(str(path), default_style='"', allow_unicode=True, width=math.inf).strip()
 
 

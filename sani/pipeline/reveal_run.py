@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sani.errors import RunError
 from sani.pipeline.inputs import read_documents
-from sani.pipeline.stages import scan_documents
+from sani.pipeline.scan_stage import scan_documents
 from sani.recipe import load_recipe
 from sani.reporting.reveal import reveal
 from sani.runfolder import RECIPE, RunFolder

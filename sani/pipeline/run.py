@@ -33,6 +33,7 @@ from sani.pipeline.escalation import climb
 from sani.pipeline.inputs import check_kind, digests, open_models, read_documents
 from sani.pipeline.models_of_run import ModelsOfRun
 from sani.pipeline.rounds import repeat
+from sani.pipeline.scan_stage import scan_documents
 from sani.pipeline.stages import (
     control_tests_of_run,
     judge_records,
@@ -40,7 +41,6 @@ from sani.pipeline.stages import (
     run_audit,
     run_erase,
     run_repair,
-    scan_documents,
 )
 from sani.recipe import Recipe, dump_recipe
 from sani.releasing.leftovers import check_leftovers
@@ -48,7 +48,7 @@ from sani.releasing.release import is_current, write_release_files
 from sani.reporting.report import build_report, write_report
 from sani.reporting.schema import Report
 from sani.runfolder import open_run
-from sani.scanning.scan import scan
+from sani.scanning.inventory import take_inventory
 
 AT_RISK = "at-risk.json"  # in private/: the occurrences and the subjects above a limit, by name
 
@@ -88,7 +88,9 @@ def run(
     documents = read_documents(recipe)
     distributed.check_same("documents", documents.digests())
     if not recipe.scan.detects:
-        scan(documents.corpus)  # a corpus without a span is refused before anything is written
+        take_inventory(
+            documents.corpus
+        )  # a corpus without a span is refused before anything is written
     inputs = distributed.on_main(lambda: digests(recipe, documents, given))
     with open_run(out, recipe=dump_recipe(recipe), inputs=inputs, resume=resume) as folder:
         report_step = on_step or (lambda stage, done, total: None)

@@ -17,29 +17,22 @@ from sani.auditing.audit import AuditResult, audit
 from sani.auditing.control_tests import AtRisk, ControlTests, Verdicts, control_tests_by_kind
 from sani.auditing.record import AuditRecord, CheckpointAudit, load_verdicts, record_of, verdicts_of
 from sani.corpus.documents import Corpus, Kind
-from sani.corpus.readers import read_corpus
 from sani.erasing.erase import EraseResult, erase
 from sani.errors import AuditError, RunError
 from sani.gate import Check, judge
 from sani.machine import distributed
-from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import Checkpoint
 from sani.pipeline.context import RunContext
-from sani.pipeline.inputs import Documents, check_held_out, size_limits
 from sani.recipe import (
     AttackSettings,
     AuditSettings,
     EraseSettings,
     GateSettings,
-    Recipe,
     RepairSettings,
 )
 from sani.repairing.repair import RepairResult, repair
 from sani.repairing.training_job import EpochAudit
-from sani.runfolder import RunFolder
-from sani.scanning.detection import detect
 from sani.scanning.record import ScanRecord
-from sani.scanning.scan import scan
 
 # Left out of an audit of which only the gate reads the figures.
 GATE_AUDIT_OVERRIDES = {"membership_documents": 0, "swaps": 0}
@@ -59,53 +52,6 @@ class Judged:
     audit: AuditRecord
     attack: AttackResult | None
     checks: list[Check]
-
-
-# ---- scan ------------------------------------------------------------------------------------
-
-
-def scan_documents(
-    recipe: Recipe, folder: RunFolder, documents: Documents, on_step: OnNamedStep
-) -> Documents:
-    """Return the documents with the spans that the scan finds, and keep its inventory.
-
-    In held-out documents k-anonymity is left out: they are few, and only utility is measured there.
-
-    Args:
-        recipe: Its ``scan`` section says which detectors run.
-        folder: The run folder; detections are cached in its private part.
-        documents: The documents as they were read.
-        on_step: Called with (stage, steps done, steps in all).
-
-    Raises:
-        RunError: If the spans are not those that an earlier process of this run found.
-        RecipeError: If held-out documents have no span and were not looked at for new people.
-    """
-    settings, held_out = recipe.scan, documents.held_out
-    cache = folder.private / "scan"
-    finished = folder.finished("scan")
-    gold = None
-    if finished:  # the detectors were measured when the run began
-        settings = settings.model_copy(update={"gold": None})
-    elif settings.gold is not None:
-        gold = read_corpus(
-            settings.gold, kinds=recipe.corpus.kinds, limits=size_limits(recipe.corpus)
-        )
-    result = scan(documents.corpus, settings, gold=gold, cache_folder=cache, on_step=on_step)
-    if settings.detects and held_out is not None:
-        without_indirect = settings.model_copy(update={"indirect": None})
-        held_out = detect(held_out, without_indirect, cache_folder=cache, on_step=on_step)
-    check_held_out(result.corpus, held_out, settings)
-    digest = folder.digest(result.corpus.digest())
-    if not finished:
-        quality = result.quality.to_json() if result.quality else None
-        folder.save("scan", {**result.inventory.to_json(), "quality": quality, "digest": digest})
-    elif folder.load("scan")["digest"] != digest:
-        raise RunError(
-            f"{folder.path}: what the scan finds changed since this run began (another version "
-            "of a library or a model?); start again in another --out"
-        )
-    return documents.with_spans(result.corpus, held_out)
 
 
 # ---- audit -----------------------------------------------------------------------------------

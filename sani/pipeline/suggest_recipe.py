@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,21 @@ from sani.pipeline.inputs import check_control, read_others
 from sani.recipe import (
     AnchorObjective,
     AuditSettings,
+    CorpusSettings,
     GateSettings,
     GenerationSettings,
     RepairSettings,
+    ScanSettings,
 )
 from sani.repairing.repair import repair
+from sani.scanning.defaults import UNKNOWN_RECALL, default_settings, settings_in_words
 from sani.scanning.inventory import (
     LabelCount,
     count_labels,
     count_understated,
     judged_in_words,
 )
+from sani.scanning.scan import scan, scan_held_out
 from sani.text.chat import rendered
 from sani.text.tokens import encode
 
@@ -77,6 +81,9 @@ class Fit:
         fits: True if the memory suffices for the repair, activations not counted.
         perplexities: Those of the checkpoint and of the base on some held-out documents; None
             without held-out documents or base.
+        scan: The detectors that all documents go through.
+        scanned: The documents with the spans that count.
+        num_held_out: Number of held-out documents that were scanned in the same way.
     """
 
     family: str
@@ -94,6 +101,17 @@ class Fit:
     seconds: float | None
     fits: bool = True
     perplexities: tuple[float, float] | None = None
+    scan: ScanSettings = field(default_factory=ScanSettings)
+    scanned: Corpus = field(default=Corpus(()), repr=False)
+    num_held_out: int = 0
+
+    @property
+    def scan_in_words(self) -> list[str]:
+        """Say what was scanned and with what, and what nobody knows of it."""
+        held_out = f" and {self.num_held_out} held-out ones" if self.num_held_out else ""
+        lines = list(settings_in_words(self.scan, [self.scanned]))
+        lines[0] = f"{self.documents} documents{held_out} were {lines[0]}"
+        return [*lines, UNKNOWN_RECALL] if self.scan.detects else lines
 
     @property
     def judged(self) -> list[str]:
@@ -108,28 +126,31 @@ class Fit:
 
 def fit(
     model: Path,
-    corpus: Path,
+    corpus: CorpusSettings,
     *,
     base: Path | None,
-    held_out: Path | None,
     measure: bool = True,
+    cache_folder: Path | None = None,
     on_step: Callable[[str, int, int], None],
 ) -> Fit:
     """Return the facts of a model and a corpus, and measure a few steps on them.
 
+    Documents that nobody has annotated are scanned first, held-out ones in the same way.
+
     Args:
         model: Folder of the checkpoint; it is read, not changed.
-        corpus: Its documents.
+        corpus: Its documents and, if there are any, those it was not trained on.
         base: Folder of the public model it was fine-tuned from.
-        held_out: Documents it was not trained on.
         measure: Estimate the time, too.
+        cache_folder: Where the findings of the scan are kept for the next one; None for nowhere.
         on_step: Called with (what is done, steps done, steps in all).
 
     Raises:
         SaniError: If the model or the documents cannot be used.
     """
-    documents = read_corpus(corpus)
-    others = read_others("--held-out", held_out, documents)
+    form: dict[str, Any] = {"format": corpus.format, "subject_pattern": corpus.subject_pattern}
+    documents = read_corpus(corpus.path, **form)
+    others = read_others("--held-out", corpus.held_out, documents, **form)
     checkpoint = load_checkpoint(model, base=base, device=default_device())
     config = checkpoint.model.config
     control = load_checkpoint(base, device=default_device()) if base else None
@@ -140,7 +161,13 @@ def fit(
         check_control(checkpoint, control)
     parameters = sum(tensor.numel() for tensor in checkpoint.model.parameters())
     fits = needed_memory(parameters, copies=REPAIR_COPIES) <= device_memory()
-    documents = rendered(documents, checkpoint.tokenizer)
+    settings = default_settings([documents, others] if others else [documents])
+    scanned = scan(documents, settings, cache_folder=cache_folder, on_step=on_step).corpus
+    if others:
+        others = scan_held_out(
+            others, settings, annotated=[scanned], cache_folder=cache_folder, on_step=on_step
+        )
+    documents = rendered(scanned, checkpoint.tokenizer)
     others = others and rendered(others, checkpoint.tokenizer)
     lengths = [len(encoded.ids) for encoded in encode(documents, checkpoint.tokenizer)]
     perplexities = _perplexities(checkpoint, control, others) if control and others else None
@@ -164,6 +191,9 @@ def fit(
         ),
         fits=fits,
         perplexities=perplexities,
+        scan=settings,
+        scanned=scanned,
+        num_held_out=len(others or ()),
     )
 
 

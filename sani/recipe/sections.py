@@ -92,6 +92,11 @@ class ScanSettings(Settings):
         "same subject, or in the whole corpus",
     )
     indirect: IndirectSettings | None = None
+    allow: Path | None = Field(
+        None,
+        description="file of values that no detector marks, one a line, however they are written; "
+        "a value that the annotation, the gold sample or the terms mark stays marked",
+    )
     gold: Path | None = Field(
         None, description="documents with complete and correct spans, to estimate the scan's recall"
     )

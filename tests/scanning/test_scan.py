@@ -234,8 +234,10 @@ def test_scan_without_detectors_counts_the_annotation_and_what_it_forgot() -> No
     result = sani.scan(corpus)
     assert (result.corpus, result.quality) == (corpus, None)
     assert (result.inventory.occurrences, result.inventory.unmarked) == (1, 1)
+    plain = Corpus([Document("1", "s", "MRN: SJ-884213")])
     with pytest.raises(CorpusError, match="none of the 1 documents has a span"):
-        sani.scan(Corpus([Document("1", "s", "MRN: SJ-884213")]))
+        sani.scan(plain, ScanSettings())
+    assert sani.scan(plain).inventory.sources == {"pattern": 1}
 
 
 def test_the_gold_documents_that_the_settings_name_are_read(tmp_path: Path) -> None:
