@@ -64,6 +64,7 @@ Every command answers `--help`. The exit codes are the same for all:
 | 1 | An error. The message says what, where, what was expected, and what to do. |
 | 2 | Wrong usage of the command line. |
 | 3 | The gate does not hold. See [The gate](gate.md). |
+| 130 | The command was interrupted, by Ctrl-C or SIGTERM. Its last line says how it goes on. |
 
 """
 
@@ -308,14 +309,14 @@ def commands() -> Iterator[str]:
     yield table(
         ("command", "what it does"),
         [
-            (f"[`sani {name}`](#sani-{name})", _paragraph(command.help or ""))
+            (f"[`sani {name}`](#sani-{name})", _help_of(command))
             for name, command in root.commands.items()
         ],
     )
     yield "`sani --version` prints the version. `sani --install-completion` sets up the shell.\n"
     for name, command in root.commands.items():
         yield f"## sani {name}\n"
-        yield f"{_paragraph(command.help or '')}\n"
+        yield f"{_help_of(command)}\n"
         arguments = [one for one in command.params if one.param_type_name == "argument"]
         options = [one for one in command.params if one.param_type_name == "option"]
         words = ["sani", name, *(_argument_name(one) for one in arguments), "[OPTIONS]"]
@@ -324,6 +325,11 @@ def commands() -> Iterator[str]:
         rows += [_option_row(one) for one in options if one.name != "help"]
         if rows:
             yield table(("argument or option", "default", "description"), rows)
+
+
+def _help_of(command: Any) -> str:
+    """Return a command's help without the escapes that a terminal's markup needs."""
+    return _paragraph(command.help or "").replace("\\[", "[")
 
 
 def _argument_name(argument: Any) -> str:

@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from sani.atomic import new_file, write_text
+from sani.counting import counted
 from sani.errors import RunError
 from sani.machine import distributed
 
@@ -81,8 +82,8 @@ class RunFolder:
             field = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
             raise RunError(
                 f"{self.path / f'{stage}.json'} does not fit this version of sani: "
-                f"{error.error_count()} fields differ, the first is {field}; start again in "
-                "another --out"
+                f"{error.error_count()} of its fields do not fit, the first is {field}; start "
+                "again in another --out"
             ) from None
 
     def load_finished(self, stage: str, kind: type[_Record]) -> _Record:
@@ -181,6 +182,32 @@ class RunFolder:
         return path.read_bytes()
 
 
+def check_new_run(path: Path) -> None:
+    """Refuse a path where no new run can begin.
+
+    Raises:
+        RunError: If something stands there that is no empty folder.
+    """
+    if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        if (path / RECIPE).is_file():
+            advice = "continue it with --resume, or choose another --out"
+        else:
+            advice = "it is no run folder: choose another --out"
+        raise RunError(f"{path} already exists and is not empty; {advice}")
+
+
+def check_is_run(path: Path) -> None:
+    """Refuse a path that is no run folder.
+
+    Raises:
+        RunError: If there is no such folder, or no run wrote it.
+    """
+    if not path.is_dir():
+        raise RunError(f"{path}: there is no such folder; give the folder that sani run wrote")
+    if not any((path / name).is_file() for name in (RECIPE, "report.json")):
+        raise RunError(f"{path} is no run folder; give the folder that sani run wrote")
+
+
 def check_result(run: Path, stage: str, text: str, *, required: bool = False) -> None:
     """Refuse a result file that is not as its run wrote it.
 
@@ -246,14 +273,11 @@ def _open_and_lock(
         strange = [entry for entry in path.iterdir() if entry.name not in (PRIVATE, RECIPE)]
         if strange:
             raise RunError(
-                f"{path} holds {len(strange)} entries that no run of sani wrote, so there is "
-                "nothing to resume; choose another --out"
+                f"{path} holds {counted(len(strange), 'entry', 'entries')} that no run of sani "
+                "wrote, so there is nothing to resume; choose another --out"
             )
-    if path.exists() and not resume and any(path.iterdir() if path.is_dir() else [path]):
-        raise RunError(
-            f"{path} already exists and is not empty; continue it with --resume, or choose another "
-            "--out"
-        )
+    if not resume:
+        check_new_run(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         folder.private.mkdir(mode=0o700, exist_ok=True)

@@ -136,7 +136,8 @@ class AttackResult:
             field = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
             raise AttackError(
                 f"the stored attack result does not fit this version of sani: "
-                f"{error.error_count()} fields differ, the first is {field}; run the attacks again"
+                f"{error.error_count()} of its fields do not fit, the first is {field}; run the "
+                "attacks again"
             ) from None
 
 

@@ -197,6 +197,9 @@ def sample(
     seed: Seed = 0,
 ) -> None:
     """Let the model write text, to scan and repair with where its own records are gone."""
+    from sani.atomic import check_new_file
+
+    check_new_file(out)  # before the heavy libraries are loaded
     from sani.pipeline.folders import sample_folder
 
     with console.reporter() as on_step:

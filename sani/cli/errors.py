@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,30 @@ from sani.errors import SaniError, UsageError
 from sani.machine import distributed
 
 GATE_FAILED = 3
-INTERRUPTED = 130  # what Typer makes of Ctrl-C
-RESUMABLE = ("run", "attack")  # commands that have --resume
+INTERRUPTED = 130  # as a shell has it, and what Typer makes of Ctrl-C
+
+
+class CommandInterruptedError(Exception):
+    """Ctrl-C or SIGTERM within a command that can say how it goes on; the text is that advice."""
+
+
+@contextmanager
+def resumable(folder: Path, command: str) -> Iterator[None]:
+    """Within, an interrupt says that the command goes on with --resume, if it left a folder.
+
+    Args:
+        folder: The folder that the command resumes from.
+        command: The command that goes on, such as ``sani run``.
+
+    Raises:
+        CommandInterruptedError: Instead of KeyboardInterrupt.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise CommandInterruptedError(f"{command} goes on with --resume") from None
+        raise CommandInterruptedError("nothing was written: start it again") from None
 
 
 @contextmanager
@@ -54,19 +76,10 @@ def report_error(error: Exception) -> int:
     return 1
 
 
-def report_interrupt(words: Sequence[str]) -> int:
-    """Print how an interrupted command goes on, and return its exit code.
-
-    Args:
-        words: Words of the command line.
-    """
-    command = next((word for word in words if not word.startswith("-")), "")
-    can_resume = command in RESUMABLE
-    advice = (
-        f"sani {command} goes on with --resume" if can_resume else "nothing was left half-written"
-    )
+def report_interrupt(advice: str = "nothing was left half-written") -> int:
+    """Print what becomes of an interrupted command, and return its exit code."""
     console.say_last(f"interrupted; {advice}")
-    return 1
+    return INTERRUPTED
 
 
 def _explanation(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """The command line: its commands, and `main`, which runs one and returns the exit code.
 
-Exit codes: 0 done and the gate holds, 1 an error, 2 wrong usage, 3 the gate does not hold. Under
-``accelerate launch`` each rank has them, and the launcher ends with 1 for any that is not 0.
+Exit codes: 0 done and the gate holds, 1 an error, 2 wrong usage, 3 the gate does not hold, 130
+interrupted. Under ``accelerate launch`` each rank has them, and the launcher ends with 1 for any
+that is not 0.
 A command parses, calls the library and prints. Heavy libraries are imported inside the commands,
 so that `sani --help` answers at once.
 """
@@ -9,7 +10,6 @@ so that `sani --help` answers at once.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -18,7 +18,13 @@ import typer
 from sani import __version__
 from sani.cli import console, documents, measures, release, run, setup, stages
 from sani.cli.deadline import deadline_after_sigterm
-from sani.cli.errors import INTERRUPTED, handled_signals, report_error, report_interrupt
+from sani.cli.errors import (
+    INTERRUPTED,
+    CommandInterruptedError,
+    handled_signals,
+    report_error,
+    report_interrupt,
+)
 from sani.machine import distributed
 
 SHARED_BY_RANKS = ("run", "audit", "repair", "scan")  # the main rank does other commands alone
@@ -79,11 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 distributed.finish()
         except KeyboardInterrupt:
             code = INTERRUPTED
+        except CommandInterruptedError as stop:
+            return report_interrupt(str(stop))
         except typer.Exit as stop:
             distributed.finish()
             code = stop.exit_code
         except Exception as error:
             return report_error(error)
     if code == INTERRUPTED:
-        return report_interrupt(sys.argv[1:] if arguments is None else arguments)
+        return report_interrupt()
     return int(code or 0)

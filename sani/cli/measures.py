@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sani.cli import console
-from sani.cli.errors import GATE_FAILED
+from sani.cli.errors import GATE_FAILED, resumable
 from sani.cli.options import (
     ATTACKS,
     DOCUMENTS,
@@ -25,6 +26,7 @@ from sani.cli.options import (
     Seed,
     settings_from_options,
 )
+from sani.counting import counted
 from sani.errors import UsageError
 
 if TYPE_CHECKING:
@@ -134,7 +136,7 @@ def audit(
             console.show_section(section)
         for name, record in result.audits.items():
             for reason, count in record.unscored.items():
-                console.show(f"{name}: {count} occurrences not scored: {reason}")
+                console.show(f"{name}: {counted(count, 'occurrence')} not scored: {reason}")
     if fail_above is not None and not _recites_at_most(result.audits["model"], fail_above):
         raise typer.Exit(GATE_FAILED)
 
@@ -208,6 +210,10 @@ def attack(
             "--gate needs --base and --unsanitized: without them, a clean model looks the same as "
             "a wrong corpus or tokenizer"
         )
+    from sani.runfolder import check_new_run
+
+    if out is not None and not resume:  # before the heavy libraries are loaded
+        check_new_run(out)
     from sani.attacking.attack import ATTACKS as NAMES
     from sani.attacking.result import BASE, SANITIZED, UNSANITIZED
     from sani.corpus.readers import read_corpus
@@ -228,7 +234,8 @@ def attack(
     for name, folder in ((UNSANITIZED, unsanitized), (BASE, base)):
         if folder is not None:
             models[name] = folder
-    with console.reporter() as on_step:
+    going_on = nullcontext() if out is None else resumable(out, "sani attack")
+    with going_on, console.reporter() as on_step:
         result = attack_models(
             models,
             Documents(read, read_others("--held-out", held_out, read), None),

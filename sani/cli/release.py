@@ -10,6 +10,7 @@ import typer
 from sani.cli import console
 from sani.cli.errors import GATE_FAILED
 from sani.cli.options import Json, ReleasedFolder
+from sani.counting import counted, verb
 from sani.errors import UsageError
 from sani.reporting.format import share
 
@@ -37,6 +38,10 @@ def report(
     """Render a finished run's report again. The exit code is 3 if its gate does not hold."""
     if len(runs) != 1 + compare or (compare and reveal):
         raise UsageError("give one run folder, or two with --compare (without --reveal)")
+    from sani.runfolder import check_is_run
+
+    for folder in runs:  # before the heavy libraries are loaded
+        check_is_run(folder)
     if compare:
         _compare_runs(runs[0], runs[1], as_json=as_json)
         return
@@ -92,9 +97,9 @@ def show_report(report: Report, folder: Path) -> None:
     scan = report.scan
     console.show(
         f"{subjects_in_words(scan.documents, scan.subjects, scan.without_subject_id)}; "
-        f"{scan.documents_without_spans} documents without any span; "
-        f"{scan.unmarked} places look forgotten (see sani scan). "
-        f"{beyond_base(report)}"
+        f"{counted(scan.documents_without_spans, 'document')} without any span; "
+        f"{counted(scan.unmarked, 'place')} {verb(scan.unmarked, 'looks', 'look')} forgotten (see "
+        f"sani scan). {beyond_base(report)}"
     )
     console.show(verdict(report))
     if scan.quality:
@@ -141,7 +146,7 @@ def verify(
             for name in getattr(result, change):
                 console.show(f"{change}: {name}")
         console.show(
-            f"{result.files} files in the manifest: {len(result.added)} added, "
+            f"{counted(result.files, 'file')} in the manifest: {len(result.added)} added, "
             f"{len(result.missing)} missing, {len(result.changed)} changed. "
             f"Signature: {result.signature}"
             f"{NOT_SIGNED if result.signature in ('none', 'not checked') else ''}. "
@@ -159,7 +164,7 @@ def sign(
     folder: ReleasedFolder,
     key: Annotated[Path, typer.Option(help="Private key (PEM, elliptic curve).")],
 ) -> None:
-    """Sign a released checkpoint with your own key. Needs the extra 'sign' of sani."""
+    r"""Sign a released checkpoint with your own key. Needs pip install 'sani-llm\[sign]'."""
     from sani.releasing.manifest import sign as sign_folder
 
     console.show(f"Signature: {sign_folder(folder, key)}")

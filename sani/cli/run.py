@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sani.cli import console
-from sani.cli.errors import GATE_FAILED
+from sani.cli.errors import GATE_FAILED, resumable
 from sani.cli.options import Json
 from sani.cli.release import show_report, warn_of_files_not_released
+from sani.machine import distributed
 
 if TYPE_CHECKING:
     from sani.recipe import Recipe
@@ -73,11 +74,15 @@ def _check(settings: Recipe, out: Path, *, as_json: bool) -> int:
 
 def run_and_show(settings: Recipe, out: Path, *, resume: bool, as_json: bool) -> int:
     """Carry out a recipe, print its report, and return the exit code."""
+    from sani.runfolder import check_new_run
+
+    if not resume:  # before the heavy libraries are loaded
+        distributed.on_main(lambda: check_new_run(out))
     from sani.pipeline.run import run as run_recipe
 
     if resume and not out.exists():
         console.say(f"{out} does not exist, so there is nothing to resume: this run is new")
-    with console.reporter() as on_step:
+    with resumable(out, "sani run"), console.reporter() as on_step:
         result = run_recipe(settings, out, resume=resume, on_step=on_step)
     warn_of_files_not_released(settings.model.path, only_checked=settings.only_checks)
     if as_json:

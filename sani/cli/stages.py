@@ -26,6 +26,7 @@ from sani.cli.options import (
     usage_error,
 )
 from sani.cli.release import warn_of_files_not_released
+from sani.counting import counted
 from sani.errors import RecipeError, UsageError
 
 if TYPE_CHECKING:
@@ -167,6 +168,9 @@ def erase(
 ) -> None:
     """Stage one: reset selected neurons and write the erased checkpoint, or the erased adapter."""
     from sani.atomic import check_new_folder
+
+    if out is not None and not dry_run:  # before the heavy libraries are loaded
+        check_new_folder(out, inputs=[model])
     from sani.corpus.readers import read_corpus
     from sani.erasing.folder import apply_folder, plan_folder
     from sani.erasing.plan import read_plan
@@ -198,8 +202,6 @@ def erase(
         raise usage_error(error) from None
     if plan_file is None and settings.needs_base and base is None:
         raise UsageError(f"{_option_that_needs_base(settings)} needs --base, the public model")
-    if out is not None and not dry_run:
-        check_new_folder(out, inputs=[model])
     if plan_file is not None:
         plan = read_plan(plan_file)
     else:
@@ -264,8 +266,7 @@ def _show_erased(plan: ErasePlan, fraction: float, out: Path, *, in_adapter: boo
     num_layers = len({entry.layer for entry in plan.entries if entry.neurons})
     if plan.num_neurons:
         console.show(
-            f"{plan.num_neurons} neurons and heads in {num_layers} "
-            f"layer{'s' if num_layers != 1 else ''} "
+            f"{plan.num_neurons} neurons and heads in {counted(num_layers, 'layer')} "
             f"{'dampened' if plan.reset == 'dampen' else 'reset'} ({fraction:.1%} of the "
             "parameters)."
         )
@@ -340,6 +341,9 @@ def repair(
     seed: Seed = 0,
 ) -> None:
     """Stage two: fine-tune with identifiers kept out of the loss; write the repaired checkpoint."""
+    from sani.atomic import check_new_folder
+
+    check_new_folder(out, inputs=[model])  # before the heavy libraries are loaded
     from sani.pipeline.folders import repair_folder
     from sani.recipe import complete_repair_settings
 

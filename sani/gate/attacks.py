@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sani.attacking.result import BASE, SANITIZED, AttackResult, ModelFigures, VariantResult
+from sani.counting import counted, verb
 from sani.gate.check import MIN_TRIALS, Check, few_decoys, too_few
 from sani.gate.rates import auc_excess_check, check_rate, rate_named
 from sani.intervals import Estimate
@@ -89,7 +90,7 @@ def _variant_auc(
             cause = (figures.not_run if figures else "") or "no AUC"
             return Check(name, None, None, False, f"{variant}, {model}: {cause}.")
         if figures.unscored:
-            reason = f"{variant}, {model}: {figures.unscored} occurrences were not scored."
+            reason = f"{variant}, {model}: {_unscored(figures.unscored)}."
             return Check(name, auc.value, None, False, reason)
         if auc.trials < MIN_TRIALS:
             return Check(name, auc.value, None, False, f"{variant}: {too_few(auc.trials)}")
@@ -113,9 +114,13 @@ def _variant_rate(
     check = check_rate(name, rate_named(sanitized, figure), rate_named(base, figure), limit)
     for model, figures in ((" on the base", base), ("", sanitized)):
         if figures is not None and figures.unscored:
-            reason = f"{figures.unscored} occurrences were not scored{model}."
+            reason = f"{_unscored(figures.unscored)}{model}."
             check = replace(check, holds=False, reason=reason)
     return replace(check, reason=f"{variant}: {check.reason}")
+
+
+def _unscored(number: int) -> str:
+    return f"{counted(number, 'occurrence')} {verb(number, 'was', 'were')} not scored"
 
 
 def _severity(check: Check) -> tuple[bool, float]:

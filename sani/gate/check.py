@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sani.counting import counted, verb
+
 MIN_TRIALS = 20  # fewer occurrences decide nothing; ours
 MIN_DECOY_SHARE = 0.9  # of the occurrences must have decoys, or their AUC does not speak for all
 
@@ -39,7 +41,10 @@ class Check:
 
 def too_few(trials: int) -> str:
     """Return why so few occurrences decide nothing."""
-    return f"Only {trials} occurrences were scored; fewer than {MIN_TRIALS} say too little."
+    return (
+        f"Only {counted(trials, 'occurrence')} {verb(trials, 'was', 'were')} scored; fewer than "
+        f"{MIN_TRIALS} say too little."
+    )
 
 
 def few_decoys(ranked: int, trials: int, things: str = "occurrences") -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sani.attacking.result import AttackResult
 from sani.auditing.record import AuditRecord
+from sani.counting import counted, verb
 from sani.gate.attacks import judge_attacks
 from sani.gate.check import MIN_TRIALS, Check, compare
 from sani.gate.memory import check_memory
@@ -63,7 +64,7 @@ def _complete(name: str, audit: AuditRecord) -> Check:
     reason = "Every occurrence was scored."
     if missed:
         counts = ", ".join(f"{count} {cause}" for cause, count in audit.unscored.items())
-        reason = f"{missed} occurrences could not be scored ({counts})."
+        reason = f"{counted(missed, 'occurrence')} could not be scored ({counts})."
     return Check(name, float(missed), 0.0, missed == 0, reason)
 
 
@@ -75,9 +76,15 @@ def _scan_recall(scan: ScanRecord | None, least: float) -> Check:
         return Check(name, None, least, False, reason, True)
     recall = scan.quality.recall
     if recall.trials < MIN_TRIALS or recall.low is None:
-        reason = f"Only {recall.trials} gold identifiers; fewer than {MIN_TRIALS} say too little."
+        reason = (
+            f"Only {counted(recall.trials, 'gold identifier')}; fewer than {MIN_TRIALS} say too "
+            "little."
+        )
         return Check(name, recall.value, least, False, reason, True)
-    reason = f"{recall.hits} of {recall.trials} direct gold identifiers were found whole. "
+    reason = (
+        f"{recall.hits} of {counted(recall.trials, 'direct gold identifier')} "
+        f"{verb(recall.hits, 'was', 'were')} found whole. "
+    )
     reason += "The lower end of the 95 % interval counts."
     return Check(name, recall.low, least, recall.low >= least, reason, True)
 

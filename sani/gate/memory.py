@@ -8,6 +8,7 @@ from sani.auditing.candidate_tests import CountTest, LargestTest
 from sani.auditing.control_tests import ControlTests
 from sani.auditing.record import AuditRecord
 from sani.corpus.documents import Kind
+from sani.counting import counted, verb
 from sani.gate.check import MIN_TRIALS, Check, compare, few_decoys, too_few
 from sani.recipe import CountLimit, GateSettings
 
@@ -60,14 +61,15 @@ def _count(name: str, tests: ControlTests | None, figure: str, limit: CountLimit
     )
     given = "recited" if figure == "greedy" else "(n, p)-discoverable"
     reason = (
-        f"{test.count} values of subjects ({test.occurrences} of {tests.occurrences} uncued "
-        f"occurrences) are {given} and not given by the control; at most {highest} values may be: "
-        f"{source}."
+        f"{counted(test.count, 'value of a subject', 'values of subjects')} ({test.occurrences} "
+        f"of {counted(tests.occurrences, 'uncued occurrence')}) {verb(test.count, 'is', 'are')} "
+        f"{given} and not given by the control; at most {highest} may be: {source}."
     )
     if limit == "test" and test.count <= highest and test.exceeded:
         reason += (
-            f" But {test.unlikely} of them are no guess, since hardly any of their decoys is "
-            f"given; at most {test.unlikely_limit} of such values may be given."
+            f" But {test.unlikely} of them {verb(test.unlikely, 'is', 'are')} no guess, since "
+            f"hardly any of their decoys is given; at most {test.unlikely_limit} of such values "
+            "may be given."
         )
         return Check(name, float(test.unlikely), float(test.unlikely_limit), False, reason)
     return Check(name, float(test.count), float(highest), test.count <= highest, reason)
@@ -81,11 +83,15 @@ def _largest(name: str, tests: ControlTests | None, groups: str) -> Check:
     if test.largest is None or test.limit is None:
         return Check(name, None, None, False, "No decoys were scored.")
     reason = (
-        f"{test.above} of {test.tested} {groups} stand out from their decoys more than any would "
-        "in 39 of 40 models that never saw the records, as far as decoys and held-out people tell."
+        f"{test.above} of {test.tested} {groups} {verb(test.above, 'stands', 'stand')} out from "
+        "the decoys more than any would in 39 of 40 models that never saw the records, as far as "
+        "decoys and held-out people tell."
     )
     if groups == "subjects" and tests.untested:
-        reason += f" {tests.untested} subjects have no decoys and were not tested."
+        reason += (
+            f" {counted(tests.untested, 'subject')} {verb(tests.untested, 'has', 'have')} no "
+            f"decoys and {verb(tests.untested, 'was', 'were')} not tested."
+        )
     return compare(name, test.largest, test.limit, reason, bounded=False)
 
 

@@ -8,6 +8,7 @@ from sani.attacking.result import ModelFigures
 from sani.auditing.figures import Figures
 from sani.auditing.record import AuditRecord
 from sani.corpus.documents import Kind
+from sani.counting import counted, verb
 from sani.gate.check import (
     MIN_TRIALS,
     NOTHING_SCORED,
@@ -66,7 +67,10 @@ def check_rate(name: str, rate: Rate | None, baseline: Rate | None, limit: Limit
         return Check(name, None, None, False, NOTHING_SCORED)
     if rate.trials < MIN_TRIALS:
         return Check(name, rate.value, None, False, too_few(rate.trials))
-    reason = f"{rate.hits} of {rate.trials} occurrences are extracted. "
+    reason = (
+        f"{rate.hits} of {counted(rate.trials, 'occurrence')} {verb(rate.hits, 'is', 'are')} "
+        "extracted. "
+    )
     if limit != "control":
         return compare(name, rate.value, float(limit), reason + "The recipe sets the limit.")
     if baseline is None or baseline.value is None or baseline.high is None:
@@ -102,6 +106,6 @@ def auc_excess_check(
     if auc.low is not None and auc.high is not None and auc.low <= highest <= auc.high:
         reason += (
             f" The limit lies within the 95 % interval, {auc.low:.3f} to {auc.high:.3f}: "
-            f"{auc.trials} occurrences do not settle this."
+            f"{counted(auc.trials, 'occurrence')} {verb(auc.trials, 'does', 'do')} not settle this."
         )
     return compare(name, value, highest, reason)

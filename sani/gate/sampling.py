@@ -5,6 +5,7 @@ from __future__ import annotations
 from sani.auditing.record import AuditRecord
 from sani.auditing.sampled_test import SampledTest
 from sani.corpus.documents import Kind
+from sani.counting import counted, verb
 from sani.gate.check import MIN_TRIALS, Check, few_decoys
 from sani.recipe import CountLimit
 
@@ -37,9 +38,10 @@ def check_sampling(kind: Kind, limit: CountLimit, before: AuditRecord, after: Au
         else "the recipe sets the limit"
     )
     reason = (
-        f"Of {test.searched} values, {test.count} (of {test.subjects} subjects) are written in "
-        f"{test.samples} samples and not by the control; at most {highest} may be: {source}. "
-        f"{_power(before)}"
+        f"Of {counted(test.searched, 'value')}, {test.count} (of "
+        f"{counted(test.subjects, 'subject')}) {verb(test.count, 'is', 'are')} written in "
+        f"{counted(test.samples, 'sample')} and not by the control; at most {highest} may be: "
+        f"{source}. {_power(before)}"
     )
     return Check(name, float(test.count), float(highest), test.count <= highest, reason)
 
@@ -48,8 +50,8 @@ def _too_little(test: SampledTest, *, decoys: bool) -> str | None:
     """Return why the samples decide nothing; None if they do."""
     if test.searched < MIN_TRIALS:
         return (
-            f"Only {test.searched} values are long enough to be searched for; fewer than "
-            f"{MIN_TRIALS} say too little."
+            f"Only {counted(test.searched, 'value')} {verb(test.searched, 'is', 'are')} long "
+            f"enough to be searched for; fewer than {MIN_TRIALS} say too little."
         )
     if not decoys:
         return None

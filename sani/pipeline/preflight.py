@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sani.corpus.documents import Corpus
+from sani.counting import counted, verb
 from sani.erasing.hooks import all_of, outputs_of
 from sani.erasing.plan import number_chosen, sizes_of
 from sani.erasing.resets import check_biases
@@ -160,14 +161,17 @@ def _corpus(inputs: _Inputs) -> str:
         read_gold(recipe)
         read_allowed(recipe.scan.allow, ())
         spans = corpus.num_spans
-        return f"{len(corpus)} documents{num_held_out}, {spans} occurrences before the scan"
+        return (
+            f"{counted(len(corpus), 'document')}{num_held_out}, {counted(spans, 'occurrence')} "
+            "before the scan"
+        )
     inventory = take_inventory(corpus)
     of_subjects = subjects_in_words(
         inventory.documents, inventory.subjects, inventory.without_subject_id
     )
     return (
-        f"{of_subjects}{num_held_out}; "
-        f"{inventory.occurrences} occurrences of {len(inventory.labels)} labels"
+        f"{of_subjects}{num_held_out}; {counted(inventory.occurrences, 'occurrence')} of "
+        f"{counted(len(inventory.labels), 'label')}"
     )
 
 
@@ -176,7 +180,8 @@ def _model(inputs: _Inputs) -> str:
     return (
         f"{inputs.layout.num_layers} layers, {inputs.num_parameters:,} parameters, "
         f"{len(inputs.tokenizer):,} tokens in the vocabulary; "
-        f"{num_left} entries of the folder are left behind"
+        f"{counted(num_left, 'entry', 'entries')} of the folder {verb(num_left, 'is', 'are')} "
+        "left behind"
     )
 
 
@@ -220,7 +225,7 @@ def _escalation(inputs: _Inputs, settings: EscalationSettings) -> str:
     limits = ((settings.seconds, "seconds"), (settings.tokens, "tokens"))
     budget = ", ".join(f"{limit:,g} {unit}" for limit, unit in limits if limit) or "none"
     return (
-        f"{len(ladder)} rungs, each tried only if the gate holds for none before; about "
+        f"{counted(len(ladder), 'rung')}, each tried only if the gate holds for none before; about "
         f"{max(rung_tokens):,.0f} tokens of training a rung, {sum(rung_tokens):,.0f} if all are "
         f"tried; budget: {budget}"
     )
@@ -245,8 +250,7 @@ def _erase(inputs: _Inputs, settings: EraseSettings) -> str:
     chosen, layers = number_chosen(settings, sizes), {layer for layer, _ in sizes}
     if not sizes:
         return f"no neuron; all weights {settings.interpolate_to_base:.0%} of the way to the base's"
-    where = f"{len(layers)} layer{'s' if len(layers) != 1 else ''}"
-    return f"{chosen} of {sum(sizes.values())} neurons and heads in {where}"
+    return f"{chosen} of {sum(sizes.values())} neurons and heads in {counted(len(layers), 'layer')}"
 
 
 def _attack(settings: AttackSettings) -> str:

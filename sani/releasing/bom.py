@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
 from sani.auditing.record import CheckpointAudit
+from sani.counting import counted
 from sani.intervals import Estimate, Rate
 from sani.reporting.card import METRICS, NAME, task
 from sani.reporting.evidence import untested
@@ -142,7 +143,7 @@ def _metrics_of(audit: CheckpointAudit, stage: str) -> Iterator[Metric]:
         if tests:
             yield from _metric("AUC to base", part, tests.auc_to_base)
             subjects = tests.subjects.tested + tests.untested
-            risk = f"{part}, of {subjects} subjects"
+            risk = f"{part}, of {counted(subjects, 'subject')}"
             yield Metric(type="subjects at risk", value=str(tests.at_risk), slice=risk)
     if audit.utility:
         value = f"{audit.utility.perplexity:.6g}"

@@ -262,8 +262,8 @@ def sign(folder: Path, private_key: Path) -> Path:
     added, missing, changed = verification.added, verification.missing, verification.changed
     if added or missing or changed:
         raise CheckpointError(
-            f"{folder}: {len(added)} files were added, {len(missing)} are missing and "
-            f"{len(changed)} changed since sani run wrote it, so it is not signed; see sani verify"
+            f"{folder}: files added: {len(added)}, missing: {len(missing)}, changed: "
+            f"{len(changed)} since sani run wrote it, so it is not signed; see sani verify"
         )
     signing = _library("signing")
     password = os.environ.get(PASSWORD)

@@ -14,6 +14,7 @@ from sani.attacking.result import (
     RelearnPoint,
     VariantResult,
 )
+from sani.counting import counted, verb
 from sani.reporting.format import Section, decimals, estimate, rate, share, stage_name
 
 GUIDANCE = (
@@ -62,10 +63,11 @@ def _rows(attacks: AttackResult) -> Iterator[tuple[str, str, VariantResult]]:
 
 def _table(attacks: AttackResult) -> Section:
     sentences = [
-        f"{attacks.occurrences} occurrences in {attacks.documents} documents were attacked. Every "
-        "attack is also made on the base, which never saw the records: that is its control. "
-        "Beyond: extracted (greedily or (n, p)) from the sanitized checkpoint and not from the "
-        "base by the same attack. Recovered: not extracted without the attack."
+        f"{counted(attacks.occurrences, 'occurrence')} in "
+        f"{counted(attacks.documents, 'document')} {verb(attacks.occurrences, 'was', 'were')} "
+        "attacked. Every attack is also made on the base, which never saw the records: that is "
+        "its control. Beyond: extracted (greedily or (n, p)) from the sanitized checkpoint and "
+        "not from the base by the same attack. Recovered: not extracted without the attack."
     ]
     if attacks.not_run:
         sentences.append(f"Attacks that the recipe leaves out: {', '.join(attacks.not_run)}.")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sani.auditing.record import AuditRecord
 from sani.corpus.documents import Kind
+from sani.counting import counted
 from sani.intervals import Estimate, Rate
 from sani.recipe import EraseSettings, FractionSelector, RepairSettings
 from sani.reporting.format import KIND_NAMES, Cells, Section, decimals, sampled, share
@@ -112,7 +113,7 @@ def tried(report: Report) -> Section:
 def _sentences(escalation: Escalation) -> Iterator[str]:
     best = escalation.rungs[escalation.best - 1]
     yield (
-        f"{STOPPED[escalation.stopped]} {len(escalation.rungs)} rungs took "
+        f"{STOPPED[escalation.stopped]} {counted(len(escalation.rungs), 'rung')} took "
         f"{escalation.seconds:.0f} s and {escalation.tokens} tokens of training. Each began with "
         "the unsanitized checkpoint."
     )

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from sani.auditing.rarefaction import Distinct
 from sani.auditing.record import AuditRecord, GenerationRecord
+from sani.counting import counted, verb
 from sani.reporting.format import Cells, Section, decimals, rate, stage_name
 from sani.reporting.sentences import sampled_values
 
@@ -22,16 +23,17 @@ def generation(audits: Mapping[_Name, AuditRecord]) -> Iterator[Section]:
         yield Section("generation", TITLE, (none,))
         return
     last = list(samples.values())[-1]
+    short = sum(last.too_short.values())
     yield Section(
         "generation",
         TITLE,
         (
             f"From each kind of prompt, samples of {last.new_tokens} tokens were drawn and "
-            "searched "
-            f"for {last.searched} distinct identifiers. {sum(last.too_short.values())} values are "
-            "too short to be searched for. What stands in a prompt never counts. Inexact: only a "
-            "looser reading finds the identifier (day and month in either order, words turned "
-            "around). Still to come: identifiers that more samples would bring, at least.",
+            f"searched for {counted(last.searched, 'distinct identifier')}. "
+            f"{counted(short, 'value')} {verb(short, 'is', 'are')} too short to be searched for. "
+            "What stands in a prompt never counts. Inexact: only a looser reading finds the "
+            "identifier (day and month in either order, words turned around). Still to come: "
+            "identifiers that more samples would bring, at least.",
             *(_saturation(stage, result) for stage, result in samples.items()),
             *_beyond_control(audits),
         ),

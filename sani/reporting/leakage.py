@@ -8,6 +8,7 @@ from typing import TypeVar
 from sani.auditing.figures import Figures
 from sani.auditing.record import AuditRecord
 from sani.auditing.sampler import DEFAULT_SAMPLER
+from sani.counting import counted, verb
 from sani.intervals import Estimate
 from sani.recipe import AuditSettings
 from sani.reporting.format import (
@@ -160,9 +161,9 @@ def labels(report: Report) -> Section:
         "labels",
         "By label",
         (
-            f"There are {len(shown)} labels; those of which most is left stand first. The chart "
-            "shows "
-            f"{min(len(shown), MAX_CHARTED)} of them, the table {min(len(shown), MAX_LISTED)}.",
+            f"There {verb(len(shown), 'is', 'are')} {counted(len(shown), 'label')}; those of "
+            f"which most is left stand first. The chart shows {min(len(shown), MAX_CHARTED)} of "
+            f"them, the table {min(len(shown), MAX_LISTED)}.",
         ),
         (
             "label",
@@ -211,10 +212,10 @@ def listed(report: Report) -> Iterator[Section]:
                 key,
                 title,
                 (
-                    f"{count} occurrences; {len(listed)} are listed. A digest stands for the "
-                    "value. "
-                    "It is keyed to this run: the same value has the same digest, and no value "
-                    "can be guessed from it.",
+                    f"{counted(count, 'occurrence')}; {len(listed)} "
+                    f"{verb(len(listed), 'is', 'are')} listed. A digest stands for the value. It "
+                    "is keyed to this run: the same value has the same digest, and no value can "
+                    "be guessed from it.",
                 ),
                 ("document number", "label", "kind", "digest"),
                 tuple((str(item.document), item.label, item.kind, item.digest) for item in listed),

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from sani.auditing.compare import ChangeCounts, OnionStep
 from sani.auditing.record import AuditRecord
+from sani.counting import counted
 from sani.recipe import AuditSettings
 from sani.reporting.format import Section, by_kind, estimate, p_value, rate, sampled, stage_name
 
@@ -28,7 +29,7 @@ def pretraining(
             "These documents were never in the corpus: a fine-tuned model may leak what only its "
             "base saw (Borkar 2023).",
             *(
-                f"Base against {stage_name(stage)}: {change.new} occurrences newly "
+                f"Base against {stage_name(stage)}: {counted(change.new, 'occurrence')} newly "
                 f"extractable, {change.cured} no longer (paired test, p "
                 f"{p_value(change.p_value)})."
                 for stage, change in changes.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from sani.counting import counted, verb
 from sani.reporting.format import Cells, Section, decimals, number, rate, share, stage_name
 from sani.reporting.schema import Erase, Repair, Report, SelectorResult, TokenRows
 from sani.reporting.sentences import what_was_reset
@@ -51,16 +52,17 @@ def scan(report: Report) -> Section:
     """Return the section on what the corpus marks, and on what it may have missed."""
     scan, quality = report.scan, report.scan.quality
     sources = ", ".join(f"{source} {count}" for source, count in scan.sources.items())
+    none = scan.documents_without_spans
     of_subjects = subjects_in_words(scan.documents, scan.subjects, scan.without_subject_id)
     return Section(
         "scan",
         "What was looked for",
         (
-            f"{of_subjects}. There are {scan.occurrences} occurrences of identifiers. "
-            f"{scan.documents_without_spans} "
-            f"documents mark none. At {scan.unmarked} places a marked direct identifier of the "
-            "same "
-            f"subject stands unmarked. Found by: {sources}.",
+            f"{of_subjects}. There {verb(scan.occurrences, 'is', 'are')} "
+            f"{counted(scan.occurrences, 'occurrence')} of identifiers. "
+            f"{counted(none, 'document')} {verb(none, 'marks', 'mark')} none. At "
+            f"{counted(scan.unmarked, 'place')} a marked direct identifier of the same subject "
+            f"stands unmarked. Found by: {sources}.",
             _scan_quality(quality),
         ),
         ("label", "gold", "recall", "precision", "covered", "missed") if quality else (),
@@ -248,7 +250,7 @@ def stages(report: Report) -> dict[str, TimedStage]:
     escalation, rounds = report.escalation, report.rounds
     attacked_before = False
     if escalation:
-        timed[f"escalation, {len(escalation.rungs)} rungs"] = escalation
+        timed[f"escalation, {counted(len(escalation.rungs), 'rung')}"] = escalation
         attacked_before = escalation.rungs[escalation.best - 1].attacked
     if rounds:
         timed[f"{len(rounds.rounds)} rounds"] = rounds

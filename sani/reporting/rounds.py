@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sani.auditing.occurrences import Occurrences
+from sani.counting import counted, verb
 from sani.reporting.escalation import cells, measured_by
 from sani.reporting.format import Section, decimals, sampled
 from sani.reporting.schema import Report, Round, Rounds
@@ -64,7 +65,11 @@ def rounds(report: Report) -> Section:
             "still extractable and that the base does not give. "
             f"{len(result.rounds)} of at most {result.max_rounds} rounds took "
             f"{result.seconds:.0f} s and {result.tokens} tokens of training. "
-            + (f"{remaining} occurrences remain." if remaining else "Nothing extractable remains."),
+            + (
+                f"{counted(remaining, 'occurrence')} {verb(remaining, 'remains', 'remain')}."
+                if remaining
+                else "Nothing extractable remains."
+            ),
         ),
         (
             "round", "targeted", "neurons reset", f"greedy{of}",

@@ -24,7 +24,7 @@ from sani.gate import Check
 from sani.intervals import Estimate, Rate
 from sani.recipe import AuditSettings, EraseSettings, GateSettings, RepairSettings, Selector
 from sani.reporting.at_risk import NamedAtRisk
-from sani.runfolder import check_result
+from sani.runfolder import check_is_run, check_result
 from sani.scanning.record import ScanRecord
 
 SCHEMA_VERSION = 8
@@ -354,6 +354,7 @@ def read_report(folder: Path) -> Report:
         RunError: If there is none, it is not of this version's shape, or it was changed since the
             run wrote it: its digest stands in ``private/`` and in the manifest of ``sanitized/``.
     """
+    check_is_run(folder)
     path = folder / "report.json"
     try:
         text = path.read_text(encoding="utf-8")
@@ -373,8 +374,8 @@ def read_report(folder: Path) -> Report:
     except ValidationError as error:
         field = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
         raise RunError(
-            f"{path}: {error.error_count()} fields do not fit the schema, the first is {field}; "
-            "make it again with sani run --resume"
+            f"{path}: {error.error_count()} of its fields do not fit the schema, the first is "
+            f"{field}; make it again with sani run --resume"
         ) from None
 
 

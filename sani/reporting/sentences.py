@@ -7,6 +7,7 @@ from collections.abc import Container
 from sani.auditing.sampled_test import SampledTest
 from sani.auditing.unlearning_depth import UnlearningDepth
 from sani.corpus.documents import Kind
+from sani.counting import counted, verb
 from sani.reporting.format import KIND_NAMES
 from sani.reporting.schema import Erase, Report
 
@@ -43,7 +44,8 @@ def at_risk(report: Report) -> list[str]:
         subjects = tests[kind].subjects.tested + tests[kind].untested
         sentences.append(f"Subjects at risk ({kind}): {tests[kind].at_risk} of {subjects}.")
         if tests[kind].untested:
-            sentences.append(f"{tests[kind].untested} of them have no decoys to be tested with.")
+            have = verb(tests[kind].untested, "has", "have")
+            sentences.append(f"{tests[kind].untested} of them {have} no decoys to be tested with.")
         if tests[kind].without_control:
             sentences.append(
                 f"The base seems to know {tests[kind].without_control} of them: it is no control "
@@ -84,8 +86,8 @@ def sampled_values(kind: Kind, test: SampledTest | None, audits: Container[str])
         return f"Written by itself ({kind}): not tested."
     control = "and not by the base" if "base" in audits else "(there is no base to compare with)"
     return (
-        f"Written by itself ({kind}): {test.count} of {test.searched} values in {test.samples} "
-        f"samples, {control}; chance allows {test.limit}."
+        f"Written by itself ({kind}): {test.count} of {counted(test.searched, 'value')} in "
+        f"{counted(test.samples, 'sample')}, {control}; chance allows {test.limit}."
     )
 
 
@@ -93,21 +95,21 @@ def depth_in_words(depth: UnlearningDepth) -> str:
     """Return the unlearning depth, with its interval if there is one, and what has no score."""
     if depth.depth.value is None:
         return (
-            f"None of {depth.occurrences} occurrences has a score: no layer of the base lacks "
-            "anything of them."
+            f"None of {counted(depth.occurrences, 'occurrence')} has a score: no layer of the "
+            "base lacks anything of them."
         )
     interval = ""
     if depth.depth.low is not None and depth.depth.high is not None:
         interval = f" ({depth.depth.low:.3f} to {depth.depth.high:.3f})"
     skipped = (
-        f" {depth.without_gap} occurrences have no score: no layer of the base lacks anything of "
-        "them."
+        f" {counted(depth.without_gap, 'occurrence')} {verb(depth.without_gap, 'has', 'have')} no "
+        f"score: no layer of the base lacks anything of {verb(depth.without_gap, 'it', 'them')}."
         if depth.without_gap
         else ""
     )
     return (
-        f"Unlearning depth: {depth.depth.value:.3f}{interval}, over {depth.depth.trials} "
-        f"occurrences.{skipped}"
+        f"Unlearning depth: {depth.depth.value:.3f}{interval}, over "
+        f"{counted(depth.depth.trials, 'occurrence')}.{skipped}"
     )
 
 
@@ -119,8 +121,8 @@ def what_changed(report: Report) -> str:
     """Return what became of the occurrences between before and after."""
     changes = report.changes
     return (
-        f"{changes.cured} occurrences cured, {changes.kept} kept, and {changes.new} that the "
-        "unsanitized checkpoint did not give are given now."
+        f"{counted(changes.cured, 'occurrence')} cured, {changes.kept} kept, and {changes.new} "
+        f"that the unsanitized checkpoint did not give {verb(changes.new, 'is', 'are')} given now."
     )
 
 
@@ -129,12 +131,14 @@ def beyond_base(report: Report) -> str:
     if "base" not in report.audits:
         left = report.changes.kept + report.changes.new
         return (
-            f"{left} occurrences are extractable from the sanitized checkpoint. No base was given, "
-            "so nobody knows how many of them anyone could guess."
+            f"{counted(left, 'occurrence')} {verb(left, 'is', 'are')} extractable from the "
+            "sanitized checkpoint. No base was given, so nobody knows how many of these anyone "
+            "could guess."
         )
+    beyond = report.changes.beyond_control
     return (
-        f"{report.changes.beyond_control} occurrences are extractable from the sanitized "
-        "checkpoint and not from the base."
+        f"{counted(beyond, 'occurrence')} {verb(beyond, 'is', 'are')} extractable from the "
+        "sanitized checkpoint and not from the base."
     )
 
 

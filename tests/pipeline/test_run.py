@@ -618,7 +618,7 @@ def test_interrupted_by_the_user_it_ends_with_one_line(
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert error.decode().splitlines()[-1] == "interrupted; sani run goes on with --resume"
     assert b"Traceback" not in error
 

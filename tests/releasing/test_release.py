@@ -295,7 +295,7 @@ def test_a_broken_signature_is_not_valid(released: Path, tmp_path: Path) -> None
 def test_a_changed_folder_is_not_signed(released: Path, tmp_path: Path) -> None:
     private, _ = make_keys(tmp_path, "ours")
     flip(released / "model.safetensors")
-    with pytest.raises(CheckpointError, match="0 are missing and 1 changed since"):
+    with pytest.raises(CheckpointError, match="missing: 0, changed: 1 since"):
         sign(released, private)
     assert not (released / SIGNATURE).exists()
 

@@ -478,6 +478,7 @@ def test_report_renders_again_and_tells_the_gate_by_its_exit_code(
 def test_a_report_that_is_not_of_this_shape_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, sentence: str
 ) -> None:
+    (tmp_path / "recipe.resolved.yaml").touch()
     if content is not None:
         (tmp_path / "report.json").write_text(content)
     assert main(["report", str(tmp_path)]) == 1

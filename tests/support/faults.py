@@ -206,7 +206,7 @@ class Faults:
         self.judge(out)
 
     def interrupt(self) -> None:
-        """Interrupt a run at a random moment: exit code 1 and a sentence; then resume it."""
+        """Interrupt a run at a random moment: exit code 130 and a sentence; then resume it."""
         out = self._new("interrupt")
         process = self._start(out)
         time.sleep(self._chance.uniform(0.05, 0.9) * self.seconds)
@@ -214,7 +214,7 @@ class Faults:
         code = wait(process)
         if code not in (0, 3):
             self.counts["interrupts"] += 1
-            self._refused(code, out, "goes on with --resume")
+            self._refused(code, out, "goes on with --resume", "start it again", expected=130)
         self.judge(out)
 
     def no_space_for(self, number: int) -> None:
@@ -289,13 +289,13 @@ class Faults:
         self.counts["runs"] += 1
         return self._work / f"{name}-{self.counts['runs']}"
 
-    def _refused(self, code: int, out: Path, *reasons: str) -> None:
-        """Note it unless the exit code is 1 and the last line gives one of the reasons."""
+    def _refused(self, code: int, out: Path, *reasons: str, expected: int = 1) -> None:
+        """Note it unless the exit code is as expected and the last line gives a reason."""
         text = (self._work / f"{out.name}.log").read_text()
         last = text.splitlines()[-1] if text.strip() else ""
         if "Traceback" in text or "a defect of sani" in text:
             self._note("tracebacks", f"{out.name}: {last}")
-        elif code != 1 or not any(reason in last for reason in reasons):
+        elif code != expected or not any(reason in last for reason in reasons):
             self._note("unexplained", f"{out.name}: exit code {code}: {last}")
 
     def judge(self, out: Path) -> None:
