@@ -63,6 +63,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
+def say_note(text: str) -> None:
+    """Print a note on something that was not done as somebody may expect, on stderr."""
+    say(f"note: {text}")
+
+
 def say_last(text: str) -> None:
     """Print why this process ends, on stderr, from the first rank that has something to say."""
     if distributed.claim("last words"):

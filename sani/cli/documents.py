@@ -12,6 +12,7 @@ from sani.cli import console
 from sani.cli.options import (
     DETECTORS,
     OUTPUT,
+    Column,
     Format,
     Framing,
     Json,
@@ -20,6 +21,7 @@ from sani.cli.options import (
     Seed,
     SubjectPattern,
     cache_folder,
+    columns_from,
     settings_from_options,
 )
 from sani.errors import UsageError
@@ -30,6 +32,7 @@ def scan(
     corpus: Annotated[Path, typer.Argument(help="Documents: a file or a folder.")],
     limit: Limit = None,
     format: Format = None,
+    column: Column = None,
     subject_pattern: SubjectPattern = None,
     patterns: Annotated[
         bool,
@@ -155,8 +158,14 @@ def scan(
     others = {"allow": str(allow) if allow else None, "num_proc": num_proc}
     settings = settings_from_options(ScanSettings, **chosen, **others)
     documents = read_corpus(
-        corpus, format=cast(Any, format), limit=limit, subject_pattern=subject_pattern
+        corpus,
+        format=cast(Any, format),
+        limit=limit,
+        subject_pattern=subject_pattern,
+        columns=columns_from(column),
     )
+    for note in documents.notes:
+        console.say_note(note)
     if not (named or annotated_only):
         defaults = default_settings([documents], annotated=False if evaluate else None)
         settings = settings.model_copy(update=defaults.model_dump(exclude_unset=True))

@@ -17,6 +17,7 @@ from sani.cli.options import (
     MODELS,
     OUTPUT,
     Base,
+    Column,
     Corpus,
     Framing,
     HeldOut,
@@ -24,6 +25,7 @@ from sani.cli.options import (
     Limit,
     Model,
     Seed,
+    columns_from,
     settings_from_options,
 )
 from sani.counting import counted
@@ -39,6 +41,7 @@ def audit(
     base: Base = None,
     held_out: HeldOut = None,
     limit: Limit = None,
+    column: Column = None,
     before: Annotated[
         list[Path] | None,
         typer.Option(
@@ -115,12 +118,15 @@ def audit(
     settings = settings_from_options(
         AuditSettings, decoys=decoys, swaps=swaps, framing=framing, generation=generation
     )
-    read = read_corpus(corpus, limit=limit)
+    columns = columns_from(column)
+    read = read_corpus(corpus, limit=limit, columns=columns)
     documents = Documents(
         read,
-        read_others("--held-out", held_out, read),
-        read_others("--pretraining", pretraining, read),
+        read_others("--held-out", held_out, read, columns=columns),
+        read_others("--pretraining", pretraining, read, columns=columns),
     )
+    for note in documents.notes():
+        console.say_note(note)
     models = {"model": model}
     for number, folder in reversed(list(enumerate(before or [], start=1))):
         models[f"round {number}"] = folder
@@ -181,6 +187,7 @@ def attack(
     ] = None,
     framing: Framing = "auto",
     limit: Limit = None,
+    column: Column = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None,
@@ -219,7 +226,7 @@ def attack(
     from sani.corpus.readers import read_corpus
     from sani.gate import judge_attacks, positive_control_of_attacks
     from sani.pipeline.attack_models import attack_models
-    from sani.pipeline.inputs import Documents, read_others
+    from sani.pipeline.inputs import Documents, read_neighbours, read_others
     from sani.recipe import QUICK, AttackSettings, settings_from
     from sani.reporting.attacks import attack_sections
 
@@ -229,7 +236,17 @@ def attack(
     values |= {name: None for name in NAMES if only and name not in only}
     if neighbours and values.get("neighbours", {}) is not None:
         values["neighbours"] = {**values.get("neighbours", {}), "documents": str(neighbours)}
-    read = read_corpus(corpus, limit=limit)
+    columns = columns_from(column)
+    read = read_corpus(corpus, limit=limit, columns=columns)
+    settings = settings_from(AttackSettings, values)
+    documents = Documents(
+        read,
+        read_others("--held-out", held_out, read, columns=columns),
+        None,
+        read_neighbours(settings, columns=columns),
+    )
+    for note in documents.notes():
+        console.say_note(note)
     models = {SANITIZED: model}
     for name, folder in ((UNSANITIZED, unsanitized), (BASE, base)):
         if folder is not None:
@@ -238,8 +255,8 @@ def attack(
     with going_on, console.reporter() as on_step:
         result = attack_models(
             models,
-            Documents(read, read_others("--held-out", held_out, read), None),
-            settings_from(AttackSettings, values),
+            documents,
+            settings,
             framing=framing,
             attacked=(SANITIZED, BASE) if quick and not gate else (SANITIZED, UNSANITIZED, BASE),
             seed=seed,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from sani.errors import RecipeError, UsageError
+from sani.errors import CorpusError, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from sani.recipe import Settings
@@ -59,8 +59,8 @@ HeldOut = Annotated[
 Format = Annotated[
     str | None,
     typer.Option(
-        help="Format of the documents, if the file's name does not tell it: jsonl, parquet, "
-        "csv, arrow, i2b2, brat, fhir or text.",
+        help="Format of the documents, if the file's name does not tell it: jsonl, json, "
+        "parquet, csv, xlsx, arrow, i2b2, brat, fhir or text.",
         rich_help_panel=DOCUMENTS,
     ),
 ]
@@ -74,6 +74,15 @@ SubjectPattern = Annotated[
 Limit = Annotated[
     int | None,
     typer.Option(min=1, help="Read only this many documents.", rich_help_panel=DOCUMENTS),
+]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="FIELD=NAME",
+        help="Name of a field's column, where it is another one: text=note_text. May be repeated.",
+        rich_help_panel=DOCUMENTS,
+    ),
 ]
 Framing = Annotated[
     str,
@@ -118,6 +127,20 @@ def settings_from_options(section: type[_S], **values: Any) -> _S:
         return settings_from(section, given)
     except RecipeError as error:
         raise usage_error(error) from None
+
+
+def columns_from(pairs: list[str] | None) -> dict[str, str]:
+    """Return the names of columns that ``--column`` gives.
+
+    Raises:
+        UsageError: If one is not given as FIELD=NAME.
+    """
+    from sani.corpus.columns import parse_columns
+
+    try:
+        return parse_columns(pairs or ())
+    except CorpusError as error:
+        raise UsageError(f"--column: {error}") from None
 
 
 def usage_error(error: RecipeError) -> UsageError:

@@ -83,7 +83,7 @@ def run_and_show(settings: Recipe, out: Path, *, resume: bool, as_json: bool) ->
     if resume and not out.exists():
         console.say(f"{out} does not exist, so there is nothing to resume: this run is new")
     with resumable(out, "sani run"), console.reporter() as on_step:
-        result = run_recipe(settings, out, resume=resume, on_step=on_step)
+        result = run_recipe(settings, out, resume=resume, on_step=on_step, on_note=console.say_note)
     warn_of_files_not_released(settings.model.path, only_checked=settings.only_checks)
     if as_json:
         console.show_json(result.report.to_json())

@@ -10,6 +10,7 @@ import typer
 from sani.cli import console
 from sani.cli.options import (
     Base,
+    Column,
     Corpus,
     Format,
     HeldOut,
@@ -17,6 +18,7 @@ from sani.cli.options import (
     Model,
     SubjectPattern,
     cache_folder,
+    columns_from,
     settings_from_options,
 )
 
@@ -28,6 +30,7 @@ def init(
     held_out: HeldOut = None,
     format: Format = None,
     subject_pattern: SubjectPattern = None,
+    column: Column = None,
     out: Annotated[Path, typer.Option(help="The recipe to write.")] = Path("recipe.yaml"),
     no_time: Annotated[
         bool, typer.Option("--no-time", help="Do not measure how long a run takes.")
@@ -50,6 +53,7 @@ def init(
         held_out=str(held_out) if held_out else None,
         format=format,
         subject_pattern=subject_pattern,
+        columns=columns_from(column) or None,
     )
     with console.reporter() as on_step:
         facts = fit(
@@ -60,6 +64,8 @@ def init(
             cache_folder=cache_folder(),
             on_step=on_step,
         )
+    for note in facts.notes:
+        console.say_note(note)
     if facts.scan.detects:
         write_values(values_file(out), facts.scanned)
     write_recipe(out, facts, model=model, corpus=documents, base=base)

@@ -17,12 +17,14 @@ from sani.cli.options import (
     TRAINING,
     VALUES,
     Base,
+    Column,
     Corpus,
     Framing,
     Limit,
     Model,
     NewFolder,
     Seed,
+    columns_from,
     usage_error,
 )
 from sani.cli.release import warn_of_files_not_released
@@ -142,6 +144,7 @@ def erase(
             rich_help_panel=DOCUMENTS,
         ),
     ] = None,
+    column: Column = None,
     framing: Framing = "auto",
     seed: Annotated[
         int | None,
@@ -194,7 +197,11 @@ def erase(
         raise UsageError("give --out, the folder of the new checkpoint, or --dry-run for the plan")
     if merge and not is_adapter(model):
         raise UsageError(f"--merge is for an adapter, but {model} is none; leave it out")
-    documents = read_corpus(corpus) if corpus is not None else None
+    documents = None
+    if corpus is not None:
+        documents = read_corpus(corpus, columns=columns_from(column))
+        for note in documents.notes:
+            console.say_note(note)
     in_adapter = is_adapter(model) and not merge
     try:
         settings = complete_erase_settings(values, in_adapter=in_adapter)
@@ -338,12 +345,14 @@ def repair(
     ] = None,
     framing: Framing = "auto",
     limit: Limit = None,
+    column: Column = None,
     seed: Seed = 0,
 ) -> None:
     """Stage two: fine-tune with identifiers kept out of the loss; write the repaired checkpoint."""
     from sani.atomic import check_new_folder
 
     check_new_folder(out, inputs=[model])  # before the heavy libraries are loaded
+    from sani.corpus.readers import read_corpus
     from sani.pipeline.folders import repair_folder
     from sani.recipe import complete_repair_settings
 
@@ -361,16 +370,18 @@ def repair(
         )
     except RecipeError as error:
         raise usage_error(error) from None
+    documents = read_corpus(corpus, limit=limit, columns=columns_from(column))
+    for note in documents.notes:
+        console.say_note(note)
     with console.reporter() as on_step:
         result = repair_folder(
             model,
-            corpus,
+            documents,
             settings,
             out=out,
             base=base,
             unsanitized=unsanitized,
             framing=framing,
-            limit=limit,
             seed=seed,
             on_step=partial(on_step, "repair"),
         )

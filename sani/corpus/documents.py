@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args, overload
 
+COLUMNS = ("id", "subject_id", "text", "spans", "messages", "source_text")  # fields of a record
 Kind = Literal["direct", "indirect"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ANNOTATION = "annotation"
@@ -85,10 +86,15 @@ class Document:
 
 
 class Corpus(Sequence[Document]):
-    """Documents in a fixed order; a document is named by its number in it, from 0."""
+    """Documents in a fixed order; a document is named by its number in it, from 0.
 
-    def __init__(self, documents: Sequence[Document]) -> None:
+    Attributes:
+        notes: Sentences on what was not read, with counts; they hold no value.
+    """
+
+    def __init__(self, documents: Sequence[Document], notes: Sequence[str] = ()) -> None:
         self._documents = tuple(documents)
+        self.notes = tuple(notes)
 
     def __repr__(self) -> str:
         """Return sizes only, never a value."""

@@ -1,15 +1,9 @@
-r"""Folders with a file or two a document: i2b2/n2c2 XML, BRAT ``.txt``/``.ann`` pairs, plain text.
+"""Folders with a file or two a document: i2b2/n2c2 XML, BRAT ``.txt``/``.ann`` pairs, plain text.
 
 A file is named by its place in the folder, never by its name, since hospitals name files after
-patients. One folder is read, not those within it, but for plain text; files whose name starts with
-a dot are not read.
-
-What offsets count is settled by the data. Both formats repeat the words of every tag, so where
-line ends (``\r\n``) or a byte-order mark at the head leave two readings of a text, the one in
-which every tag covers its words is taken: first the one its standard prescribes (XML counts
-``\r\n`` as one character, BRAT counts every character, the mark too, as MEDDOCAN does). If tags
-have no words to settle it, or no reading fits, that is an error. Runs of blanks compare as one
-blank, since XML turns a line break within an attribute into a blank, and BRAT does the same.
+patients. One folder is read, not those within it, but for plain text. Suffixes may be written in
+capitals. Files with another suffix, and those whose name starts with a dot, are not read but
+counted in a note.
 """
 
 from __future__ import annotations
@@ -18,16 +12,15 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from xml.parsers import expat
 
-from sani.corpus.records import RecordError, Row, Rows, check_offsets
-from sani.corpus.tables import NOT_UTF8
+from sani.corpus.encodings import BYTE_ORDER_MARK, decode_file
+from sani.corpus.reading import Notes, Reading
+from sani.corpus.records import RecordError, Row, Rows
+from sani.corpus.tags import Tag, settle, tagged_row
+from sani.corpus.xml_files import xml_rows
 from sani.errors import CorpusError
 
-_BOM = "\ufeff"
-_OFFSET = re.compile(r"[0-9]{1,15}")
 _BRAT_ENTITY = re.compile(
     r"T[^\t]*\t(?P<label>\S+) (?P<offsets>[0-9]{1,15} [0-9]{1,15}(;[0-9]{1,15} [0-9]{1,15})*)"
     r"(\t(?P<words>.*))?",
@@ -35,66 +28,59 @@ _BRAT_ENTITY = re.compile(
 )
 # Relations, events, attributes, modifications, normalizations, notes, equivalences.
 _BRAT_IGNORED = ("R", "E", "A", "M", "N", "#", "*")
+_OTHER_FILES = "files with another suffix, which were not read"
+_HIDDEN_FILES = "files whose name starts with a dot, which were not read"
+# Files of the tools themselves, and of whoever ships a corpus: they hold no document.
+_NO_DOCUMENT = re.compile(
+    r"(?i)(annotation|visual|tools|kb_shortcuts)\.conf|(readme|licen[cs]e)\b.*"
+)
 
 
-@dataclass(frozen=True, slots=True)
-class _Tag:
-    """An annotation as its file has it.
-
-    Attributes:
-        line: Where it stands in its file, from 1.
-        label: What it is.
-        fragments: Start and end of every piece; more than one only in BRAT.
-        words: What it says it covers; None where it does not say.
-    """
-
-    line: int
-    label: str
-    fragments: tuple[tuple[int, int], ...]
-    words: str | None = field(repr=False)
-
-
-def read_i2b2(folder: Path) -> Rows:
-    """Read an XML file a document: ``TEXT``, and ``TAGS`` with start, end, text and TYPE each."""
-    files = list_files(folder, ".xml")
-    for number, path in enumerate(files, start=1):
-        where = _place(folder, ".xml", number=number, count=len(files))
+def read_i2b2(path: Path, reading: Reading) -> Rows:
+    """Read XML files, a document or several each: a folder of them, or one."""
+    files = [path]
+    if not path.is_file():
+        files = list_files(path, ".xml")
+        _note_other_files(path, files, reading.notes)
+    for number, file in enumerate(files, start=1):
+        where = "" if path.is_file() else _place(path, files, number)
         try:
-            source = _read_text(path)
-            text, tags = _parse_xml(source)
-            readings = [text]
-            breaks = source.count("\r\n")
-            if breaks and breaks == source.count("\n"):
-                readings.append(text.replace("\n", "\r\n"))
-            row = _to_row(path.stem, _settle(readings, tags, certain=not breaks), tags)
+            rows = list(xml_rows(_read_bytes(file), file.stem, reading.notes))
         except RecordError as problem:
             yield where, problem
-        else:
-            yield where, row
+            continue
+        for inner, row in enumerate(rows, start=1):
+            several = f"record {inner}" if len(rows) > 1 else ""
+            yield ", ".join(filter(None, (where, several))), row
 
 
-def read_brat(folder: Path) -> Rows:
+def read_brat(folder: Path, reading: Reading) -> Rows:
     """Read a ``.txt`` and an ``.ann`` file a document; a discontinuous tag gives several spans."""
     texts, tags = list_files(folder, ".txt"), list_files(folder, ".ann")
+    _note_other_files(folder, [*texts, *tags], reading.notes)
     places = {
-        path: _place(folder, path.suffix, number=number, count=len(paths))
+        path: _place(folder, paths, number)
         for paths in (texts, tags)
         for number, path in enumerate(paths, start=1)
     }
-    stems = sorted({path.stem for path in (*texts, *tags)}, key=os.fsencode)
-    for stem in stems:
-        text_path, tag_path = folder / f"{stem}.txt", folder / f"{stem}.ann"
-        if tag_path not in places:
+    text_of, tags_of = ({path.stem: path for path in paths} for paths in (texts, tags))
+    for paths, by_stem in ((texts, text_of), (tags, tags_of)):
+        for path in paths:
+            if by_stem[path.stem] != path:  # a.txt and a.TXT
+                message = "another file has its name but for the case of the suffix; rename one"
+                yield places[path], RecordError(message)
+    for stem in sorted({*text_of, *tags_of}, key=os.fsencode):
+        if stem not in tags_of:
             message = "it has no .ann file beside it; add an empty one if it holds no identifier"
-            yield places[text_path], RecordError(message)
-        elif text_path not in places:
+            yield places[text_of[stem]], RecordError(message)
+        elif stem not in text_of:
             message = "it has no .txt file beside it; add the text or move the .ann file away"
-            yield places[tag_path], RecordError(message)
+            yield places[tags_of[stem]], RecordError(message)
         else:
-            yield _brat_row(text_path, tag_path, places=places)
+            yield _brat_row(text_of[stem], tags_of[stem], places=places, notes=reading.notes)
 
 
-def read_text_folder(folder: Path, *, subject_pattern: str | None = None) -> Rows:
+def read_text_folder(folder: Path, reading: Reading, *, subject_pattern: str | None = None) -> Rows:
     """Read one ``.txt`` file a document, in this folder and those below; nothing is marked.
 
     The subject is what the group ``subject`` of the pattern finds in the file's path within the
@@ -102,15 +88,21 @@ def read_text_folder(folder: Path, *, subject_pattern: str | None = None) -> Row
 
     Args:
         folder: Where the files lie; the id is the path within it, without suffix.
+        reading: Where other files are counted.
         subject_pattern: A regular expression with a group ``subject``.
 
     Raises:
         CorpusError: If the pattern is none, or has no such group.
     """
     pattern = _subject_pattern(folder, subject_pattern)
-    for number, path, count in _text_files(folder):
-        listing = f"find {shlex.quote(str(folder))} -name '[!.]*.txt' | LC_ALL=C sort"
-        where = f"file {number} of {count} in path order ({listing} | sed -n {number}p)"
+    files = [path for path in folder.rglob("*") if not path.name.startswith(".")]
+    files = [path for path in files if path.suffix.lower() == ".txt"]
+    files.sort(key=os.fsencode)
+    _note_other_files(folder, files, reading.notes, below=True)
+    test = "-name" if all(path.suffix == ".txt" for path in files) else "-iname"
+    listing = f"find {shlex.quote(str(folder))} {test} '[!.]*.txt' | LC_ALL=C sort"
+    for number, path in enumerate(files, start=1):
+        where = f"file {number} of {len(files)} in path order ({listing} | sed -n {number}p)"
         inner = path.relative_to(folder)
         subject = inner.parts[0] if len(inner.parts) > 1 else None
         try:
@@ -122,7 +114,7 @@ def read_text_folder(folder: Path, *, subject_pattern: str | None = None) -> Row
             row = {
                 "id": inner.with_suffix("").as_posix(),
                 "subject_id": subject,
-                "text": _read_text(path).removeprefix(_BOM),
+                "text": _read_text(path, reading.notes).removeprefix(BYTE_ORDER_MARK),
             }
         except RecordError as problem:
             yield where, problem
@@ -145,27 +137,14 @@ def _subject_pattern(folder: Path, expression: str | None) -> re.Pattern[str] | 
     return pattern
 
 
-def _text_files(folder: Path) -> list[tuple[int, Path, int]]:
-    """Return the number, path and count of the text files, in the order of their paths' bytes."""
-    paths = [path for path in folder.rglob("*.txt") if not path.name.startswith(".")]
-    paths.sort(key=lambda path: os.fsencode(path))
-    return [(number, path, len(paths)) for number, path in enumerate(paths, start=1)]
-
-
 def list_files(folder: Path, suffix: str) -> list[Path]:
-    """Return the files of a folder with a suffix, in the order of ``LC_ALL=C ls``.
+    """Return the files of a folder with a suffix in any case, in the order of ``LC_ALL=C ls``.
 
     Raises:
-        CorpusError: If files would be passed over: in a folder within, or for a suffix's case.
+        CorpusError: If files in a folder within it would be passed over.
     """
     entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    files = [path for path in entries if path.suffix == suffix]
-    odd = sum(path.suffix.lower() == suffix for path in entries) - len(files)
-    if odd:
-        raise CorpusError(
-            f"{folder}: {odd} of its files end in {suffix} in another case, which is not read; "
-            f"rename to {suffix}"
-        )
+    files = [path for path in entries if path.suffix.lower() == suffix]
     inner = [path for path in entries if path.is_dir() and path not in files]
     if any(path.suffix.lower() == suffix for child in inner for path in child.iterdir()):
         raise CorpusError(
@@ -175,117 +154,61 @@ def list_files(folder: Path, suffix: str) -> list[Path]:
     return sorted(files, key=lambda path: os.fsencode(path.name))
 
 
-def _place(folder: Path, suffix: str, *, number: int, count: int) -> str:
+def _note_other_files(
+    folder: Path, read: Sequence[Path], notes: Notes, *, below: bool = False
+) -> None:
+    """Count the files of a folder, or also of those below it, that are not read."""
+    for path in set(folder.rglob("*") if below else folder.iterdir()).difference(read):
+        if path.is_file() and not _NO_DOCUMENT.fullmatch(path.name):
+            notes.count(_HIDDEN_FILES if path.name.startswith(".") else _OTHER_FILES)
+
+
+def _place(folder: Path, files: Sequence[Path], number: int) -> str:
     """Return a file's place, and how to see its name; the name itself may be a patient's."""
+    suffixes = {path.suffix for path in files}
+    suffix = suffixes.pop()
+    if suffixes or suffix != suffix.lower():
+        suffix = "." + "".join(f"[{letter}{letter.upper()}]" for letter in suffix[1:].lower())
     listing = f"LC_ALL=C ls {shlex.quote(str(folder))}/*{suffix} | sed -n {number}p"
-    return f"file {number} of {count} in name order ({listing})"
+    return f"file {number} of {len(files)} in name order ({listing})"
 
 
-def _read_text(path: Path) -> str:
-    """Read a file as text, line ends and byte-order mark as they are."""
+def _read_bytes(path: Path) -> bytes:
     if not (path.is_file() or path.is_dir() or not path.exists()):
         raise RecordError("it is no regular file but a pipe, a socket or a device; remove it")
     try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError:
-        raise RecordError(NOT_UTF8) from None
+        return path.read_bytes()
     except OSError as error:
         raise RecordError(f"it cannot be read: {error.strerror}") from None
 
 
-class _XmlContent:
-    """Collects what an i2b2 file holds while it is parsed."""
-
-    def __init__(self, parser: expat.XMLParserType) -> None:
-        self.parser = parser
-        self.path: list[str] = []
-        self.sections: list[str] = []
-        self.text: list[str] = []
-        self.tags: list[_Tag] = []
-        parser.StartElementHandler = self.start
-        parser.EndElementHandler = self.end
-        parser.CharacterDataHandler = self.characters
-        parser.StartDoctypeDeclHandler = self.doctype
-
-    def start(self, name: str, attributes: dict[str, str]) -> None:
-        self.path.append(name)
-        section = self.path[1] if len(self.path) > 1 else ""
-        if len(self.path) == 2:
-            self.sections.append(name)
-        elif section == "TEXT":
-            raise self.problem("TEXT holds an element; expected characters only")
-        elif section == "TAGS":
-            self.tags.append(self.tag(attributes))
-
-    def end(self, _name: str) -> None:
-        self.path.pop()
-
-    def characters(self, data: str) -> None:
-        if len(self.path) == 2 and self.path[1] == "TEXT":
-            self.text.append(data)
-
-    def doctype(self, *_declaration: object) -> None:
-        raise self.problem("it has a DOCTYPE, which is not read for safety; remove it")
-
-    def tag(self, attributes: dict[str, str]) -> _Tag:
-        for name in ("start", "end"):
-            if not _OFFSET.fullmatch(attributes.get(name, "")):
-                raise self.problem(f"the tag's {name!r} is missing or no whole number of 0 or more")
-        label = attributes.get("TYPE", "")
-        if not label.strip():
-            raise self.problem("the tag's 'TYPE' is missing or empty; expected its label")
-        return _Tag(
-            line=self.parser.CurrentLineNumber,
-            label=label,
-            fragments=((int(attributes["start"]), int(attributes["end"])),),
-            words=attributes.get("text") or None,
-        )
-
-    def problem(self, message: str) -> RecordError:
-        return RecordError(message, line=self.parser.CurrentLineNumber)
-
-
-def _parse_xml(source: str) -> tuple[str, list[_Tag]]:
-    """Parse an i2b2 file into text and tags; whatever encoding it declares, it is UTF-8 by now."""
-    parser = expat.ParserCreate("utf-8")
-    content = _XmlContent(parser)
-    try:
-        parser.Parse(source.encode("utf-8"), True)
-    except expat.ExpatError as error:
-        message = "it is not well-formed XML; check that the file is whole"
-        raise RecordError(message, line=error.lineno) from None
-    for name in ("TEXT", "TAGS"):
-        count = content.sections.count(name)
-        if count != 1:
-            raise RecordError(
-                f"it has {count} {name} elements within its root; expected one, "
-                "and an empty TAGS if it holds no identifier"
-            )
-    return "".join(content.text), content.tags
+def _read_text(path: Path, notes: Notes) -> str:
+    """Read a file as text, line ends as they are, and the byte-order mark of UTF-8 too."""
+    return decode_file(_read_bytes(path), notes)
 
 
 def _brat_row(
-    text_path: Path, tag_path: Path, *, places: dict[Path, str]
+    text_path: Path, tag_path: Path, *, places: dict[Path, str], notes: Notes
 ) -> tuple[str, Row | RecordError]:
     """Read one document of a BRAT folder, or return the file with a problem, and the problem."""
     try:
-        text = _read_text(text_path)
+        text = _read_text(text_path, notes)
     except RecordError as problem:
         return places[text_path], problem
-    marks = [text, text[1:]] if text.startswith(_BOM) else [text]
+    marks = [text, text[1:]] if text.startswith(BYTE_ORDER_MARK) else [text]
     readings = [*marks, *(mark.replace("\r\n", "\n") for mark in marks if "\r\n" in mark)]
     try:
-        tags = _parse_brat(_read_text(tag_path))
-        settled = _settle(readings, tags, certain=len(readings) == 1)
+        tags = _parse_brat(_read_text(tag_path, notes))
+        settled = settle(readings, tags, certain=len(readings) == 1)
     except RecordError as problem:
         return places[tag_path], problem
-    return places[text_path], _to_row(text_path.stem, settled, tags)
+    return places[text_path], tagged_row(text_path.stem, settled, tags)
 
 
-def _parse_brat(source: str) -> list[_Tag]:
+def _parse_brat(source: str) -> list[Tag]:
     """Parse the entities of a ``.ann`` file; lines that are no annotation at all are an error."""
     tags = []
-    for number, line in enumerate(source.removeprefix(_BOM).split("\n"), start=1):
+    for number, line in enumerate(source.removeprefix(BYTE_ORDER_MARK).split("\n"), start=1):
         line = line.removesuffix("\r")
         if not line.strip() or line.startswith(_BRAT_IGNORED):
             continue
@@ -298,57 +221,6 @@ def _parse_brat(source: str) -> list[_Tag]:
         pairs = (pair.split(" ") for pair in match["offsets"].split(";"))
         fragments = tuple((int(start), int(end)) for start, end in pairs)
         tags.append(
-            _Tag(line=number, label=match["label"], fragments=fragments, words=match["words"])
+            Tag(line=number, label=match["label"], fragments=fragments, words=match["words"])
         )
     return tags
-
-
-def _settle(readings: Sequence[str], tags: Sequence[_Tag], *, certain: bool) -> str:
-    """Return the first reading of a text in which every tag covers the words it says.
-
-    Args:
-        readings: The text as its standard reads it, then what else the offsets may count.
-        tags: All tags of the text.
-        certain: Whether nothing but the first reading is possible.
-    """
-    for tag in tags:
-        if not certain and not tag.words:
-            raise RecordError(
-                "the tag does not repeat the words it covers, so it cannot be told whether its "
-                "offsets count line ends as one character or two, or the byte-order mark; "
-                "convert the text to plain line ends without that mark, and the offsets with it",
-                line=tag.line,
-            )
-    problems = [_misfit(reading, tags) for reading in readings]
-    for reading, problem in zip(readings, problems, strict=True):
-        if problem is None:
-            return reading
-    raise next(filter(None, problems))
-
-
-def _misfit(text: str, tags: Sequence[_Tag]) -> RecordError | None:
-    """Return the problem of the first tag that does not fit a text; None if all do."""
-    for tag in tags:
-        try:
-            for start, end in tag.fragments:
-                check_offsets(start, end, text)
-        except RecordError as problem:
-            return RecordError(str(problem), line=tag.line)
-        covered = " ".join(text[start:end] for start, end in tag.fragments)
-        if tag.words and covered.split() != tag.words.split():
-            return RecordError(
-                "the words that the tag repeats are not those between its offsets; "
-                "check that text and tags belong together and offsets count characters from 0",
-                line=tag.line,
-            )
-    return None
-
-
-def _to_row(stem: str, text: str, tags: Sequence[_Tag]) -> Row:
-    """Return the record of a file; its kinds are left to whoever knows the labels."""
-    spans = [
-        {"start": start, "end": end, "label": tag.label}
-        for tag in tags
-        for start, end in tag.fragments
-    ]
-    return {"id": stem, "text": text, "spans": spans}

@@ -1,61 +1,58 @@
-"""Reads a corpus in any of eight formats into documents, and says clearly what is wrong with it.
+"""Reads a corpus in any of ten formats into documents, and says clearly what is wrong with it.
 
-In: a JSONL, FHIR, Parquet, CSV or Arrow file, or a folder of i2b2/n2c2 XML, BRAT or plain text
-files, all UTF-8; JSONL, FHIR and CSV also as .gz or .zst.
-Out: a ``Corpus`` in which every span fits its text and every id is used once.
+In: a file of JSON Lines, JSON, FHIR, CSV, Excel, Parquet, Arrow or XML, or a folder of i2b2/n2c2
+XML, BRAT or plain text files. Text is UTF-8, or UTF-16 where a byte order mark says so; JSON, FHIR
+and CSV may be compressed, as .gz or .zst.
+Out: a ``Corpus`` in which every span fits its text and every id is used once. Every record of the
+input is in it, or named in an error, or counted in its notes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal, get_args
 
-from sani.corpus.documents import KINDS, Corpus, Document, Kind
-from sani.corpus.fhir import holds_fhir, read_fhir
-from sani.corpus.folders import list_files, read_brat, read_i2b2, read_text_folder
+from sani.corpus.annotations import task_as_record, with_spans
+from sani.corpus.columnar import read_arrow, read_parquet
+from sani.corpus.columns import check_columns, check_columns_seen, renamed
+from sani.corpus.conversations import with_plain_contents
+from sani.corpus.csv_files import read_csv
+from sani.corpus.documents import COLUMNS, KINDS, Corpus, Document, Kind
+from sani.corpus.excel import read_xlsx
+from sani.corpus.fhir import read_fhir
+from sani.corpus.folders import read_brat, read_i2b2, read_text_folder
+from sani.corpus.formats import Format, resolve_format
+from sani.corpus.reading import DEFAULT_LIMITS, Reading, SizeLimits
 from sani.corpus.records import (
     NAME_LIKE_VALUE,
     RecordError,
+    Row,
     Rows,
     marks,
     names_like_values,
     to_document,
 )
-from sani.corpus.tables import (
-    COMPRESSED,
-    DEFAULT_LIMITS,
-    SizeLimits,
-    read_arrow,
-    read_csv,
-    read_jsonl,
-    read_parquet,
-)
+from sani.corpus.tables import read_json, read_jsonl
 from sani.errors import CorpusError
 
-Format = Literal["jsonl", "parquet", "csv", "arrow", "i2b2", "brat", "fhir", "text"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-
-_FILE_READERS: dict[Format, Callable[[Path, SizeLimits], Rows]] = {
+_READERS: dict[Format, Callable[[Path, Reading], Rows]] = {
     "jsonl": read_jsonl,
+    "json": read_json,
     "parquet": read_parquet,
     "csv": read_csv,
+    "xlsx": read_xlsx,
     "arrow": read_arrow,
     "fhir": read_fhir,
+    "i2b2": read_i2b2,
+    "brat": read_brat,
 }
-_FOLDER_READERS: dict[Format, Callable[[Path], Rows]] = {"i2b2": read_i2b2, "brat": read_brat}
-_SUFFIXES: dict[str, Format] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-}
-_FOLDER_FORMATS: tuple[Format, ...] = ("i2b2", "brat", "text")
+_WITH_COLUMNS: tuple[Format, ...] = ("jsonl", "json", "parquet", "csv", "xlsx", "arrow")
 _NUM_PROBLEMS_SHOWN = 10
+_NO_ID = "'id' is missing or empty; expected a string or a whole number of its own"
+_NUMBERED = "no record has an id, so its number in the file, from 1, is its id"
 
 
 def read_corpus(
@@ -65,22 +62,26 @@ def read_corpus(
     limit: int | None = None,
     kinds: Mapping[str, Kind] | None = None,
     subject_pattern: str | None = None,
+    columns: Mapping[str, str] | None = None,
     limits: SizeLimits = DEFAULT_LIMITS,
 ) -> Corpus:
     """Read all documents of a corpus, or its first ones, and check every one.
 
-    Where a record says nothing: ``subject_id`` is its ``id``, ``spans`` are none, and a span's
+    Where a record says nothing: ``id`` is its number in the file, if no record of the file has one;
+    ``subject_id`` is its ``id``, ``spans`` are none, and a span's
     ``kind`` is that of its label in ``kinds``, else ``direct``; but a date that names no day, and
     an age up to 89, is ``indirect`` (`sani.scanning.labels.kind_by_value`). In a folder the id is
     the file name without its suffix.
 
     Args:
-        path: A file, or a folder for i2b2 and BRAT.
+        path: A file, or a folder for i2b2, BRAT and plain text.
         format: What it is; None means to go by the suffix, or by what the file or folder holds.
             A folder of plain text is only read when asked for: its annotation may have been lost.
         limit: How many documents to read, at least 1; the rest is not checked. None means all.
         kinds: Kind of each label; only used for spans that name none themselves.
         subject_pattern: Finds the subject in a plain text file's path; see `read_text_folder`.
+        columns: Name of a field (``id``, ``text``, ``subject_id``, ...) -> name of its column, for
+            tables and JSON in which that is another one.
         limits: Sizes of a line and of a decompressed file beyond which the corpus is refused.
 
     Raises:
@@ -94,17 +95,10 @@ def read_corpus(
     if not all(kind in KINDS for kind in kinds.values()):
         raise CorpusError(f"{path}: kinds must map every label to one of {', '.join(KINDS)}")
     failure = None
+    reading = Reading(limits, columns or {})
     try:
-        format = _resolve_format(path, format)
-        if subject_pattern is not None and format != "text":
-            raise CorpusError(f"{path}: a subject pattern is for the format text, not {format}")
-        if format == "text":
-            rows = read_text_folder(path, subject_pattern=subject_pattern)
-        elif format in _FOLDER_READERS:
-            rows = _FOLDER_READERS[format](path)
-        else:
-            rows = _FILE_READERS[format](path, limits)
-        documents, problems = _collect(rows, limit=limit, kinds=kinds)
+        rows = _open_rows(path, format, reading, subject_pattern=subject_pattern)
+        documents, problems = _collect(rows, reading, limit=limit, kinds=kinds)
     except OSError as error:  # its text would name a file
         failure = error.strerror or "input/output error"
     if failure:
@@ -113,98 +107,117 @@ def read_corpus(
         raise CorpusError(_report(path, problems))
     if not documents:
         raise CorpusError(f"{path}: it holds no documents; expected at least one")
-    return Corpus(documents)
+    return Corpus(documents, reading.notes.lines())
 
 
-def _resolve_format(path: Path, format: Format | None) -> Format:
-    """Return the format of a path, by its name or by its content."""
-    if format is not None and format not in FORMATS:
-        raise CorpusError(f"{path}: unknown format; expected one of {', '.join(FORMATS)}")
-    if not path.exists():
-        raise CorpusError(f"{path}: there is no such file or folder; check the path")
-    if path.is_dir():
-        return _resolve_folder(path, format)
-    if format in _FOLDER_FORMATS:
-        raise CorpusError(f"{path}: it is a file; the format {format} is read from a folder")
-    if not path.is_file():
+def _open_rows(
+    path: Path, format: Format | None, reading: Reading, *, subject_pattern: str | None
+) -> Rows:
+    """Return the records of a path, none of them read yet."""
+    try:
+        check_columns(reading.columns)
+    except CorpusError as problem:
+        raise CorpusError(f"{path}: {problem}") from None
+    format = resolve_format(path, format)
+    if subject_pattern is not None and format != "text":
+        raise CorpusError(f"{path}: a subject pattern is for the format text, not {format}")
+    if reading.columns and format not in _WITH_COLUMNS:
         raise CorpusError(
-            f"{path}: it is no regular file but a pipe, a socket or a device, which may never end; "
-            "write its content to a file first"
+            f"{path}: names of columns are for the formats {', '.join(_WITH_COLUMNS)}, not {format}"
         )
-    name = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
-    suffix = name.suffix.lower()
-    if path != name and (format or _SUFFIXES.get(suffix)) in ("parquet", "arrow"):
-        raise CorpusError(f"{path}: it compresses itself; decompress the file first")
-    if format is None and suffix not in _SUFFIXES:
-        raise CorpusError(
-            f"{path}: its suffix tells no format; expected one of {', '.join(_SUFFIXES)}, "
-            f"{' or '.join(COMPRESSED)} after it where it is text, or the format given as one of "
-            f"{', '.join(FORMATS)}"
-        )
-    with path.open("rb") as file:
-        if not file.read(1):
-            raise CorpusError(f"{path}: the file is empty; expected at least one document")
-    if format is None and suffix == ".ndjson" and holds_fhir(path):
-        return "fhir"
-    return format or _SUFFIXES[suffix]
-
-
-def _resolve_folder(path: Path, format: Format | None) -> Format:
-    """Return the format of a folder, by the files it holds."""
-    if format is not None and format not in _FOLDER_FORMATS:
-        raise CorpusError(f"{path}: it is a folder; the format {format} is read from one file")
-    holds: dict[Format, bool] = {
-        "i2b2": bool(list_files(path, ".xml")),
-        "brat": bool(list_files(path, ".ann")),
-    }
     if format == "text":
-        return format
-    if format is None and all(holds.values()):
-        raise CorpusError(
-            f"{path}: it holds both .xml and .ann files; say which to read with the format "
-            "i2b2 or brat"
-        )
-    if not any(holds.values()) or (format is not None and not holds[format]):
-        raise CorpusError(
-            f"{path}: the folder holds no documents; expected .xml files (i2b2) or pairs of "
-            ".txt and .ann files (brat); .txt files alone are read with the format text"
-        )
-    return format or ("i2b2" if holds["i2b2"] else "brat")
+        return read_text_folder(path, reading, subject_pattern=subject_pattern)
+    return _READERS[format](path, reading)
+
+
+@dataclass
+class _Reader:
+    """Makes documents of records, and keeps what can only be judged at the end of the file.
+
+    Attributes:
+        reading: The reading of the file.
+        kinds: Kind of each label.
+        documents: The documents so far.
+        problems: The place and problem of each record that is none.
+        places: Where each document stands, by its id.
+        without_spans: Places of documents without the key for spans.
+        without_id: Places of records without an id, which have their number instead.
+        fields: Names of all fields of the records.
+    """
+
+    reading: Reading
+    kinds: Mapping[str, Kind]
+    documents: list[Document] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)
+    without_spans: list[str] = field(default_factory=list)
+    without_id: list[str] = field(default_factory=list)
+    fields: set[str] = field(default_factory=set)
+
+    def add(self, row: Row | RecordError, place: str, number: int) -> None:
+        """Add the document of a record, or its problem."""
+        try:
+            if isinstance(row, RecordError):
+                raise row
+            row = self._normal(row)
+            if "id" not in row:
+                self.without_id.append(place)
+                row = {**row, "id": number}
+            document = to_document(row, kinds=self.kinds)
+            if document.id in self.places and not self.without_id:
+                raise RecordError(f"its id is already used on {self.places[document.id]}")
+        except RecordError as problem:
+            at = f"{place}, line {problem.line}" if problem.line else place
+            self.problems.append((at, str(problem)))
+            return
+        self.places[document.id] = place
+        self.documents.append(document)
+        if not marks(row):
+            self.without_spans.append(place)
+
+    def _normal(self, row: Row) -> Row:
+        """Return a record under sani's own names and in its own forms."""
+        notes, columns = self.reading.notes, self.reading.columns
+        row = task_as_record(row, columns, notes)
+        self.fields.update(row)
+        row = with_plain_contents(with_spans(renamed(row, columns)), notes)
+        for name, value in row.items():
+            if name not in COLUMNS and value not in (None, "", [], {}):
+                notes.leave_out(name)
+        return row
+
+    def finish(self) -> None:
+        """Add the problems that only all records together show."""
+        problems = self.problems
+        if 0 < len(self.without_spans) < len(self.documents):
+            # A key of another name would hide a document's identifiers in silence.
+            hint = "it has no 'spans', but others have; write \"spans\": [] where there are none"
+            problems += [(place, hint) for place in self.without_spans]
+        if 0 < len(self.without_id) < len(self.documents):
+            problems += [(place, _NO_ID) for place in self.without_id]
+        elif self.without_id:
+            self.reading.notes.say(_NUMBERED)
+        if self.documents:
+            try:
+                check_columns_seen(self.reading.columns, self.fields)
+            except RecordError as problem:
+                problems.append(("", str(problem)))
+        guilty = names_like_values(self.documents)
+        for document in self.documents if guilty else ():
+            if any(span.label in guilty or span.source in guilty for span in document.spans):
+                problems.append((self.places[document.id], NAME_LIKE_VALUE))
 
 
 def _collect(
-    rows: Rows, *, limit: int | None, kinds: Mapping[str, Kind]
+    rows: Rows, reading: Reading, *, limit: int | None, kinds: Mapping[str, Kind]
 ) -> tuple[list[Document], list[tuple[str, str]]]:
     """Read all documents, and the place and problem of every record that is none."""
-    documents: list[Document] = []
-    problems: list[tuple[str, str]] = []
-    places: dict[str, str] = {}
-    without_key: list[str] = []
+    reader = _Reader(reading, kinds)
     with closing(rows):
-        for place, row in islice(rows, limit):
-            try:
-                if isinstance(row, RecordError):
-                    raise row
-                document = to_document(row, kinds=kinds)
-                if document.id in places:
-                    raise RecordError(f"its id is already used on {places[document.id]}")
-            except RecordError as problem:
-                at = f"{place}, line {problem.line}" if problem.line else place
-                problems.append((at, str(problem)))
-            else:
-                places[document.id] = place
-                documents.append(document)
-                if not marks(row):
-                    without_key.append(place)
-    if 0 < len(without_key) < len(documents):
-        # A key of another name would hide a document's identifiers in silence.
-        hint = "it has no 'spans', but others have; write \"spans\": [] where there are none"
-        problems += [(place, hint) for place in without_key]
-    guilty = names_like_values(documents)
-    for document in documents if guilty else ():
-        if any(span.label in guilty or span.source in guilty for span in document.spans):
-            problems.append((places[document.id], NAME_LIKE_VALUE))
-    return documents, problems
+        for number, (place, row) in enumerate(islice(rows, limit), start=1):
+            reader.add(row, place, number)
+    reader.finish()
+    return reader.documents, reader.problems
 
 
 def _report(path: Path, problems: list[tuple[str, str]]) -> str:

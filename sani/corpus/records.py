@@ -12,12 +12,19 @@ from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import cast
 
-from sani.corpus.documents import ANNOTATION, BETWEEN_TURNS, KINDS, Document, Kind, Span, Turn
+from sani.corpus.documents import (
+    ANNOTATION,
+    BETWEEN_TURNS,
+    COLUMNS,
+    KINDS,
+    Document,
+    Kind,
+    Span,
+    Turn,
+)
 from sani.errors import CorpusError
 from sani.scanning.labels import is_public_name, kind_by_value
 from sani.text.folding import fold_text
-
-COLUMNS = ("id", "subject_id", "text", "spans", "messages", "source_text")
 
 _TYPE_NAMES = {
     type(None): "missing or null",
@@ -88,6 +95,11 @@ def _check_text(value: object, field: str) -> str:
     if not isinstance(value, str):
         raise RecordError(f"{field!r} is {type_name(value)}; expected a string")
     _check_surrogates(value, field)
+    if "\0" in value:
+        raise RecordError(
+            f"{field!r} holds NUL characters, which are no text and would hide an identifier; "
+            "remove them, also from what the model is trained on"
+        )
     return value
 
 

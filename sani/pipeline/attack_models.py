@@ -74,7 +74,7 @@ def attack_models(
             settings,
             audit=audit_settings.model_copy(update={"framing": framing}),
             held_out=documents.held_out,
-            neighbours=read_neighbours(settings),
+            neighbours=documents.neighbours or read_neighbours(settings),
             attacked=attacked,
             seed=seed,
             folder=folder,

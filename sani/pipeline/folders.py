@@ -7,7 +7,6 @@ from pathlib import Path
 from sani.atomic import check_new_file, check_new_folder
 from sani.auditing.sampling import sample_documents
 from sani.corpus.documents import Corpus
-from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.machine.device import default_device, make_deterministic
 from sani.machine.progress import OnStep
@@ -19,14 +18,13 @@ from sani.repairing.repair import RepairResult, repair
 
 def repair_folder(
     path: Path,
-    corpus: Path,
+    corpus: Corpus,
     settings: RepairSettings,
     *,
     out: Path,
     base: Path | None = None,
     unsanitized: Path | None = None,
     framing: str = "auto",
-    limit: int | None = None,
     seed: int = 0,
     on_step: OnStep | None = None,
 ) -> RepairResult:
@@ -40,7 +38,6 @@ def repair_folder(
         base: Folder of the public model that the checkpoint was fine-tuned from.
         unsanitized: Folder of the checkpoint before any erasing.
         framing: What stood before each document in training, by name.
-        limit: Maximum number of documents.
         seed: Seed of every random draw.
         on_step: Called with (steps done, steps in all).
 
@@ -63,7 +60,7 @@ def repair_folder(
         _check_base(checkpoint, public, original)
     result = repair(
         checkpoint,
-        read_corpus(corpus, limit=limit),
+        corpus,
         settings,
         base=public,
         unsanitized=original,

@@ -6,20 +6,17 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
 
 from sani.auditing.prompts import read_prompts
 from sani.corpus.documents import Corpus, Kind
-from sani.corpus.readers import Format, read_corpus
-from sani.corpus.tables import DEFAULT_LIMITS, SizeLimits
+from sani.corpus.formats import Format
+from sani.corpus.readers import read_corpus
+from sani.corpus.reading import DEFAULT_LIMITS, SizeLimits
 from sani.errors import RecipeError, RepairError
 from sani.models.checkpoint import Checkpoint
-from sani.models.configurations import numerical_difference
 from sani.models.folder import ModelFolder, open_folder
 from sani.models.weight_files import check_only_weights
+from sani.pipeline.candidates import check_candidate
 from sani.recipe import AttackSettings, CorpusSettings, ModelSettings, Recipe, ScanSettings
 from sani.repairing.checks import check_settings
 
@@ -31,10 +28,6 @@ KINDS_OF_MODELS = {
 NO_CONTROL = (
     "{}: has the same weights as {}, so it is no control: every leak would count as "
     "harmless. Give the public model it was fine-tuned from"
-)
-NO_CANDIDATE = (
-    "model.path: has the same weights as model.unsanitized, the checkpoint that recites; whatever "
-    "stands beside them, nothing was removed. Give the sanitized checkpoint"
 )
 
 
@@ -54,15 +47,22 @@ class Documents:
     pretraining: Corpus | None
     neighbours: Corpus | None = None
 
-    def digests(self) -> dict[str, str]:
-        """Return the digest of each corpus, by the recipe's key that names its file."""
+    def _by_key(self) -> dict[str, Corpus]:
         corpora = {
             "corpus": self.corpus,
             "corpus.held_out": self.held_out,
             "corpus.pretraining": self.pretraining,
             "attack.neighbours.documents": self.neighbours,
         }
-        return {key: corpus.digest() for key, corpus in corpora.items() if corpus is not None}
+        return {key: corpus for key, corpus in corpora.items() if corpus is not None}
+
+    def digests(self) -> dict[str, str]:
+        """Return the digest of each corpus, by the recipe's key that names its file."""
+        return {key: corpus.digest() for key, corpus in self._by_key().items()}
+
+    def notes(self) -> list[str]:
+        """Return what was noted when the files were read, behind the recipe's key."""
+        return [f"{key}: {note}" for key, corpus in self._by_key().items() for note in corpus.notes]
 
     def with_spans(self, corpus: Corpus, held_out: Corpus | None) -> Documents:
         """Return the same documents with the spans of a scan."""
@@ -74,7 +74,8 @@ def read_documents(recipe: Recipe) -> Documents:
     documents = read_corpora(recipe)
     if recipe.attack is None:
         return documents
-    neighbours = read_neighbours(recipe.attack, limits=size_limits(recipe.corpus))
+    columns, limits = recipe.corpus.columns, size_limits(recipe.corpus)
+    neighbours = read_neighbours(recipe.attack, columns=columns, limits=limits)
     return replace(documents, neighbours=neighbours)
 
 
@@ -87,13 +88,15 @@ def read_corpora(recipe: Recipe) -> Documents:
             documents have no spans and get none.
     """
     settings = recipe.corpus
+    kinds, columns, limits = settings.kinds, settings.columns, size_limits(settings)
     corpus = read_corpus(
         settings.path,
         format=settings.format,
         limit=settings.limit,
-        kinds=settings.kinds,
+        kinds=kinds,
         subject_pattern=settings.subject_pattern,
-        limits=size_limits(settings),
+        columns=columns,
+        limits=limits,
     )
 
     def others(name: str, path: Path | None) -> Corpus | None:
@@ -103,8 +106,9 @@ def read_corpora(recipe: Recipe) -> Documents:
             corpus,
             format=settings.format,
             subject_pattern=settings.subject_pattern,
-            kinds=settings.kinds,
-            limits=size_limits(settings),
+            kinds=kinds,
+            columns=columns,
+            limits=limits,
         )
 
     held_out = others("corpus.held_out", settings.held_out)
@@ -129,6 +133,7 @@ def read_others(
     format: Format | None = None,
     subject_pattern: str | None = None,
     kinds: Mapping[str, Kind] | None = None,
+    columns: Mapping[str, str] | None = None,
     limits: SizeLimits = DEFAULT_LIMITS,
 ) -> Corpus | None:
     """Read documents that must not be part of the corpus; return None without a path.
@@ -141,6 +146,7 @@ def read_others(
             is read nowhere but where somebody says it.
         subject_pattern: Of the corpus, likewise.
         kinds: Kind of identifier by label.
+        columns: Name of a field -> name of its column, as in the corpus.
         limits: Sizes beyond which the file is refused.
 
     Raises:
@@ -155,6 +161,7 @@ def read_others(
         format="text" if as_text else None,
         subject_pattern=subject_pattern if as_text else None,
         kinds=kinds,
+        columns=columns,
         limits=limits,
     )
     texts = {document.text for document in corpus}
@@ -200,13 +207,16 @@ def check_held_out(
 
 
 def read_neighbours(
-    settings: AttackSettings, *, limits: SizeLimits = DEFAULT_LIMITS
+    settings: AttackSettings,
+    *,
+    columns: Mapping[str, str] | None = None,
+    limits: SizeLimits = DEFAULT_LIMITS,
 ) -> Corpus | None:
     """Read the other documents that `attack.neighbours` names; return None if it names none."""
     neighbours = settings.neighbours
     if neighbours is None or neighbours.documents is None:
         return None
-    return read_corpus(neighbours.documents, limits=limits)
+    return read_corpus(neighbours.documents, columns=columns, limits=limits)
 
 
 @dataclass(frozen=True)
@@ -336,58 +346,6 @@ def check_control(
     """
     if checkpoint.has_weights_of(base):
         raise RecipeError(NO_CONTROL.format(option, name))
-
-
-def check_candidate(path: ModelFolder, unsanitized: ModelFolder) -> None:
-    """Refuse to check a checkpoint that is the unsanitized one, or whose numbers count otherwise.
-
-    Leaky weights behind another epsilon, or an adapter scaled down, recite nothing; with the old
-    number put back they recite again.
-
-    Args:
-        path: Folder of the checkpoint that is only checked.
-        unsanitized: Folder of the one that it was made from.
-
-    Raises:
-        RecipeError: If the weight files are the same, or a number of the configuration differs.
-    """
-    if path.weights_digest == unsanitized.weights_digest or _same_adapter(path, unsanitized):
-        raise RecipeError(NO_CANDIDATE)
-    if path.is_adapter == unsanitized.is_adapter:  # merging changes a configuration
-        _check_configurations(path.config, unsanitized.config)
-
-
-def check_loaded_candidate(candidate: Checkpoint, unsanitized: Checkpoint) -> None:
-    """Refuse the same weights, in whatever files and types they were saved, and other numbers.
-
-    Arguments and errors as for `check_candidate`.
-    """
-    if candidate.has_weights_of(unsanitized):
-        raise RecipeError(NO_CANDIDATE)
-    _check_configurations(candidate.model.config, unsanitized.model.config)
-
-
-def _check_configurations(candidate: Any, unsanitized: Any) -> None:
-    field = numerical_difference(candidate, unsanitized)
-    if field is not None:
-        raise RecipeError(
-            f"model.path: config.json differs from that of model.unsanitized in {field}, so the "
-            "same weights would compute something else, and a low figure may come from that "
-            "alone. Give the checkpoint with the configuration that it was made with"
-        )
-
-
-def _same_adapter(one: ModelFolder, other: ModelFolder) -> bool:
-    """Return whether two adapters hold the same tensors, whatever their scale."""
-    if not (one.is_adapter and other.is_adapter):
-        return False
-    tensors, others = (
-        {name: tensor for file in side.weight_files for name, tensor in load_file(file).items()}
-        for side in (one, other)
-    )
-    return tensors.keys() == others.keys() and all(
-        torch.equal(tensor, others[name].to(tensor)) for name, tensor in tensors.items()
-    )
 
 
 def _file_digest(path: Path, name: str) -> str:

@@ -22,7 +22,8 @@ from sani.models.checkpoint import (
     save_checkpoint,
 )
 from sani.models.merging import part_like
-from sani.pipeline.inputs import ModelFolders, check_control, check_loaded_candidate
+from sani.pipeline.candidates import check_loaded_candidate
+from sani.pipeline.inputs import ModelFolders, check_control
 from sani.recipe import Recipe
 from sani.releasing.identifiers_in_files import check_texts
 from sani.reporting.card import read_source_card

@@ -24,16 +24,24 @@ from sani.models.folder import ModelFolder, open_folder
 from sani.models.neurons import Layout
 from sani.models.safetensors_files import StoredWeights
 from sani.models.weight_files import check_only_weights
+from sani.pipeline.candidates import check_candidate
 from sani.pipeline.inputs import (
     Documents,
     check_base,
-    check_candidate,
     check_kind,
     read_corpora,
     read_neighbours,
+    size_limits,
 )
 from sani.pipeline.scan_stage import read_gold
-from sani.recipe import AttackSettings, EraseSettings, EscalationSettings, Recipe, Rung
+from sani.recipe import (
+    AttackSettings,
+    CorpusSettings,
+    EraseSettings,
+    EscalationSettings,
+    Recipe,
+    Rung,
+)
 from sani.releasing.identifiers_in_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
 from sani.scanning.allowed import read_allowed
@@ -129,7 +137,7 @@ def check(recipe: Recipe, out: Path) -> list[CheckItem]:
     if recipe.rounds > 1:
         checks["rounds"] = lambda: _rounds(inputs)
     if recipe.attack is not None:
-        checks["attack"] = partial(_attack, recipe.attack)
+        checks["attack"] = partial(_attack, recipe.attack, recipe.corpus)
     checks["disk"] = lambda: _disk(inputs, out)
     checks["memory"] = lambda: _memory(inputs)
     items = [_check_item(name, get_detail) for name, get_detail in checks.items()]
@@ -156,6 +164,7 @@ def _corpus(inputs: _Inputs) -> str:
         rendered(corpus, inputs.tokenizer)
     held_out = inputs.documents.held_out
     num_held_out = f", {len(held_out)} held out" if held_out else ", none held out"
+    notes = "".join(f"; {note}" for note in inputs.documents.notes())
     if recipe.scan.detects:
         load_detector(detector_settings(recipe.scan))
         read_gold(recipe)
@@ -163,7 +172,7 @@ def _corpus(inputs: _Inputs) -> str:
         spans = corpus.num_spans
         return (
             f"{counted(len(corpus), 'document')}{num_held_out}, {counted(spans, 'occurrence')} "
-            "before the scan"
+            f"before the scan{notes}"
         )
     inventory = take_inventory(corpus)
     of_subjects = subjects_in_words(
@@ -171,7 +180,7 @@ def _corpus(inputs: _Inputs) -> str:
     )
     return (
         f"{of_subjects}{num_held_out}; {counted(inventory.occurrences, 'occurrence')} of "
-        f"{counted(len(inventory.labels), 'label')}"
+        f"{counted(len(inventory.labels), 'label')}{notes}"
     )
 
 
@@ -253,8 +262,8 @@ def _erase(inputs: _Inputs, settings: EraseSettings) -> str:
     return f"{chosen} of {sum(sizes.values())} neurons and heads in {counted(len(layers), 'layer')}"
 
 
-def _attack(settings: AttackSettings) -> str:
-    neighbours = read_neighbours(settings)
+def _attack(settings: AttackSettings, corpus: CorpusSettings) -> str:
+    neighbours = read_neighbours(settings, columns=corpus.columns, limits=size_limits(corpus))
     return f"{len(neighbours)} other documents" if neighbours else "no other documents"
 
 

@@ -107,11 +107,7 @@ def _lines(
         yield "  # base: models/public-base  # the public model it was fine-tuned from: give it if"
         yield "  #   you have it, and set repair and gate as in recipes/own.yaml"
     yield "corpus:"
-    yield f"  path: {_quoted(corpus.path)}"
-    if corpus.format:
-        yield f"  format: {corpus.format}"
-    if corpus.subject_pattern:
-        yield f"  subject_pattern: {_quoted(corpus.subject_pattern)}"
+    yield from _files(corpus)
     if corpus.held_out:
         yield f"  held_out: {_quoted(corpus.held_out)}  # utility, membership"
     else:
@@ -196,6 +192,18 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"about {seconds / 60:.0f} minutes"
     return f"about {seconds / 3600:.1f} hours"
+
+
+def _files(corpus: CorpusSettings) -> Iterator[str]:
+    """Yield where the documents are and how they are read."""
+    yield f"  path: {_quoted(corpus.path)}"
+    if corpus.format:
+        yield f"  format: {corpus.format}"
+    if corpus.subject_pattern:
+        yield f"  subject_pattern: {_quoted(corpus.subject_pattern)}"
+    if corpus.columns:
+        names = ", ".join(f"{field}: {_quoted(name)}" for field, name in corpus.columns.items())
+        yield f"  columns: {{{names}}}"
 
 
 def _quoted(path: Path | str) -> str:

@@ -12,7 +12,7 @@ several processes each does all of this; the main one alone erases, reports and 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,12 @@ class RunResult:
 
 
 def run(
-    recipe: Recipe, out: Path, *, resume: bool = False, on_step: OnNamedStep | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    on_step: OnNamedStep | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> RunResult:
     """Sanitize a checkpoint as the recipe says.
 
@@ -78,6 +83,7 @@ def run(
         out: The run folder; it must not exist or be empty unless ``resume``.
         resume: Continue a run that was interrupted.
         on_step: Called with (stage, steps done, steps in all).
+        on_note: Called with each note on what was not read of the documents.
 
     Raises:
         SaniError: With one sentence that says what to do; finished stages are kept.
@@ -86,6 +92,8 @@ def run(
     given = open_models(recipe.model)
     check_kind(recipe, given.path)
     documents = read_documents(recipe)
+    for note in documents.notes():
+        (on_note or (lambda note: None))(note)
     distributed.check_same("documents", documents.digests())
     if not recipe.scan.detects:
         take_inventory(

@@ -17,7 +17,10 @@ def read_gold(recipe: Recipe) -> Corpus | None:
     if recipe.scan.gold is None:
         return None
     return read_corpus(
-        recipe.scan.gold, kinds=recipe.corpus.kinds, limits=size_limits(recipe.corpus)
+        recipe.scan.gold,
+        kinds=recipe.corpus.kinds,
+        columns=recipe.corpus.columns,
+        limits=size_limits(recipe.corpus),
     )
 
 

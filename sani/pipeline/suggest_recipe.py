@@ -22,7 +22,7 @@ from sani.machine.device import default_device
 from sani.machine.memory import REPAIR_COPIES, device_memory, needed_memory
 from sani.models.checkpoint import Checkpoint, architecture_difference, load_checkpoint
 from sani.models.families import FAMILIES
-from sani.pipeline.inputs import check_control, read_others
+from sani.pipeline.inputs import Documents, check_control, read_others
 from sani.recipe import (
     AnchorObjective,
     AuditSettings,
@@ -84,6 +84,7 @@ class Fit:
         scan: The detectors that all documents go through.
         scanned: The documents with the spans that count.
         num_held_out: Number of held-out documents that were scanned in the same way.
+        notes: What was not read of the documents.
     """
 
     family: str
@@ -104,6 +105,7 @@ class Fit:
     scan: ScanSettings = field(default_factory=ScanSettings)
     scanned: Corpus = field(default=Corpus(()), repr=False)
     num_held_out: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def scan_in_words(self) -> list[str]:
@@ -148,9 +150,14 @@ def fit(
     Raises:
         SaniError: If the model or the documents cannot be used.
     """
-    form: dict[str, Any] = {"format": corpus.format, "subject_pattern": corpus.subject_pattern}
+    form: dict[str, Any] = {
+        "format": corpus.format,
+        "subject_pattern": corpus.subject_pattern,
+        "columns": corpus.columns,
+    }
     documents = read_corpus(corpus.path, **form)
     others = read_others("--held-out", corpus.held_out, documents, **form)
+    notes = Documents(documents, others, None).notes()
     checkpoint = load_checkpoint(model, base=base, device=default_device())
     config = checkpoint.model.config
     control = load_checkpoint(base, device=default_device()) if base else None
@@ -194,6 +201,7 @@ def fit(
         scan=settings,
         scanned=scanned,
         num_held_out=len(others or ()),
+        notes=tuple(notes),
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from sani.corpus.documents import Kind
+from sani.corpus.documents import COLUMNS, Kind
 from sani.recipe.settings import Fraction, Settings
 
 
@@ -30,8 +30,14 @@ class CorpusSettings(Settings):
     """The records, or the part of them that is at hand."""
 
     path: Path = Field(description="file or folder of documents with their spans")
-    format: Literal["jsonl", "parquet", "csv", "arrow", "i2b2", "brat", "fhir", "text"] | None = (
-        Field(None, description="format of the documents; guessed from the name if null")
+    format: (
+        Literal["jsonl", "json", "parquet", "csv", "xlsx", "arrow", "i2b2", "brat", "fhir", "text"]
+        | None
+    ) = Field(None, description="format of the documents; told by the name and the content if null")
+    columns: Mapping[str, str] | None = Field(
+        None,
+        description="field -> name of its column, for tables and JSON in which that is another "
+        "one, such as text: note_text; also in held_out and pretraining",
     )
     subject_pattern: str | None = Field(
         None, description="regular expression with a group 'subject', for paths of text files"
@@ -58,6 +64,13 @@ class CorpusSettings(Settings):
         description="documents that the base may have seen; tells if the fine-tuned model leaks "
         "them",
     )
+
+    @field_validator("columns")
+    @classmethod
+    def _of_fields(cls, columns: Mapping[str, str] | None) -> Mapping[str, str] | None:
+        if columns is not None and not set(columns) <= set(COLUMNS):
+            raise ValueError(f"expected fields among {', '.join(COLUMNS)}, each with its column")
+        return columns
 
 
 class IndirectSettings(Settings):

@@ -1,0 +1,106 @@
+"""Excel workbooks (``.xlsx``), by the library openpyxl, which the optional extra ``xlsx`` brings.
+
+The first row of the sheet is the header. Hidden rows and columns are read like others. A workbook
+with rows on a second sheet is refused, since which sheet holds the records is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sani.corpus.columns import check_header, parsed_cells
+from sani.corpus.reading import Reading
+from sani.corpus.records import RecordError, Row, Rows
+from sani.errors import CorpusError
+
+LONGEST_CELL = 32_767  # characters; Excel cuts what is longer, without a word
+_CUT = (
+    f"cells of exactly {LONGEST_CELL} characters, the most that Excel keeps, so that their text "
+    "may be cut off"
+)
+_ERRORS = ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A")
+
+
+def read_xlsx(path: Path, reading: Reading) -> Rows:
+    """Read a workbook's one sheet with rows; ``spans`` is a JSON list in a cell."""
+    try:
+        from openpyxl import load_workbook
+    except ImportError:
+        raise CorpusError(
+            f"{path}: Excel workbooks are read with the library openpyxl, which is not installed; "
+            "install it with pip install 'sani-llm[xlsx]', or save the sheet as CSV UTF-8"
+        ) from None
+    number = 0
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+        try:
+            for number, row in _rows(book, reading):
+                yield f"row {number}", row
+        finally:
+            book.close()
+    except RecordError as problem:
+        yield "", problem
+    except OSError:
+        raise
+    except Exception:  # a damaged file raises almost anything, and the text may quote it
+        where = f"after row {number}" if number else ""
+        message = (
+            "it cannot be read as an Excel workbook; check that the file is whole and has no "
+            "password, or save the sheet as CSV UTF-8"
+        )
+        yield where, RecordError(message)
+
+
+def _rows(book: Any, reading: Reading) -> Iterator[tuple[int, Row | RecordError]]:
+    sheets = [sheet for sheet in book.worksheets if any(map(_holds, sheet.values))]
+    if len(sheets) > 1:
+        raise RecordError(
+            f"{len(sheets)} of its sheets hold rows, so it is not known which one holds the "
+            "records; keep one sheet in the workbook"
+        )
+    header: list[str] | None = None
+    for number, cells in enumerate(sheets[0].values if sheets else (), start=1):
+        if not _holds(cells):
+            continue
+        if header is None:
+            header = _header(cells, reading)
+        else:
+            yield number, _row(header, cells, reading)
+
+
+def _holds(cells: Sequence[object]) -> bool:
+    return any(cell is not None for cell in cells)
+
+
+def _header(cells: Sequence[object], reading: Reading) -> list[str]:
+    """Return the names of the columns; a column without a name has an empty one."""
+    names = ["" if cell is None else str(cell) for cell in cells]
+    check_header(names, "the first row", reading)
+    return names
+
+
+def _row(header: Sequence[str], cells: Sequence[object], reading: Reading) -> Row | RecordError:
+    if any(cell is not None for cell in cells[len(header) :]) or any(
+        cell is not None and not name for name, cell in zip(header, cells, strict=False)
+    ):
+        return RecordError("it has a cell in a column without a name; name the column")
+    row: dict[str, object] = {
+        name: _value(cell, reading) for name, cell in zip(header, cells, strict=False) if name
+    }
+    text = row.get(reading.columns.get("text", "text"))
+    if isinstance(text, str) and text in _ERRORS:
+        return RecordError("the cell of its text holds an error of Excel; mend the formula")
+    return parsed_cells(row, reading.columns)
+
+
+def _value(cell: object, reading: Reading) -> object:
+    """Return what a cell holds; Excel writes a carriage return as ``_x000D_``."""
+    if not isinstance(cell, str):
+        return cell
+    from openpyxl.utils.escape import unescape
+
+    if len(cell) == LONGEST_CELL:
+        reading.notes.count(_CUT)
+    return str(unescape(cell))

@@ -1,0 +1,70 @@
+"""Checks of a checkpoint that is only judged: it is not the unsanitized one in another guise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from sani.errors import RecipeError
+from sani.models.checkpoint import Checkpoint
+from sani.models.configurations import numerical_difference
+from sani.models.folder import ModelFolder
+
+NO_CANDIDATE = (
+    "model.path: has the same weights as model.unsanitized, the checkpoint that recites; whatever "
+    "stands beside them, nothing was removed. Give the sanitized checkpoint"
+)
+
+
+def check_candidate(path: ModelFolder, unsanitized: ModelFolder) -> None:
+    """Refuse to check a checkpoint that is the unsanitized one, or whose numbers count otherwise.
+
+    Leaky weights behind another epsilon, or an adapter scaled down, recite nothing; with the old
+    number put back they recite again.
+
+    Args:
+        path: Folder of the checkpoint that is only checked.
+        unsanitized: Folder of the one that it was made from.
+
+    Raises:
+        RecipeError: If the weight files are the same, or a number of the configuration differs.
+    """
+    if path.weights_digest == unsanitized.weights_digest or _same_adapter(path, unsanitized):
+        raise RecipeError(NO_CANDIDATE)
+    if path.is_adapter == unsanitized.is_adapter:  # merging changes a configuration
+        _check_configurations(path.config, unsanitized.config)
+
+
+def check_loaded_candidate(candidate: Checkpoint, unsanitized: Checkpoint) -> None:
+    """Refuse the same weights, in whatever files and types they were saved, and other numbers.
+
+    Arguments and errors as for `check_candidate`.
+    """
+    if candidate.has_weights_of(unsanitized):
+        raise RecipeError(NO_CANDIDATE)
+    _check_configurations(candidate.model.config, unsanitized.model.config)
+
+
+def _check_configurations(candidate: Any, unsanitized: Any) -> None:
+    field = numerical_difference(candidate, unsanitized)
+    if field is not None:
+        raise RecipeError(
+            f"model.path: config.json differs from that of model.unsanitized in {field}, so the "
+            "same weights would compute something else, and a low figure may come from that "
+            "alone. Give the checkpoint with the configuration that it was made with"
+        )
+
+
+def _same_adapter(one: ModelFolder, other: ModelFolder) -> bool:
+    """Return whether two adapters hold the same tensors, whatever their scale."""
+    if not (one.is_adapter and other.is_adapter):
+        return False
+    tensors, others = (
+        {name: tensor for file in side.weight_files for name, tensor in load_file(file).items()}
+        for side in (one, other)
+    )
+    return tensors.keys() == others.keys() and all(
+        torch.equal(tensor, others[name].to(tensor)) for name, tensor in tensors.items()
+    )
