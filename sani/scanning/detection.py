@@ -29,6 +29,7 @@ from sani.scanning.indirect import find_indirect
 from sani.scanning.ner import NerEngine, load_ner
 from sani.scanning.overlaps import resolve
 from sani.scanning.patterns import find_by_pattern, load_patterns
+from sani.scanning.plausible import plausible
 from sani.scanning.propagation import propagate
 from sani.scanning.terms import Finder, read_terms
 
@@ -277,6 +278,9 @@ class Detector:
         """Find the spans of each text, without overlaps; ``numbers`` name the texts in an error."""
         spans_of = self.ner.find(texts) if self.ner else [[] for _ in texts]
         for number, text, spans in zip(numbers, texts, spans_of, strict=True):
+            if self.ner:
+                ner = self.ner
+                spans[:] = plausible(spans, text, words=ner.words, language=ner.language)
             if self.patterns:
                 try:
                     spans += find_by_pattern(text)

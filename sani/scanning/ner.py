@@ -7,7 +7,7 @@ and read long texts in windows.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from sani.errors import ScanError
 from sani.machine.device import default_device, quiet_libraries
 from sani.scanning.labels import kind_of, scan_label
 from sani.scanning.windows import windows
+from sani.text.folding import fold_text
 
 SOURCE = "ner"
 SPACY_SCORE = 0.85  # Presidio's figure for models that give none
@@ -30,10 +31,14 @@ class NerEngine(Protocol):
     Attributes:
         name: Tells this engine and its weights from every other; part of the cache's key.
         forks: Whether processes may share it: not if it lies on an accelerator.
+        language: In ISO 639-1; empty if it is not known.
+        words: Ordinary words of its language that it knows, folded; some are names too.
     """
 
     name: str
     forks: bool
+    language: str
+    words: Container[str]
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Find the spans of each text, with the scan's labels; those of two windows may overlap."""
@@ -74,6 +79,8 @@ class SpacyNer:
             ) from None
         if "ner" not in pipeline.pipe_names:
             raise ScanError(f"ner: the spaCy pipeline {name} has no 'ner' component; take another")
+        self.language: str = pipeline.lang or ""
+        self.words: Container[str] = _dictionary(pipeline)
         needed = {"ner"} | {
             other
             for other, component in pipeline.pipeline
@@ -99,6 +106,41 @@ class SpacyNer:
         return spans
 
 
+class Dictionary(Container[str]):
+    """The ordinary words that a pipeline's lemmatizer knows, in every form it can reduce to them.
+
+    Args:
+        lemmas: Words, folded.
+        endings: Endings of other forms, and what stands in their place in the word.
+    """
+
+    def __init__(self, lemmas: Iterable[str] = (), endings: Iterable[tuple[str, str]] = ()) -> None:
+        self._lemmas = frozenset(lemmas)
+        self._endings = tuple({(end, place) for end, place in endings if end})
+
+    def __contains__(self, word: object) -> bool:
+        """Return whether a folded word is one of the words, or a form of one."""
+        form = str(word)
+        return form in self._lemmas or any(
+            form.removesuffix(ending) + place in self._lemmas
+            for ending, place in self._endings
+            if form.endswith(ending)
+        )
+
+
+def _dictionary(pipeline: Any) -> Dictionary:
+    """Return the words of a pipeline's lemmatizer; none where it has no such table."""
+    if "lemmatizer" not in pipeline.pipe_names:
+        return Dictionary()
+    lookups = pipeline.get_pipe("lemmatizer").lookups
+    if not lookups.has_table("lemma_index"):
+        return Dictionary()
+    lemmas = {lemma for part in lookups.get_table("lemma_index").values() for lemma in part}
+    irregular = {form for part in lookups.get_table("lemma_exc", {}).values() for form in part}
+    rules = [rule for part in lookups.get_table("lemma_rules", {}).values() for rule in part]
+    return Dictionary(map(fold_text, lemmas | irregular), [(end, place) for end, place in rules])
+
+
 def _content_digest(folder: Path) -> str:
     """Return the SHA-256 over the names and bytes of all files below a folder."""
     digest = hashlib.sha256()
@@ -121,6 +163,8 @@ class TransformersNer:
     """
 
     STRIDE = 64
+    language = ""
+    words: Container[str] = ()
     BATCH_WINDOWS = 16
 
     def __init__(self, folder: Path) -> None:

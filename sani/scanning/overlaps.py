@@ -1,20 +1,25 @@
 """Overlaps: what becomes of spans that claim the same characters.
 
 The rule loses no letter or digit that any source claims, but for one. Annotations stay as they are.
-The others take their turn: confidential terms first, then direct before indirect, longer before
-shorter, surer before less sure, then by place, label and source. Each keeps what nobody before it
-has taken; a span that is cut keeps its pieces where they hold a letter or a digit. A lone letter,
-the M that is left of "M. Amadou" beside the term "Amadou", is no identifier and stays free.
+The others take their turn: confidential terms first, then whole dates, then direct before indirect,
+longer before shorter, surer before less sure, then by place, label and source. A date goes first
+unless a longer direct finding holds all of it, as a street may: a cut date no longer says which day
+it names. Each keeps what nobody before it has taken; a span that is cut keeps its pieces where they
+hold a letter or a digit. A lone letter, the M that is left of "M. Amadou" beside the term "Amadou",
+is no identifier and stays free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from sani.corpus.documents import ANNOTATION, TERM_SOURCE, Span
+from sani.scanning.labels import scan_label
+
+SURE = 0.7  # score of a name after a heading or a title
 
 
 def resolve(spans: Iterable[Span], text: str) -> tuple[Span, ...]:
@@ -22,6 +27,8 @@ def resolve(spans: Iterable[Span], text: str) -> tuple[Span, ...]:
     spans = set(spans)
     resolved = {span for span in spans if span.source == ANNOTATION}
     rest = sorted(spans - resolved, key=_rank)
+    if dates := set(_whole_dates(rest)):
+        rest = sorted(rest, key=lambda span: (span.source != TERM_SOURCE, span not in dates))
     if not rest:
         return tuple(sorted(resolved))
     taken = np.zeros(len(text), dtype=bool)
@@ -46,6 +53,30 @@ def _rank(span: Span) -> tuple[object, ...]:
         span.label,
         span.source,
     )
+
+
+def _whole_dates(spans: Sequence[Span]) -> Iterator[Span]:
+    """Yield the dates that no other finding may cut.
+
+    A month and a year name nobody: a direct finding that is surer, a name after a title, keeps its
+    place beside them. Dates of a model are no dates for sure.
+    """
+    starts, ends, scores = (
+        np.array([getattr(span, name) for span in spans]) for name in ("start", "end", "score")
+    )
+    direct = np.array([span.kind == "direct" for span in spans])
+    by_pattern = np.array([span.source == "pattern" for span in spans])
+    for number, span in enumerate(spans):
+        if span.source == "ner" or scan_label(span.label) != "DATE":
+            continue
+        stronger = direct & (starts <= span.start) & (span.end <= ends)
+        stronger &= ends - starts > span.end - span.start
+        if span.kind != "direct":
+            stronger |= direct & by_pattern & (scores >= SURE)
+            stronger &= (starts < span.end) & (span.start < ends)
+        stronger[number] = False
+        if not stronger.any():
+            yield span
 
 
 def _is_letter(text: str, piece: Span) -> bool:

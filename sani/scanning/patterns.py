@@ -21,6 +21,7 @@ import regex
 from sani.corpus.documents import Span
 from sani.errors import ScanError
 from sani.scanning.labels import kind_of, read_data, scan_label
+from sani.scanning.plausible import is_month_in_time
 from sani.scanning.windows import moved, windows
 from sani.text.folding import Folded, fold, fold_text
 from sani.values.dates import month_names
@@ -289,6 +290,8 @@ def _listed_name(match: regex.Match[str]) -> tuple[int, int] | None:
     ]
     for place, end, word in words:
         if word in given and end < len(match.group()):  # a word or an initial follows
+            if word in _number_headings() and match.group()[place:end].isupper():
+                continue  # IBAN, before its number; Iban is a name
             return match.start() + place, match.end()
     *_, before, last = regex.finditer(r"\S+", match.group())
     if fold_text(last.group()) in given and before.group().isupper() > last.group().isupper():
@@ -308,6 +311,8 @@ def _given_name(match: regex.Match[str]) -> tuple[int, int] | None:
     folded = fold_text(word)
     if folded not in _listed_names()[0] or folded in _announcing():
         return None
+    if is_month_in_time(match.string, start, match.end()):
+        return None
     ordinary = regex.search(rf"(?<!\w){regex.escape(word.lower())}(?!\w)", match.string)
     return None if ordinary else (start, match.end())
 
@@ -324,6 +329,15 @@ def _announcing() -> frozenset[str]:
     return frozenset(word for row in rows if row["label"] == "NAME" for word in row["after"])
 
 
+@cache
+def _number_headings() -> frozenset[str]:
+    """Return the headings of everything but names, folded."""
+    rows = read_data("recognizers.yaml")["fields"]
+    return frozenset(
+        fold_text(word) for row in rows if row["label"] != "NAME" for word in row["after"]
+    )
+
+
 def _listed_names() -> tuple[frozenset[str], frozenset[str]]:
     """Return given names and surnames that Faker lists, folded."""
     return listed_names(tuple(read_data("recognizers.yaml")["name_locales"]))
@@ -332,6 +346,13 @@ def _listed_names() -> tuple[frozenset[str], frozenset[str]]:
 def _age(match: regex.Match[str]) -> tuple[int, int] | None:
     digits = regex.search(r"\d+", match.group())
     return match.span() if digits and int(digits[0]) <= 120 else None
+
+
+def _street(match: regex.Match[str]) -> tuple[int, int] | None:
+    """Return a match that has a number, or a name with a capital: "place on" is no address."""
+    words = match.group().split()
+    named = any(word[0].isupper() for word in regex.split(r"[ '\u2019]", match.group())[1:] if word)
+    return match.span() if words[0][0].isdigit() or named else None
 
 
 def _letters_and_digits(match: regex.Match[str]) -> tuple[int, int] | None:
@@ -344,5 +365,6 @@ _CHECKS: dict[str, Check] = {
     "given_name": _given_name,
     "given_name_last": _given_name_last,
     "age": _age,
+    "street": _street,
     "letters_and_digits": _letters_and_digits,
 }

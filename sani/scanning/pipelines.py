@@ -16,6 +16,7 @@ from typing import Any
 import regex
 
 from sani.corpus.documents import Document
+from sani.text.folding import fold_text
 
 LANGUAGES = {
     "en": "English", "es": "Spanish", "de": "German", "fr": "French", "it": "Italian",
@@ -71,17 +72,36 @@ def best_pipeline(pipelines: Sequence[Pipeline], language: str | None) -> Pipeli
 
 def language_of(documents: Iterable[Document]) -> str | None:
     """Return the language of `LANGUAGES` that some documents are in; None if they hold no word."""
-    words = [
-        word.lower()
-        for document in islice(documents, _SAMPLE)
-        for word in _WORD.findall(document.text[:_CHARACTERS])
-    ]
-    counts = {
+    first = islice(documents, _SAMPLE)
+    return language_in(" ".join(document.text[:_CHARACTERS] for document in first))
+
+
+def language_in(text: str) -> str | None:
+    """Return the language of `LANGUAGES` whose stop-words a text uses most; None if it has none."""
+    counts = _counts(text)
+    language = max(counts, key=lambda one: counts[one], default=None)
+    return language if language is not None and counts[language] else None
+
+
+def is_foreign(text: str, language: str) -> bool:
+    """Return whether a text uses twice as many stop-words of another language as of this one."""
+    counts = _counts(text)
+    return language in counts and max(counts.values()) > 2 * counts[language]
+
+
+def _counts(text: str) -> dict[str, int]:
+    """Return how many words of a text are stop-words of each language."""
+    words = [word.lower() for word in _WORD.findall(text)]
+    return {
         language: sum(word in stop_words for word in words)
         for language, stop_words in _stop_words().items()
     }
-    language = max(counts, key=lambda one: counts[one], default=None)
-    return language if language is not None and counts[language] else None
+
+
+@cache
+def stop_words(language: str | None) -> frozenset[str]:
+    """Return the stop-words of a language, folded; none of one that is not known."""
+    return frozenset(map(fold_text, _stop_words().get(language or "", ())))
 
 
 @cache

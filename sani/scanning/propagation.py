@@ -16,6 +16,13 @@ import regex
 from sani.corpus.documents import Document, Kind, Span
 from sani.scanning.labels import read_data, scan_label
 from sani.scanning.patterns import find_dates
+from sani.scanning.plausible import (
+    is_eponym,
+    is_heading,
+    is_listed_name,
+    is_month_in_time,
+    starts_a_sentence,
+)
 from sani.scanning.terms import Finder, Value
 from sani.scanning.windows import windows
 from sani.text.folding import APOSTROPHES, fold, fold_text
@@ -66,15 +73,37 @@ def propagate(
         finder = Finder(form for value in sorted(values) for form in forms(*value))
         dates = _known_days(values)
         digits = _known_numbers(values)
+        lower = {
+            fold_text(word)
+            for number in numbers
+            for word in _NAME_WORD.findall(documents[number].text)
+            if word.islower()
+        }
         for number in numbers:
             text = documents[number].text
+            known = {span for span in finder.find(text) if not _is_ordinary(text, span, lower)}
             spans_of[number] = sorted(
-                {*finder.find(text), *_find_dates(text, dates), *_find_numbers(text, digits)}
+                {*known, *_find_dates(text, dates), *_find_numbers(text, digits)}
             )
             done += 1
             if on_step:
                 on_step(done, len(documents))
     return spans_of
+
+
+def _is_ordinary(text: str, span: Span, lower: Collection[str]) -> bool:
+    """Return whether one word of a name stands here as an ordinary word.
+
+    That is a month in a date, an eponym, or a word on no list of names that starts a sentence,
+    where its capital says nothing, and that the subject's documents also write with a small letter.
+    """
+    word = text[span.start : span.end]
+    if scan_label(span.label) != "NAME" or not word.isalpha():
+        return False
+    if is_month_in_time(text, span.start, span.end) or is_eponym(text, span.start, span.end):
+        return True
+    ordinary = fold_text(word) in lower and not is_listed_name(word)
+    return ordinary and starts_a_sentence(text, span.start)
 
 
 def forms(label: str, kind: Kind, value: str) -> Iterator[Value]:
@@ -99,7 +128,9 @@ def _name_forms(name: str) -> Iterator[str]:
     yield from (
         word
         for word in full
-        if len(word) >= SHORTEST_PART and fold_text(word) not in _PARTICLES and not word.islower()
+        if len(word) >= SHORTEST_PART
+        and fold_text(word) not in _PARTICLES
+        and not (word.islower() or is_heading(word))
     )
     if len(words) < 2:
         return
