@@ -23,6 +23,10 @@ from sani.corpus.records import RecordError, Rows
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 _EXCEL_SEPARATOR = re.compile(r'"?sep=(?P<separator>[,;\t|])"?\s*')  # a line that Excel reads
+_JOINED = (
+    "cells in quotes that hold a line break and a tab; if this file does not quote its cells, "
+    "records became one there"
+)
 _LONGEST_FIELD = 2**31 - 1
 
 
@@ -93,6 +97,9 @@ def _rows(reader: Any, separator: str, reading: Reading, *, skipped: int) -> Row
             )
             yield where, RecordError(message)
         else:
+            if separator == _SEPARATORS["\t"]:
+                joined = sum("\n" in cell and "\t" in cell for cell in cells)
+                reading.notes.count(_JOINED, joined)
             yield where, parsed_cells(dict(zip(header, cells, strict=True)), reading.columns)
 
 

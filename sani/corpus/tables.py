@@ -45,13 +45,15 @@ def read_json_values(path: Path, reading: Reading) -> Iterator[tuple[str, object
 def holds_one_value(path: Path) -> bool:
     """Return True if a file is one JSON value rather than one a line.
 
-    It is, if its first line ends within a value, or is a list of objects.
+    It is, if its first line ends within a value, or is a list of records, or holds such a list.
     """
     line = first_line(path)
     try:
         value = parse_json(line)
     except RecordError:
         return line.endswith(_OPEN)
+    if isinstance(value, dict):
+        return bool(_training_pairs(value))
     return isinstance(value, list) and _pair(value) is None and holds_records(value)
 
 
@@ -92,9 +94,8 @@ def _values_of_file(path: Path, reading: Reading) -> Iterator[tuple[str, object]
     except RecordError as problem:
         yield f"line {problem.line}" if problem.line else "", RecordError(str(problem))
         return
-    if isinstance(value, dict) and isinstance(value.get("annotations"), list):
-        pairs = value["annotations"]  # what annotators for spaCy write, beside "classes"
-        value = pairs if pairs and all(_pair(item) is not None for item in pairs) else value
+    if isinstance(value, dict):
+        value = _training_pairs(value) or value
     if not isinstance(value, list):
         yield "", value
         return
@@ -120,6 +121,14 @@ def _pair(value: object) -> Row | None:
     if not isinstance(text, str) or not isinstance(annotations, dict):
         return None
     return {**annotations, "text": text} if "entities" in annotations else None
+
+
+def _training_pairs(value: Row) -> list[object]:
+    """Return the pairs that annotators for spaCy write beside ``classes``; else none."""
+    pairs = value.get("annotations")
+    if not isinstance(pairs, list) or any(_pair(item) is None for item in pairs):
+        return []
+    return pairs
 
 
 def parse_json(source: str) -> object:

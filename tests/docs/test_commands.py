@@ -1,5 +1,6 @@
 """The documentation's promises: every command and every Python block in it is run."""
 
+import csv
 import re
 import shutil
 from collections.abc import Iterator
@@ -83,6 +84,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("part", "records"), ("gold", "held_out"), ("seen_by_the_base", "other"),
     ):  # fmt: skip
         shutil.copyfile(folder / f"{source}.jsonl", folder / f"{name}.jsonl")
+    with (folder / "export.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["note_id", "mrn", "note"])
+        writer.writerows([d.id, d.subject_id, d.text] for d in corpora[1])
     (folder / "prompts.txt").write_text("Patient:\nSeen today\n")
     for document in corpora[1]:
         note = folder / "notes" / document.subject_id / f"{document.id}.txt"
