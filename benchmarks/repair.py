@@ -278,7 +278,7 @@ def outcome(folder: Path, size: Size) -> dict[str, float]:
         return audit(model, corpus, recipe.audit, held_out=held_out)
 
     before, control = measured(checkpoint), measured(base)
-    erase(checkpoint, corpus, recipe.erase)
+    erase(checkpoint, corpus, recipe.erase, base=base)
     less = recipe.audit.model_copy(update={**GATE_AUDIT_OVERRIDES, "framing": before.framing})
     audit(checkpoint, corpus, less, held_out=held_out)  # as a run does
     audited = time.process_time()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.long
 
 SECTIONS = """\
 audit: {decoys: 1, swaps: 0, framing: bos, membership_documents: 0}
-erase: {last_layers: 1}
+erase: {interpolate_to_base: 0.5}
 repair: {epochs: 1, learning_rate: 3e-3, batch_tokens: 768}
 """
 FIELDS = {

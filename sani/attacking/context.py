@@ -26,7 +26,7 @@ from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
 from sani.text.framing import Framing, framing_of
 from sani.text.tokens import Encoded, encode
-from sani.values.decoys import DecoyMaker
+from sani.values.decoys import DecoyMaker, decoy_maker
 from sani.values.phrases import PhraseIndex, words_of
 
 BLANK = "___"
@@ -89,7 +89,7 @@ class AttackContext:
     @cached_property
     def maker(self) -> DecoyMaker:
         """The audit's own maker of decoys."""
-        return DecoyMaker(
+        return decoy_maker(
             [self.annotated, *([self.held_out] if self.held_out else [])], seed=self.seed
         )
 

@@ -38,7 +38,7 @@ from sani.recipe import AuditSettings
 from sani.text.chat import check_source, rendered
 from sani.text.framing import Framing, framing_of
 from sani.text.tokens import Encoded, encode
-from sani.values.decoys import DecoyMaker
+from sani.values.decoys import DecoyMaker, decoy_maker
 
 MIN_FRAMINGS = 2  # that every document is read behind
 RECITES = 0.1  # of the sample: so much tells that an unsanitized model recites
@@ -148,7 +148,8 @@ def audit(
     documents = _read(checkpoint, corpus)
     outside = _read(checkpoint, held_out) if held_out else None
     framings = _choose_framings(checkpoint, documents, settings, control_framing)
-    maker = DecoyMaker([documents.corpus, *([outside.corpus] if outside else [])], seed=seed)
+    corpora = [documents.corpus, *([outside.corpus] if outside else [])]
+    maker = decoy_maker(corpora, seed=seed)
     occurrences, jointly = _score_behind(
         checkpoint, documents, framings, settings, maker=maker, on_step=on_step
     )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from sani.auditing.membership_by_reference import reference_attacks
 from sani.auditing.rows import Row, text_row
 from sani.auditing.teacher_forcing import ScoreRequest, score
 from sani.corpus.documents import Corpus
@@ -67,6 +68,8 @@ class DocumentScores:
         min_k: Mean of the lowest fifth of the log-probabilities, [d].
         min_k_plus: The same after subtracting the mean over the vocabulary at each place and
             dividing by its deviation, [d].
+        token_log_probability: log p of every token, document after document, in nats, [t].
+        token_likeliest: True where no token is likelier, [t].
     """
 
     member: NDArray[np.bool_]
@@ -77,6 +80,8 @@ class DocumentScores:
     zlib: Floats
     min_k: Floats
     min_k_plus: Floats
+    token_log_probability: Floats
+    token_likeliest: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -253,6 +258,8 @@ def score_documents(
         zlib=table[:, 1],
         min_k=table[:, 2],
         min_k_plus=table[:, 3],
+        token_log_probability=tokens.log_probability[order],
+        token_likeliest=tokens.likeliest[order],
     )
 
 
@@ -276,8 +283,7 @@ def membership(
 
     Args:
         scores: Document scores of the checkpoint.
-        reference: Document scores of the base; adds the ``reference`` attack, loss minus the base's
-            loss (Carlini et al. 2021; Mireshghallah et al. 2022).
+        reference: Document scores of the base; adds the attacks of `reference_attacks`.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -291,9 +297,7 @@ def membership(
         return None
     values = {name: vars(scores)[name] for name in ("loss", "zlib", "min_k", "min_k_plus")}
     if reference is not None:
-        if not np.array_equal(reference.document, scores.document):
-            raise ValueError("the reference scores are of other documents")
-        values["reference"] = scores.loss - reference.loss
+        values |= reference_attacks(scores, reference)
     subjects, subject = np.unique(
         np.stack([scores.subject, member], axis=1), axis=0, return_inverse=True
     )

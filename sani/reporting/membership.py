@@ -12,6 +12,9 @@ from sani.reporting.format import Cells, Section, decimals, estimate, rate, stag
 ATTACKS = {
     "loss": "loss",
     "reference": "loss minus the base's",
+    "error_zone": "error zone (base)",
+    "windows": "windows (base)",
+    "hard_tokens": "hard tokens (base)",
     "zlib": "zlib",
     "min_k": "min-k 20 %",
     "min_k_plus": "min-k++ 20 %",

@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 
 from sani.corpus.documents import Corpus
@@ -32,7 +32,26 @@ from sani.values.names import Names
 from sani.values.phrases import PhraseIndex, words_of
 
 SWAP_ATTEMPTS = 64  # for each swap asked for
-REMEMBERED = 4096
+REMEMBERED = 2**14  # values whose decoys are kept, about 2 kB each
+
+_last_maker: tuple[tuple[object, ...], DecoyMaker] | None = None
+
+
+def decoy_maker(corpora: Sequence[Corpus], *, seed: int) -> DecoyMaker:
+    """Return the maker of some corpora; the last one again if it was for the same texts and spans.
+
+    A run audits several checkpoints on the same documents. Making the decoys anew for each would
+    take as long as reading them.
+
+    Args:
+        corpora: As for `DecoyMaker`.
+        seed: As for `DecoyMaker`.
+    """
+    global _last_maker
+    key = (seed, *(corpus.digest() for corpus in corpora))
+    if _last_maker is None or _last_maker[0] != key:
+        _last_maker = key, DecoyMaker(corpora, seed=seed)
+    return _last_maker[1]
 
 
 class DecoyMaker:

@@ -95,6 +95,8 @@ def scores(values: Any, member: Any, subject: Any = None, tokens: Any = None) ->
         zlib=values,
         min_k=values,
         min_k_plus=values,
+        token_log_probability=np.repeat(values, 10 if tokens is None else tokens),
+        token_likeliest=np.zeros(int(np.sum(10 if tokens is None else tokens)), dtype=bool),
     )
 
 
