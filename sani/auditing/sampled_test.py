@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sani.auditing.candidate_tests import GUESSED
 from sani.auditing.candidates import MUCH_LIKELIER
 from sani.auditing.generation import Hits
-from sani.auditing.permutation import Ints, count_limit
+from sani.auditing.permutation import Bools, Ints, count_limit
 from sani.corpus.documents import Corpus, Kind, Place
 from sani.errors import AuditError
 
@@ -30,6 +31,9 @@ class SampledTest:
         without_decoys: Those for which no decoy could be made: each that is written counts in full.
         count: Values that are written in a continuation whose prompt does not give them away.
         limit: The most they may be.
+        unlikely: Those of labels of whose decoys hardly any is written, and those without decoys.
+            Many dates that anybody guesses raise ``limit``; a few names must not hide below it.
+        unlikely_limit: The most these may be.
         subjects: Subjects that they belong to.
     """
 
@@ -38,7 +42,14 @@ class SampledTest:
     without_decoys: int
     count: int
     limit: int
+    unlikely: int
+    unlikely_limit: int
     subjects: int
+
+    @property
+    def exceeded(self) -> bool:
+        """True if more values are written than chance allows."""
+        return self.count > self.limit or self.unlikely > self.unlikely_limit
 
 
 @dataclass(frozen=True)
@@ -89,16 +100,24 @@ def sampled_test(
         base = written_candidates(control, width=given.shape[1])
         given &= ~(use[:, None] & (counts < MUCH_LIKELIER * base))
     candidates = audit.num_decoys + 1
-    ranked = searched[audit.num_decoys[searched] > 0]
+    with_decoys = audit.num_decoys[searched] > 0
     beyond = searched[given[searched, 0]]
+    guessed = _guessed(corpus, audit, given, of_kind)[searched]
+
+    def limit(chosen: Bools) -> int:
+        ranked = searched[with_decoys & chosen]
+        return count_limit(given[ranked], candidates[ranked], ranked)
+
     inside = of_kind & np.isin(numbers, beyond)
     places = list(zip(documents[inside].tolist(), spans[inside].tolist(), strict=True))
     test = SampledTest(
         samples=len(audit.kinds),
         searched=len(searched),
-        without_decoys=len(searched) - len(ranked),
+        without_decoys=int((~with_decoys).sum()),
         count=len(beyond),
-        limit=count_limit(given[ranked], candidates[ranked], ranked),
+        limit=limit(np.ones(len(searched), dtype=np.bool_)),
+        unlikely=int((given[searched, 0] & ~(guessed & with_decoys)).sum()),
+        unlikely_limit=limit(~guessed),
         subjects=len({corpus[document].subject_id for document, _ in places}),
     )
     return SampledResult(test, sorted(places))
@@ -117,6 +136,22 @@ def written_candidates(hits: Hits, *, width: int | None = None) -> Ints:
     np.add.at(counts, (hits.hits[~hits.cued, 1], 0), 1)
     np.add.at(counts, (hits.decoy_hits[:, 1], hits.decoy_hits[:, 2] + 1), 1)
     return counts
+
+
+def _guessed(corpus: Corpus, audit: Hits, given: Bools, of_kind: Bools) -> Bools:
+    """Return which values have a label that is guessed, [identifiers]; see `GUESSED`.
+
+    A value of several labels has that of its first place.
+    """
+    numbers, first = np.unique(audit.places[of_kind, 0], return_index=True)
+    places = audit.places[of_kind][first, 1:]
+    labels = np.array([corpus[d].spans[s].label for d, s in places], dtype=np.str_)
+    written = given[:, 1:].sum(axis=1)
+    guessed = np.zeros(len(given), dtype=np.bool_)
+    for label in np.unique(labels):
+        same = numbers[labels == label]
+        guessed[same] = written[same].sum() > GUESSED * audit.num_decoys[same].sum()
+    return guessed
 
 
 def _check_alike(audit: Hits, control: Hits) -> None:

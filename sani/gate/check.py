@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from sani.recipe import CountLimit
+
+if TYPE_CHECKING:
+    from sani.auditing.candidate_tests import CountTest
+    from sani.auditing.sampled_test import SampledTest
 
 from sani.counting import counted, verb
 
@@ -79,3 +85,25 @@ def compare(name: str, value: float, highest: float, reason: str, *, bounded: bo
         known = False
     measured = value if math.isfinite(value) else None
     return Check(name, measured, highest, known and value <= highest, reason)
+
+
+def count_check(name: str, test: CountTest | SampledTest, limit: CountLimit, reason: str) -> Check:
+    """Check that no more values are given than a limit allows.
+
+    By the test, a few values that nobody guesses must not hide below many that anybody does: they
+    have a limit of their own.
+
+    Args:
+        name: Name of the check.
+        test: The counts, and what chance allows.
+        limit: A number, or ``test`` for what chance allows.
+        reason: What was compared.
+    """
+    highest = test.limit if limit == "test" else int(limit)
+    if limit == "test" and test.count <= highest and test.exceeded:
+        reason += (
+            f" But {test.unlikely} of them {verb(test.unlikely, 'is', 'are')} no guess, since hardly "
+            f"any of their decoys comes up; at most {test.unlikely_limit} of such values may."
+        )
+        return Check(name, float(test.unlikely), float(test.unlikely_limit), False, reason)
+    return Check(name, float(test.count), float(highest), test.count <= highest, reason)

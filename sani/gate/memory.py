@@ -9,7 +9,7 @@ from sani.auditing.control_tests import ControlTests
 from sani.auditing.record import AuditRecord
 from sani.corpus.documents import Kind
 from sani.counting import counted, verb
-from sani.gate.check import MIN_TRIALS, Check, compare, few_decoys, too_few
+from sani.gate.check import MIN_TRIALS, Check, compare, count_check, few_decoys, too_few
 from sani.recipe import CountLimit, GateSettings
 
 NOT_TESTED = "The audit was not compared with a control."
@@ -65,14 +65,7 @@ def _count(name: str, tests: ControlTests | None, figure: str, limit: CountLimit
         f"of {counted(tests.occurrences, 'uncued occurrence')}) {verb(test.count, 'is', 'are')} "
         f"{given} and not given by the control; at most {highest} may be: {source}."
     )
-    if limit == "test" and test.count <= highest and test.exceeded:
-        reason += (
-            f" But {test.unlikely} of them {verb(test.unlikely, 'is', 'are')} no guess, since "
-            f"hardly any of their decoys is given; at most {test.unlikely_limit} of such values "
-            "may be given."
-        )
-        return Check(name, float(test.unlikely), float(test.unlikely_limit), False, reason)
-    return Check(name, float(test.count), float(highest), test.count <= highest, reason)
+    return count_check(name, test, limit, reason)
 
 
 def _largest(name: str, tests: ControlTests | None, groups: str) -> Check:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sani.auditing.record import AuditRecord
 from sani.auditing.sampled_test import SampledTest
 from sani.corpus.documents import Kind
 from sani.counting import counted, verb
-from sani.gate.check import MIN_TRIALS, Check, few_decoys
+from sani.gate.check import MIN_TRIALS, Check, count_check, few_decoys
 from sani.recipe import CountLimit
 
 NOT_SAMPLED = (
@@ -37,13 +39,14 @@ def check_sampling(kind: Kind, limit: CountLimit, before: AuditRecord, after: Au
         if limit == "test"
         else "the recipe sets the limit"
     )
-    reason = (
+    sentence = (
         f"Of {counted(test.searched, 'value')}, {test.count} (of "
         f"{counted(test.subjects, 'subject')}) {verb(test.count, 'is', 'are')} written in "
         f"{counted(test.samples, 'sample')} and not by the control; at most {highest} may be: "
-        f"{source}. {_power(before)}"
+        f"{source}."
     )
-    return Check(name, float(test.count), float(highest), test.count <= highest, reason)
+    check = count_check(name, test, limit, sentence)
+    return replace(check, reason=f"{check.reason} {_power(before)}")
 
 
 def _too_little(test: SampledTest, *, decoys: bool) -> str | None:

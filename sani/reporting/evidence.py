@@ -78,7 +78,7 @@ def _test_rows(audits: list[CheckpointAudit], kinds: tuple[Kind, ...]) -> Iterat
                 yield (f"{kind}: {title}", *cells)
         samples = [tests.sampled if tests else None for tests in of_kind]
         if any(samples):
-            cells = [f"{test.count} (limit {test.limit})" if test else "-" for test in samples]
+            cells = [beyond_control(test) if test else "-" for test in samples]
             yield (f"{kind}: written by itself beyond control", *cells)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the command line formats numbers before anything loads torc
     from sani.auditing.control_tests import ControlTests
     from sani.auditing.figures import Figures
     from sani.auditing.record import AuditRecord
+    from sani.auditing.sampled_test import SampledTest
     from sani.intervals import Estimate, Rate
     from sani.recipe import AuditSettings
 
@@ -84,7 +85,7 @@ def share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def beyond_control(test: CountTest) -> str:
+def beyond_control(test: CountTest | SampledTest) -> str:
     """Return how many values are given beyond the control, and how many may be.
 
     Where only those that nobody guesses are too many, it says so: the total would look well.

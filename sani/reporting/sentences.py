@@ -85,9 +85,14 @@ def sampled_values(kind: Kind, test: SampledTest | None, audits: Container[str])
     if test is None:
         return f"Written by itself ({kind}): not tested."
     control = "and not by the base" if "base" in audits else "(there is no base to compare with)"
+    hidden = (
+        f" {test.unlikely} of them {verb(test.unlikely, 'is', 'are')} no guess; chance allows {test.unlikely_limit} of such."
+        if test.count <= test.limit and test.exceeded
+        else ""
+    )
     return (
         f"Written by itself ({kind}): {test.count} of {counted(test.searched, 'value')} in "
-        f"{counted(test.samples, 'sample')}, {control}; chance allows {test.limit}."
+        f"{counted(test.samples, 'sample')}, {control}; chance allows {test.limit}.{hidden}"
     )
 
 

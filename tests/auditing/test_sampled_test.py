@@ -264,8 +264,42 @@ def test_of_models_that_never_saw_the_records_few_are_above_the_limit() -> None:
         for with_base in above:
             hits = random_hits(seed, rate=0.2)
             test = sampled_test(CORPUS, hits, base if with_base else None, "direct").test
-            above[with_base] += test.count > test.limit
+            above[with_base] += test.exceeded
     assert all(count <= 19 for count in above.values())  # 10 expected; three deviations are 9
+
+
+def two_labels(corpus: Corpus) -> Corpus:
+    """The second half of the values is of another label."""
+    return Corpus(
+        [
+            replace(each, spans=tuple(replace(span, label="DATE") for span in each.spans))
+            if number >= VALUES // 2
+            else each
+            for number, each in enumerate(corpus)
+        ]
+    )
+
+
+def guessed_dates(seed: int, *, known: int) -> Hits:
+    """Hits of a model that writes many dates, true or not, and knows a few names."""
+    hits = random_hits(seed, rate=0.6)
+    dates = hits.hits[:, 1] >= VALUES // 2
+    names = np.array([[0, n, 1] for n in range(known)], dtype=np.int64).reshape(-1, 3)
+    true = np.concatenate([names, hits.hits[dates]])
+    decoys = hits.decoy_hits[hits.decoy_hits[:, 1] >= VALUES // 2]
+    return replace(hits, hits=true, cued=np.zeros(len(true), dtype=np.bool_), decoy_hits=decoys)
+
+
+def test_a_known_name_does_not_hide_below_dates_that_anybody_guesses() -> None:
+    corpus = two_labels(CORPUS)
+    hidden = 0
+    for seed in range(40):
+        test = sampled_test(corpus, guessed_dates(seed, known=1), None, "direct").test
+        hidden += test.count <= test.limit
+        assert (test.unlikely, test.unlikely_limit, test.exceeded) == (1, 0, True)
+        nothing = sampled_test(corpus, guessed_dates(seed, known=0), None, "direct").test
+        assert (nothing.unlikely, nothing.unlikely_limit) == (0, 0)
+    assert hidden > 20  # the total alone would let most of them pass
 
 
 def test_a_few_known_values_are_above_the_limit() -> None:
@@ -309,7 +343,14 @@ def test_a_value_that_several_share_counts_once_and_names_all_of_them() -> None:
     )
     result = sampled_test(corpus, hits, None, "direct")
     assert result.test == SampledTest(
-        samples=3, searched=2, without_decoys=2, count=1, limit=0, subjects=2
+        samples=3,
+        searched=2,
+        without_decoys=2,
+        count=1,
+        limit=0,
+        unlikely=1,
+        unlikely_limit=0,
+        subjects=2,
     )
     assert result.places == [(0, 0), (1, 0)]
     assert sampled_test(corpus, hits, None, "indirect").test.searched == 0

@@ -278,7 +278,10 @@ def test_an_auc_check_says_what_it_allows_and_whether_that_is_settled() -> None:
 def audit_with_samples(**changes: Any) -> AuditRecord:
     """Return an audit with this test of its samples; none if ``sampled`` is None."""
     nobody = LargestTest(0, None, None, 0)
-    test = SampledTest(samples=90, searched=40, without_decoys=2, count=1, limit=2, subjects=1)
+    test = SampledTest(
+        samples=90, searched=40, without_decoys=2, count=1, limit=2, unlikely=0, unlikely_limit=0,
+        subjects=1,
+    )  # fmt: skip
     count = CountTest(0, 0, 0, 0, 0)
     tests = ControlTests(
         occurrences=90, without_decoys=0, greedy=count, discoverable=count, auc_to_base=UNKNOWN,
@@ -304,6 +307,16 @@ def test_more_values_than_chance_allows_do_not_hold() -> None:
     assert "3 (of 2 subjects) are written in 90 samples and not by the control" in over.reason
     assert "5 of 100 cases" in over.reason
     assert "bring up none, so this check says little" in over.reason  # of `BEFORE`
+
+
+def test_a_few_written_values_that_nobody_guesses_do_not_hide_below_those_that_anybody_does() -> (
+    None
+):
+    hidden = sampled_check("test", audit_with_samples(count=2, unlikely=1))
+    assert (hidden.holds, hidden.measured, hidden.limit) == (False, 1.0, 0.0)
+    assert "1 of them is no guess" in hidden.reason
+    assert sampled_check("test", audit_with_samples(unlikely=1, unlikely_limit=1)).holds
+    assert sampled_check(2, audit_with_samples(count=2, unlikely=1)).holds  # the recipe decides
 
 
 def test_a_number_in_the_recipe_takes_the_place_of_the_test_of_samples() -> None:
