@@ -102,8 +102,8 @@ def count_check(name: str, test: CountTest | SampledTest, limit: CountLimit, rea
     highest = test.limit if limit == "test" else int(limit)
     if limit == "test" and test.count <= highest and test.exceeded:
         reason += (
-            f" But {test.unlikely} of them {verb(test.unlikely, 'is', 'are')} no guess, since hardly "
-            f"any of their decoys comes up; at most {test.unlikely_limit} of such values may."
+            f" But {test.unlikely} of them {verb(test.unlikely, 'is', 'are')} no guess, since "
+            f"hardly any of their decoys comes up; at most {test.unlikely_limit} of such may."
         )
         return Check(name, float(test.unlikely), float(test.unlikely_limit), False, reason)
     return Check(name, float(test.count), float(highest), test.count <= highest, reason)

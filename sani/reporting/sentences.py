@@ -86,7 +86,8 @@ def sampled_values(kind: Kind, test: SampledTest | None, audits: Container[str])
         return f"Written by itself ({kind}): not tested."
     control = "and not by the base" if "base" in audits else "(there is no base to compare with)"
     hidden = (
-        f" {test.unlikely} of them {verb(test.unlikely, 'is', 'are')} no guess; chance allows {test.unlikely_limit} of such."
+        f" {test.unlikely} of them {verb(test.unlikely, 'is', 'are')} no guess; chance allows "
+        f"{test.unlikely_limit} of such."
         if test.count <= test.limit and test.exceeded
         else ""
     )

@@ -105,7 +105,7 @@ def test_what_is_written_by_itself_stands_in_the_verdict_where_it_was_sampled(
     untested = changed(plain, "gate.holds", True)
     assert written_by_itself(untested) == ["Written by itself (direct): not tested."]
     test = {"samples": 90, "searched": 40, "without_decoys": 1, "count": 3, "limit": 2,
-            "subjects": 3}  # fmt: skip
+            "unlikely": 1, "unlikely_limit": 0, "subjects": 3}  # fmt: skip
     plain = changed(plain, "audits.after.control_tests.direct.sampled", test).to_json()
     sentence = (
         "Written by itself (direct): 3 of 40 values in 90 samples, and not by the base; chance "
@@ -113,6 +113,10 @@ def test_what_is_written_by_itself_stands_in_the_verdict_where_it_was_sampled(
     )
     assert written_by_itself(report_of(plain)) == [sentence]
     assert verdict(report_of(plain)).endswith(sentence)
+    hidden = changed(plain, "audits.after.control_tests.direct.sampled.limit", 3)
+    assert written_by_itself(hidden) == [
+        sentence.replace("allows 2.", "allows 3. 1 of them is no guess; chance allows 0 of such.")
+    ]
     nothing = {"all": {**recited, "identifiers": 0}}
     blind = changed(plain, "audits.before.generation.recited", nothing)
     assert written_by_itself(blind)[1:] == [
