@@ -80,6 +80,11 @@ def show(text: str) -> None:
         print(text, flush=True)  # noqa: T201
 
 
+def show_next(line: str, *, as_json: bool = False) -> None:
+    """Print the last line of a command, "Next: ...", which never stands within JSON."""
+    (say if as_json else show)(line)
+
+
 def show_json(data: Any) -> None:
     """Print one JSON document, on stdout."""
     show(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False))

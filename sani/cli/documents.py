@@ -210,6 +210,7 @@ def sample(
 
     check_new_file(out)  # before the heavy libraries are loaded
     from sani.pipeline.folders import sample_folder
+    from sani.reporting.next_steps import after_sample
 
     with console.reporter() as on_step:
         texts = sample_folder(
@@ -223,3 +224,4 @@ def sample(
             on_step=partial(on_step, "sample"),
         )
     console.say(f"{len(texts)} texts in {out} (mode 0600): they hold what the model recites")
+    console.show_next(after_sample(out))

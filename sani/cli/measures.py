@@ -109,6 +109,7 @@ def audit(
     from sani.pipeline.inputs import Documents, read_others
     from sani.recipe import AuditSettings
     from sani.reporting.contents import audit_sections
+    from sani.reporting.next_steps import after_audit
 
     generation: dict[str, Any] | None = None
     if samples or prompts:
@@ -143,6 +144,7 @@ def audit(
         for name, record in result.audits.items():
             for reason, count in record.unscored.items():
                 console.show(f"{name}: {counted(count, 'occurrence')} not scored: {reason}")
+    console.show_next(after_audit(result.audits, base=base is not None), as_json=as_json)
     if fail_above is not None and not _recites_at_most(result.audits["model"], fail_above):
         raise typer.Exit(GATE_FAILED)
 
@@ -229,6 +231,7 @@ def attack(
     from sani.pipeline.inputs import Documents, read_neighbours, read_others
     from sani.recipe import QUICK, AttackSettings, settings_from
     from sani.reporting.attacks import attack_sections
+    from sani.reporting.next_steps import after_attack
 
     if unknown := set(only or ()) - set(NAMES):
         raise UsageError(f"--only {min(unknown)}: no such attack; there are {', '.join(NAMES)}")
@@ -274,5 +277,6 @@ def attack(
         for section in attack_sections(result):
             console.show_section(section)
         console.show_checks(judged)
+    console.show_next(after_attack(judged), as_json=as_json)
     if gate and not all(check.holds for check in judged):
         raise typer.Exit(GATE_FAILED)

@@ -45,6 +45,7 @@ def report(
     if compare:
         _compare_runs(runs[0], runs[1], as_json=as_json)
         return
+    from sani.reporting.advice import next_line
     from sani.reporting.report import write_pages
     from sani.reporting.schema import read_report
 
@@ -54,6 +55,7 @@ def report(
     console.show_json(report.to_json()) if as_json else show_report(report, folder)
     if reveal:
         _reveal(folder)
+    console.show_next(next_line(report.advice, run=str(folder)), as_json=as_json)
     raise typer.Exit(0 if report.gate.holds else GATE_FAILED)
 
 
@@ -73,17 +75,20 @@ def _compare_runs(first: Path, second: Path, *, as_json: bool) -> None:
     from dataclasses import asdict
 
     from sani.reporting.compare_runs import side_by_side
+    from sani.reporting.next_steps import after_comparison
 
     sections = side_by_side(first, second)
     if as_json:
         console.show_json([asdict(section) for section in sections])
-        return
-    for section in sections:
-        console.show_section(section)
+    else:
+        for section in sections:
+            console.show_section(section)
+    console.show_next(after_comparison(), as_json=as_json)
 
 
 def show_report(report: Report, folder: Path) -> None:
     """Print the compact table, the gate, and where the whole report stands."""
+    from sani.reporting.advice import advice_lines
     from sani.reporting.escalation import tried
     from sani.reporting.evidence import summary, untested
     from sani.reporting.rounds import rounds
@@ -102,6 +107,8 @@ def show_report(report: Report, folder: Path) -> None:
         f"sani scan). {beyond_base(report)}"
     )
     console.show(verdict(report))
+    for line in advice_lines(report):
+        console.show(f"- {line}")
     if scan.quality:
         recall = scan.quality.recall
         console.show(
@@ -137,6 +144,7 @@ def verify(
     from dataclasses import asdict
 
     from sani.releasing.manifest import verify as verify_folder
+    from sani.reporting.next_steps import after_verify
 
     result = verify_folder(folder, public_key=key)
     if as_json:
@@ -157,6 +165,7 @@ def verify(
             console.show(problem)
         if result.weaker_limits:
             console.show(f"Limits weaker than the defaults: {'; '.join(result.weaker_limits)}.")
+    console.show_next(after_verify(folder, result), as_json=as_json)
     raise typer.Exit(0 if result.holds else GATE_FAILED)
 
 
@@ -166,5 +175,7 @@ def sign(
 ) -> None:
     r"""Sign a released checkpoint with your own key. Needs pip install 'sani-llm\[sign]'."""
     from sani.releasing.manifest import sign as sign_folder
+    from sani.reporting.next_steps import after_sign
 
     console.show(f"Signature: {sign_folder(folder, key)}")
+    console.show_next(after_sign(folder))

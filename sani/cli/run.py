@@ -11,6 +11,7 @@ from sani.cli import console
 from sani.cli.errors import GATE_FAILED, resumable
 from sani.cli.options import Json
 from sani.cli.release import show_report, warn_of_files_not_released
+from sani.errors import UsageError
 from sani.machine import distributed
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="The recipe, a YAML file; with --try-next, or a finished run's folder."
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Run folder.", show_default="runs/<name of the recipe>")
     ] = None,
@@ -32,13 +38,28 @@ def run(
         list[str] | None,
         typer.Option("--set", help="section.key=value wins over the recipe. May be repeated."),
     ] = None,
+    try_next: Annotated[
+        bool,
+        typer.Option(
+            "--try-next",
+            help="Carry out the first advice of the finished run, as a new recipe in a new folder "
+            "(NAME-2).",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Do the whole job of a recipe. The exit code is 3 if its gate does not hold."""
+    folder = out or Path("runs") / recipe.stem
+    if try_next:
+        if resume or check or overrides:
+            raise UsageError(
+                "--try-next takes the recipe and the settings of the finished run: leave --resume, "
+                "--check and --set away"
+            )
+        raise typer.Exit(_try_next(recipe if recipe.is_dir() else folder, as_json=as_json))
     from sani.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides=overrides or ())
-    folder = out or Path("runs") / recipe.stem
     if check:
         raise typer.Exit(_check(settings, folder, as_json=as_json))
     raise typer.Exit(run_and_show(settings, folder, resume=resume, as_json=as_json))
@@ -57,11 +78,27 @@ def demo(
     raise typer.Exit(run_and_show(load_recipe(recipe), out / "run", resume=False, as_json=False))
 
 
+def _try_next(run: Path, *, as_json: bool) -> int:
+    """Write the next recipe of a finished run, run it, and return the exit code."""
+    from sani.runfolder import check_is_run
+
+    check_is_run(run)  # before the heavy libraries are loaded
+    from sani.pipeline.try_next import write_next_recipe
+    from sani.recipe import load_recipe
+
+    new = distributed.on_main(lambda: write_next_recipe(run))
+    console.say(f"{new.recipe}: the recipe of {run}, and what changed")
+    code = run_and_show(load_recipe(new.recipe), new.out, resume=False, as_json=as_json)
+    console.say(f"Both runs: sani report {run} {new.out} --compare")
+    return code
+
+
 def _check(settings: Recipe, out: Path, *, as_json: bool) -> int:
     """Check the inputs of a run, print the result, and return the exit code."""
     from dataclasses import asdict
 
     from sani.pipeline.preflight import check
+    from sani.reporting.next_steps import after_check
 
     items = check(settings, out)
     if as_json:
@@ -69,7 +106,9 @@ def _check(settings: Recipe, out: Path, *, as_json: bool) -> int:
     else:
         rows = [[item.name, "ok" if item.holds else "NO", item.detail] for item in items]
         console.show_table("Check (nothing was written)", ["check", "", "result"], rows)
-    return 0 if all(item.holds for item in items) else 1
+    holds = all(item.holds for item in items)
+    console.show_next(after_check(out, holds=holds), as_json=as_json)
+    return 0 if holds else 1
 
 
 def run_and_show(settings: Recipe, out: Path, *, resume: bool, as_json: bool) -> int:
@@ -79,6 +118,7 @@ def run_and_show(settings: Recipe, out: Path, *, resume: bool, as_json: bool) ->
     if not resume:  # before the heavy libraries are loaded
         distributed.on_main(lambda: check_new_run(out))
     from sani.pipeline.run import run as run_recipe
+    from sani.reporting.advice import next_line
 
     if resume and not out.exists():
         console.say(f"{out} does not exist, so there is nothing to resume: this run is new")
@@ -92,4 +132,5 @@ def run_and_show(settings: Recipe, out: Path, *, resume: bool, as_json: bool) ->
         checkpoint = settings.model.path if settings.only_checks else out / "sanitized"
         warning = "" if result.gate_holds else " (do not share it: the gate does not hold)"
         console.show(f"Checkpoint: {checkpoint}{warning}")
+    console.show_next(next_line(result.report.advice, run=str(out)), as_json=as_json)
     return 0 if result.gate_holds else GATE_FAILED

@@ -92,6 +92,7 @@ def env(as_json: Json = False) -> None:
     else:
         rows = [list(row) for row in environment.items()]
         console.show_table("This machine", ["property", "value"], rows)
+    console.show_next("Next: sani init MODEL --corpus RECORDS", as_json=as_json)
 
 
 def schema() -> None:

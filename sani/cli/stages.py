@@ -179,6 +179,7 @@ def erase(
     from sani.erasing.plan import read_plan
     from sani.models.folder import is_adapter
     from sani.recipe import complete_erase_settings
+    from sani.reporting.next_steps import after_erase, after_plan
 
     if layer and last_layers is not None:
         raise UsageError("give --last-layers or --layer, not both")
@@ -217,6 +218,7 @@ def erase(
         )
     if out is None or dry_run:
         console.show_json(plan.to_json())
+        console.say(after_plan())
         if plan.token_rows is not None:
             console.say("this plan counts token rows and does not name them, so --plan refuses it")
         return
@@ -225,6 +227,7 @@ def erase(
     )
     warn_of_files_not_released(model)
     _show_erased(plan, result.fraction, out, in_adapter=in_adapter)
+    console.show_next(after_erase(out))
 
 
 def _selector(kind: str | None, fraction: float | None, per: str | None) -> dict[str, Any] | None:
@@ -355,6 +358,7 @@ def repair(
     from sani.corpus.readers import read_corpus
     from sani.pipeline.folders import repair_folder
     from sani.recipe import complete_repair_settings
+    from sani.reporting.next_steps import after_repair
 
     loss = {"kind": identifier_loss, "to": to, "weight": weight}
     given = {
@@ -390,5 +394,6 @@ def repair(
         console.show(f"Note: {note}.")
     console.show(
         f"{result.steps} steps over {result.tokens} tokens in {result.seconds:.0f} s. "
-        f"Checkpoint: {out} (audit it before you trust it: sani audit)"
+        f"Checkpoint: {out}"
     )
+    console.show_next(after_repair(out))

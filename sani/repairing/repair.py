@@ -37,6 +37,7 @@ from sani.repairing.training_job import OnEpoch, TrainingJob
 from sani.text.chat import check_source, rendered
 from sani.text.framing import framing_of
 
+ROUNDED = "were rounded to it again"  # in the note of a repair that rounding undid in part
 KEPT_BY_ROUNDING = 0.9  # share of the change; a repair of which rounding leaves less says so
 
 
@@ -265,7 +266,7 @@ def _round_to_types(checkpoint: Checkpoint, before: Mapping[str, torch.Tensor]) 
         return None
     types = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in before.values()})
     return (
-        f"the weights came in {', '.join(types)} and were rounded to it again, which left "
+        f"the weights came in {', '.join(types)} and {ROUNDED}, which left "
         f"{remaining / moved:.0%} of what the repair moved; the audit is of the rounded ones. Give "
         "the checkpoint in float32 to keep all of it"
     )

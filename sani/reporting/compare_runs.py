@@ -31,8 +31,8 @@ def side_by_side(first: Path, second: Path) -> list[Section]:
         second: Another one; figures compare where corpus and settings are the same.
 
     Returns:
-        Settings that differ; the figures of both; what became of each occurrence, where both
-        audited the same ones.
+        The figures of both; what became of each occurrence, where both audited the same ones;
+        settings that differ.
 
     Raises:
         RunError: If one of them is not finished, or its report is of another version.
@@ -41,13 +41,6 @@ def side_by_side(first: Path, second: Path) -> list[Section]:
     names = (f"A: {first.name}", f"B: {second.name}")
     return [
         Section(
-            "differ",
-            "Settings that differ",
-            (),
-            ("setting", *names),
-            tuple(_different(*(dict(leaves(report.recipe, "")) for report in reports))),
-        ),
-        Section(
             "figures",
             "Two runs",
             (_same_corpus(first, second),),
@@ -55,6 +48,13 @@ def side_by_side(first: Path, second: Path) -> list[Section]:
             tuple(_figures(*reports)),
         ),
         _occurrences(first, second),
+        Section(
+            "differ",
+            "Settings that differ",
+            (),
+            ("setting", *names),
+            tuple(_different(*(dict(leaves(report.recipe, "")) for report in reports))),
+        ),
     ]
 
 

@@ -6,7 +6,7 @@ import html
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sani.reporting import evidence, process, questions, sentences
+from sani.reporting import advice, evidence, process, questions, sentences
 from sani.reporting.charts import draw
 from sani.reporting.contents import chapters
 from sani.reporting.escalation import tried
@@ -28,6 +28,8 @@ def render(report: Report, template: str) -> str:
     return environment.get_template(template).render(
         report=report,
         verdict=sentences.verdict(report),
+        advice_lines=list(advice.advice_lines(report)),
+        next_line=advice.next_line(report.advice),
         what_changed=sentences.what_changed(report),
         beyond_base=sentences.beyond_base(report),
         summary=evidence.summary(report),

@@ -38,8 +38,11 @@ from sani.auditing.record import CheckpointAudit, load_verdicts
 from sani.auditing.unlearning_depth import UnlearningDepth
 from sani.corpus.documents import Corpus, Kind
 from sani.gate import Check
+from sani.gate.advice import Facts, advise
+from sani.models.folder import is_adapter
 from sani.recipe import Recipe
 from sani.recipe.weaker_limits import weaker_audit, weaker_limits
+from sani.repairing.repair import ROUNDED
 from sani.reporting.at_risk import named_at_risk
 from sani.reporting.attacks import whether_tested
 from sani.reporting.by_subject import against_control, by_subject
@@ -107,6 +110,15 @@ def build_report(
     all_verdicts = by_stage | between
     steps = ("before", "erased", *between, "after")
     attacks = folder.load_as("attack", AttackResult)
+    compared = compare_audits(
+        audits,
+        _verdicts(folder),
+        Corpora(corpus, held_out),
+        _arrays(folder, "audit-{}-documents", DocumentScores),
+        _arrays(folder, "audit-{}-generation", Hits),
+        _searched(recipe, corpus),
+        seed=recipe.seed,
+    )
     return Report(
         schema_version=SCHEMA_VERSION,
         gate=Gate(
@@ -118,15 +130,8 @@ def build_report(
             checks=list(checks),
         ),
         scan=folder.load_finished("scan", ScanRecord),
-        audits=compare_audits(
-            audits,
-            _verdicts(folder),
-            Corpora(corpus, held_out),
-            _arrays(folder, "audit-{}-documents", DocumentScores),
-            _arrays(folder, "audit-{}-generation", Hits),
-            _searched(recipe, corpus),
-            seed=recipe.seed,
-        ),
+        advice=advise(_facts(folder, recipe, checks, compared)),
+        audits=compared,
         onion=onion(steps, all_verdicts),
         pretraining=Pretraining(
             audits=_audits(folder, "pretraining"),
@@ -155,6 +160,29 @@ def build_report(
             *([] if recipe.audit.generation else [NOT_SAMPLED]),
         ],
         provenance=_provenance(folder, recipe, corpus),
+    )
+
+
+def _facts(
+    folder: RunFolder,
+    recipe: Recipe,
+    checks: Sequence[Check],
+    audits: Mapping[Stage, CheckpointAudit],
+) -> Facts:
+    """Return what the advice follows."""
+    climb = escalation(folder)
+    repair = folder.load_as("repair", RepairFile)
+    ways = [rung.settings.erase for rung in climb.rungs] if climb else []
+    return Facts(
+        recipe=recipe,
+        checks=checks,
+        audits={str(stage): audit for stage, audit in audits.items()},
+        scan=folder.load_finished("scan", ScanRecord),
+        is_adapter=is_adapter(recipe.model.path),
+        is_rounded=repair is not None and any(ROUNDED in note for note in repair.notes),
+        rungs_left=climb is not None and climb.stopped == "budget",
+        retrained=any(erase is not None and erase.interpolate_to_base == 1 for erase in ways),
+        seconds=repair.seconds if repair else None,
     )
 
 

@@ -21,13 +21,14 @@ from sani.auditing.unlearning_depth import UnlearningDepth
 from sani.corpus.documents import Kind
 from sani.errors import RunError
 from sani.gate import Check
+from sani.gate.advice import Advice
 from sani.intervals import Estimate, Rate
 from sani.recipe import AuditSettings, EraseSettings, GateSettings, RepairSettings, Selector
 from sani.reporting.at_risk import NamedAtRisk
 from sani.runfolder import check_is_run, check_result
 from sani.scanning.record import ScanRecord
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 Stage = Literal["base", "before", "erased", "after"]
 
@@ -305,8 +306,9 @@ class Provenance(Part):
 class Report(Part):
     """``report.json``. ``recipe`` is shown key by key, without the paths in it."""
 
-    schema_version: Literal[8]
+    schema_version: Literal[9]
     gate: Gate
+    advice: Advice
     scan: ScanRecord
     audits: dict[Stage, CheckpointAudit]
     onion: list[OnionStep]

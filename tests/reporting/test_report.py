@@ -496,7 +496,7 @@ def test_two_runs_stand_side_by_side(
     (other / "report.json").write_text(json.dumps(report))
     shutil.copyfile(copy / "private" / "audit-base.npz", other / "private" / "audit-after.npz")
     assert main(["report", "--compare", str(copy), str(other), "--json"]) == 0
-    differ, figures, occurrences = json.loads(capsys.readouterr().out)
+    figures, occurrences, differ = json.loads(capsys.readouterr().out)
     assert differ["rows"] == [["repair.epochs", "4", "9"]]
     assert figures["rows"][0] == ["gate", "DOES NOT HOLD", "holds"]
     assert "Both read the same corpus." in figures["sentences"]

@@ -1,0 +1,87 @@
+"""`sani run --try-next`: the advice of a finished run, as a recipe that says what changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sani.cli.main import main
+from sani.errors import RunError, WriteError
+from sani.pipeline.try_next import next_folder, write_next_recipe
+from sani.recipe import load_recipe
+from sani.runfolder import RunFolder
+from tests.support.reports import corpus_of, finished_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run with fresh layers, whose gate does not hold."""
+    finished_run(tmp_path / "first", corpus_of(20, 8))
+    return tmp_path / "first"
+
+
+def test_the_next_recipe_differs_in_what_the_advice_names(run: Path) -> None:
+    new = write_next_recipe(run)
+    assert (new.recipe, new.out) == (run.with_name("first-2.yaml"), run.with_name("first-2"))
+    assert not new.out.exists()
+    before, after = load_recipe(run / "recipe.resolved.yaml"), load_recipe(new.recipe)
+    assert before.erase is not None
+    assert before.erase.last_layers == 2
+    assert after.erase is not None
+    assert (after.erase.last_layers, after.erase.interpolate_to_base) == (None, 0.9)
+    assert after.model_copy(update={"erase": before.erase}) == before
+    text = new.recipe.read_text()
+    assert "#   erase={interpolate_to_base: 0.9}\n" in text
+    assert "# Why: measured: nine tenths of the way to the base" in text
+    assert str(run) not in text.split("version:")[0]
+
+
+def test_what_is_there_is_never_replaced(run: Path) -> None:
+    new = write_next_recipe(run)
+    with pytest.raises(WriteError, match="already exists"):
+        write_next_recipe(run)
+    new.recipe.unlink()
+    new.out.mkdir()
+    (new.out / "something").touch()
+    with pytest.raises(RunError, match="already exists and is not empty"):
+        write_next_recipe(run)
+
+
+def test_without_a_setting_to_try_it_says_the_next_step(run: Path) -> None:
+    report = json.loads((run / "report.json").read_text())
+    report["advice"].update(next="more_records", settings=[])
+    text = json.dumps(report)
+    RunFolder(run).keep_digest("report", text)
+    (run / "report.json").write_text(text)
+    with pytest.raises(RunError, match=r"no setting to try\. Next: audit more records"):
+        write_next_recipe(run)
+    assert not run.with_name("first-2.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "new"),
+    [("first", "first-2"), ("first-2", "first-3"), ("run-9", "run-10"), ("2", "2-2")],
+)
+def test_names_count_up(name: str, new: str) -> None:
+    assert next_folder(Path("runs") / name) == Path("runs") / new
+
+
+@pytest.mark.parametrize("option", ["--resume", "--check", "--set=seed=1"])
+def test_it_takes_no_other_settings(
+    run: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", str(run), "--try-next", option]) == 2
+    assert "leave --resume, --check and --set away" in capsys.readouterr().err
+
+
+def test_the_command_writes_the_recipe_and_runs_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The invented run has no model folders, so its second run ends where it opens them."""
+    recipe = run.with_name("first.yaml")
+    assert main(["run", str(recipe), "--out", str(run), "--try-next"]) == 1
+    error = capsys.readouterr().err
+    assert f"{run}-2.yaml: the recipe of {run}, and what changed" in error
+    assert f"model folder {run.parent / 'model'} does not exist" in error
+    assert main(["run", str(run.with_name("nowhere")), "--try-next"]) == 1
+    assert "there is no such folder" in capsys.readouterr().err
