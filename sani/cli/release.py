@@ -107,7 +107,7 @@ def show_report(report: Report, folder: Path) -> None:
         f"sani scan). {beyond_base(report)}"
     )
     console.show(verdict(report))
-    for line in advice_lines(report):
+    for line in advice_lines(report, run=str(folder)):
         console.show(f"- {line}")
     if scan.quality:
         recall = scan.quality.recall

@@ -88,9 +88,8 @@ def _try_next(run: Path, *, as_json: bool) -> int:
 
     new = distributed.on_main(lambda: write_next_recipe(run))
     console.say(f"{new.recipe}: the recipe of {run}, and what changed")
-    code = run_and_show(load_recipe(new.recipe), new.out, resume=False, as_json=as_json)
-    console.say(f"Both runs: sani report {run} {new.out} --compare")
-    return code
+    console.say(f"once it ends, both runs: sani report {run} {new.out} --compare")
+    return run_and_show(load_recipe(new.recipe), new.out, resume=False, as_json=as_json)
 
 
 def _check(settings: Recipe, out: Path, *, as_json: bool) -> int:

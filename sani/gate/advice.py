@@ -1,4 +1,4 @@
-"""What to try after a gate: failed limits, likely causes and the next step, from typed figures.
+"""Advice after a gate: failed limits, likely causes and the next step, from typed figures.
 
 A setting is advised only where docs/results.md measured that it helps. No limit is ever weakened.
 `sani.reporting.advice` puts the advice into words; `sani.pipeline.try_next` carries it out.
@@ -24,6 +24,7 @@ MEMORY = ("greedy", "discoverable", "sampled_beyond_control", "subjects", "label
 TOTALS = ("greedy.", "discoverable.", "auc.")  # limits that judge cued occurrences too
 INPUTS = ("unscored", "positive_control", "leftovers")  # these tell that the run measured nothing
 NEAR_BASE = 0.9  # the way to the base of the rows of docs/results.md that hold today's limits
+ENOUGH_EPOCHS = 12  # of the repair near the base, in such a row
 KEEPS_SKILL = 5.0  # repair.retain_weight of the rows "keeps skill" of docs/results.md
 
 Cause = Literal[
@@ -51,7 +52,9 @@ Next = Literal[
     "retrain",
     "nothing",
 ]
-Why = Literal["near_base", "anchor", "skill", "no_fresh_layers", "retraining", "rungs_left"]
+Why = Literal[
+    "near_base", "anchor", "skill", "epochs", "no_fresh_layers", "retraining", "rungs_left"
+]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Advice:
-    """What a run's gate found, why, and what to do next.
+    """Failed limits of a run, their likely causes, and the next step.
 
     Attributes:
         failed: Limits that are not met.
@@ -323,11 +326,17 @@ def _more_skill(facts: Facts, causes: Sequence[Cause]) -> tuple[Next, list[Setti
     recipe = facts.recipe
     has_base, once = recipe.model.base is not None, recipe.strategy == "once"
     is_causal = facts.audits["after"].jointly is None
-    if "weak_base" in causes and once and recipe.repair and not recipe.repair.retain_weight:
-        keep = Setting("repair.retain_weight", str(KEEPS_SKILL), "skill")
-        away = [Setting("erase", "null", "skill")] if recipe.erase else []
-        return "settings", [*away, keep]
-    if "weak_base" not in causes and "fresh_layers" in causes and has_base and once and is_causal:
+    if not once or recipe.repair is None:
+        return "nothing", []
+    if _to_base(recipe) >= NEAR_BASE and not _resets(recipe):
+        if recipe.repair.epochs < ENOUGH_EPOCHS and is_causal:
+            return "settings", [Setting("repair.epochs", str(ENOUGH_EPOCHS), "epochs")]
+        return "nothing", []
+    # Weights that went to the base on their way out of memory are not sent back.
+    stays = _to_base(recipe) == 0 and not _resets(recipe)
+    if "weak_base" in causes and stays and not recipe.repair.retain_weight:
+        return "settings", [Setting("repair.retain_weight", str(KEEPS_SKILL), "skill")]
+    if "fresh_layers" in causes and has_base and is_causal:
         near = Setting("erase", f"{{interpolate_to_base: {NEAR_BASE}}}", "no_fresh_layers")
         if not facts.is_adapter:
             return "settings", [near]

@@ -50,7 +50,8 @@ CAUSES: dict[Cause, str] = {
 MEASURED: dict[Why, str] = {
     "near_base": (
         "measured: nine tenths of the way to the base left no subject and no label above the "
-        "limit; fresh last layers did, with and without three quarters of the way (one run each)"
+        "limit; after fresh last layers some were above it, also three quarters of the way (one "
+        "run each)"
     ),
     "anchor": (
         "measured: the anchor also suppresses most identifiers that the scan missed, masked repair "
@@ -59,6 +60,10 @@ MEASURED: dict[Why, str] = {
     "skill": (
         "measured: where the checkpoint knows more than its base, it keeps the perplexity, and the "
         "AUC within 0.05 of the control's for listed identifiers"
+    ),
+    "epochs": (
+        "measured: nine tenths of the way to the base, twelve epochs of repair brought back skill "
+        "that three did not (one model)"
     ),
     "no_fresh_layers": (
         "measured: half way to the base kept the perplexity that fresh layers lost (one model)"
@@ -192,14 +197,19 @@ def _time(advice: Advice) -> str:
     return f"{advice.seconds or 0:.0f} s in this run"
 
 
-def advice_lines(report: Report) -> Iterator[str]:
-    """Yield the sentences of the advice in the order of the first screen, without the next step."""
+def advice_lines(report: Report, *, run: str = "RUN") -> Iterator[str]:
+    """Yield the sentences of the advice in the order of the first screen, without the next step.
+
+    Args:
+        report: The report.
+        run: The run folder, as it stands in a command.
+    """
     advice = report.advice
     yield from failed_in_words(report)
     if any(limit.occurrences or limit.subjects for limit in advice.failed):
         yield (
-            "sani report RUN --reveal names the occurrences, and private/at-risk.json the people. "
-            "Both stay where the records are."
+            f"sani report {run} --reveal names the occurrences, and private/at-risk.json the "
+            "people. Both stay where the records are."
         )
     yield from (f"Likely cause. {sentence}" for sentence in causes_in_words(report))
     yield from filter(None, (better_base(report), doubt(report)))

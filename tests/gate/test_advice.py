@@ -247,11 +247,23 @@ def test_skill_that_fresh_layers_lost_comes_back_by_the_base(plain: Facts) -> No
 
 def test_skill_that_the_base_lacks_is_kept(plain: Facts) -> None:
     weak = with_perplexity(plain, base=30.0)
-    advice = advice_for(weak, LOST, recipe=recipe_of(erase=HALF))
+    advice = advice_for(weak, LOST, recipe=recipe_of())
     assert "weak_base" in advice.causes
-    assert settings_of(advice) == {"erase": "null", "repair.retain_weight": "5.0"}
+    assert settings_of(advice) == {"repair.retain_weight": "5.0"}
     kept = recipe_of(repair={"retain_weight": 5.0})
     assert advice_for(weak, LOST, recipe=kept).next == "nothing"
+
+
+def test_near_the_base_a_longer_repair_brings_skill_back(plain: Facts) -> None:
+    """What went to the base to forget is never sent back for its skill."""
+    near = {"interpolate_to_base": 0.9}
+    weak = with_perplexity(plain, base=30.0)
+    for facts in (plain, weak):
+        advice = advice_for(facts, LOST, recipe=recipe_of(erase=near, repair={"epochs": 3}))
+        assert settings_of(advice) == {"repair.epochs": "12"}
+        long = recipe_of(erase=near, repair={"epochs": 12})
+        assert (advice_for(facts, LOST, recipe=long).next) == "nothing"
+    assert advice_for(weak, LOST, recipe=recipe_of(erase=HALF)).next == "nothing"
 
 
 def test_a_base_that_is_better_is_the_model_to_share(plain: Facts) -> None:
@@ -303,7 +315,7 @@ def test_no_advice_touches_a_limit(plain: Facts) -> None:
         recipe_of(erase=erase, repair=repair) for erase in (None, HALF) for repair in ({}, MASK)
     ]
     for recipe in recipes:
-        for check in (LEAKS, LOST, broken("attack.relearn.greedy")):
+        for check in (LEAKS, broken("attack.relearn.greedy")):
             advice = advice_for(with_perplexity(plain, base=30.0), check, recipe=recipe)
             assert advice.settings
             assert not [s for s in advice.settings if s.key.startswith(("gate", "audit", "corpus"))]

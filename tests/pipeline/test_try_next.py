@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,18 @@ from tests.support.reports import corpus_of, finished_run
 def run(tmp_path: Path) -> Path:
     """A finished run with fresh layers, whose gate does not hold."""
     finished_run(tmp_path / "first", corpus_of(20, 8))
+    near = {"key": "erase", "value": "{interpolate_to_base: 0.9}", "why": "near_base"}
+    rewrite_advice(tmp_path / "first", next="settings", settings=[near])
     return tmp_path / "first"
+
+
+def rewrite_advice(run: Path, **changes: Any) -> None:
+    """Change the advice of a finished run's report, as if the run had written it so."""
+    report = json.loads((run / "report.json").read_text())
+    report["advice"].update(changes)
+    text = json.dumps(report)
+    RunFolder(run).keep_digest("report", text)
+    (run / "report.json").write_text(text)
 
 
 def test_the_next_recipe_differs_in_what_the_advice_names(run: Path) -> None:
@@ -48,11 +60,7 @@ def test_what_is_there_is_never_replaced(run: Path) -> None:
 
 
 def test_without_a_setting_to_try_it_says_the_next_step(run: Path) -> None:
-    report = json.loads((run / "report.json").read_text())
-    report["advice"].update(next="more_records", settings=[])
-    text = json.dumps(report)
-    RunFolder(run).keep_digest("report", text)
-    (run / "report.json").write_text(text)
+    rewrite_advice(run, next="more_records", settings=[])
     with pytest.raises(RunError, match=r"no setting to try\. Next: audit more records"):
         write_next_recipe(run)
     assert not run.with_name("first-2.yaml").exists()
