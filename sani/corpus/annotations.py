@@ -101,17 +101,15 @@ def with_spans(row: Row) -> Row:
         )
     text = row.get("text", row.get("content"))
     present = [name for name in ANNOTATION_FIELDS if _may_mark(name, row.get(name))]
-    spans = row.get("spans")
-    if not present:
-        return {**row, "spans": _spans("spans", spans, text)} if isinstance(spans, list) else row
-    filled = [name for name in present if row[name]]
-    if spans or len(filled) > 1:
-        names = ["spans", *filled] if spans else filled
+    filled = [name for name in ("spans", *present) if row.get(name)]
+    if len(filled) > 1:
         raise RecordError(
-            f"it has annotation under {names[0]!r} and also under {names[1]!r}; keep one of them"
+            f"it has annotation under {filled[0]!r} and also under {filled[1]!r}; keep one of them"
         )
-    name = (filled or present)[0]
-    rest = {key: value for key, value in row.items() if key not in present}
+    rest = {name: value for name, value in row.items() if name not in present}
+    name = (filled or present or ["spans"])[0]
+    if name == "spans" and not isinstance(row.get(name), list):
+        return rest
     return {**rest, "spans": _spans(name, row[name], text)}
 
 

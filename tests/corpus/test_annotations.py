@@ -62,6 +62,9 @@ RECORDS: dict[str, dict[str, Any]] = {
         "spans": [{"entity_type": "NAME", "entity_value": NAME,
                    "start_position": START, "end_position": END}],
     },
+    "spans beside an empty list of another tool": {
+        "id": 1, "text": TEXT, "spans": [NAMED], "entities": [], "label": [],
+    },
     "spans as triples": {"id": 1, "text": TEXT, "spans": [AT]},
     "token classification by transformers": {
         "id": 1, "text": TEXT,
