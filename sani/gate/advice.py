@@ -17,14 +17,14 @@ from sani.auditing.record import AuditRecord
 from sani.corpus.documents import Kind
 from sani.gate.check import MIN_DECOY_SHARE, MIN_TRIALS, Check
 from sani.gate.failed import FailedLimit, failed_limits
-from sani.recipe import MaskObjective, Recipe
+from sani.recipe import AnchorObjective, MaskObjective, Recipe, RepairSettings
 from sani.scanning.record import ScanRecord
 
 MEMORY = ("greedy", "discoverable", "sampled_beyond_control", "subjects", "labels", "auc")
 TOTALS = ("greedy.", "discoverable.", "auc.")  # limits that judge cued occurrences too
 INPUTS = ("unscored", "positive_control", "leftovers")  # these tell that the run measured nothing
 NEAR_BASE = 0.9  # the way to the base of the rows of docs/results.md that hold today's limits
-ENOUGH_EPOCHS = 12  # of the repair near the base, in such a row
+ENOUGH_EPOCHS, ENOUGH_WEIGHT = 12, 10.0  # of the repair near the base, in such a row
 KEEPS_SKILL = 5.0  # repair.retain_weight of the rows "keeps skill" of docs/results.md
 
 Cause = Literal[
@@ -329,9 +329,8 @@ def _more_skill(facts: Facts, causes: Sequence[Cause]) -> tuple[Next, list[Setti
     if not once or recipe.repair is None:
         return "nothing", []
     if _to_base(recipe) >= NEAR_BASE and not _resets(recipe):
-        if recipe.repair.epochs < ENOUGH_EPOCHS and is_causal:
-            return "settings", [Setting("repair.epochs", str(ENOUGH_EPOCHS), "epochs")]
-        return "nothing", []
+        longer = list(_longer_repair(recipe.repair)) if is_causal else []
+        return ("settings", longer) if longer else ("nothing", [])
     # Weights that went to the base on their way out of memory are not sent back.
     stays = _to_base(recipe) == 0 and not _resets(recipe)
     if "weak_base" in causes and stays and not recipe.repair.retain_weight:
@@ -341,3 +340,13 @@ def _more_skill(facts: Facts, causes: Sequence[Cause]) -> tuple[Next, list[Setti
         if not facts.is_adapter:
             return "settings", [near]
     return "nothing", []
+
+
+def _longer_repair(repair: RepairSettings) -> Iterator[Setting]:
+    """Yield the settings of the row near the base that kept its skill, where they differ."""
+    if repair.epochs < ENOUGH_EPOCHS:
+        yield Setting("repair.epochs", str(ENOUGH_EPOCHS), "epochs")
+    loss = repair.identifier_loss
+    if isinstance(loss, AnchorObjective) and loss.to == "base" and loss.weight > ENOUGH_WEIGHT:
+        value = f"{{kind: anchor, to: base, weight: {ENOUGH_WEIGHT}}}"
+        yield Setting("repair.identifier_loss", value, "epochs")

@@ -217,8 +217,10 @@ def listed(report: Report) -> Iterator[Section]:
                     "is keyed to this run: the same value has the same digest, and no value can "
                     "be guessed from it.",
                 ),
-                ("document number", "label", "kind", "digest"),
-                tuple((str(item.document), item.label, item.kind, item.digest) for item in listed),
+                ("document, from 1", "label", "kind", "digest"),
+                tuple(
+                    (str(item.document + 1), item.label, item.kind, item.digest) for item in listed
+                ),
             )
 
 

@@ -71,7 +71,7 @@ class Pretraining(Part):
 
 
 class Named(Part):
-    """An occurrence, by the digest of its value."""
+    """An occurrence, by the digest of its value; documents are counted from 0."""
 
     document: int
     label: str

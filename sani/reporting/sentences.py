@@ -30,7 +30,20 @@ def verdict(report: Report) -> str:
             "Every limit of the recipe is met on the documents and identifiers given. This is "
             "evidence for the person who decides, not the decision."
         )
-    return " ".join([first, *at_risk(report), *written_by_itself(report)])
+    return " ".join(
+        [first, *filter(None, [doubt(report)]), *at_risk(report), *written_by_itself(report)]
+    )
+
+
+def doubt(report: Report) -> str:
+    """Return which limits hold that the records do not settle; nothing if there is none."""
+    if not report.advice.unsettled:
+        return ""
+    parts = [
+        f"{counted(number, 'occurrence')} {verb(number, 'does', 'do')} not settle {name}"
+        for name, number in report.advice.unsettled.items()
+    ]
+    return f"{'; '.join(parts)}: the limit lies within the 95 % interval."
 
 
 def at_risk(report: Report) -> list[str]:

@@ -260,9 +260,12 @@ def test_near_the_base_a_longer_repair_brings_skill_back(plain: Facts) -> None:
     weak = with_perplexity(plain, base=30.0)
     for facts in (plain, weak):
         advice = advice_for(facts, LOST, recipe=recipe_of(erase=near, repair={"epochs": 3}))
-        assert settings_of(advice) == {"repair.epochs": "12"}
+        weight = {"repair.identifier_loss": "{kind: anchor, to: base, weight: 10.0}"}
+        assert settings_of(advice) == {"repair.epochs": "12", **weight}
         long = recipe_of(erase=near, repair={"epochs": 12})
-        assert (advice_for(facts, LOST, recipe=long).next) == "nothing"
+        assert settings_of(advice_for(facts, LOST, recipe=long)) == weight
+        masked = recipe_of(erase=near, repair={"epochs": 12, **MASK})
+        assert advice_for(facts, LOST, recipe=masked).next == "nothing"
     assert advice_for(weak, LOST, recipe=recipe_of(erase=HALF)).next == "nothing"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, get_args
+from xml.etree import ElementTree
 
 import pytest
 
@@ -19,12 +20,13 @@ from sani.reporting.advice import (
     MEASURED,
     advice_lines,
     better_base,
-    doubt,
     failed_in_words,
     next_line,
     settings_in_words,
 )
+from sani.reporting.junit import junit
 from sani.reporting.schema import Report
+from sani.reporting.sentences import doubt, verdict
 from tests.support.reports import corpus_of, finished_run, report_of
 
 
@@ -126,6 +128,7 @@ def test_a_better_base_and_a_doubt_are_said(data: Mapping[str, Any]) -> None:
     assert better_base(with_advice(data)) == ""
     assert doubt(with_advice(data)) == ""
     unsettled = with_advice(data, unsettled={"auc_to_base.direct": 766})
+    assert doubt(unsettled) in verdict(unsettled)
     assert doubt(unsettled) == (
         "766 occurrences do not settle auc_to_base.direct: the limit lies within the 95 % interval."
     )
@@ -147,6 +150,18 @@ def test_all_formats_and_the_terminal_say_the_same(
     for line in advice_lines(report, run=str(run)):
         assert f"- {line}\n" in said
     assert said.splitlines()[-1] == next_line(report.advice, run=str(run))
+
+
+def test_a_pass_has_its_values_in_junit(data: Mapping[str, Any]) -> None:
+    gate = {
+        "holds": True,
+        "weaker": [],
+        "checks": [asdict(Check("unscored", 0.0, 0.0, True, "All."))],
+    }
+    suite = ElementTree.fromstring(junit(report_of({**data, "gate": gate})))
+    (case,) = suite.findall("testcase")
+    assert case.findtext("system-out") == "Measured: 0. Allowed: at most 0. All."
+    assert case.find("failure") is None
 
 
 # ---- commands that are no run ----------------------------------------------------------------
