@@ -158,7 +158,7 @@ def _note_other_files(
     folder: Path, read: Sequence[Path], notes: Notes, *, below: bool = False
 ) -> None:
     """Count the files of a folder, or also of those below it, that are not read."""
-    for path in set(folder.rglob("*") if below else folder.iterdir()).difference(read):
+    for path in sorted(set(folder.rglob("*") if below else folder.iterdir()).difference(read)):
         if path.is_file() and not _NO_DOCUMENT.fullmatch(path.name):
             notes.count(_HIDDEN_FILES if path.name.startswith(".") else _OTHER_FILES)
 
