@@ -228,6 +228,29 @@ def check_result(run: Path, stage: str, text: str, *, required: bool = False) ->
         )
 
 
+def check_report(folder: Path, text: str) -> None:
+    """Refuse a report whose digest is not the one that its run or its release states.
+
+    Args:
+        folder: The run folder.
+        text: What its ``report.json`` holds.
+
+    Raises:
+        RunError: If it was changed since the run wrote it.
+    """
+    check_result(folder, "report", text)
+    try:
+        manifest = json.loads((folder / "sanitized" / "manifest.json").read_text(encoding="utf-8"))
+        stated = manifest.get("report")
+    except (OSError, ValueError, AttributeError):
+        return  # nothing was released, or sani verify says what is wrong with it
+    if stated != _sha256(text):
+        raise RunError(
+            f"{folder / 'report.json'} is not the report of {folder / 'sanitized'}: its digest "
+            "differs from the one in the manifest there; make it again with sani run --resume"
+        )
+
+
 def _kept_digests(run: Path) -> dict[str, list[str]]:
     """Return the digests of a run's result files by stage; none where they cannot be read."""
     try:

@@ -14,7 +14,12 @@ def junit(report: Report) -> str:
     checks = report.gate.checks
     failures = sum(not check.holds for check in checks)
     suite = ElementTree.Element(
-        "testsuite", name="sani gate", tests=str(len(checks)), failures=str(failures)
+        "testsuite",
+        name="sani gate",
+        tests=str(len(checks)),
+        failures=str(failures),
+        timestamp=report.provenance.date,
+        time=f"{report.provenance.seconds:.1f}",
     )
     if report.gate.weaker:
         properties = ElementTree.SubElement(suite, "properties")

@@ -288,6 +288,13 @@ def provenance(report: Report) -> Section:
         for stage, audit in report.audits.items()
     }
     rows = {
+        "model": origin.model,
+        "base": origin.base or "none",
+        "corpus": origin.corpus,
+        "audited (UTC)": origin.date,
+        "seconds of all stages": f"{origin.seconds:.1f}",
+        "machine": origin.machine,
+        "command": origin.command,
         "recipe (digest keyed to this run)": origin.recipe_digest,
         "corpus (digest keyed to this run)": origin.corpus_digest,
         **weights,
@@ -343,7 +350,21 @@ def limits(report: Report) -> Section:
 
 
 def versions(report: Report) -> str:
-    """Return versions and seed in one line."""
+    """Return what ran, versions and seed in one line."""
     origin = report.provenance
     names = [f"{name} {number}" for name, number in origin.versions.items()]
-    return f"Versions: {', '.join(names)}; seed {origin.seed}."
+    return f"{what_ran(report)} Versions: {', '.join(names)}; seed {origin.seed}."
+
+
+def what_ran(report: Report) -> str:
+    """Return which model, base and corpus were read, with digests, and when, where and how."""
+    origin, audits = report.provenance, report.audits
+    base = "none"
+    if origin.base is not None and "base" in audits:
+        base = f"{origin.base} (weights {audits['base'].weights_digest[:12]})"
+    return (
+        f"Model: {origin.model} (weights {audits['before'].weights_digest[:12]}); base: {base}; "
+        f"corpus: {origin.corpus} (digest {origin.corpus_digest}); recipe digest "
+        f"{origin.recipe_digest}. Audited {origin.date}, {origin.seconds:.0f} s in all stages, on "
+        f"{origin.machine}. Again: {origin.command}."
+    )

@@ -7,10 +7,8 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar, get_args
@@ -48,8 +46,10 @@ from sani.reporting.attacks import whether_tested
 from sani.reporting.by_subject import against_control, by_subject
 from sani.reporting.card import read_source_card
 from sani.reporting.escalation import escalation
+from sani.reporting.identity import identity
 from sani.reporting.junit import junit
 from sani.reporting.page import render
+from sani.reporting.process import stages
 from sani.reporting.ripple import ripples
 from sani.reporting.rounds import rounds_between, rounds_made
 from sani.reporting.sarif import sarif
@@ -62,20 +62,18 @@ from sani.reporting.schema import (
     Named,
     Plan,
     Pretraining,
-    Provenance,
     Repair,
     Report,
     SelectorResult,
     Stage,
 )
 from sani.reporting.stage_files import EraseFile, RepairFile
-from sani.runfolder import RECIPE, RunFolder
+from sani.runfolder import RunFolder
 from sani.scanning.record import ScanRecord
 
 MAX_LISTED = 50
 MAX_STEPS = 200
 MAP_BINS = 64
-LIBRARIES = ("sani-llm", "torch", "transformers", "accelerate", "safetensors")
 _Arrays = TypeVar("_Arrays")
 _Settings = TypeVar("_Settings", bound=BaseModel)
 
@@ -119,7 +117,7 @@ def build_report(
         _searched(recipe, corpus),
         seed=recipe.seed,
     )
-    return Report(
+    report = Report(
         schema_version=SCHEMA_VERSION,
         gate=Gate(
             holds=bool(checks) and all(check.holds for check in checks),
@@ -159,8 +157,11 @@ def build_report(
             *NOT_TESTED,
             *([] if recipe.audit.generation else [NOT_SAMPLED]),
         ],
-        provenance=_provenance(folder, recipe, corpus),
+        provenance=identity(folder, recipe, corpus),
     )
+    seconds = round(sum(stage.seconds for stage in stages(report).values()), 1)
+    timed = report.provenance.model_copy(update={"seconds": seconds})
+    return report.model_copy(update={"provenance": timed})
 
 
 def _facts(
@@ -183,16 +184,6 @@ def _facts(
         rungs_left=climb is not None and climb.stopped == "budget",
         retrained=any(erase is not None and erase.interpolate_to_base == 1 for erase in ways),
         seconds=repair.seconds if repair else None,
-    )
-
-
-def _provenance(folder: RunFolder, recipe: Recipe, corpus: Corpus) -> Provenance:
-    return Provenance(
-        seed=recipe.seed,
-        python=platform.python_version(),
-        versions={name: version(name) for name in LIBRARIES},
-        recipe_digest=folder.digest((folder.path / RECIPE).read_text(encoding="utf-8")),
-        corpus_digest=folder.digest(corpus.digest()),
     )
 
 

@@ -6,7 +6,6 @@ The version goes up when a field is renamed, removed or means something else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +24,7 @@ from sani.gate.advice import Advice
 from sani.intervals import Estimate, Rate
 from sani.recipe import AuditSettings, EraseSettings, GateSettings, RepairSettings, Selector
 from sani.reporting.at_risk import NamedAtRisk
-from sani.runfolder import check_is_run, check_result
+from sani.runfolder import check_is_run, check_report
 from sani.scanning.record import ScanRecord
 
 SCHEMA_VERSION = 9
@@ -294,8 +293,18 @@ class SourceCard(Part):
 
 
 class Provenance(Part):
-    """Seed, versions, digests keyed to the run."""
+    """Identity of the run: names of folders and files, UTC date of the last audit, versions.
 
+    Digests of recipe and corpus are keyed to the run; ``seconds`` is the time of all stages.
+    """
+
+    model: str
+    base: str | None
+    corpus: str
+    date: str
+    seconds: float
+    machine: str
+    command: str
     seed: int
     python: str
     versions: dict[str, str]
@@ -365,7 +374,7 @@ def read_report(folder: Path) -> Report:
         raise RunError(f"{folder} holds no report.json; finish the run with --resume") from None
     except (OSError, ValueError, AttributeError):
         raise RunError(f"{path} cannot be read as JSON; make it again with --resume") from None
-    _check_unchanged(folder, text)
+    check_report(folder, text)
     if version != SCHEMA_VERSION:
         raise RunError(
             f"{path} has schema_version {version!r:.20}, this sani reads {SCHEMA_VERSION}; make "
@@ -379,21 +388,6 @@ def read_report(folder: Path) -> Report:
             f"{path}: {error.error_count()} of its fields do not fit the schema, the first is "
             f"{field}; make it again with sani run --resume"
         ) from None
-
-
-def _check_unchanged(folder: Path, text: str) -> None:
-    """Refuse a report whose digest is not the one that its run or its release states."""
-    check_result(folder, "report", text)
-    try:
-        manifest = json.loads((folder / "sanitized" / "manifest.json").read_text(encoding="utf-8"))
-        stated = manifest.get("report")
-    except (OSError, ValueError, AttributeError):
-        return  # nothing was released, or sani verify says what is wrong with it
-    if stated != hashlib.sha256(text.encode()).hexdigest():
-        raise RunError(
-            f"{folder / 'report.json'} is not the report of {folder / 'sanitized'}: its digest "
-            "differs from the one in the manifest there; make it again with sani run --resume"
-        )
 
 
 if __name__ == "__main__":
