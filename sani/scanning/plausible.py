@@ -24,7 +24,7 @@ from sani.values.names import listed_names
 _WORD = regex.compile(r"[\p{L}\p{M}][\p{L}\p{M}'\u2019.-]*")
 _EDGES = "()[]{}.,;:!?\"'\u2018\u2019\u201c\u201d/\\|*#=-"
 # A measurement, a ratio, a range; an ICD-10 code; a vertebra. Longer numbers may identify.
-_QUANTITY = regex.compile(r"[<>≤≥~±+-]?\d{1,4}(?:[.,:/x-]\d{1,4}){0,2}[%+]?")
+_QUANTITY = regex.compile(r"[<>≤≥~±+-]?\d{1,3}(?:[.,:/x-]\d{1,3}){0,2}[%+]?")
 _CODE = regex.compile(r"[A-TV-Z]\d[\dA-Z]\.[\dA-Z]{1,4}|[CTLS]\d{1,2}(?:[-/][CTLS]?\d{1,2})?")
 _CATEGORY = regex.compile(r"[A-TV-Z]\d[\dA-Z]")  # of ICD-10; a room may be called so, a person not
 _DOSE = regex.compile(r"[ ]?[<>]?\d[\d.,/-]*[ ]?(?P<unit>[\p{L}%µ]+)(?:/[\p{L}\d]+)?")
@@ -34,6 +34,7 @@ _SENTENCE_START = regex.compile(r"(?:^|[.!?:;\n\r•*-]|\d\))[\s\"'(]*$")
 _BEFORE = regex.compile(r"(?:(\d)(?:st|nd|rd|th)?|(\p{L}+))[\s,.]*$")
 _NOUN = regex.compile(r"(?P<of>['\u2019]s?)?[ -]+(?P<noun>\p{L}+)")
 _SEPARATOR = regex.compile(r"\n|[;|\t]|\s[-\u2013\u2014]+\s")
+_HEADED = regex.compile(r"(?P<heading>\D*?)[ :#.]+(?P<rest>\d\S*.*)")
 _SHORT = 4  # letters of an abbreviation of a laboratory
 
 
@@ -177,16 +178,27 @@ def _parts(span: Span, text: str) -> Iterator[Span]:
     "Ana Lima - DOB 06/20/1953" is a name, and a date that keeps its own place.
     """
     value = text[span.start : span.end]
-    if span.label == "DATE" or not _SEPARATOR.search(value):
+    if span.label == "DATE":
         yield span
+        return
+    if not _SEPARATOR.search(value):
+        yield _without_heading(span, text)
         return
     at = 0
     for separator in [*_SEPARATOR.finditer(value), None]:
         part = value[at : separator.start() if separator else len(value)]
         start = span.start + at + len(part) - len(part.lstrip())
         if part.strip():
-            yield replace(span, start=start, end=start + len(part.strip()))
+            yield _without_heading(replace(span, start=start, end=start + len(part.strip())), text)
         at = separator.end() if separator else at
+
+
+def _without_heading(span: Span, text: str) -> Span:
+    """Return a finding without a heading before a number: "Pager 4432" is a number."""
+    match = _HEADED.match(text[span.start : span.end])
+    if match is None or not is_heading(match["heading"]):
+        return span
+    return replace(span, start=span.start + match.start("rest"))
 
 
 def _is_quantity(token: str) -> bool:

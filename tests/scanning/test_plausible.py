@@ -102,7 +102,8 @@ def test_a_dictionary_knows_the_forms_of_its_words() -> None:
 def test_a_heading_beside_a_name_is_cut_off_and_the_name_stays(engine: SpacyNer) -> None:
     text = "It was Elijah Buckley\nReviewed by the nurse - Ana Lima - DOB 06/20/1953 - MRN 12"
     assert kept(engine, text, "Elijah Buckley\nReviewed") == ["Elijah Buckley"]
-    assert kept(engine, text, "Ana Lima - DOB 06/20/1953 - MRN") == ["Ana Lima"]
+    assert kept(engine, text, "Ana Lima - DOB 06/20/1953 - MRN") == ["Ana Lima", "06/20/1953"]
+    assert kept(engine, "It is Pager 4432 of the unit.", "Pager 4432") == ["4432"]
     assert kept(engine, "by Karen\nKowalczyk of the unit", "Karen\nKowalczyk") == [
         "Karen", "Kowalczyk",
     ]  # fmt: skip
