@@ -118,9 +118,9 @@ class _Search:
         self.recited: dict[str, Bools] = {}
 
     def add(self, framing: Framing) -> None:
-        """Score the sample behind a framing."""
+        """Score the sample behind a framing, greedily: nothing else ranks framings."""
         occurrences, _ = score_both_ways(
-            self._checkpoint, self._corpus, self._sample, framing, self._settings
+            self._checkpoint, self._corpus, self._sample, framing, self._settings, sampler=None
         )
         scored, greedy = occurrences.scored, occurrences.greedy
         self.framings.append(framing)

@@ -36,7 +36,7 @@ def score_occurrences(
     *,
     maker: DecoyMaker | None = None,
     jointly: bool = False,
-    sampler: Sampler = DEFAULT_SAMPLER,
+    sampler: Sampler | None = DEFAULT_SAMPLER,
     reader: LogitReader = DEFAULT_READER,
     on_step: OnStep | None = None,
 ) -> Occurrences:
@@ -51,7 +51,7 @@ def score_occurrences(
         maker: Makes decoys and swaps; none are scored if None.
         jointly: For a masked language model: mask all tokens of an identifier at once, each scored
             as if the others were not known, instead of one at a time from left to right.
-        sampler: Temperature, top-k and top-p of the (n, p) verdicts.
+        sampler: Temperature, top-k and top-p of the (n, p) verdicts; None for none of these.
         reader: Source of the logits.
         on_step: Called with (documents done, documents in all).
 
@@ -103,6 +103,7 @@ def score_both_ways(
     settings: AuditSettings,
     *,
     maker: DecoyMaker | None = None,
+    sampler: Sampler | None = DEFAULT_SAMPLER,
     on_step: OnStep | None = None,
 ) -> tuple[Occurrences, Occurrences | None]:
     """Score all occurrences; for a masked model, also with all tokens masked jointly.
@@ -116,14 +117,16 @@ def score_both_ways(
     """
     if checkpoint.family.objective != "masked":
         occurrences = score_occurrences(
-            checkpoint, corpus, encoded, framing, settings, maker=maker, on_step=on_step
-        )
+            checkpoint, corpus, encoded, framing, settings,
+            maker=maker, sampler=sampler, on_step=on_step,
+        )  # fmt: skip
         return occurrences, None
     jointly = score_occurrences(
-        checkpoint, corpus, encoded, framing, settings, maker=maker, jointly=True
-    )
+        checkpoint, corpus, encoded, framing, settings,
+        maker=maker, jointly=True, sampler=sampler,
+    )  # fmt: skip
     one_at_a_time = score_occurrences(
-        checkpoint, corpus, encoded, framing, settings, on_step=on_step
+        checkpoint, corpus, encoded, framing, settings, sampler=sampler, on_step=on_step
     )
     return replace(one_at_a_time, **{name: getattr(jointly, name) for name in COMPARED}), jointly
 

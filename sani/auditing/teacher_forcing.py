@@ -356,10 +356,19 @@ def sampled_log_probability(
     Returns:
         Log-probability of each target in nats; -inf where the sampler never draws it, [n].
     """
-    logits = logits / sampler.temperature
+    if sampler.temperature != 1.0:
+        logits = logits / sampler.temperature
     # Top-k is the same before and after a temperature, top-p is not: it looks at probabilities.
     if 0 < sampler.top_k < logits.shape[1]:
-        floor = logits.topk(sampler.top_k, dim=1).values[:, -1:]
+        kept = logits.topk(sampler.top_k + 1, dim=1).values  # [positions, k + 1], the highest first
+        kept, below = kept[:, :-1], kept[:, -1:]
+        floor = kept[:, -1:]
+        if sampler.top_p >= 1.0 and not (below == floor).any():
+            # Without a tie at the k-th place the normalizer is that of the k kept logits: no
+            # further pass over the vocabulary.
+            chosen = logits[rows, targets]
+            log_p = chosen - kept.logsumexp(dim=1)[rows]
+            return log_p.masked_fill(chosen < floor[rows, 0], -torch.inf)
         logits = logits.masked_fill(logits < floor, -torch.inf)
     if sampler.top_p < 1.0:
         ordered, order = logits.sort(dim=1, descending=True)

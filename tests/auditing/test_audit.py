@@ -433,6 +433,10 @@ def test_sampled_probabilities_are_those_of_transformers(sampler: Sampler) -> No
         # Where tied tokens stand at the edge of top-p, which of them go is the sort's choice.
         clear = slice(50, None) if sampler.top_p < 1 else slice(None)
         assert torch.allclose(found[clear], expected[clear, target], atol=1e-9)
+        untied = sampled_log_probability(
+            logits[50:], torch.arange(150), torch.full((150,), target), sampler
+        )
+        assert torch.allclose(untied, expected[50:, target], atol=1e-9)
     if sampler.top_k or sampler.top_p < 1:
         assert (expected == -torch.inf).any()
 
