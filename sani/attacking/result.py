@@ -6,13 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from sani.errors import AttackError
 from sani.intervals import Estimate, Rate
 from sani.recipe import AttackSettings
+from sani.tabular import Tabular
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 UNATTACKED = "unattacked"
 SANITIZED, UNSANITIZED, BASE = "sanitized", "unsanitized", "base"
@@ -97,7 +101,7 @@ class VariantResult:
 
 
 @dataclass(frozen=True)
-class AttackResult:
+class AttackResult(Tabular):
     """The figures of every attack.
 
     Attributes:
@@ -118,6 +122,24 @@ class AttackResult:
     not_run: list[str]
     seconds: float
     attacks: dict[str, dict[str, VariantResult]]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row for each attack, variant and model: its rates and its AUC."""
+        import pandas as pd
+
+        rows = [
+            (
+                name,
+                variant,
+                model,
+                *map(_value, (of_model.greedy, of_model.discoverable, of_model.auc)),
+            )
+            for name, variants in self.attacks.items()
+            for variant, result in variants.items()
+            for model, of_model in result.models.items()
+        ]
+        columns = ["attack", "variant", "model", "greedy", "discoverable", "auc"]
+        return pd.DataFrame(rows, columns=columns).set_index(columns[:3])
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as plain data, for JSON."""
@@ -145,3 +167,7 @@ class AttackResult:
 def _adapter() -> TypeAdapter[AttackResult]:
     """Return the parser of `AttackResult.from_json`, which takes a while to build."""
     return TypeAdapter(AttackResult)
+
+
+def _value(figure: Rate | Estimate | None) -> float | None:
+    return figure.value if figure else None

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sani.auditing.figures import Figures, figures_by_scope
+from sani.auditing.figures import Figures, figures_by_scope, frame_of
 from sani.auditing.framing_search import rank_framings
 from sani.auditing.generation import Decoys, GenerationResult, generate_audit
 from sani.auditing.membership import (
@@ -35,17 +35,21 @@ from sani.intervals import Rate
 from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
 from sani.recipe import AuditSettings
+from sani.tabular import Tabular
 from sani.text.chat import check_source, rendered
 from sani.text.framing import Framing, framing_of
 from sani.text.tokens import Encoded, encode
 from sani.values.decoys import DecoyMaker, decoy_maker
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MIN_FRAMINGS = 2  # that every document is read behind
 RECITES = 0.1  # of the sample: so much tells that an unsanitized model recites
 
 
 @dataclass(frozen=True)
-class AuditResult:
+class AuditResult(Tabular):
     """The result of an audit.
 
     Attributes:
@@ -88,6 +92,10 @@ class AuditResult:
     documents: DocumentScores | None = field(repr=False)
     generation: GenerationResult | None
     notes: list[str] = field(default_factory=list)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row a scope: occurrences, the rates of both verdicts and the AUC."""
+        return frame_of(self.figures)
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the single verdicts as plain data."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,9 @@ from sani.auditing.occurrences import Occurrences
 from sani.corpus.documents import KINDS, Corpus
 from sani.intervals import Estimate, Rate, clustered_mean, rate
 from sani.recipe import AuditSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_QUERIES_POWER = 6  # (n, p) is given for n = 10^0 to 10^6
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -206,3 +211,22 @@ def _queries(sampled: Floats, settings: AuditSettings) -> Queries:
         log10_expected={f"{q:g}": value if np.isfinite(value) else None for q, value in at.items()},
         never=int(np.isinf(expected).sum()),
     )
+
+
+def frame_of(figures: Mapping[str, Figures]) -> pd.DataFrame:
+    """Return the main figures as a table, a row a scope: rates and AUC with 95 % intervals."""
+    import pandas as pd
+
+    columns = ("greedy", "discoverable", "auc")
+    rows = [
+        {
+            "occurrences": of_scope.greedy.trials,
+            **{
+                f"{column}{suffix}": getattr(getattr(of_scope, column), attribute)
+                for column in columns
+                for suffix, attribute in (("", "value"), ("_low", "low"), ("_high", "high"))
+            },
+        }
+        for of_scope in figures.values()
+    ]
+    return pd.DataFrame(rows, index=pd.Index(list(figures), name="scope"))

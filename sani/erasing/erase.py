@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,10 +20,14 @@ from sani.errors import SelectionError
 from sani.models.checkpoint import Checkpoint, architecture_difference
 from sani.models.neurons import Layout, Slice
 from sani.recipe import EraseSettings, complete_erase_settings
+from sani.tabular import Tabular
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
-class EraseResult:
+class EraseResult(Tabular):
     """Result of an erase.
 
     Attributes:
@@ -39,6 +44,13 @@ class EraseResult:
     changed_parameters: int
     fraction: float
     seconds: float
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row for each layer and part: the number of its neurons that were reset."""
+        import pandas as pd
+
+        rows = [(each.layer, each.part, len(each.neurons)) for each in self.plan.entries]
+        return pd.DataFrame(rows, columns=["layer", "part", "neurons"])
 
     @classmethod
     def from_counts(

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sani.atomic import write_text
 from sani.attacking.result import AttackResult
@@ -49,12 +49,16 @@ from sani.reporting.report import build_report, write_report
 from sani.reporting.schema import Report
 from sani.runfolder import open_run
 from sani.scanning.inventory import take_inventory
+from sani.tabular import Tabular
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AT_RISK = "at-risk.json"  # in private/: the occurrences and the subjects above a limit, by name
 
 
 @dataclass(frozen=True)
-class RunResult:
+class RunResult(Tabular):
     """The result of a run.
 
     Attributes:
@@ -67,10 +71,18 @@ class RunResult:
     gate_holds: bool
     report: Report
 
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row for each check of the gate."""
+        import pandas as pd
+
+        checks = self.report.gate.checks
+        rows = [(each.name, each.measured, each.limit, each.holds) for each in checks]
+        return pd.DataFrame(rows, columns=["check", "measured", "limit", "holds"])
+
 
 def run(
     recipe: Recipe,
-    out: Path,
+    out: Path | str,
     *,
     resume: bool = False,
     on_step: OnNamedStep | None = None,
@@ -89,6 +101,7 @@ def run(
         SaniError: With one sentence that says what to do; finished stages are kept.
     """
     make_deterministic()
+    out = Path(out)
     given = open_models(recipe.model)
     check_kind(recipe, given.path)
     documents = read_documents(recipe)
@@ -96,9 +109,8 @@ def run(
         (on_note or (lambda note: None))(note)
     distributed.check_same("documents", documents.digests())
     if not recipe.scan.detects:
-        take_inventory(
-            documents.corpus
-        )  # a corpus without a span is refused before anything is written
+        # A corpus without a span is refused before anything is written.
+        take_inventory(documents.corpus)
     inputs = distributed.on_main(lambda: digests(recipe, documents, given))
     with open_run(out, recipe=dump_recipe(recipe), inputs=inputs, resume=resume) as folder:
         report_step = on_step or (lambda stage, done, total: None)

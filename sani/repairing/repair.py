@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -34,15 +35,19 @@ from sani.repairing.teacher_states import Teachers
 from sani.repairing.trainable import Trainable, trainable
 from sani.repairing.trainer import AUDITED, TERMS, RepairTrainer
 from sani.repairing.training_job import OnEpoch, TrainingJob
+from sani.tabular import Tabular
 from sani.text.chat import check_source, rendered
 from sani.text.framing import framing_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROUNDED = "were rounded to it again"  # in the note of a repair that rounding undid in part
 KEPT_BY_ROUNDING = 0.9  # share of the change; a repair of which rounding leaves less says so
 
 
 @dataclass(frozen=True)
-class RepairResult:
+class RepairResult(Tabular):
     """The result of a repair.
 
     Attributes:
@@ -65,6 +70,12 @@ class RepairResult:
     activation_cache: str
     by_epoch: list[dict[str, float]]
     notes: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row a step: each loss term in nats."""
+        import pandas as pd
+
+        return pd.DataFrame(self.curve).set_index("step")
 
 
 def repair(

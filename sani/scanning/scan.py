@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sani.corpus.documents import TERM_SOURCE, Corpus
 from sani.corpus.readers import read_corpus
@@ -16,10 +17,14 @@ from sani.scanning.defaults import default_settings
 from sani.scanning.detection import detect, estimate
 from sani.scanning.evaluation import Evaluation
 from sani.scanning.inventory import Inventory, take_inventory
+from sani.tabular import Tabular
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
-class ScanResult:
+class ScanResult(Tabular):
     """A scanned corpus.
 
     Attributes:
@@ -34,6 +39,14 @@ class ScanResult:
     inventory: Inventory
     settings: ScanSettings
     quality: Evaluation | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row a label: occurrences, distinct identifiers and subjects."""
+        import pandas as pd
+
+        labels = self.inventory.labels
+        rows = [asdict(count) for count in labels.values()]
+        return pd.DataFrame(rows, index=pd.Index(list(labels), name="label"))
 
 
 def scan(
