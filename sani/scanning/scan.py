@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from sani.corpus.documents import TERM_SOURCE, Corpus
 from sani.corpus.readers import read_corpus
 from sani.corpus.records import NAME_LIKE_VALUE, names_like_values
-from sani.errors import ScanError
+from sani.counting import counted
+from sani.errors import CorpusError, ScanError
 from sani.machine.progress import OnNamedStep
 from sani.recipe import ScanSettings
 from sani.scanning.defaults import default_settings
@@ -84,6 +85,12 @@ def scan(
             corpus, settings, cache_folder=cache_folder, on_step=on_step, annotated=known
         )
         _check_labels_of_terms(corpus)
+        if corpus.num_spans == 0:
+            raise CorpusError(
+                f"the scan finds no identifier in {counted(len(corpus), 'document')}, which is not "
+                "the same as clean. Check that the text is read (format, encoding, language), add "
+                "detectors (--ner, --terms), or annotate the corpus"
+            )
     inventory, quality = take_inventory(corpus), None
     if gold is not None and measure:
         quality = estimate(gold, settings, cache_folder=cache_folder, on_step=on_step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -181,6 +182,9 @@ def _examples(strategy: st.SearchStrategy[Any], attempt: Callable[[Any], None], 
     checked(seed(0)(given(strategy)(attempt)))()
 
 
+ERROR_LINE = re.compile(r"^error: ", re.MULTILINE)  # progress and notes may stand before it
+
+
 def refused(arguments: list[str], counts: Counter[str], *, accepted: bool = False) -> bool:
     """Run a command on a broken input, count what it did, and return if it refused the input."""
     output = io.StringIO()
@@ -197,7 +201,7 @@ def refused(arguments: list[str], counts: Counter[str], *, accepted: bool = Fals
     if "Traceback" in text or "a defect of sani" in text:
         counts["tracebacks"] += 1
         print(f"  tracebacks: {text[:300]!r}", flush=True)
-    elif code not in (1, 2) or not text.startswith("error: "):
+    elif code not in (1, 2) or not ERROR_LINE.search(text):
         counts["unexplained"] += 1
         print(f"  unexplained: {code} {text[:300]!r}", flush=True)
     return True

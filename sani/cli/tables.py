@@ -1,0 +1,47 @@
+"""The widths of a table's columns: no word is broken, whatever the width of the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+FRAME = 3  # columns of the terminal for a column's blanks and its line; one line more at the end
+
+
+def column_widths(
+    head: Sequence[str], rows: Sequence[Sequence[str]], width: int
+) -> list[int] | None:
+    """Return the width of each column, at least that of its longest word.
+
+    The widest column gives way first.
+
+    Args:
+        head: Names of the columns.
+        rows: Their cells.
+        width: Columns of the terminal.
+
+    Returns:
+        Widths in columns of the terminal; None where even the longest words do not fit.
+    """
+    cells = list(zip(head, *rows, strict=True))
+    widths = [max(_longest(cell.splitlines()) for cell in column) for column in cells]
+    least = [max(_longest(cell.split()) for cell in column) for column in cells]
+    available = width - FRAME * len(widths) - 1
+    if sum(least) > available:
+        return None
+    while sum(widths) > available:
+        loose = [at for at, size in enumerate(widths) if size > least[at]]
+        widths[max(loose, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def as_records(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as text, a line a cell and a blank line between rows, for narrow terminals."""
+    return "\n\n".join(
+        "\n".join(f"{name}: {cell}" for name, cell in zip(head, row, strict=True)) for row in rows
+    )
+
+
+def _longest(parts: Sequence[str]) -> int:
+    return max(map(cell_len, parts), default=0)
