@@ -23,6 +23,7 @@ from sani.reporting.format import KIND_NAMES, Section, decimals, number, rate, s
 if TYPE_CHECKING:
     from sani.auditing.record import AuditRecord
     from sani.gate import Check
+    from sani.reviewing.outcome import Review
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -188,10 +189,24 @@ def show_evaluation(quality: Mapping[str, Any]) -> None:
     show(
         f"Direct identifiers found whole: {rate(Rate(**quality['recall']))}; "
         f"{decimals(quality['missed_per_document'])} missed a document.\n"
+        f"Places marked that hold an identifier: {rate(Rate(**quality['precision']))}.\n"
         f"Characters, labels aside: recall of direct {decimals(quality['recall_char_direct'])}, "
         f"recall of all {decimals(quality['recall_char'])}, "
         f"precision {decimals(quality['precision_char'])}."
     )
+
+
+def show_review(review: Review, interval: float) -> None:
+    """Print what a review says of the scan, in counts."""
+    rows = [
+        ["recall (direct identifiers covered whole)", rate(review.recall)],
+        ["precision (findings that hold an identifier)", rate(review.scanned.precision)],
+    ]
+    if review.allowed:
+        rows.append(["precision with the allow-list", rate(review.with_allowed.precision)])
+    show_table(review.in_words, ["figure", "value (95 % interval)"], rows)
+    for sentence in review.sentences(interval):
+        show(sentence)
 
 
 def show_checks(checks: Sequence[Check]) -> None:

@@ -1,4 +1,4 @@
-"""Commands that make or look at documents: scan, sample."""
+"""Commands that make or look at documents: scan, review, sample."""
 
 from __future__ import annotations
 
@@ -186,6 +186,78 @@ def scan(
         console.say(f"{out} holds identifiers in the clear (mode 0600): keep it with the records")
     inventory = result.inventory.to_json()
     console.show_json(inventory) if as_json else console.show_inventory(inventory)
+
+
+def review(
+    corpus: Annotated[
+        Path, typer.Argument(help="Documents with findings: the file that sani scan --out wrote.")
+    ],
+    apply: Annotated[
+        Path | None,
+        typer.Option(help="File review.json that the page saved. Without it a page is written."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The HTML file to write; with --apply the folder for gold.jsonl and allow.txt. "
+            "They hold identifiers in clear.",
+            show_default="private/review.html; with --apply private",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    documents: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of documents to draw.",
+            show_default="as many as the interval needs",
+        ),
+    ] = None,
+    interval: Annotated[
+        float,
+        typer.Option(
+            min=0.005,
+            max=0.5,
+            help="Wanted distance from the recall to either end of its 95 % interval.",
+        ),
+    ] = 0.05,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a scan without a gold sample: a person reviews its findings in a browser.
+
+    It writes one HTML file that needs no network. What the page saves becomes, with --apply, a gold
+    sample and an allow-list for the recipe.
+    """
+    from sani.corpus.readers import read_corpus
+    from sani.reporting.next_steps import after_review, after_review_page
+    from sani.reviewing.outcome import apply_review, write_outcome
+    from sani.reviewing.page import write_page
+
+    if apply and documents:
+        raise UsageError("--documents is for the page: leave it out with --apply")
+    scanned = read_corpus(corpus)
+    if apply is None:
+        path = out or Path("private") / "review.html"
+        drawn = write_page(scanned, path, documents=documents, interval=interval, seed=seed)
+        console.say(f"{path} holds identifiers in the clear (mode 0600): keep it private")
+        counts = {"documents": len(drawn), "of": len(scanned)}
+        if as_json:
+            console.show_json(counts)
+        else:
+            console.show(f"{len(drawn)} of {len(scanned)} documents were drawn for the review.")
+        console.show_next(after_review_page(path), as_json=as_json)
+        return
+    outcome = apply_review(scanned, apply, interval=interval)
+    gold, allow = write_outcome(outcome, out or Path("private"))
+    for path in filter(None, (gold, allow)):
+        console.say(f"{path} holds identifiers in the clear (mode 0600): keep it private")
+    if as_json:
+        console.show_json(outcome.to_json())
+    else:
+        console.show_review(outcome, interval)
+        console.show(outcome.recipe_lines(gold, allow))
+    console.show_next(after_review(), as_json=as_json)
 
 
 def sample(

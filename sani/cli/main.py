@@ -40,6 +40,7 @@ for panel, commands in {
     "The whole job": (setup.init, run.run, run.demo),
     "One stage": (
         documents.scan,
+        documents.review,
         measures.audit,
         stages.erase,
         stages.repair,

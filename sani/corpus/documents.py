@@ -140,6 +140,16 @@ class Corpus(Sequence[Document]):
         return state.hexdigest()
 
 
+def by_turn(span: Span, document: Document) -> Sequence[Span]:
+    """Cut a span where a message of a conversation ends; pieces of blanks alone are dropped."""
+    ends = [(max(span.start, turn.start), min(span.end, turn.end)) for turn in document.turns]
+    return [
+        replace(span, start=start, end=end)
+        for start, end in ends or [(span.start, span.end)]
+        if start < end and document.text[start:end].strip()
+    ]
+
+
 Place = tuple[int, int]
 """The place of an occurrence: number of its document, number of its span in it."""
 

@@ -50,6 +50,19 @@ def after_repair(out: Path) -> str:
     return f"Next: sani audit {out} with --corpus and --base, before you trust it."
 
 
+def after_review_page(file: Path) -> str:
+    """Return the line after ``sani review`` wrote its page."""
+    return (
+        f"Next: open {file} in a browser, save review.json into {file.parent}, and give it with "
+        "--apply."
+    )
+
+
+def after_review() -> str:
+    """Return the line after ``sani review --apply``."""
+    return "Next: add these lines to the recipe; sani run scans and measures again with them."
+
+
 def after_sample(file: Path) -> str:
     """Return the line after ``sani sample``."""
     return f"Next: sani scan {file} marks what to forget. It may hold identifiers: keep it private."

@@ -92,7 +92,9 @@ def _scan_quality(quality: ScanQuality | None) -> str:
         f"Estimated recall of the scan: {rate(quality.recall)} of the direct identifiers in "
         f"{quality.documents} gold documents were found whole, "
         f"{decimals(quality.missed_per_document, 2)} were missed per document, and "
-        f"{share(quality.recall_char_direct)} of their characters were found."
+        f"{share(quality.recall_char_direct)} of their characters were found. Estimated "
+        f"precision: {rate(quality.precision)} of the places that it marks hold an identifier, at "
+        "least in part."
     )
 
 

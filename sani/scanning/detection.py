@@ -17,7 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sani.corpus.documents import ANNOTATION, Corpus, Document, Span
+from sani.corpus.documents import ANNOTATION, Corpus, Document, Span, by_turn
 from sani.errors import ScanError
 from sani.machine import distributed
 from sani.machine.progress import OnNamedStep
@@ -119,20 +119,10 @@ def estimate(
 
 
 def _with(document: Document, spans: Sequence[Span], *, allowed: frozenset[str]) -> Document:
-    spans = [piece for span in spans for piece in _by_turn(span, document)]
+    spans = [piece for span in spans for piece in by_turn(span, document)]
     if allowed:
         spans = [span for span in spans if not is_allowed(span, document, allowed)]
     return replace(document, spans=resolve((*document.spans, *spans), document.text))
-
-
-def _by_turn(span: Span, document: Document) -> Sequence[Span]:
-    """Cut a span where a message of a conversation ends."""
-    ends = [(max(span.start, turn.start), min(span.end, turn.end)) for turn in document.turns]
-    return [
-        replace(span, start=start, end=end)
-        for start, end in ends or [(span.start, span.end)]
-        if start < end and document.text[start:end].strip()
-    ]
 
 
 def _find_all(

@@ -64,7 +64,8 @@ class Evaluation:
         direct: Characters of direct gold spans, and how many are covered by any found span.
         characters: Gold characters covered, and found characters that are gold, labels aside.
         missed: Direct gold spans not wholly covered, by label.
-        entities: Direct gold spans and how many are wholly covered.
+        entities: Direct gold spans and how many are wholly covered; spans of the scan of any kind
+            and how many share a letter or a digit with a gold span.
     """
 
     documents: int = 0
@@ -79,12 +80,18 @@ class Evaluation:
         """Direct identifiers wholly covered, with the interval: the scan's estimated recall."""
         return rate(self.entities.gold_matched, self.entities.gold)
 
+    @property
+    def precision(self) -> Rate:
+        """Spans of the scan that mark an identifier, at least in part, with the interval."""
+        return rate(self.entities.predicted_matched, self.entities.predicted)
+
     def to_json(self) -> dict[str, Any]:
         """Return the evaluation as plain data; holds no value of the corpus."""
         missed = sum(self.missed.values())
         return {
             "documents": self.documents,
             "recall": asdict(self.recall),
+            "precision": asdict(self.precision),
             "recall_char_direct": self.direct.to_json()["recall"],
             "precision_char": self.characters.to_json()["precision"],
             "recall_char": self.characters.to_json()["recall"],
@@ -132,6 +139,11 @@ def _compare(document: Document, scan_spans: Sequence[Span], result: Evaluation)
             result.entities.gold_matched += whole
             if not whole:
                 result.missed[label] += 1
+    for span in scan_spans:
+        inside = slice(span.start, span.end)
+        if solid[inside].any():
+            result.entities.predicted += 1
+            result.entities.predicted_matched += bool((solid[inside] & real[inside]).any())
     for label in {name for _, name in (*gold, *hits)}:
         scores = result.labels.setdefault(label, LabelScores())
         gold_spans = [span for span, name in gold if name == label]

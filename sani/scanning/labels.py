@@ -50,6 +50,11 @@ def scan_label(name: str) -> str:
 SOURCES = ("annotation", "term", "ner", "pattern", "propagation", "k-anonymity")
 
 
+def scan_labels() -> tuple[str, ...]:
+    """Return every label of the scan, in the order of the table."""
+    return tuple(_table()["labels"])
+
+
 def is_public_name(name: str) -> bool:
     """Return whether a label or a source is one that the scan knows without any corpus.
 

@@ -56,6 +56,7 @@ class ScanQuality:
     Attributes:
         documents: Gold documents.
         recall: Direct identifiers that the scan covers whole.
+        precision: Spans of the scan that mark an identifier, at least in part.
         recall_char_direct: Share of the characters of direct identifiers that it covers.
         precision_char: Share of the predicted characters that are gold.
         recall_char: Share of all gold characters that it covers.
@@ -66,6 +67,7 @@ class ScanQuality:
 
     documents: int
     recall: Rate
+    precision: Rate
     recall_char_direct: float | None
     precision_char: float | None
     recall_char: float | None

@@ -219,7 +219,9 @@ def scan_of(quality: ScanQuality | None) -> ScanRecord:
 
 def test_a_scan_of_unknown_or_low_recall_does_not_hold_where_the_recipe_asks() -> None:
     def check(hits: int, trials: int, least: float = 0.9) -> Any:
-        scan = scan_of(ScanQuality(9, rate(hits, trials), None, None, None, None, {}, {}))
+        scan = scan_of(
+            ScanQuality(9, rate(hits, trials), rate(0, 0), None, None, None, None, {}, {})
+        )
         settings = GateSettings(**TOTALS, scan_recall=least)
         checks = judge(settings, before=BEFORE, after=CLEAN, control=CONTROL, scan=scan)
         return next(check for check in checks if check.name == "scan_recall")

@@ -217,6 +217,8 @@ def test_other_commands_say_what_next(tmp_path: Path) -> None:
         next_steps.after_erase(tmp_path),
         next_steps.after_repair(tmp_path),
         next_steps.after_sample(tmp_path),
+        next_steps.after_review_page(tmp_path),
+        next_steps.after_review(),
         next_steps.after_comparison(),
         next_steps.after_sign(tmp_path),
     ]

@@ -1,0 +1,1 @@
+"""The review: a person strikes values and corrects drawn documents, which gives a gold sample."""
