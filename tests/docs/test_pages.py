@@ -105,7 +105,9 @@ def test_every_name_in_code_type_is_there(page: str) -> None:
         if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", word) and word not in source():
             unknown.append(code)
     known = set().union(*map(options_of, ("run", "scan", "audit", "erase", "repair", "report")))
-    known |= set().union(*map(options_of, ("attack", "sample", "init", "verify", "sign", "env", "review")))
+    known |= set().union(
+        *map(options_of, ("attack", "sample", "init", "verify", "sign", "env", "review"))
+    )
     for option in re.findall(r"(?<!`)`(--[a-z-]+)", text):
         if option not in known and f'"{option}"' not in source():
             unknown.append(option)

@@ -160,6 +160,8 @@ def test_by_mouse_a_name_is_added_and_a_wrong_finding_deleted(browser: Browser, 
     assert marks(browser) == ["Ana Ruiz", "Zed Moss"]
     press(browser, "z")
     assert marks(browser) == ["May", "Ana Ruiz", "Zed Moss"]
+    press(browser, "x")  # nothing is chosen after an undo
+    assert marks(browser) == ["May", "Ana Ruiz", "Zed Moss"]
     browser.value("document.querySelector('#text mark').focus()")
     press(browser, "x")
     outcome_file = saved(browser, page)
