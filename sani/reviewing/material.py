@@ -33,7 +33,7 @@ class ValueRow:
 
 @dataclass(frozen=True)
 class Material:
-    """What a review is about.
+    """The documents of a review, and the values in them.
 
     Attributes:
         corpus: The documents with the findings of the scan.

@@ -270,7 +270,7 @@ def _corrected(
     A span that the scan marked in the same way keeps its kind.
     """
     before = {(span.start, span.end, span.label): span.kind for span in document.spans}
-    corrected = []
+    corrected: list[Span] = []
     for start, end, label in spans:
         value = document.text[start:end]
         kind = before.get((start, end, label)) or kind_by_value(label, value)
