@@ -63,12 +63,18 @@ def smaller(command: Command) -> list[str]:
     for option, value in SMALL_VALUES.items():
         if option in words:
             words[words.index(option) + 1] = value
-    return words if "--check" in words else words + SMALLER.get(words[0], [])
+    whole = "--check" in words or "--try-next" in words
+    return words if whole else words + SMALLER.get(words[0], [])
 
 
 def exit_code(command: Command) -> int:
-    """Untrained models recite nothing: the positive control, and so the gate, cannot hold."""
+    """Untrained models recite nothing: the positive control, and so the gate, cannot hold.
+
+    For such a run there is no setting to try next.
+    """
     name, words = command.words[1], command.words
+    if "--try-next" in words:
+        return 1
     judged = (name == "run" and "--check" not in words) or "--gate" in words
     return 3 if judged or (name == "report" and "--compare" not in words) else 0
 
