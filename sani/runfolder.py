@@ -16,8 +16,9 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -27,11 +28,14 @@ from sani.counting import counted
 from sani.errors import RunError
 from sani.machine import distributed
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 PRIVATE = "private"
 RECIPE = "recipe.resolved.yaml"
 DIGESTS = "results.json"  # in private/: the digest of every result file
 _RESUME = "free space and --resume"
-_Arrays = TypeVar("_Arrays")
+_Arrays = TypeVar("_Arrays", bound="DataclassInstance")
 _Record = TypeVar("_Record")
 
 
@@ -137,6 +141,11 @@ class RunFolder:
         if not path.is_file():
             return None
         with np.load(path, allow_pickle=False) as arrays:
+            if set(arrays.files) != {field.name for field in fields(kind)}:
+                raise RunError(
+                    f"{path} was written by another version of sani, which keeps other figures; "
+                    "start again in another --out"
+                )
             return kind(**{name: arrays[name] for name in arrays.files})
 
     def make_private_folder(self, name: str) -> Path:

@@ -17,6 +17,7 @@ from sani import (
 )
 from sani.corpus.documents import Corpus
 from sani.models.checkpoint import Checkpoint
+from sani.recipe import MaskObjective
 from sani.tabular import Tabular
 from tests.support.clinic import Clinic
 
@@ -48,7 +49,9 @@ def test_each_result_of_a_sanitization_is_a_table(clinic: Clinic, leaky: Checkpo
     erased = erase(leaky, corpus, EraseSettings(last_layers=1))
     counts = erased.to_frame().set_index(["layer", "part"])["neurons"].to_dict()
     assert counts == {(e.layer, e.part): len(e.neurons) for e in erased.plan.entries}
-    repaired = repair(leaky, corpus, RepairSettings(epochs=1, identifier_loss={"kind": "mask"}))
+    repaired = repair(
+        leaky, corpus, RepairSettings(epochs=1, identifier_loss=MaskObjective(kind="mask"))
+    )
     assert len(repaired.to_frame()) == repaired.steps
     for result in (audited, scanned, erased, repaired):
         check(result, clinic)

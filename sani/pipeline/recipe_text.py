@@ -18,9 +18,10 @@ from sani.models.families import FAMILIES
 from sani.pipeline.suggest_recipe import (
     BATCH_TOKENS,
     LEARNING_RATES,
-    MASKED_EPOCHS,
     MAX_ERASED_LAYERS,
+    NEAR_BASE,
     NEW_TOKENS,
+    SKILL_WEIGHT,
     Fit,
     anchor_objective,
     samples,
@@ -118,16 +119,15 @@ def _lines(
     yield "repair:"
     anchor = anchor_objective(facts.family, has_base=base is not None)
     why = "raise the weight if the AUC stays" if base else "a base would be better"
-    yield f"  identifier_loss: {{kind: anchor, to: {anchor.to}, weight: {anchor.weight}}}  # {why}"
     masked = FAMILIES[facts.family].objective == "masked"
-    if facts.learnt_the_domain and facts.perplexities:
-        perplexity, base_perplexity = facts.perplexities
-        yield (
-            f"  retain_weight: 5.0  # held-out perplexity {perplexity:.1f}, the base's "
-            f"{base_perplexity:.1f}: what the fine-tuning taught is worth keeping"
-        )
-    epochs, batch_tokens = (MASKED_EPOCHS, BATCH_TOKENS) if masked else schedule(facts.tokens)
-    yield f"  epochs: {epochs}"
+    skill = facts.learnt_the_domain and not masked
+    weight = SKILL_WEIGHT if skill else anchor.weight
+    yield f"  identifier_loss: {{kind: anchor, to: {anchor.to}, weight: {weight}}}  # {why}"
+    if facts.learnt_the_domain and masked:
+        yield f"  retain_weight: 5.0  # {_perplexities(facts)}: that is worth keeping"
+    epochs, batch_tokens = schedule(facts.tokens, masked=masked, skill=skill)
+    comment = f"  # {_perplexities(facts)}: enough to learn that again" if skill else ""
+    yield f"  epochs: {epochs}{comment}"
     if batch_tokens != BATCH_TOKENS:
         yield f"  batch_tokens: {batch_tokens}  # few records: many small steps silence more"
     rate = next(rate for size, rate in LEARNING_RATES if facts.parameters < size)
@@ -163,9 +163,11 @@ def _audit(facts: Fit) -> Iterator[str]:
 
 
 def _erase(facts: Fit, *, has_base: bool) -> Iterator[str]:
-    """Yield the lines of the erase that paid in the measurements: in causal models with a base.
+    """Yield the lines of the erase.
 
-    Fresh layers cost a pretrained model skill that a small corpus cannot give back.
+    A causal model goes near its base, and keeps its layers: fresh ones cost a pretrained model
+    skill that a small corpus cannot give back. What is near the unsanitized model still prefers
+    what it memorized, however silent it is.
     """
     layers = f"last_layers: {max(1, min(MAX_ERASED_LAYERS, facts.layers // 2))}"
     masked = FAMILIES[facts.family].objective == "masked"
@@ -174,15 +176,19 @@ def _erase(facts: Fit, *, has_base: bool) -> Iterator[str]:
         yield f"  {layers}  # of {facts.layers}; more removes more and costs skill"
         yield "  selector: {kind: all}"
         yield "  reset: reinit"
-    elif facts.learnt_the_domain:
-        yield f"# erase: {{{layers}}}  # costs skill that the base lacks; write strategy: escalate"
-        yield "#   (recipes/escalate.yaml) to try it where the gate does not hold without"
     else:
-        yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
-        yield (
-            "  interpolate_to_base: 0.9  # nine tenths to the base, which is as good on new text"
+        skill = (
+            "the repair brings its skill back" if facts.learnt_the_domain else "as good on new text"
         )
+        yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
+        yield f"  interpolate_to_base: {NEAR_BASE}  # nine tenths to the base; {skill}"
         yield f"  # {layers}  # of {facts.layers}: also resets these"
+
+
+def _perplexities(facts: Fit) -> str:
+    """Return the perplexities of both models on held-out text, in words."""
+    perplexity, base_perplexity = facts.perplexities or (math.nan, math.nan)
+    return f"held-out perplexity {perplexity:.1f}, the base's {base_perplexity:.1f}"
 
 
 def duration(seconds: float) -> str:

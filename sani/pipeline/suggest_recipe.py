@@ -49,6 +49,10 @@ EPOCHS = 4
 BATCH_TOKENS = RepairSettings().batch_tokens
 MIN_STEPS = 64  # of a repair: few records are read in smaller steps, and more often
 MIN_BATCH_TOKENS, MAX_EPOCHS = 256, 20
+# Near the base, skill comes back with the repair, and a lighter anchor brings back more of it; see
+# docs/results.md.
+NEAR_BASE = 0.9
+SKILL_EPOCHS, SKILL_WEIGHT = 12, 10.0
 MASKED_EPOCHS = 120  # of a masked language model: each masks 15 % of the words
 MAX_ERASED_LAYERS = 3
 # Samples hold twice as many tokens as the corpus, which takes at most about a third of an audit.
@@ -57,7 +61,7 @@ SAMPLED_TOKENS, NEW_TOKENS, MIN_SAMPLES = 2, 64, 20
 SAMPLING_SHARE = 1 / 3  # of an audit's time
 COMPARED_DOCUMENTS = 8  # held-out ones on which the model and its base are compared
 # Learning rates by number of parameters; small models were measured, large ones were not.
-LEARNING_RATES = ((2e7, "1e-3"), (2e8, "3e-4"), (1e9, "1e-4"), (math.inf, "2e-5"))
+LEARNING_RATES = ((3e6, "4e-3"), (2e7, "1e-3"), (2e8, "3e-4"), (1e9, "1e-4"), (math.inf, "2e-5"))
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class Fit:
     @property
     def learnt_the_domain(self) -> bool:
         """True if the checkpoint predicts documents that are new to both better than its base."""
-        return self.perplexities is not None and self.perplexities[0] < self.perplexities[1]
+        return _learnt_the_domain(self.perplexities)
 
 
 def fit(
@@ -178,6 +182,7 @@ def fit(
     others = others and rendered(others, checkpoint.tokenizer)
     lengths = [len(encoded.ids) for encoded in encode(documents, checkpoint.tokenizer)]
     perplexities = _perplexities(checkpoint, control, others) if control and others else None
+    skill = _learnt_the_domain(perplexities)
     return Fit(
         family=config.model_type,
         layers=config.num_hidden_layers,
@@ -192,7 +197,7 @@ def fit(
         tokens=sum(lengths),
         longest=max(lengths),
         seconds=(
-            _estimate(checkpoint, control, documents, others, lengths, on_step)
+            _estimate(checkpoint, control, documents, others, lengths, on_step, skill=skill)
             if measure and fits
             else None
         ),
@@ -203,6 +208,10 @@ def fit(
         num_held_out=len(others or ()),
         notes=tuple(notes),
     )
+
+
+def _learnt_the_domain(perplexities: tuple[float, float] | None) -> bool:
+    return perplexities is not None and perplexities[0] < perplexities[1]
 
 
 def _perplexities(
@@ -230,6 +239,8 @@ def _estimate(
     held_out: Corpus | None,
     lengths: list[int],
     on_step: Callable[[str, int, int], None],
+    *,
+    skill: bool,
 ) -> float:
     """Return the estimated seconds of a whole run, from an audit and an epoch on a sample.
 
@@ -260,7 +271,7 @@ def _estimate(
     others = encode(held_out, checkpoint.tokenizer) if held_out else []
     read = total + sum(len(encoded.ids) for encoded in others)
     audit_seconds = num_audits * read * (audited - began) / measured
-    epochs = MASKED_EPOCHS if checkpoint.family.objective == "masked" else schedule(total)[0]
+    epochs, _ = schedule(total, masked=checkpoint.family.objective == "masked", skill=skill)
     return search + audit_seconds + epochs * total * (repaired - audited) / measured
 
 
@@ -288,13 +299,20 @@ def samples(tokens: int) -> int:
     return max(MIN_SAMPLES, min(most, SAMPLED_TOKENS * tokens // (3 * NEW_TOKENS)))
 
 
-def schedule(tokens: int) -> tuple[int, int]:
+def schedule(tokens: int, *, masked: bool = False, skill: bool = False) -> tuple[int, int]:
     """Return (epochs, tokens a step) for a corpus of so many tokens.
 
     A small corpus gets smaller steps first and more epochs then, until it has `MIN_STEPS` steps.
+
+    Args:
+        tokens: Tokens of the corpus.
+        masked: True for a masked language model.
+        skill: True where the fine-tuning taught what the base lacks; see `Fit.learnt_the_domain`.
     """
+    if masked:
+        return MASKED_EPOCHS, BATCH_TOKENS
     batch_tokens = BATCH_TOKENS
     while batch_tokens > MIN_BATCH_TOKENS and EPOCHS * tokens < MIN_STEPS * batch_tokens:
         batch_tokens //= 2
     epochs = math.ceil(MIN_STEPS * batch_tokens / max(1, tokens))
-    return max(EPOCHS, min(MAX_EPOCHS, epochs)), batch_tokens
+    return max(SKILL_EPOCHS if skill else EPOCHS, min(MAX_EPOCHS, epochs)), batch_tokens

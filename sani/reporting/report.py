@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,10 +71,13 @@ from sani.reporting.stage_files import EraseFile, RepairFile
 from sani.runfolder import RunFolder
 from sani.scanning.record import ScanRecord
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 MAX_LISTED = 50
 MAX_STEPS = 200
 MAP_BINS = 64
-_Arrays = TypeVar("_Arrays")
+_Arrays = TypeVar("_Arrays", bound="DataclassInstance")
 _Settings = TypeVar("_Settings", bound=BaseModel)
 
 NOT_ATTACKED = (

@@ -9,6 +9,7 @@ import pytest
 
 from sani import run
 from sani.auditing.audit import audit
+from sani.auditing.membership import DocumentScores
 from sani.cli.main import main
 from sani.corpus.documents import Corpus, Document, Place, Span, only
 from sani.erasing.erase import erase
@@ -106,6 +107,8 @@ def test_what_the_base_gives_too_is_not_counted_as_still_extractable(tmp_path: P
     folder.private.mkdir()
     folder.save_arrays("round-1", verdicts("gsg"))
     assert still_extractable(folder, "round-1", corpus, ["direct"]) == [(0, 0), (0, 1)]
+    with pytest.raises(RunError, match=r"another version of sani.*another --out"):
+        folder.load_arrays("round-1", DocumentScores)
     folder.save_arrays("audit-base", verdicts("s--"))
     assert still_extractable(folder, "round-1", corpus, ["direct"]) == [(0, 1)]
 

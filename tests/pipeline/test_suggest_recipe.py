@@ -114,7 +114,8 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
     recipe = load_recipe(out)
     assert (recipe.model.path, recipe.model.base) == (job / "fine-tuned", job / "base")
     assert recipe.corpus.held_out == job / "held_out.jsonl"
-    assert (recipe.erase is None) == (present(recipe.repair).retain_weight > 0)
+    assert present(recipe.erase).interpolate_to_base == 0.9
+    assert present(recipe.repair).retain_weight == 0
     assert present(recipe.repair).identifier_loss.kind == "anchor"
     assert recipe.gate == GateSettings()
     generation = present(recipe.audit.generation)
@@ -158,7 +159,7 @@ def test_without_base_and_held_out_it_asks_for_what_can_be_asked(job: Path, tmp_
     assert main(["run", str(out), "--check"]) == 0
 
 
-def test_skill_that_the_base_lacks_is_to_be_kept(
+def test_skill_that_the_base_lacks_is_learnt_again(
     clinic: Clinic, base_folder: Path, tmp_path: Path
 ) -> None:
     """The base of the tests knows the notes; the same model untrained knows nothing."""
@@ -167,19 +168,19 @@ def test_skill_that_the_base_lacks_is_to_be_kept(
     save_checkpoint(replace(known, model=fresh_model(known.model.config, seed=7)), untrained)
     write_jsonl(clinic.private, corpus)
     write_jsonl(clinic.held_out, held_out)
-    for model, base, kept in ((base_folder, untrained, 5.0), (untrained, base_folder, 0.0)):
+    for model, base, epochs, weight in (
+        (base_folder, untrained, 12, 10.0), (untrained, base_folder, 4, 20.0),
+    ):  # fmt: skip
         out = tmp_path / f"{model.name}.yaml"
         asked = ["--corpus", corpus, "--base", base, "--held-out", held_out, "--out", out]
         assert main(["init", str(model), "--no-time", *map(str, asked)]) == 0
         recipe = load_recipe(out)
-        assert present(recipe.repair).retain_weight == kept
-        if kept:  # fresh layers would lose what the base cannot give back
-            assert recipe.erase is None
-        else:
-            assert (
-                present(recipe.erase).interpolate_to_base,
-                present(recipe.erase).last_layers,
-            ) == (0.9, None)
+        erase, repair = present(recipe.erase), present(recipe.repair)
+        # Fresh layers would lose what a small corpus cannot give back.
+        assert (erase.interpolate_to_base, erase.last_layers) == (0.9, None)
+        assert repair.epochs >= epochs
+        assert (repair.epochs >= 12) == (epochs == 12)
+        assert vars(repair.identifier_loss)["weight"] == weight
 
 
 def test_records_that_nobody_annotated_are_scanned_and_so_are_the_held_out_ones(
