@@ -460,13 +460,15 @@ def test_what_is_no_folder_is_refused(
     assert open_folder(source).path == source
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
-    for path in ("missing", "ward-3/missing", tmp_path / "missing"):
+    for path in ("ward-3/missing", tmp_path / "missing"):
         assert refusal(path) == f"model folder {path} does not exist; {LOCAL}"
-    assert refusal("org/some-1B") == (
-        f"model folder org/some-1B does not exist; {LOCAL}. If it is a name on the Hugging Face "
-        "hub: hf download org/some-1B --local-dir models/some-1B, on a machine with a network, "
-        "then give models/some-1B"
-    )
+    for name in ("gpt2", "org/some-1B"):
+        local = f"models/{name.rpartition('/')[2]}"
+        assert refusal(name) == (
+            f"model folder {name} does not exist; {LOCAL}. If it is a name on the Hugging Face "
+            f"hub: hf download {name} --local-dir {local}, on a machine with a network, then give "
+            f"{local}"
+        )
     assert refusal("file") == f"model folder file is a file, not a folder; {LOCAL}"
 
 
