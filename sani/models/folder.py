@@ -258,7 +258,8 @@ def is_adapter(path: Path | str) -> bool:
 def _no_folder(path: Path) -> str:
     problem = "is a file, not a folder" if path.exists() else "does not exist"
     hub = ""
-    if HUB_NAME.fullmatch(str(path)) and (path.name == str(path) or not path.parent.exists()):
+    is_alone = path.name == str(path) or not path.parent.exists()
+    if HUB_NAME.fullmatch(str(path)) and is_alone and not path.exists():
         hub = (
             f". If it is a name on the Hugging Face hub: hf download {path} --local-dir "
             f"models/{path.name}, on a machine with a network, then give models/{path.name}"
