@@ -125,6 +125,8 @@ def untested(report: Report) -> tuple[str, ...]:
     ]
     if report.scan.understated and "indirect" not in kinds:
         lines.append(understated_in_words(report.scan.understated))
+    if (report.recipe.get("scan") or {}).get("allow"):
+        lines.append("values that the list of scan.allow names: the scan does not mark them")
     if report.without_limit:
         lines.append(f"limits that the recipe leaves out: {', '.join(report.without_limit)}")
     lines += [f"measured, but not judged: {line}" for line in guidance(report.attacks)]

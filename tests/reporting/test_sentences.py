@@ -74,6 +74,12 @@ def test_what_was_not_tested_names_the_labels_that_are_not_judged(data: Mapping[
     assert any("3 occurrences are marked indirect by the corpus itself" in line for line in older)
 
 
+def test_what_was_not_tested_names_a_list_of_allowed_values(data: Mapping[str, Any]) -> None:
+    line = "values that the list of scan.allow names: the scan does not mark them"
+    assert line not in untested(report_of(dict(data)))
+    assert line in untested(changed(data, "recipe.scan", {"allow": "(a path)"}))
+
+
 def test_the_verdict_names_the_subjects_at_risk(data: Mapping[str, Any]) -> None:
     tests = dict(data["audits"]["after"]["control_tests"]["direct"])
     tests["subjects"] = {"tested": 60, "largest": 4.9, "limit": 3.0, "above": 7}
