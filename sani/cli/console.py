@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
-from sani.cli.tables import as_records, column_widths
+from sani.cli.tables import table_of
 from sani.machine import distributed
 from sani.reporting.format import KIND_NAMES, Section, decimals, number, rate, stage_name
 
@@ -99,15 +98,7 @@ def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -
     console = Console(file=sys.stdout, markup=False, highlight=False)
     if not console.is_terminal:
         console = Console(file=sys.stdout, width=140, markup=False, highlight=False)
-    widths = column_widths(head, rows, console.width)
-    if widths is None:
-        console.print(f"{title}\n{as_records(head, rows)}", soft_wrap=True)
-        return
-    columns = (Column(name, width=width) for name, width in zip(head, widths, strict=True))
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(table_of(title, head, rows, console.width))
 
 
 def show_section(section: Section) -> None:

@@ -5,8 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.cells import cell_len
+from rich.table import Column, Table
 
 FRAME = 3  # columns of the terminal for a column's blanks and its line; one line more at the end
+
+
+def table_of(
+    title: str, head: Sequence[str], rows: Sequence[Sequence[str]], width: int
+) -> Table | str:
+    """Return a table for a terminal of so many columns; lines where no table fits."""
+    widths = column_widths(head, rows, width)
+    if widths is None:
+        return f"{title}\n{as_records(head, rows)}"
+    columns = (Column(name, width=size) for name, size in zip(head, widths, strict=True))
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def column_widths(
