@@ -72,6 +72,8 @@ def _whole_dates(spans: Sequence[Span]) -> Iterator[Span]:
         stronger = direct & (starts <= span.start) & (span.end <= ends)
         stronger &= ends - starts > span.end - span.start
         if span.kind != "direct":
+            # A month alone that is also a known name of the subject is the name: "June said".
+            stronger |= direct & (starts <= span.start) & (span.end <= ends)
             stronger |= direct & by_pattern & (scores >= SURE)
             stronger &= (starts < span.end) & (span.start < ends)
         stronger[number] = False

