@@ -17,7 +17,7 @@ CAUSES: dict[Cause, str] = {
         "The audit may be blind: corpus, tokenizer, framing or base may not be those of the "
         "training. The reason of the limit says what to check."
     ),
-    "few_records": "Few records: this run cannot tell chance from memory at this limit.",
+    "few_records": "Few records: where chance may be the reason, this run cannot tell.",
     "cued_text": (
         "Cued text: the text around most identifiers gives them away, and such occurrences say "
         "nothing about memory."
@@ -70,8 +70,9 @@ MEASURED: dict[Why, str] = {
         "measured: half way to the base kept the perplexity that fresh layers lost (one model)"
     ),
     "retraining": (
-        "measured: retraining from the base meets the limits for identifiers that are marked; it "
-        "learns missed ones again"
+        "measured: retraining from the base meets the limits on memory for identifiers that are "
+        "marked; it learns missed ones again, and skill only in many epochs (perplexity 4.98 after "
+        "four, where the unsanitized model had 2.89)"
     ),
     "rungs_left": "the budget ended the escalation before its last rung",
 }
@@ -79,10 +80,10 @@ MEASURED: dict[Why, str] = {
 
 def failed_in_words(report: Report) -> list[str]:
     """Return a sentence for each limit that is not met: how much is behind it, and if chance is."""
-    return [_failed(limit) for limit in report.advice.failed]
+    return [_failed(limit, report) for limit in report.advice.failed]
 
 
-def _failed(limit: FailedLimit) -> str:
+def _failed(limit: FailedLimit, report: Report) -> str:
     if limit.missing:
         return f"{limit.name}: not decided; the table of limits says what is missing."
     things = {
@@ -91,6 +92,9 @@ def _failed(limit: FailedLimit) -> str:
         "subject": limit.subjects,
     }
     counts = ", ".join(counted(n, noun) for noun, n in things.items() if n is not None)
+    at_risk = report.at_risk.get(limit.kind) if limit.kind else None
+    if limit.name.startswith("labels") and at_risk and at_risk.labels:
+        counts += f" ({', '.join(at_risk.labels)})"
     chance = {
         True: "Chance may be the reason.",
         False: "That is more than chance is likely to give.",

@@ -157,7 +157,7 @@ def beyond_base(report: Report) -> str:
     beyond = report.changes.beyond_control
     return (
         f"{counted(beyond, 'occurrence')} {verb(beyond, 'is', 'are')} extractable from the "
-        "sanitized checkpoint and not from the base."
+        "sanitized checkpoint and not from the base, of either kind, cued ones too."
     )
 
 

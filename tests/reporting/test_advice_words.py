@@ -76,6 +76,21 @@ def test_a_failed_limit_says_how_much_and_if_chance(data: Mapping[str, Any]) -> 
     ]
 
 
+def test_labels_above_the_limit_are_named(data: Mapping[str, Any]) -> None:
+    report = with_advice(data, failed=[limit("labels.direct", 2, None, None)])
+    named = replace_at_risk(report, ["NAME", "EMAIL"])
+    assert failed_in_words(named) == [
+        "labels.direct: 2 labels (NAME, EMAIL). That is more than chance is likely to give."
+    ]
+
+
+def replace_at_risk(report: Report, labels: list[str]) -> Report:
+    """Return a report in which these labels stand out."""
+    return report_of(
+        {**report.to_json(), "at_risk": {"direct": {"subjects": [], "labels": labels}}}
+    )
+
+
 def test_every_cause_and_every_measurement_has_a_sentence(data: Mapping[str, Any]) -> None:
     assert CAUSES.keys() == set(get_args(Cause))
     assert MEASURED.keys() == set(get_args(Why))
