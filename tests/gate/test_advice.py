@@ -255,7 +255,7 @@ def test_skill_that_the_base_lacks_is_kept(plain: Facts) -> None:
 
 
 def test_near_the_base_a_longer_repair_brings_skill_back(plain: Facts) -> None:
-    """What went to the base to forget is never sent back for its skill."""
+    """Advise no way back to the unsanitized model where the erase went to the base."""
     near = {"interpolate_to_base": 0.9}
     weak = with_perplexity(plain, base=30.0)
     for facts in (plain, weak):

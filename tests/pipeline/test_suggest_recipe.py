@@ -186,7 +186,7 @@ def test_skill_that_the_base_lacks_is_learnt_again(
 def test_records_that_nobody_annotated_are_scanned_and_so_are_the_held_out_ones(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the recipe is fitted to, and what a run finds, is what one scan marks."""
+    """Fit the recipe to the findings of one scan, which are those of the run."""
     out = tmp_path / "mine.yaml"
     paths = {name: job / f"unmarked{name}.jsonl" for name in ("", "_held_out")}
     assert main(["init", str(job / "fine-tuned"), "--corpus", str(paths[""]), "--no-time",

@@ -99,7 +99,7 @@ def test_every_cause_and_every_measurement_has_a_sentence(data: Mapping[str, Any
         assert lines == [f"Likely cause. {sentence}"]
 
 
-NEXT = {
+NEXT: dict[Next, str] = {
     "decide": "sani verify runs/a/sanitized",
     "share_base": "share the base instead",
     "fix_inputs": "correct what the reasons",
@@ -118,7 +118,7 @@ def test_every_next_step_is_one_line() -> None:
     near = Setting("erase", "{interpolate_to_base: 0.9}", "near_base")
     for step, start in NEXT.items():
         settings = [near] if step == "settings" else []
-        line = next_line(replace(PLAIN, next=step, settings=settings), run="runs/a")  # type: ignore[arg-type]
+        line = next_line(replace(PLAIN, next=step, settings=settings), run="runs/a")
         assert line.startswith(f"Next: {start}")
         assert "\n" not in line
 

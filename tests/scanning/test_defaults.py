@@ -1,4 +1,4 @@
-"""What is scanned where nobody says it, what a user may keep out, and the most frequent values."""
+"""The scan by default, the values that a user keeps out of it, and the most frequent values."""
 
 from pathlib import Path
 
