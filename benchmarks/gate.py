@@ -1,11 +1,12 @@
 """Count false alarms of the gate's tests, and how often one person who was read is caught.
 
-    python benchmarks/gate.py [--quick] [--json FILE]
+    python benchmarks/gate.py [--quick] [--json FILE] [--models FOLDER]
 
 Never saw: the base, trained on the records with every identifier masked from the loss; such a model
 must pass. One subject: the base, trained on the documents of one subject as they are, once, five
 and twenty times; such a model must be caught. Every model is audited as a run does it, and judged
-by the default limits but for perplexity. All models are made here from invented notes.
+by the default limits but for perplexity. Base and notes are invented here; with --models they are
+those of a folder that benchmarks/models.py made.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from sani.auditing.audit import AuditResult, audit
 from sani.auditing.control_tests import ControlTests, control_tests_by_kind
 from sani.auditing.record import record_of, verdicts_of
 from sani.corpus.documents import Corpus
+from sani.corpus.readers import read_corpus
 from sani.demo.clinic import invent_clinics
 from sani.demo.demo import new_model, train_on_text
 from sani.gate.memory import check_memory
 from sani.intervals import Rate, rate
 from sani.machine.device import quiet_libraries
-from sani.models.checkpoint import Checkpoint
+from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.recipe import AuditSettings, GateSettings, MaskObjective, RepairSettings
 from sani.repairing.repair import repair
 
 SETTINGS = AuditSettings(membership_documents=0, swaps=0)
 EPOCHS = (1, 5, 20)  # over the documents of one subject
-LEARNING_RATE, BATCH_TOKENS = 5e-3, 768
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,25 @@ class Size:
     base_epochs: int
     never_saw: int
     one_subject: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a model is trained from the base, masked or as the text is."""
+
+    masked_epochs: int
+    learning_rate: float
+    batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Material:
+    """A base, the records that it never saw, and people who stand in no record."""
+
+    base: Checkpoint
+    private: Corpus
+    held_out: Corpus
+    training: Training
 
 
 SIZES = {
@@ -74,16 +94,32 @@ class Judged:
     held_out_auc: float | None
 
 
+def invented(size: Size, folder: Path) -> Material:
+    """Invent notes, and train a base on the public ones."""
+    public, private, held_out = invent_clinics(list(size.subjects), seed=11)
+    texts = [document.text for document in public]
+    base = new_model(texts, vocab_size=700, layers=3, hidden=64, context=512, folder=folder, seed=0)
+    training = Training(masked_epochs=4, learning_rate=5e-3, batch_tokens=768)
+    _train(base, texts, training, epochs=size.base_epochs, seed=0)
+    return Material(base, private, held_out, training)
+
+
+def read_material(folder: Path) -> Material:
+    """Read the base and the notes that benchmarks/models.py wrote into a folder."""
+    return Material(
+        load_checkpoint(folder / "base"),
+        read_corpus(folder / "private.jsonl"),
+        read_corpus(folder / "held_out.jsonl"),
+        Training(masked_epochs=6, learning_rate=4e-3, batch_tokens=2048),
+    )
+
+
 class Laboratory:
     """Notes, a base, and its audit; every other model is compared with it."""
 
-    def __init__(self, size: Size, folder: Path) -> None:
-        public, self.private, self.held_out = invent_clinics(list(size.subjects), seed=11)
-        texts = [document.text for document in public]
-        self.base = new_model(
-            texts, vocab_size=700, layers=3, hidden=64, context=512, folder=folder, seed=0
-        )
-        _train(self.base, texts, epochs=size.base_epochs, seed=0)
+    def __init__(self, material: Material) -> None:
+        self.base, self.training = material.base, material.training
+        self.private, self.held_out = material.private, material.held_out
         self.control = self._audited(self.base)
 
     def _audited(self, checkpoint: Checkpoint) -> AuditResult:
@@ -101,9 +137,9 @@ class Laboratory:
         model = self._copy()
         settings = RepairSettings(
             identifier_loss=MaskObjective(kind="mask"),
-            epochs=4,
-            learning_rate=LEARNING_RATE,
-            batch_tokens=BATCH_TOKENS,
+            epochs=self.training.masked_epochs,
+            learning_rate=self.training.learning_rate,
+            batch_tokens=self.training.batch_tokens,
         )
         repair(model, self.private, settings, framing="bos", seed=seed)
         return self._judged(model)
@@ -114,7 +150,7 @@ class Laboratory:
         name = names[(7 * number) % len(names)]
         model = self._copy()
         texts = [document.text for document in self.private if document.subject_id == name]
-        _train(model, texts, epochs=epochs, seed=number)
+        _train(model, texts, self.training, epochs=epochs, seed=number)
         return self._judged(model)
 
     def _judged(self, model: Checkpoint) -> Judged:
@@ -143,23 +179,31 @@ class Laboratory:
         return by_kind["direct"][0]
 
 
-def _train(model: Checkpoint, texts: list[str], *, epochs: int, seed: int) -> None:
+def _train(
+    model: Checkpoint, texts: list[str], training: Training, *, epochs: int, seed: int
+) -> None:
     train_on_text(
         model,
         texts,
         epochs=epochs,
-        learning_rate=LEARNING_RATE,
-        batch_tokens=BATCH_TOKENS,
+        learning_rate=training.learning_rate,
+        batch_tokens=training.batch_tokens,
         seed=seed,
     )
 
 
-def measure(size: Size, folder: Path) -> dict[str, Any]:
-    """Make, audit and judge every model."""
+def measure(size: Size, models: Path | None, folder: Path) -> dict[str, Any]:
+    """Make, audit and judge every model.
+
+    Args:
+        size: Number of models, and size of the invented notes.
+        models: Folder of the base and the notes; they are invented if None.
+        folder: Where an invented base's tokenizer is kept.
+    """
     quiet_libraries()
     torch.set_num_threads(1)
     began = time.monotonic()
-    laboratory = Laboratory(size, folder)
+    laboratory = Laboratory(read_material(models) if models else invented(size, folder))
     clean = list(_shown("never saw", (laboratory.never_saw(s) for s in range(size.never_saw))))
     read = {
         epochs: list(
@@ -198,9 +242,11 @@ def _summary(models: list[Judged], *, passed: bool) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = parser_of(__doc__).parse_args(argv)
+    parser = parser_of(__doc__)
+    parser.add_argument("--models", type=Path, help="folder of the base and notes")
+    arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(SIZES[arguments.size], Path(folder))
+        figures = measure(SIZES[arguments.size], arguments.models, Path(folder))
     clean = figures["never_saw"]["passed"]
     print(f"never saw the records: {clean['hits']} of {clean['trials']} pass")
     for epochs, each in figures["one_subject"].items():

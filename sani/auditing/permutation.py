@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 
 LEVEL = 0.05  # a model that never saw the records is above the limit of a count this often
-# Subjects and labels are two tests of the same shares, so each has half of that level.
-LARGEST_LEVEL = LEVEL / 2
+# Decoys are no exact match for real values, so the largest statistic is above its limit more often
+# than the level says. At 1 %, 19 of 20 models that never saw the records hold all limits, and one
+# subject who was read once is still far above: see benchmarks/gate.py.
+LARGEST_LEVEL = 0.01
 MIN_CANDIDATES = 20  # one given value among so many is one too many at that level
-DRAWS = 2000  # of the largest statistic; the limit's relative error is then below 1 %
+DRAWS = 5000  # of the largest statistic; the limit's relative error is then about 1 %
 DRAW_CELLS = 2**23  # draws times occurrences held at a time: 64 MB in float64
 
 Bools = NDArray[np.bool_]

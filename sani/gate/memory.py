@@ -77,7 +77,7 @@ def _largest(name: str, tests: ControlTests | None, groups: str) -> Check:
         return Check(name, None, None, False, "No decoys were scored.")
     reason = (
         f"{test.above} of {test.tested} {groups} {verb(test.above, 'stands', 'stand')} out from "
-        "the decoys more than any would in 39 of 40 models that never saw the records, as far as "
+        "the decoys more than any would in 99 of 100 models that never saw the records, as far as "
         "decoys and held-out people tell."
     )
     if groups == "subjects" and tests.untested:
