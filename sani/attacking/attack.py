@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache, partial
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ from sani.attacking.result import (
     VariantResult,
 )
 from sani.attacking.sampling import sampling
+from sani.auditing.candidates import candidate_scores
+from sani.auditing.permutation import shares
 from sani.corpus.documents import Corpus, Kind, only
 from sani.errors import AttackError
-from sani.intervals import clustered_mean, rate
+from sani.intervals import Estimate, clustered_mean, rate
 from sani.machine import distributed
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import Checkpoint
@@ -67,10 +70,15 @@ class StoredFigures(ModelFigures):
     Attributes:
         extracted: Document, span and label of each occurrence that was extracted.
         elsewhere: True if the variant attacks other documents than the context's.
+        scores: log p in nats of each uncued occurrence and its decoys, as `candidate_scores`
+            orders them, None for what was not scored; empty if the variant scores no decoys.
+        subjects: Number of each one's subject.
     """
 
     extracted: tuple[tuple[int, int, str], ...]
     elsewhere: bool
+    scores: tuple[tuple[float | None, ...], ...] = ()
+    subjects: tuple[int, ...] = ()
 
     def shown(self) -> ModelFigures:
         """Return the figures alone."""
@@ -154,7 +162,7 @@ def attack(
         not_run=[name for name in ATTACKS if name not in names],
         seconds=time.perf_counter() - started,
         attacks={
-            name: {variant: _compare(row, unattacked) for variant, row in rows.items()}
+            name: {variant: _compare(row, unattacked, seed=seed) for variant, row in rows.items()}
             for name, rows in figures.items()
         },
     )
@@ -283,10 +291,12 @@ def _figures(outcome: Outcome, context: AttackContext) -> StoredFigures:
     trials = int(scored.sum())
     extracted = scored & (occurrences.greedy | occurrences.discoverable)
     labels = [corpus[d].spans[s].label for d, s in outcome.places]
-    auc = None
+    auc, scores, subjects = None, np.empty((0, 0)), []
     if outcome.ranks:
         subjects = context.subject_numbers(outcome.places, corpus)
         auc = clustered_mean(occurrences.auc, subjects, seed=context.seed)
+        scores = candidate_scores(occurrences)
+        scores[occurrences.cued] = np.nan
     return StoredFigures(
         not_run=outcome.not_run,
         greedy=rate(int(occurrences.greedy[scored].sum()), trials),
@@ -299,19 +309,46 @@ def _figures(outcome: Outcome, context: AttackContext) -> StoredFigures:
             (*outcome.places[n], labels[n]) for n in np.flatnonzero(extracted).tolist()
         ),
         elsewhere=outcome.corpus is not None,
+        scores=tuple(tuple(p if isfinite(p) else None for p in row) for row in scores.tolist()),
+        subjects=tuple(subjects),
     )
 
 
+def _auc_to_base(model: StoredFigures, base: StoredFigures, seed: int) -> Estimate | None:
+    """Compute how often the log-ratio to the base is higher for a true value than for a decoy."""
+    if not model.scores or len(model.scores) != len(base.scores):
+        return None
+    width = min(len(model.scores[0]), len(base.scores[0]))
+    log_p, control = (
+        np.array([row[:width] for row in figures.scores], dtype=np.float64)
+        for figures in (model, base)
+    )
+    beaten = shares(log_p - control)[:, 0]
+    ranked = np.flatnonzero(np.isfinite(beaten))
+    return clustered_mean(beaten[ranked], [model.subjects[row] for row in ranked], seed=seed)
+
+
 def _compare(
-    by_model: Mapping[str, StoredFigures], unattacked: Iterable[tuple[int, int, str]]
+    by_model: Mapping[str, StoredFigures],
+    unattacked: Iterable[tuple[int, int, str]],
+    *,
+    seed: int,
 ) -> VariantResult:
     """Compare a variant's extractions from the sanitized model with those of the controls.
 
     Args:
         by_model: The variant's figures on each model.
         unattacked: What is extracted from the sanitized model without an attack.
+        seed: Seed of the bootstrap.
     """
     sanitized, base = by_model.get(SANITIZED), by_model.get(BASE)
+    auc_to_base = {
+        name: auc
+        for name, figures in by_model.items()
+        if name != BASE and base is not None
+        for auc in [_auc_to_base(figures, base, seed)]
+        if auc is not None
+    }
     beyond = recovered = None
     if sanitized is not None and sanitized.greedy is not None:
         if base is not None:
@@ -319,7 +356,7 @@ def _compare(
         if not sanitized.elsewhere:
             recovered = _count_labels(sanitized.extracted, without=unattacked)
     models = {name: figures.shown() for name, figures in by_model.items()}
-    return VariantResult(models, beyond, recovered)
+    return VariantResult(models, auc_to_base, beyond, recovered)
 
 
 def _count_labels(

@@ -89,6 +89,9 @@ class VariantResult:
 
     Attributes:
         models: Figures by model: `SANITIZED`, `UNSANITIZED`, `BASE`.
+        auc_to_base: By model other than the base, the share of its decoys that the true value of an
+            uncued occurrence beats by the log-ratio to the base after the same attack; empty
+            without a base or decoys.
         beyond_control: By label, occurrences extracted from the sanitized model and not from the
             base by the same variant; None if one of the two has no rates.
         recovered: By label, occurrences extracted from the sanitized model by the variant and not
@@ -96,6 +99,7 @@ class VariantResult:
     """
 
     models: dict[str, ModelFigures]
+    auc_to_base: dict[str, Estimate]
     beyond_control: dict[str, int] | None
     recovered: dict[str, int] | None
 
@@ -124,7 +128,7 @@ class AttackResult(Tabular):
     attacks: dict[str, dict[str, VariantResult]]
 
     def to_frame(self) -> pd.DataFrame:
-        """Return a row for each attack, variant and model: its rates and its AUC."""
+        """Return a row for each attack, variant and model: its rates and its AUCs."""
         import pandas as pd
 
         rows = [
@@ -133,12 +137,13 @@ class AttackResult(Tabular):
                 variant,
                 model,
                 *map(_value, (of_model.greedy, of_model.discoverable, of_model.auc)),
+                _value(result.auc_to_base.get(model)),
             )
             for name, variants in self.attacks.items()
             for variant, result in variants.items()
             for model, of_model in result.models.items()
         ]
-        columns = ["attack", "variant", "model", "greedy", "discoverable", "auc"]
+        columns = ["attack", "variant", "model", "greedy", "discoverable", "auc", "auc_to_base"]
         return pd.DataFrame(rows, columns=columns).set_index(columns[:3])
 
     def to_json(self) -> dict[str, Any]:

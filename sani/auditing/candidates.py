@@ -144,6 +144,14 @@ def _width(audit: Occurrences) -> int:
     return int(audit.decoy_number.max(initial=-1)) + 2
 
 
+def candidate_scores(occurrences: Occurrences) -> Floats:
+    """Return log p in nats of each true value, then of its decoys, NaN for what has none.
+
+    Decoy number k stands in column k + 1, so the same column of two models is the same decoy.
+    """
+    return _Given.of(occurrences, width=_width(occurrences)).scores
+
+
 @dataclass(frozen=True)
 class _Given:
     """Scores of candidates, and which of them are given, [n, candidates] each.

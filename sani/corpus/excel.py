@@ -7,6 +7,7 @@ with rows on a second sheet is refused, since which sheet holds the records is n
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def read_xlsx(path: Path, reading: Reading) -> Rows:
 
 
 def _rows(book: Any, reading: Reading) -> Iterator[tuple[int, Row | RecordError]]:
+    for sheet in book.worksheets:
+        sheet.reset_dimensions()  # a file may state a smaller sheet than it holds
     sheets = [sheet for sheet in book.worksheets if any(map(_holds, sheet.values))]
     if len(sheets) > 1:
         raise RecordError(
@@ -87,7 +90,7 @@ def _row(header: Sequence[str], cells: Sequence[object], reading: Reading) -> Ro
     ):
         return RecordError("it has a cell in a column without a name; name the column")
     row: dict[str, object] = {
-        name: _value(cell, reading) for name, cell in zip(header, cells, strict=False) if name
+        name: _value(cell, reading) for name, cell in zip_longest(header, cells) if name
     }
     text = row.get(reading.columns.get("text", "text"))
     if isinstance(text, str) and text in _ERRORS:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sani.corpus.encodings import BYTE_ORDER_MARK, decode_file
@@ -29,6 +29,7 @@ _BRAT_ENTITY = re.compile(
 # Relations, events, attributes, modifications, normalizations, notes, equivalences.
 _BRAT_IGNORED = ("R", "E", "A", "M", "N", "#", "*")
 _OTHER_FILES = "files with another suffix, which were not read"
+_LINKED_AGAIN = "links to a folder that is read already, which were not entered"
 _HIDDEN_FILES = "files whose name starts with a dot, which were not read"
 # Files of the tools themselves, and of whoever ships a corpus: they hold no document.
 _NO_DOCUMENT = re.compile(
@@ -41,7 +42,7 @@ def read_i2b2(path: Path, reading: Reading) -> Rows:
     files = [path]
     if not path.is_file():
         files = list_files(path, ".xml")
-        _note_other_files(path, files, reading.notes)
+        _note_other_files(path.iterdir(), files, reading.notes)
     for number, file in enumerate(files, start=1):
         where = "" if path.is_file() else _place(path, files, number)
         try:
@@ -57,7 +58,7 @@ def read_i2b2(path: Path, reading: Reading) -> Rows:
 def read_brat(folder: Path, reading: Reading) -> Rows:
     """Read a ``.txt`` and an ``.ann`` file a document; a discontinuous tag gives several spans."""
     texts, tags = list_files(folder, ".txt"), list_files(folder, ".ann")
-    _note_other_files(folder, [*texts, *tags], reading.notes)
+    _note_other_files(folder.iterdir(), [*texts, *tags], reading.notes)
     places = {
         path: _place(folder, paths, number)
         for paths in (texts, tags)
@@ -95,12 +96,12 @@ def read_text_folder(folder: Path, reading: Reading, *, subject_pattern: str | N
         CorpusError: If the pattern is none, or has no such group.
     """
     pattern = _subject_pattern(folder, subject_pattern)
-    files = [path for path in folder.rglob("*") if not path.name.startswith(".")]
-    files = [path for path in files if path.suffix.lower() == ".txt"]
-    files.sort(key=os.fsencode)
-    _note_other_files(folder, files, reading.notes, below=True)
+    everything = _files_below(folder, reading.notes)
+    files = [path for path in everything if not path.name.startswith(".")]
+    files = sorted((p for p in files if p.suffix.lower() == ".txt"), key=os.fsencode)
+    _note_other_files(everything, files, reading.notes)
     test = "-name" if all(path.suffix == ".txt" for path in files) else "-iname"
-    listing = f"find {shlex.quote(str(folder))} {test} '[!.]*.txt' | LC_ALL=C sort"
+    listing = f"find -L {shlex.quote(str(folder))} {test} '[!.]*.txt' | LC_ALL=C sort"
     for number, path in enumerate(files, start=1):
         where = f"file {number} of {len(files)} in path order ({listing} | sed -n {number}p)"
         inner = path.relative_to(folder)
@@ -154,11 +155,24 @@ def list_files(folder: Path, suffix: str) -> list[Path]:
     return sorted(files, key=lambda path: os.fsencode(path.name))
 
 
-def _note_other_files(
-    folder: Path, read: Sequence[Path], notes: Notes, *, below: bool = False
-) -> None:
-    """Count the files of a folder, or also of those below it, that are not read."""
-    for path in sorted(set(folder.rglob("*") if below else folder.iterdir()).difference(read)):
+def _files_below(folder: Path, notes: Notes) -> list[Path]:
+    """Return the files of a folder and of all folders below it, linked ones too, each once."""
+    files: list[Path] = []
+    entered: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = os.path.realpath(root)
+        if here in entered:  # links may lead in a circle
+            notes.count(_LINKED_AGAIN)
+            folders.clear()
+            continue
+        entered.add(here)
+        files += [Path(root, name) for name in names]
+    return files
+
+
+def _note_other_files(files: Iterable[Path], read: Sequence[Path], notes: Notes) -> None:
+    """Count the files that are not read."""
+    for path in sorted(set(files).difference(read)):
         if path.is_file() and not _NO_DOCUMENT.fullmatch(path.name):
             notes.count(_HIDDEN_FILES if path.name.startswith(".") else _OTHER_FILES)
 

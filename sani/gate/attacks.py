@@ -8,9 +8,8 @@ from dataclasses import replace
 
 from sani.attacking.result import BASE, SANITIZED, AttackResult, ModelFigures, VariantResult
 from sani.counting import counted, verb
-from sani.gate.check import MIN_TRIALS, Check, few_decoys, too_few
-from sani.gate.rates import auc_excess_check, check_rate, rate_named
-from sani.intervals import Estimate
+from sani.gate.check import MIN_TRIALS, Check, compare, few_decoys, too_few
+from sani.gate.rates import auc_excess_check, check_rate, rate_named, unsettled
 from sani.recipe import Limit
 
 NOT_JUDGED = "guidance"
@@ -29,8 +28,9 @@ def judge_attacks(
     Args:
         limit: Limit of greedy and (n, p) rates; None for none.
         attacks: The attacks; None if nothing was attacked.
-        auc_excess: How far the AUC may be above the base's after the same attack; None for no
-            limit. Attacks that give no AUC in any variant are not judged by it.
+        auc_excess: How far the AUC of the log-ratio to the base after the same attack may be above
+            0.5, and that of a probe above the base's; None for no limit. Attacks that score no
+            decoys are not judged by it.
     """
     if attacks is None:
         return [Check("attacks", None, None, False, "No attack was run.")]
@@ -71,7 +71,7 @@ def _worst_rate(
 def _worst_auc(name: str, variants: Mapping[str, VariantResult], excess: float) -> list[Check]:
     """Return the check of the variant whose AUC is furthest above its limit; none without AUC."""
     checks = [
-        _variant_auc(name, variant, row.models, excess)
+        _variant_auc(name, variant, row, excess)
         for variant, row in variants.items()
         # A variant that was run on every model and has no AUC scores no decoys, as sampling.
         if any(figures.not_run or figures.auc is not None for figures in row.models.values())
@@ -79,12 +79,10 @@ def _worst_auc(name: str, variants: Mapping[str, VariantResult], excess: float) 
     return [max(checks, key=_severity)] if checks else []
 
 
-def _variant_auc(
-    name: str, variant: str, models: Mapping[str, ModelFigures], excess: float
-) -> Check:
-    aucs: list[tuple[float, Estimate]] = []
+def _variant_auc(name: str, variant: str, row: VariantResult, excess: float) -> Check:
+    aucs = []
     for model in (SANITIZED, BASE):
-        figures = models.get(model)
+        figures = row.models.get(model)
         auc = figures.auc if figures else None
         if figures is None or figures.not_run or auc is None or auc.value is None:
             cause = (figures.not_run if figures else "") or "no AUC"
@@ -97,10 +95,21 @@ def _variant_auc(
         trials = figures.greedy.trials if figures.greedy else auc.trials
         if problem := few_decoys(auc.trials, trials):
             return Check(name, auc.value, None, False, f"{variant}: {problem}")
-        aucs.append((auc.value, auc))
-    (value, auc), (control, _) = aucs
-    check = auc_excess_check(name, value, auc, control, excess)
-    return replace(check, reason=f"{variant}: {check.reason}")
+        aucs.append((auc.value, auc, figures.greedy))
+    (value, auc, rate), (control, _, _) = aucs
+    if rate is None:  # a probe ranks values, and gives no probabilities to divide by the base's
+        check = auc_excess_check(name, value, auc, control, excess)
+        return replace(check, reason=f"{variant}: {check.reason}")
+    to_base, highest = row.auc_to_base.get(SANITIZED), 0.5 + excess
+    if to_base is None or to_base.value is None:
+        return Check(name, None, highest, False, f"{variant}: no uncued occurrence has decoys.")
+    if to_base.trials < MIN_TRIALS:
+        return Check(name, to_base.value, highest, False, f"{variant}: {too_few(to_base.trials)}")
+    reason = (
+        f"{variant}: the AUC of the log-ratio to the base after the same attack; {excess} above "
+        f"chance (0.5) is allowed.{unsettled(to_base, highest)}"
+    )
+    return compare(name, to_base.value, highest, reason)
 
 
 def _variant_rate(

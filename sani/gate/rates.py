@@ -103,9 +103,14 @@ def auc_excess_check(
     highest = max(control, 0.5) + excess
     above = "that" if control >= 0.5 else "chance (0.5)"
     reason = f"The control's AUC is {control:.3f}; {excess} above {above} is allowed."
-    if auc.low is not None and auc.high is not None and auc.low <= highest <= auc.high:
-        reason += (
-            f" The limit lies within the 95 % interval, {auc.low:.3f} to {auc.high:.3f}: "
-            f"{counted(auc.trials, 'occurrence')} {verb(auc.trials, 'does', 'do')} not settle this."
-        )
-    return compare(name, value, highest, reason)
+    return compare(name, value, highest, reason + unsettled(auc, highest))
+
+
+def unsettled(auc: Estimate, limit: float) -> str:
+    """Return a sentence that says so if the interval of an AUC holds the limit, else nothing."""
+    if auc.low is None or auc.high is None or not auc.low <= limit <= auc.high:
+        return ""
+    return (
+        f" The limit lies within the 95 % interval, {auc.low:.3f} to {auc.high:.3f}: "
+        f"{counted(auc.trials, 'occurrence')} {verb(auc.trials, 'does', 'do')} not settle this."
+    )

@@ -275,8 +275,8 @@ class GateSettings(Settings):
     )
     attacks_auc_excess: Fraction | None = Field(
         None,
-        description="maximum of the AUC after every attack minus that of the same attack on the "
-        "base: a silent memory is not gone; guidance is not judged",
+        description="maximum of the AUC to the base after every attack (on the base, too) minus "
+        "0.5: a silent memory is not gone; guidance is not judged",
     )
     scan_recall: Fraction | None = Field(
         None,

@@ -67,7 +67,9 @@ def _table(attacks: AttackResult) -> Section:
         f"{counted(attacks.documents, 'document')} {verb(attacks.occurrences, 'was', 'were')} "
         "attacked. Every attack is also made on the base, which never saw the records: that is "
         "its control. Beyond: extracted (greedily or (n, p)) from the sanitized checkpoint and "
-        "not from the base by the same attack. Recovered: not extracted without the attack."
+        "not from the base by the same attack. Recovered: not extracted without the attack. AUC to "
+        "the base: how often the log-ratio to the base after the same attack is higher for a true "
+        "value than for a decoy, of uncued occurrences."
     ]
     if attacks.not_run:
         sentences.append(f"Attacks that the recipe leaves out: {', '.join(attacks.not_run)}.")
@@ -82,7 +84,17 @@ def _table(attacks: AttackResult) -> Section:
         "attacks",
         "Attacks",
         tuple(sentences),
-        ("attack", "variant", "checkpoint", "greedy", "(n, p)", "AUC", "beyond", "recovered"),
+        (
+            "attack",
+            "variant",
+            "checkpoint",
+            "greedy",
+            "(n, p)",
+            "AUC",
+            "AUC to the base",
+            "beyond",
+            "recovered",
+        ),
         tuple(
             (
                 name,
@@ -91,6 +103,7 @@ def _table(attacks: AttackResult) -> Section:
                 rate(figures.greedy),
                 rate(figures.discoverable),
                 estimate(figures.auc),
+                estimate(row.auc_to_base.get(model)),
                 _labels(row.beyond_control) if model == SANITIZED else "",
                 _labels(row.recovered) if model == SANITIZED else "",
             )

@@ -762,7 +762,7 @@ def test_what_the_base_gives_is_not_beyond_it_and_what_was_given_before_did_not_
         _figures(Outcome("x", verdicts(said), context.places, ranks=False), context)
         for said in ("gsg", "s--", "-g-")
     )
-    found = _compare({"sanitized": sanitized, "base": base}, unattacked.extracted)
+    found = _compare({"sanitized": sanitized, "base": base}, unattacked.extracted, seed=0)
     assert found.beyond_control == {"CITY": 1, "DATE": 1}
     assert found.recovered == {"CITY": 1, "NAME": 1}
 
@@ -917,16 +917,27 @@ def test_the_gate_can_judge_what_is_silent_and_not_gone(
     ranking = {"unattacked", *ATTACKS} - {"guidance", "sampling"}
     assert set(leaky) == {f"attack.{name}.auc" for name in ranking}
     assert not leaky["attack.relearn.auc"].holds
+    assert "log-ratio to the base" in leaky["attack.relearn.auc"].reason
+    plain = found["attacks"]["unattacked"]["as it is"]
+    assert plain["auc_to_base"]["sanitized"]["value"] > 0.9  # the positive control
+    assert "base" not in plain["auc_to_base"]
     assert not leaky["attack.layers.auc"].holds  # a probe gives nothing but an AUC
-    clean = copy.deepcopy(found)
+    clean, chance = copy.deepcopy(found), {"value": 0.5, "low": 0.4, "high": 0.6}
     for rows in clean["attacks"].values():
         for row in rows.values():
             base = row["models"]["base"]
             if base["auc"] and base["greedy"]:  # one decoy for each is not always to be had
                 base["auc"]["trials"] = base["greedy"]["trials"]
             row["models"]["sanitized"] = base
+            if row["auc_to_base"]:
+                row["auc_to_base"]["sanitized"] = {**chance, "trials": 40}
     assert not [c for c in judge_attacks(None, clean, auc_excess=0.05) if not c.holds]
-    auc = {"trials": 40, "value": 0.5, "low": 0.4, "high": 0.6}
+    auc = {"trials": 40, **chance}
+    for wrong_auc in ({**auc, "value": 0.56}, {**auc, "trials": 19}, {**auc, "value": None}):
+        wrong = copy.deepcopy(clean)
+        wrong["attacks"]["quantize"]["4 bits"]["auc_to_base"]["sanitized"] = wrong_auc
+        held = {c.name: c.holds for c in judge_attacks(None, wrong, auc_excess=0.05)}
+        assert not held["attack.quantize.auc"], wrong_auc
     plain_row = clean["attacks"]["quantize"]["4 bits"]["models"]
     trials = plain_row["base"]["greedy"]["trials"]
     decoyed = math.ceil(0.9 * trials)

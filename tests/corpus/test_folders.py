@@ -74,6 +74,16 @@ def test_files_that_are_not_read_are_counted(tmp_path: Path) -> None:
     assert read_corpus(xml).notes == ("files with another suffix, which were not read: 1",)
 
 
+def test_linked_folders_are_read_and_circles_are_counted(tmp_path: Path) -> None:
+    folder = write(tmp_path / "f", a_txt="one")
+    write(tmp_path / "elsewhere", d_txt="two")
+    (folder / "ward").symlink_to(tmp_path / "elsewhere")
+    (folder / "circle").symlink_to(folder)
+    corpus = read_corpus(folder, format="text")
+    assert sorted((d.subject_id, d.text) for d in corpus) == [("a", "one"), ("ward", "two")]
+    assert corpus.notes == ("links to a folder that is read already, which were not entered: 1",)
+
+
 # ---- MAE ---------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +247,23 @@ def test_a_workbook_is_read(tmp_path: Path) -> None:
 def test_a_workbook_is_refused(tmp_path: Path, sheets: Any, message: str) -> None:
     path = write_book(tmp_path / "c.xlsx", *sheets)
     assert refusal(path).startswith(f"{path}{message}")
+
+
+@pytest.mark.parametrize("dimension", ["A1:D2", "A1:C4"])
+def test_rows_and_columns_beyond_the_stated_size_of_a_sheet_are_read(
+    tmp_path: Path, dimension: str
+) -> None:
+    rows = [HEAD, *([n, "s", TEXT, json.dumps(SPANS)] for n in range(3)), [3, "s", "x", None]]
+    book = write_book(tmp_path / "c.xlsx", rows)
+    wrong = tmp_path / "wrong.xlsx"
+    with zipfile.ZipFile(book) as old, zipfile.ZipFile(wrong, "w") as new:
+        for name in old.namelist():
+            stated = f'<dimension ref="{dimension}"'.encode()
+            content, replaced = re.subn(rb'<dimension ref="[^"]*"', stated, old.read(name))
+            assert replaced == name.startswith("xl/worksheets/"), name
+            new.writestr(name, content)
+    corpus = read_corpus(wrong)
+    assert [len(document.spans) for document in corpus] == [len(SPANS)] * 3 + [0]
 
 
 def test_a_cell_that_excel_may_have_cut_is_counted(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def figures_of_model(hits: int, *, not_run: str = "") -> dict[str, Any]:
 def test_an_attack_is_shown_by_its_strongest_variant_and_what_was_not_run(done: Done) -> None:
     def variant(hits: int, **more: str) -> dict[str, Any]:
         models = {"sanitized": figures_of_model(hits, **more), "base": figures_of_model(3)}
-        return {"models": models, "beyond_control": None, "recovered": None}
+        none = {"auc_to_base": {}, "beyond_control": None, "recovered": None}
+        return {"models": models, **none}
 
     data = done[0].to_json()
     data["attacks"] = {
