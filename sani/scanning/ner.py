@@ -15,13 +15,14 @@ from typing import Any, Protocol
 from sani.corpus.documents import Span
 from sani.errors import ScanError
 from sani.machine.device import default_device, quiet_libraries
+from sani.scanning.greedy import GreedyDecoder, can_decode
 from sani.scanning.labels import kind_of, scan_label
 from sani.scanning.windows import windows
 from sani.text.folding import fold_text
 
 SOURCE = "ner"
 SPACY_SCORE = 0.85  # Presidio's figure for models that give none
-_BATCH = 32
+_BATCH = 8  # windows at a time: what a network computes for them stays in the cache
 _WITHIN = " \t.'\u2019-"  # may stand between the words of one name
 
 
@@ -88,22 +89,37 @@ class SpacyNer:
         }
         pipeline.select_pipes(enable=sorted(needed))
         self._pipeline = pipeline
+        ner = pipeline.get_pipe("ner")
+        alone = len(needed) == 1 and can_decode(ner)
+        self._decoder = GreedyDecoder(ner) if alone else None
         self.name = f"spacy {version('spacy')} {_content_digest(pipeline.path)}"
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Find the spans of each text; spaCy gives no score, so all have `SPACY_SCORE`."""
         spans: list[list[Span]] = [[] for _ in texts]
-        pieces = [(window.text, (number, window)) for number, window in _all_windows(texts)]
-        for document, (number, window) in self._pipeline.pipe(
-            pieces, as_tuples=True, batch_size=_BATCH
-        ):
-            for entity in document.ents:
-                label = scan_label(entity.label_)
-                share = window.share(entity.start_char, entity.end_char)
-                if share and label in _LABELS:
-                    start, end = (window.offset + place for place in share)
-                    spans[number].append(_span(texts[number], start, end, label, SPACY_SCORE))
+        pieces = list(_all_windows(texts))
+        for first in range(0, len(pieces), _BATCH):
+            batch = pieces[first : first + _BATCH]
+            entities_of = self._entities([window.text for _, window in batch])
+            for (number, window), entities in zip(batch, entities_of, strict=True):
+                for start, end, name in entities:
+                    label = scan_label(name)
+                    share = window.share(start, end)
+                    if share and label in _LABELS:
+                        start, end = (window.offset + place for place in share)
+                        spans[number].append(_span(texts[number], start, end, label, SPACY_SCORE))
         return spans
+
+    def _entities(self, texts: list[str]) -> Iterator[list[tuple[int, int, str]]]:
+        """Yield the start, end and spaCy's label of the entities of each text."""
+        if self._decoder is None:
+            for document in self._pipeline.pipe(texts, batch_size=_BATCH):
+                yield [(e.start_char, e.end_char, e.label_) for e in document.ents]
+            return
+        documents = [self._pipeline.make_doc(text) for text in texts]
+        for document, entities in zip(documents, self._decoder.entities(documents), strict=True):
+            spans = ((document[start:end], label) for start, end, label in entities)
+            yield [(span.start_char, span.end_char, label) for span, label in spans]
 
 
 class Dictionary(Container[str]):

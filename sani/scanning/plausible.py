@@ -247,6 +247,7 @@ def is_listed_name(word: str) -> bool:
     return fold_text(word) in _names()
 
 
+@cache
 def _names() -> frozenset[str]:
     given, surnames = listed_names(tuple(read_data("recognizers.yaml")["name_locales"]))
     return given | surnames
