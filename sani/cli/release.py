@@ -47,7 +47,7 @@ def report(
         return
     from sani.reporting.advice import next_line
     from sani.reporting.report import write_pages
-    from sani.reporting.schema import read_report
+    from sani.reporting.stored_report import read_report
 
     folder = runs[0]
     report = read_report(folder)

@@ -25,7 +25,7 @@ from sani.models.merging import part_like
 from sani.pipeline.candidates import check_loaded_candidate
 from sani.pipeline.inputs import ModelFolders, check_control
 from sani.recipe import Recipe
-from sani.releasing.identifiers_in_files import check_texts
+from sani.releasing.identifiers_in_files import check_other_texts, check_texts
 from sani.reporting.card import read_source_card
 from sani.runfolder import RunFolder
 from sani.text.chat import lend_template
@@ -189,6 +189,8 @@ class ModelsOfRun:
         checkpoint = load_checkpoint(self._given.path, device=default_device())
         base = self._recipe.model.base
         check_texts(checkpoint.path, self._corpus, base=base)
+        if self._recipe.only_checks:
+            check_other_texts(self._recipe.model.path, self._corpus)
         # Its card goes into the report: what must not stand there is told before hours of work.
         read_source_card(self._recipe.model.path, base, self._corpus)
         return checkpoint

@@ -15,7 +15,7 @@ from sani.atomic import check_new_file, write_text
 from sani.errors import RecipeError, RunError
 from sani.recipe import dump_recipe, load_recipe
 from sani.reporting.advice import MEASURED, next_line
-from sani.reporting.schema import read_report
+from sani.reporting.stored_report import read_report
 from sani.runfolder import RECIPE, check_new_run
 
 NUMBERED = re.compile(r"(?P<name>.+)-(?P<number>[0-9]+)")

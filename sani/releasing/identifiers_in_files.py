@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,12 @@ LEFTOVERS = {
     "README.md": "README.md",
 }
 OTHER = "other entries"
+# Texts that a public model's folder holds too. They are searched; a data file is not one of them.
+TEXTS = re.compile(
+    r"(?i)((readme|licen[cs]e|notice|use_policy|citation|changelog)\b.*|.+\.(md|txt|py|jinja|json"
+    r"|ya?ml|toml|cff)|\.git(attributes|ignore)|model\.sig)"
+)
+LARGEST_TEXT = 2**24  # bytes; a longer one is data
 
 
 def may_be_released(name: str) -> bool:
@@ -73,16 +79,38 @@ def may_be_released(name: str) -> bool:
     return bool(weights) or name in TOKENIZER_FILES or name in CONFIG_FILES
 
 
-def files_not_released(folder: Path) -> dict[str, int]:
+def searched_texts(folder: Path) -> list[str]:
+    """Return the names of the texts beside a checkpoint in which identifiers can be searched for.
+
+    Those that training leaves are none of them: a log or a state holds more than text.
+    """
+    return sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if TEXTS.fullmatch(entry.name)
+        and _kind_of(entry.name) in (OTHER, "README.md", "code")
+        and not may_be_released(entry.name)
+        and entry.is_file()
+        and entry.stat().st_size <= LARGEST_TEXT
+    )
+
+
+def files_not_released(folder: Path, *, but: Container[str] = ()) -> dict[str, int]:
     """Count the entries of a checkpoint folder that are not released, by kind.
 
     TensorBoard logs are found in folders too. The names of files that training does not write are
     not told.
+
+    Args:
+        folder: The folder.
+        but: Names of entries that are not counted.
     """
     counts: Counter[str] = Counter()
     read = ADAPTER_FILES if is_adapter(folder) else ()
     for entry in folder.iterdir():
         if entry.is_file() and (may_be_released(entry.name) or entry.name in read):
+            continue
+        if entry.name in but:
             continue
         logs = entry.is_dir() and any(entry.rglob("events.out.tfevents.*"))
         counts["TensorBoard logs" if logs else _kind_of(entry.name)] += 1
@@ -125,6 +153,20 @@ def check_texts(
         if may_be_released(file.name):
             leaked = secrets.all.find(_strings(_metadata(file)))
             _refuse(f"model folder {folder}: {file.name}", leaked)
+
+
+def check_other_texts(folder: Path, corpus: Corpus) -> None:
+    """Refuse a folder to be given away whole in whose other texts a direct identifier stands.
+
+    Looks for those with a digit or a blank: a card may well hold a surname that is a word.
+
+    Raises:
+        CheckpointError: With how many identifiers they hold; a file's name may be a person's.
+    """
+    secrets = _Secrets(corpus)
+    for name in searched_texts(folder):
+        leaked = secrets.telling.find(_strings(_parse(folder / name)))
+        _refuse(f"model folder {folder}: a text beside the model", leaked)
 
 
 def check_strings(strings: Iterable[str], corpus: Corpus, *, origin: str) -> None:

@@ -1,27 +1,25 @@
-"""Leftovers of training in a folder that is only checked: nobody judges what they hold."""
+"""Files beside a checkpoint that is only checked: nobody judges what they hold."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sani.gate import Check
-from sani.releasing.identifiers_in_files import OTHER, files_not_released
-
-HARMLESS = ("README.md", "code", OTHER)  # what a public model's folder may hold too
+from sani.releasing.identifiers_in_files import files_not_released, searched_texts
 
 
 def check_leftovers(folder: Path) -> Check:
-    """Return the gate's check that a folder holds nothing that training left there.
+    """Return the gate's check that a folder holds nothing that nobody judged.
 
-    An optimizer's state, a log or a saved state of training may hold records, and whoever checks a
-    folder will give it away whole.
+    An optimizer's state, a log, a file of records or a copy of the weights under another name: who
+    checks a folder will give it away whole. Texts in which identifiers are searched for may stay.
     """
-    kinds = {kind: n for kind, n in files_not_released(folder).items() if kind not in HARMLESS}
+    kinds = files_not_released(folder, but=searched_texts(folder))
     counts = ", ".join(f"{kind} ({count})" for kind, count in kinds.items())
     reason = (
         f"The folder that was checked also holds {counts}, which nobody judged. Move them "
         "elsewhere before you give the folder away."
         if kinds
-        else "The folder that was checked holds nothing that training left there."
+        else "The folder that was checked holds nothing beside the model but searched texts."
     )
     return Check("leftovers", float(sum(kinds.values())), 0.0, not kinds, reason)

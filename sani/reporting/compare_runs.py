@@ -19,7 +19,8 @@ from sani.reporting.format import (
     stage_name,
 )
 from sani.reporting.process import leaves, stages
-from sani.reporting.schema import Report, Stage, read_report
+from sani.reporting.schema import Report, Stage
+from sani.reporting.stored_report import read_report
 from sani.runfolder import RunFolder
 
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from sani.atomic import write_text
 from sani.attacking.result import AttackResult
@@ -18,13 +18,11 @@ from sani.auditing.compare import ChangeCounts, OnionStep
 from sani.auditing.record import CheckpointAudit
 from sani.auditing.unlearning_depth import UnlearningDepth
 from sani.corpus.documents import Kind
-from sani.errors import RunError
 from sani.gate import Check
 from sani.gate.advice import Advice
 from sani.intervals import Estimate, Rate
 from sani.recipe import AuditSettings, EraseSettings, GateSettings, RepairSettings, Selector
 from sani.reporting.at_risk import NamedAtRisk
-from sani.runfolder import check_is_run, check_report
 from sani.scanning.record import ScanRecord
 
 SCHEMA_VERSION = 9
@@ -356,38 +354,6 @@ def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of ``report.json``."""
     schema = Report.model_json_schema(by_alias=True, mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def read_report(folder: Path) -> Report:
-    """Read the report of a finished run.
-
-    Raises:
-        RunError: If there is none, it is not of this version's shape, or it was changed since the
-            run wrote it: its digest stands in ``private/`` and in the manifest of ``sanitized/``.
-    """
-    check_is_run(folder)
-    path = folder / "report.json"
-    try:
-        text = path.read_text(encoding="utf-8")
-        version = json.loads(text).get("schema_version")
-    except FileNotFoundError:
-        raise RunError(f"{folder} holds no report.json; finish the run with --resume") from None
-    except (OSError, ValueError, AttributeError):
-        raise RunError(f"{path} cannot be read as JSON; make it again with --resume") from None
-    check_report(folder, text)
-    if version != SCHEMA_VERSION:
-        raise RunError(
-            f"{path} has schema_version {version!r:.20}, this sani reads {SCHEMA_VERSION}; make "
-            "it again with sani run --resume"
-        )
-    try:
-        return Report.model_validate_json(text)
-    except ValidationError as error:
-        field = ".".join(map(str, error.errors(include_input=False)[0]["loc"]))
-        raise RunError(
-            f"{path}: {error.error_count()} of its fields do not fit the schema, the first is "
-            f"{field}; make it again with sani run --resume"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ from sani.repairing.repair import repair, train
 from sani.reporting.attacks import attack_sections, whether_tested
 from sani.reporting.report import _not_attacked
 from sani.reporting.ripple import ripples
-from sani.reporting.schema import read_report
+from sani.reporting.stored_report import read_report
 from sani.text.batches import make_batches
 from sani.text.framing import framing_named
 from sani.text.tokens import Encoded, encode

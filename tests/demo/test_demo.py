@@ -6,7 +6,7 @@ import pytest
 
 from sani.cli.main import main
 from sani.demo import demo
-from sani.reporting.schema import read_report
+from sani.reporting.stored_report import read_report
 
 
 @pytest.mark.long

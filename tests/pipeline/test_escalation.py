@@ -25,7 +25,8 @@ from sani.recipe import QUICK, EscalationSettings, RepairSettings, dump_recipe, 
 from sani.repairing.repair import repair
 from sani.repairing.training_job import EpochAudit
 from sani.reporting.escalation import cells
-from sani.reporting.schema import Measured, RungFigures, json_schema, read_report
+from sani.reporting.schema import Measured, RungFigures, json_schema
+from sani.reporting.stored_report import read_report
 from sani.runfolder import RunFolder, open_run
 from tests.support.clinic import Clinic
 from tests.support.recipes import gate_on_totals, recipe_text, write_recipe

@@ -1,6 +1,7 @@
 """Inputs that a run refuses to judge, because a low figure of them would mean nothing."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sani import run
 from sani.cli.main import main
+from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.errors import CheckpointError, RecipeError
 from sani.models.checkpoint import load_checkpoint
@@ -124,12 +126,32 @@ def test_what_training_left_beside_a_candidate_does_not_hold(
     change_a_weight(candidate)
     (candidate / "optimizer.pt").write_bytes(b"moments")
     (candidate / "checkpoint-10").mkdir()
-    (candidate / "notes.txt").write_text("of somebody")  # no name is told
+    (candidate / "train.jsonl").write_text("of somebody")  # no name is told
+    (candidate / "model.safetensors~").write_bytes(b"weights")
+    (candidate / "previous").symlink_to(candidate)
+    (candidate / "LICENSE").write_text("free")
     result = run(recipe, tmp_path / "run")
     (check,) = (check for check in result.report.gate.checks if check.name == "leftovers")
     assert not check.holds
-    assert check.measured == 2
-    assert "optimizer.pt (1), saved states of training (1), which nobody judged" in check.reason
+    assert check.measured == 5
+    counts = "optimizer.pt (1), saved states of training (1), other entries (3)"
+    assert f"{counts}, which nobody judged" in check.reason
+
+
+@pytest.mark.false_clean
+@pytest.mark.parametrize("name", ["README.md", "samples.txt", "notes.json"])
+def test_records_in_a_text_beside_a_candidate_are_refused(
+    recipe: Recipe, candidate: Path, tmp_path: Path, name: str
+) -> None:
+    change_a_weight(candidate)
+    corpus = read_corpus(recipe.corpus.path)
+    text = corpus[0].text
+    (candidate / name).write_text(json.dumps({"text": text}) if name.endswith("json") else text)
+    with pytest.raises(CheckpointError) as caught:
+        run(recipe, tmp_path / "run")
+    message = str(caught.value)
+    assert re.search(r": a text beside the model holds \d+ identifiers", message)
+    assert name not in message
 
 
 # ---- two sets of weights ---------------------------------------------------------------------

@@ -19,7 +19,7 @@ from sani.pipeline.preflight import check
 from sani.pipeline.rounds import still_extractable
 from sani.recipe import load_recipe
 from sani.repairing.repair import repair
-from sani.reporting.schema import read_report
+from sani.reporting.stored_report import read_report
 from sani.runfolder import RunFolder
 from tests.support.clinic import Clinic
 from tests.support.occurrences import verdicts

@@ -31,7 +31,7 @@ from sani.models.checkpoint import load_checkpoint
 from sani.recipe import load_recipe
 from sani.releasing.manifest import verify
 from sani.reporting import report as report_module
-from sani.reporting.schema import read_report
+from sani.reporting.stored_report import read_report
 from tests.support.clinic import Clinic
 from tests.support.recipes import write_recipe
 from tests.support.sharing import Shared

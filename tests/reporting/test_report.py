@@ -31,7 +31,8 @@ from sani.reporting.junit import junit
 from sani.reporting.page import render
 from sani.reporting.process import cost
 from sani.reporting.report import build_report, write_report
-from sani.reporting.schema import SCHEMA_FILE, SCHEMA_VERSION, SourceCard, json_schema, read_report
+from sani.reporting.schema import SCHEMA_FILE, SCHEMA_VERSION, SourceCard, json_schema
+from sani.reporting.stored_report import read_report
 from sani.runfolder import RunFolder
 from tests.support.charts import blank_charts
 from tests.support.clinic import Clinic
