@@ -46,13 +46,15 @@ class CueFinder:
         self._folded = folded
 
     def cued(self, start: int, end: int, seen: Sequence[tuple[int, int]]) -> bool:
-        """Return whether more than half of ``text[start:end]`` stands in seen parts of the text.
+        """Return whether all that tells of ``text[start:end]`` stands in seen parts of the text.
 
-        Counted in letters and digits of its words of `SHORTEST_WORD` letters and its numbers of
-        `SHORTEST_NUMBER` digits or more; a shorter value counts if all of it is repeated. A number
-        below `LONG_NUMBER` digits counts where the word before or behind it is seen beside it. In
-        an e-mail or web address, a seen word counts inside a longer one too (garcia, jgarcia@).
-        A date also counts if the seen parts have it in another writing.
+        What tells are its words of `SHORTEST_WORD` letters and its numbers of `SHORTEST_NUMBER`
+        digits or more; a shorter value counts if all of it is repeated. A clinic's town above a
+        patient's address gives the town away, and not the street: such a value is not cued. A
+        number below `LONG_NUMBER` digits counts where the word before or behind it is seen beside
+        it. Of an e-mail address only what stands before the @ tells; there, and in a web address,
+        a seen word counts inside a longer one too, if fewer letters or digits are left than tell
+        (garcia, jgarcia@). A date also counts if the seen parts have it in another writing.
 
         Args:
             start: First character of the value.
@@ -69,16 +71,26 @@ class CueFinder:
             return False
         if self._repeated(words, parts) or self._dated(start, end, seen):
             return True
-        telling = [number for number, word in enumerate(words) if len(word) >= _shortest(word)]
-        seen_words = {number for number in telling if self._told(words, number, parts)}
-        covered = sum(len(words[number]) for number in seen_words)
-        if _ADDRESS.search(fold_text(self._text[start:end])):
-            covered += sum(
-                self._covered_inside(words[number], parts)
-                for number in telling
-                if number not in seen_words
-            )
-        return 2 * covered > sum(len(words[number]) for number in telling)
+        telling = self._telling(words, start, end)
+        unseen = [words[number] for number in telling if not self._told(words, number, parts)]
+        if unseen and _ADDRESS.search(fold_text(self._text[start:end])):
+            unseen = [
+                word
+                for word in unseen
+                if len(word) - self._covered_inside(word, parts) >= _shortest(word)
+            ]
+        return bool(telling) and not unseen
+
+    def _telling(self, words: list[str], start: int, end: int) -> list[int]:
+        """Return the numbers of the words of a value that tell of it."""
+        value = fold_text(self._text[start:end])
+        name, at, _ = value.rpartition("@")
+        count = len(_WORD.findall(name)) if at else len(words)
+        return [
+            number
+            for number, word in enumerate(words[: count or len(words)])
+            if len(word) >= _shortest(word)
+        ]
 
     def _told(self, words: list[str], number: int, parts: Sequence[tuple[int, int]]) -> bool:
         """Return whether a word of a value is seen; a short number only beside its neighbour.

@@ -86,7 +86,7 @@ class Hits:
     Attributes:
         kinds: Kind of each sample's prompt, as its index in `PROMPTS`, [samples].
         hits: Sample, identifier, and 1 if found exactly, [hits, 3]; each pair once.
-        cued: True where the prompt gives more than half of the identifier away, [hits].
+        cued: True where the prompt gives the identifier away, [hits].
         decoy_hits: Sample, identifier, and number of its decoy that came up, [decoy hits, 3];
             none whose prompt gives the decoy or the identifier away.
         num_decoys: Number of decoys of each identifier, [identifiers].

@@ -116,7 +116,7 @@ def search_decoys(decoys: DecoyIndex, samples: Sequence[Written], cued: CuedByPr
 
 
 def _cued(prompt: str, value: str) -> bool:
-    """Return whether more than half of a value stands in a prompt."""
+    """Return whether all that tells of a value stands in a prompt."""
     finder = CueFinder(f"{prompt}\n{value}")
     start = len(prompt) + 1
     return finder.cued(start, start + len(value), [(0, len(prompt))])

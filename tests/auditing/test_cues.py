@@ -31,12 +31,18 @@ def cued(before: str, value: str, behind: str = "", *, masked: bool = False) -> 
         ("Seen by Dr. Juan García. Signed: ", "García", True),
         ("Seen by Dr. Juan GARCIA. Signed: ", "García", True),
         ("Seen by Dr. Juan Garci\u0301a. Signed: ", "Juan García", True),
-        ("Seen by Dr. Juan Garciada. Signed: ", "Juan García", False),  # half is not more
+        ("Seen by Dr. Juan Garciada. Signed: ", "Juan García", False),  # one of two
         ("Patient Juan García Pérez, mail ", "juan.garcia@mail.example", True),
         ("Patient Juan García Pérez, mail ", "jgarcia@x.org", True),
         ("Patient Juan García Pérez, mail ", "secretary@hospital.example", False),
+        ("Write to info@gmail.com. Mail ", "lu82@gmail.com", False),
+        ("Write to info@gmail.com. Mail ", "info@gmail.com", True),
+        ("Patient Juan García Pérez, mail ", "garcia1951@mail.example", False),
+        ("Springfield, Illinois 62704. ", "483 Hazel Lane, Springfield, Illinois 62704", False),
+        ("Telephone 217-555-0100. ", "217-555-9317", False),
+        ("Dr. García. Patient ", "Juan García", False),
         ("Admitted 12/03/2021, discharged ", "12/03/2021", True),
-        ("Admitted 12/03/2021, discharged ", "14/03/2021", True),  # month and year are given
+        ("Admitted 12/03/2021, discharged ", "14/03/2021", False),  # the day is not given
         ("Admitted 12/03/2021, discharged ", "17/09/2021", False),
         ("Admitted 3 April 2021, seen on ", "03/04/2021", True),  # in another writing
         ("Admitted 4 March 2021, seen on ", "03/04/2021", True),  # which leaves it open
@@ -75,7 +81,7 @@ def slow(text: str, start: int, end: int) -> bool:
     if any(before[i : i + len(own)] == own for i in range(len(before))):
         return bool(own)
     pairs = list(itertools.pairwise(before))
-    told = total = 0
+    told, total = 0, 0
     for number, word in enumerate(own):
         if len(word) >= (2 if word.isdigit() else 3):
             total += len(word)
@@ -84,7 +90,7 @@ def slow(text: str, start: int, end: int) -> bool:
                 told += len(word) * any(pair in pairs for pair in beside)
             else:
                 told += len(word) * (word in before)
-    return 2 * told > total
+    return told == total > 0
 
 
 @given(
@@ -124,7 +130,7 @@ def test_cued_and_uncued_figures_add_up_and_a_copied_name_is_cued(
         ("Na 41, K 55, pH 7.41, 90 bpm. MRN ", "41-55-90", False),
         ("Urea 45, Na 123. SSN ", "123-45-6789", False),
         ("Call 06 12 34 56 78. Tel: ", "06 12 34 56 78", True),
-        ("Old number 41-55-91. MRN ", "41-55-90", True),
+        ("Old number 41-55-91. MRN ", "41-55-90", False),
         ("MRN ends in 6789. SSN ", "123-45-6789", False),
     ],
 )
