@@ -22,6 +22,7 @@ from sani.auditing.rows import Reads, Row, Tree
 from sani.auditing.sampler import Sampler
 from sani.errors import AuditError
 from sani.models import families
+from sani.models.configurations import sliding_window
 from sani.text.batches import padded_sources, token_batches
 
 LOGITS_PER_CHUNK = 2**24  # logits held at a time: 64 MiB in float32
@@ -203,12 +204,12 @@ def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
     return ids
 
 
-def _tree_inputs(model: Any, trees: Sequence[Tree], *, text_length: int) -> dict[str, Tensor]:
+def _tree_inputs(model: Any, trees: Sequence[Tree], *, text_length: int) -> dict[str, Any]:
     """Return the nodes of trees as inputs behind a cached text.
 
     Returns:
         Token ids and position ids, [trees, nodes], and the additive attention mask, [trees, 1,
-        nodes, text_length + nodes].
+        nodes, text_length + nodes], or one for each type of layer.
     """
     ids = _padded([tree.tokens for tree in trees])
     num_nodes = ids.shape[1]
@@ -232,8 +233,35 @@ def _tree_inputs(model: Any, trees: Sequence[Tree], *, text_length: int) -> dict
     return {
         "input_ids": ids.to(model.device),
         "position_ids": torch.from_numpy(positions).to(model.device),
-        "attention_mask": torch.from_numpy(mask)[:, None].to(model.device, model.dtype),
+        "attention_mask": _masks_of_layers(model, mask, positions, text_length),
     }
+
+
+def _masks_of_layers(
+    model: Any, mask: NDArray[np.float32], positions: NDArray[np.int64], text_length: int
+) -> Tensor | dict[str, Tensor]:
+    """Return the mask of all layers, or where only some have a sliding window, that of each type.
+
+    Args:
+        model: The model.
+        mask: Additive mask of layers that see everything, [trees, nodes, text_length + nodes].
+        positions: Position of each node, [trees, nodes].
+        text_length: Positions of the text.
+    """
+
+    def on_device(values: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(values)[:, None].to(model.device, model.dtype)
+
+    window = sliding_window(model.config)
+    if window is None:
+        return on_device(mask)
+    text = np.broadcast_to(np.arange(text_length), (len(positions), text_length))
+    seen = np.concatenate([text, positions], axis=1)[:, None]
+    near = positions[:, :, None] - seen < window.tokens
+    windowed = np.where(near, mask, torch.finfo(model.dtype).min).astype(np.float32)
+    if not window.some_layers:
+        return on_device(windowed)
+    return {"full_attention": on_device(mask), "sliding_attention": on_device(windowed)}
 
 
 def _read(

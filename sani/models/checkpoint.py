@@ -158,18 +158,19 @@ class Checkpoint:
 
     @property
     def context_tokens(self) -> int:
-        """Return the longest input of the model, or its attention window where that is shorter."""
+        """Return the longest input of the model.
+
+        A sliding attention window does not shorten it: layers that attend to everything, or windows
+        of several layers together, reach further back.
+        """
         config = self.text_config
-        sliding = getattr(config, "sliding_window", None)
-        if not getattr(config, "use_sliding_window", True) or self.family.objective == "masked":
-            sliding = None  # ModernBERT's window is of some layers only
         positions = int(getattr(config, "max_position_embeddings", ENDLESS_POSITIONS))
         rope = getattr(config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":  # what stands further on changes what stands before
             positions = min(positions, int(rope["original_max_position_embeddings"]))
         if self.family.positions_behind_padding:
             positions -= config.pad_token_id + 1
-        return min(positions, int(sliding or 2**62))
+        return positions
 
 
 def load_checkpoint(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -49,6 +50,31 @@ def numerical_difference(one: Any, other: Any) -> str | None:
             shown = ".".join(takewhile(known.__contains__, name.split(".")))
             return shown or "a field that transformers does not know"
     return None
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """The attention of layers that see only the positions nearest to their own.
+
+    Attributes:
+        tokens: How many positions they see, their own included.
+        some_layers: True if other layers see everything.
+    """
+
+    tokens: int
+    some_layers: bool
+
+
+def sliding_window(config: Any) -> SlidingWindow | None:
+    """Return the sliding window of a model's layers; None where every layer sees everything."""
+    text = config.get_text_config()
+    tokens = getattr(text, "sliding_window", None)
+    types = getattr(text, "layer_types", None)
+    if not tokens or not getattr(text, "use_sliding_window", True):
+        return None
+    if types is not None and "sliding_attention" not in types:
+        return None
+    return SlidingWindow(int(tokens), some_layers=types is not None)
 
 
 def _token_fields(config: Any) -> frozenset[str]:

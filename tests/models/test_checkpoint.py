@@ -297,19 +297,19 @@ LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0
     [
         (CONFIGS["tied"](), 32),
         (CONFIGS["gpt2"](), 32),
-        (MistralConfig(**COMMON, sliding_window=8), 8),
+        (MistralConfig(**COMMON, sliding_window=8), 32),
         (MistralConfig(**COMMON, sliding_window=None), 32),
         (MistralConfig(**COMMON, sliding_window=4096), 32),
         (Qwen2Config(**COMMON, sliding_window=8, use_sliding_window=False), 32),
-        (Qwen2Config(**COMMON, sliding_window=8, use_sliding_window=True), 8),
+        (Qwen2Config(**COMMON, sliding_window=8, use_sliding_window=True), 32),
         (tiny_config("phi3"), 64),
         (tiny_config("phi3", original_max_position_embeddings=16, rope_scaling=LONG), 16),
-        (tiny_config("gemma3", sliding_window=12), 12),  # nested
+        (tiny_config("gemma3", sliding_window=12), 64),  # nested
         (BloomConfig(vocab_size=16, hidden_size=16, n_layer=1, n_head=2), 2048),  # no end
         (tiny_config("roberta"), 64 - 1),
     ],
 )
-def test_the_context_ends_where_the_attention_does(config: Any, tokens: int) -> None:
+def test_the_context_ends_where_the_positions_do(config: Any, tokens: int) -> None:
     found = Checkpoint(fresh_model(config, seed=0), None, Path("nowhere"))
     assert found.context_tokens == tokens
 
