@@ -122,7 +122,7 @@ def show_report(report: Report, folder: Path) -> None:
 
 def warn_of_files_not_released(model: Path, *, only_checked: bool = False) -> None:
     """Print which files of the source folder are neither copied nor judged, by kind."""
-    from sani.releasing.identifiers_in_files import files_not_released
+    from sani.releasing.released_files import files_not_released
 
     kinds = ", ".join(f"{kind} ({count})" for kind, count in files_not_released(model).items())
     if kinds:
@@ -164,7 +164,7 @@ def verify(
         for problem in result.problems:
             console.show(problem)
         if result.weaker_limits:
-            console.show(f"Limits weaker than the defaults: {'; '.join(result.weaker_limits)}.")
+            console.show(f"Weaker than the defaults: {'; '.join(result.weaker_limits)}.")
     console.show_next(after_verify(folder, result), as_json=as_json)
     raise typer.Exit(0 if result.holds else GATE_FAILED)
 

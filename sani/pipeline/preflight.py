@@ -42,7 +42,7 @@ from sani.recipe import (
     Recipe,
     Rung,
 )
-from sani.releasing.identifiers_in_files import files_not_released
+from sani.releasing.released_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
 from sani.scanning.allowed import read_allowed
 from sani.scanning.detection import detector_settings, load_detector

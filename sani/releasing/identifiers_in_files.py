@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder that may be released, and that no identifier is in them.
+"""A search of a checkpoint folder's texts for identifiers, before they are released.
 
 Identifiers hide beside the weights too: in a token that was added, a chat template, a field of a
 configuration, the metadata of a safetensors file. What training left in the folder stays there.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
-from collections.abc import Container, Iterable, Iterator
-from fnmatch import fnmatch
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,13 @@ from safetensors import SafetensorError, safe_open
 
 from sani.corpus.documents import ANNOTATION, KINDS, TERM_SOURCE, Corpus, Kind
 from sani.errors import CheckpointError
-from sani.models.folder import ADAPTER_FILES, CONFIG_FILES, TOKENIZER_FILES, is_adapter
+from sani.models.folder import CONFIG_FILES, TOKENIZER_FILES
+from sani.releasing.released_files import INDEX, may_be_released, searched_texts
 from sani.releasing.spellings import SHORTEST, Spellings
 from sani.text.folding import fold_text
 
+LONG_NUMBER_DIGITS = 6
 LONG_NUMBER = 10**6  # sizes of models have fewer digits, or are round
-INDEX = "model.safetensors.index.json"
 # Files that hold a vocabulary: a surname may be a word of any tokenizer, a record number may not.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 BINARY_VOCABULARIES = tuple(name for name in TOKENIZER_FILES if name.endswith(".model"))
@@ -43,82 +42,12 @@ SIZES = re.compile(
     r"(^n_inner|_token_ids?|_size|_dim|_positions?|_embeddings|_length|_window|_theta|_parameters)$"
 )
 TOKENIZER_SIZES = ("model_max_length", "max_length")
-# What training leaves beside a model, by pattern; anything else is counted without its name,
-# which may be a patient's.
-LEFTOVERS = {
-    "optimizer.pt": "optimizer.pt",
-    "scheduler.pt": "scheduler.pt",
-    "rng_state*.pth": "rng_state.pth",
-    "trainer_state.json": "trainer_state.json",
-    "training_args.*": "training_args",
-    "events.out.tfevents.*": "TensorBoard logs",
-    ".ipynb_checkpoints": ".ipynb_checkpoints",
-    "checkpoint-*": "saved states of training",
-    "global_step*": "saved states of training",
-    "wandb": "wandb logs",
-    "mlruns": "MLflow logs",
-    "*.log": "logs",
-    "*.py": "code",
-    "*.bin": "pickled weights",
-    "*.pt": "pickled weights",
-    "*.pth": "pickled weights",
-    "README.md": "README.md",
-}
-OTHER = "other entries"
-# Texts that a public model's folder holds too. They are searched; a data file is not one of them.
-TEXTS = re.compile(
-    r"(?i)((readme|licen[cs]e|notice|use_policy|citation|changelog)\b.*|.+\.(md|txt|py|jinja|json"
-    r"|ya?ml|toml|cff)|\.git(attributes|ignore)|model\.sig)"
-)
-LARGEST_TEXT = 2**24  # bytes; a longer one is data
-
-
-def may_be_released(name: str) -> bool:
-    """Return whether a file of this name is on the allow-list, or is weights."""
-    weights = name == INDEX or re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", name)
-    return bool(weights) or name in TOKENIZER_FILES or name in CONFIG_FILES
-
-
-def searched_texts(folder: Path) -> list[str]:
-    """Return the names of the texts beside a checkpoint in which identifiers can be searched for.
-
-    Those that training leaves are none of them: a log or a state holds more than text.
-    """
-    return sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if TEXTS.fullmatch(entry.name)
-        and _kind_of(entry.name) in (OTHER, "README.md", "code")
-        and not may_be_released(entry.name)
-        and entry.is_file()
-        and entry.stat().st_size <= LARGEST_TEXT
-    )
-
-
-def files_not_released(folder: Path, *, but: Container[str] = ()) -> dict[str, int]:
-    """Count the entries of a checkpoint folder that are not released, by kind.
-
-    TensorBoard logs are found in folders too. The names of files that training does not write are
-    not told.
-
-    Args:
-        folder: The folder.
-        but: Names of entries that are not counted.
-    """
-    counts: Counter[str] = Counter()
-    read = ADAPTER_FILES if is_adapter(folder) else ()
-    for entry in folder.iterdir():
-        if entry.is_file() and (may_be_released(entry.name) or entry.name in read):
-            continue
-        if entry.name in but:
-            continue
-        logs = entry.is_dir() and any(entry.rglob("events.out.tfevents.*"))
-        counts["TensorBoard logs" if logs else _kind_of(entry.name)] += 1
-    return dict(sorted(counts.items(), key=lambda item: (item[0] == OTHER, item[0])))
-
-
-def _kind_of(name: str) -> str:
-    return next((kind for pattern, kind in LEFTOVERS.items() if fnmatch(name, pattern)), OTHER)
+# Fields by which generation favours or forbids certain tokens. They change what is written without
+# a change of the weights, which alone are audited, and the tokens may be those of names.
+STEERS_TOKENS = (
+    "sequence_bias", "bad_words_ids", "force_words_ids", "constraints", "forced_decoder_ids",
+    "suppress_tokens", "begin_suppress_tokens",
+)  # fmt: skip
 
 
 def check_texts(
@@ -143,8 +72,10 @@ def check_texts(
         also: Names of further text files to look into.
 
     Raises:
-        CheckpointError: With the file and how many identifiers it holds, never which.
+        CheckpointError: With the file and how many identifiers it holds, never which; also if
+            ``generation_config.json`` or ``config.json`` favours or forbids tokens.
     """
+    _check_generation(folder)
     secrets = _Secrets(corpus)
     for name in (*TOKENIZER_FILES, *CONFIG_FILES, INDEX, *also):
         if (folder / name).is_file():
@@ -153,6 +84,19 @@ def check_texts(
         if may_be_released(file.name):
             leaked = secrets.all.find(_strings(_metadata(file)))
             _refuse(f"model folder {folder}: {file.name}", leaked)
+
+
+def _check_generation(folder: Path) -> None:
+    """Refuse a folder whose configuration favours or forbids tokens when it generates."""
+    for name in ("generation_config.json", "config.json"):
+        data = _parse(folder / name) if (folder / name).is_file() else None
+        fields = [field for field in STEERS_TOKENS if isinstance(data, dict) and data.get(field)]
+        if fields:
+            raise CheckpointError(
+                f"model folder {folder}: {name} favours or forbids tokens ({', '.join(fields)}), "
+                "so the model writes something else than its weights say, and only those are "
+                "audited; remove these fields"
+            )
 
 
 def check_other_texts(folder: Path, corpus: Corpus) -> None:
@@ -187,6 +131,8 @@ def _in_file(secrets: _Secrets, folder: Path, name: str, base: Path | None) -> s
         vocabulary, rest = _vocabulary(folder / name)
         public = _vocabulary(base / name)[0] if base and (base / name).is_file() else set()
         leaked = secrets.telling.find(_readings(sorted(vocabulary - public)))
+        # A base may have been given the checkpoint's tokenizer. Public ones hold no such numbers.
+        leaked |= secrets.long_numbers.find(_readings(sorted(vocabulary & public)))
         leaked |= secrets.all.find(rest)
     else:
         leaked = secrets.all.find(_strings(_parse(folder / name), sizes=_sizes_of(folder)))
@@ -224,6 +170,7 @@ class _Secrets:
         all: Every one.
         direct: Direct identifiers and ids.
         telling: Those that no vocabulary holds by chance.
+        long_numbers: Those of them with `LONG_NUMBER_DIGITS` digits or more.
     """
 
     def __init__(self, corpus: Corpus) -> None:
@@ -240,6 +187,9 @@ class _Secrets:
         known = {value for value, sure in direct if sure or not value.isalpha()}
         self.direct = Spellings(value for value, _ in direct)
         self.telling = Spellings(filter(_telling, known))
+        self.long_numbers = Spellings(
+            value for value in known if sum(map(str.isdigit, value)) >= LONG_NUMBER_DIGITS
+        )
         self.all = Spellings(known | {v for v, sure in indirect if sure and _telling(v)})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sani.gate import Check
-from sani.releasing.identifiers_in_files import files_not_released, searched_texts
+from sani.releasing.released_files import files_not_released, searched_texts
 
 
 def check_leftovers(folder: Path) -> Check:

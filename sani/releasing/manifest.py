@@ -64,7 +64,8 @@ class Verification:
         gate_holds: True if the gate of the run held, by its verdict and by every check of it.
         problems: Sentences: where the verdict does not follow from the checks, or the report that
             stands beside the folder is not the one that the manifest names.
-        weaker_limits: Limits that ask for less than the defaults do, a phrase each.
+        weaker_limits: Limits that ask for less than the defaults do, and settings by which the
+            audit finds less, a phrase each.
         report: Whether ``report.json`` stands beside the folder, and as it was written.
         signature: ``none`` if there is no signature; ``not checked`` without a key.
         holds: True if no file was added, is missing or changed, the gate held, there is no problem,
@@ -214,7 +215,7 @@ def verify(folder: Path, *, public_key: Path | None = None) -> Verification:
         tuple(map(_shown, changed)),
         gate_holds,
         tuple(problems),
-        tuple(weaker_limits(manifest.gate_settings)),
+        tuple(dict.fromkeys([*weaker_limits(manifest.gate_settings), *manifest.gate.weaker])),
         report_state,
         signature,
         gate_holds and not (added or missing or changed or problems) and signature != "not valid",

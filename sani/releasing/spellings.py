@@ -5,28 +5,35 @@ Three searches go over the folded text (`sani.text.folding`), each by an Aho-Cor
 - as it is written;
 - by its words: other hyphens, underscores and punctuation between them, and for a name the words in
   another order (``Doe, Jane``);
-- by its letters and digits alone, if it has many digits: ``44 71 99``, ``4471-99`` and the number
-  447199 are one value.
+- by its letters and digits alone, if it has many digits or is a name of several words: the number
+  447199 is one value with ``44 71 99`` and ``4471-99``, and ``JaneDoe`` with ``Jane Doe``.
 
-What looks like base64 is decoded and searched too.
+What looks like base64, or is written with escapes (``&eacute;``, ``%C3%A9``), is decoded and
+searched too.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import html
 import re
 from collections.abc import Iterable, Iterator
 from itertools import permutations
+from urllib.parse import unquote
 
 import ahocorasick
 
 from sani.text.folding import fold_text
 
+MAX_SIGN = 0x10FFFF
+
 BETWEEN = "\0"  # stands between strings that are searched as one text
 SHORTEST = 5
 MAX_PERMUTED = 3  # words of a name; longer ones are turned round and rotated
 SHORTEST_COMPACT, FEWEST_DIGITS = 6, 4
+SHORTEST_JOINED = 7  # letters of a name of several words that is written as one
+_ESCAPE = re.compile(r"\\+(?:u\{?([0-9a-fA-F]{4,6})\}?|x([0-9a-fA-F]{2}))")
 _NO_WORD = re.compile(rf"[^\w{BETWEEN}]+|_+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}={0,2}")
 _URL_SAFE = str.maketrans("-_", "+/")
@@ -105,9 +112,15 @@ def _orders(value: str) -> set[str]:
 
 
 def _compact_spellings(value: str) -> Iterator[str]:
-    """Yield the letters and digits of a value with many digits; without zeros in front, too."""
+    """Yield the letters and digits of a value with many digits; without zeros in front, too.
+
+    A name of several words is yielded as one word, in every order.
+    """
     compact = "".join(sign for sign in value if sign.isalnum())
-    if sum(sign.isdigit() for sign in compact) < FEWEST_DIGITS:
+    digits = sum(sign.isdigit() for sign in compact)
+    if not digits and len(compact) >= SHORTEST_JOINED:
+        yield from {order.replace(" ", "") for order in _orders(value) if " " in order}
+    if digits < FEWEST_DIGITS:
         return
     for spelling in {compact, compact.lstrip("0")}:
         if len(spelling) >= SHORTEST_COMPACT:
@@ -115,12 +128,20 @@ def _compact_spellings(value: str) -> Iterator[str]:
 
 
 def _with_decoded(strings: Iterable[str]) -> Iterator[str]:
-    """Yield each string, and what stands in it as base64, once or twice over."""
+    """Yield each string, the same without escapes, and its base64 decoded once or twice over."""
     for string in strings:
         yield string
+        if (plain := unquote(html.unescape(_ESCAPE.sub(_unescaped, string)))) != string:
+            yield plain
         for decoded in _decoded(string):
             yield decoded
             yield from _decoded(decoded)
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    """Return the sign that an escape stands for; the escape itself if there is none."""
+    number = int(match[1] or match[2], 16)
+    return chr(number) if number <= MAX_SIGN and not 0xD800 <= number < 0xE000 else match[0]
 
 
 def _decoded(string: str) -> Iterator[str]:

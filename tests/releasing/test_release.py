@@ -1,6 +1,7 @@
 """What is released: verified byte by byte, signed with one's own key, and nobody's name in it."""
 
 import base64
+import html
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -17,8 +19,9 @@ from sani.corpus.documents import Corpus, Document, Span
 from sani.errors import CheckpointError
 from sani.gate import Check
 from sani.recipe import GateSettings
-from sani.releasing.identifiers_in_files import check_release, check_texts, files_not_released
+from sani.releasing.identifiers_in_files import check_release, check_texts
 from sani.releasing.manifest import MANIFEST, SIGNATURE, sign, verify, write_manifest
+from sani.releasing.released_files import files_not_released
 from tests.support.folders import CONFIGS, LEFTOVERS, write_source
 from tests.support.releases import CHECKS, REPORT, make_keys, report_of
 
@@ -214,7 +217,7 @@ def test_limits_weaker_than_the_defaults_are_told(
     assert verify(source).weaker_limits == tuple(phrases)
     assert main(["verify", str(source)]) == 0
     shown = capsys.readouterr().out
-    assert ("Limits weaker than the defaults: " in shown) == bool(phrases)
+    assert ("Weaker than the defaults: " in shown) == bool(phrases)
     assert all(phrase in " ".join(shown.split()) for phrase in phrases)
 
 
@@ -411,6 +414,10 @@ LEAKS = {
     "a hyphen between names": edit("config.json", task="Kowalczyk-\u0141ucja"),
     "the other order of names": edit("config.json", task="by \u0141ucja Kowalczyk"),
     "the order of lists": edit("config.json", task="by \u0141UCJA, KOWALCZYK"),
+    "a name as one word": edit("config.json", task="ward/\u0141ucjaKowalczyk/v2"),
+    "escapes of JSON": text("chat_template.jinja", json.dumps(NAME)),
+    "escapes of the web": edit("config.json", task=quote(NAME)),
+    "names of signs": edit("config.json", task=html.escape(NAME).replace("\u0141", "&#321;")),
     "base64": edit("config.json", task=base64.b64encode(f"of {NAME}".encode()).decode()),
     "base64 within other signs": edit(
         "config.json", task="x/" + base64.urlsafe_b64encode(f"{NUMBER}, {NAME}".encode()).decode()
@@ -486,6 +493,24 @@ def test_the_base_excuses_words_of_its_vocabulary_and_no_added_token(
         LEAKS["an added token"](folder)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json holds 1"):
         check_texts(source, corpus(), base=base)
+
+
+def test_no_base_excuses_a_record_number_in_the_vocabulary(source: Path, tmp_path: Path) -> None:
+    base = write_source(tmp_path / "base", CONFIGS["tied"]())
+    for folder in (source, base):
+        edit_tokenizer(lambda d: d["model"]["vocab"].update({f"\u0120{LONG}": 9}))(folder)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json holds 1"):
+        check_texts(source, corpus(), base=base)
+
+
+@pytest.mark.false_clean
+@pytest.mark.parametrize("field", ["bad_words_ids", "sequence_bias", "suppress_tokens"])
+def test_tokens_that_generation_favours_or_forbids_are_refused(source: Path, field: str) -> None:
+    edit("generation_config.json", **{field: None})(source)
+    check_texts(source, corpus())
+    edit("generation_config.json", **{field: [[3, 4]]})(source)
+    with pytest.raises(CheckpointError, match=rf"favours or forbids tokens \({field}\)"):
+        check_texts(source, corpus())
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "notes.txt", "model.pt", "a/b", ".model.sig"])
