@@ -10,12 +10,15 @@ from safetensors.torch import load_file
 from sani.errors import RecipeError
 from sani.models.checkpoint import Checkpoint
 from sani.models.configurations import numerical_difference
-from sani.models.folder import ModelFolder
+from sani.models.folder import ModelFolder, read_json
 
 NO_CANDIDATE = (
     "model.path: has the same weights as model.unsanitized, the checkpoint that recites; whatever "
     "stands beside them, nothing was removed. Give the sanitized checkpoint"
 )
+
+
+MIN_SCALE = 0.05  # of an adapter; usual ones are 0.5 to 4. Ours
 
 
 def check_candidate(path: ModelFolder, unsanitized: ModelFolder) -> None:
@@ -33,6 +36,8 @@ def check_candidate(path: ModelFolder, unsanitized: ModelFolder) -> None:
     """
     if path.weights_digest == unsanitized.weights_digest or _same_adapter(path, unsanitized):
         raise RecipeError(NO_CANDIDATE)
+    if path.is_adapter:
+        check_scale(path)
     if path.is_adapter == unsanitized.is_adapter:  # merging changes a configuration
         _check_configurations(path.config, unsanitized.config)
 
@@ -54,6 +59,24 @@ def _check_configurations(candidate: Any, unsanitized: Any) -> None:
             f"model.path: config.json differs from that of model.unsanitized in {field}, so the "
             "same weights would compute something else, and a low figure may come from that "
             "alone. Give the checkpoint with the configuration that it was made with"
+        )
+
+
+def check_scale(folder: ModelFolder) -> None:
+    """Refuse an adapter whose matrices are multiplied by almost nothing when they are merged."""
+    config = read_json(folder.path, "adapter_config.json")
+    alpha, rank = config.get("lora_alpha", config.get("alpha")), config.get("r")
+    alphas = [alpha, *(config.get("alpha_pattern") or {}).values()]
+    ranks = [rank, *(config.get("rank_pattern") or {}).values()]
+    if not all(isinstance(number, int | float) for number in (*alphas, *ranks)) or 0 in ranks:
+        return  # of a kind without a scale
+    largest = max(ranks) ** 0.5 if config.get("use_rslora") else max(ranks)
+    scale = min(map(abs, alphas)) / largest
+    if scale < MIN_SCALE:
+        raise RecipeError(
+            f"model.path: the adapter's scale is {scale:.2g} (lora_alpha over r), so what its "
+            "matrices hold does not show, and whoever has the folder can put the number back; "
+            f"give an adapter with a scale of {MIN_SCALE} or more"
         )
 
 

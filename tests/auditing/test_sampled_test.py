@@ -171,9 +171,9 @@ def test_a_value_and_a_decoy_that_the_prompt_gives_away_do_not_count() -> None:
     decoys = DecoyIndex(index, DecoyMaker([corpus], seed=0), count=3)
     made_up = decoys.value(0, 0)
     samples = [
-        Written("Sra. Molina:", "Ana Molina"),  # more than half of it stands in the prompt
-        Written("Sra. Molina:", made_up),  # nor may a decoy of it count
-        Written(f"Sra. {max(made_up.split(), key=len)}:", made_up),
+        Written("Sra. Molina, Ana:", "Ana Molina"),  # all of it stands in the prompt
+        Written("Sra. Molina, Ana:", made_up),  # nor may a decoy of it count
+        Written(f"Sra. {made_up}:", made_up),
         Written("Sra.", f"Ana Molina, {made_up}"),
     ]
     cued = CuedByPrompt(index, samples)

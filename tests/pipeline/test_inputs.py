@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
 from sani.errors import CheckpointError, RecipeError
 from sani.models.checkpoint import load_checkpoint
+from sani.pipeline.candidates import check_scale
 from sani.pipeline.inputs import read_documents
 from sani.pipeline.preflight import check
 from sani.recipe import Recipe, ScanSettings, load_recipe
@@ -297,3 +299,31 @@ def test_commands_refuse_held_out_documents_without_spans_too(
     held_out = ["--held-out", str(tmp_path / "bare.jsonl")]
     assert main([command, str(base_folder), *corpus, *held_out]) == 1
     assert "--held-out: none of its" in capsys.readouterr().err
+
+
+# ---- an adapter scaled down ------------------------------------------------------------------
+
+
+@pytest.mark.false_clean
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({}, False),
+        ({"lora_alpha": 1e-6}, True),
+        ({"lora_alpha": 1}, False),  # 1 over 16
+        ({"alpha_pattern": {"down_proj": 1e-6}}, True),
+        ({"lora_alpha": 0.3, "use_rslora": True}, False),  # 0.3 over 4
+        ({"peft_type": "IA3", "lora_alpha": None, "r": None}, False),  # has no scale
+    ],
+)
+def test_an_adapter_that_is_scaled_to_nothing_is_no_candidate(
+    tmp_path: Path, changes: dict[str, Any], refused: bool
+) -> None:
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, **changes}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    folder: Any = SimpleNamespace(path=tmp_path)
+    if refused:
+        with pytest.raises(RecipeError, match="the adapter's scale is"):
+            check_scale(folder)
+    else:
+        check_scale(folder)
