@@ -202,6 +202,8 @@ def verify(folder: Path, *, public_key: Path | None = None) -> Verification:
         signature = "not checked" if (folder / SIGNATURE).exists() else "none"
     problems = verdict_problems(manifest.gate, manifest.gate_settings)
     gate_holds = manifest.gate.holds and not problems
+    if not _looks_like_signature(folder / SIGNATURE):
+        problems.append(f"{SIGNATURE} is no signature; nobody may take it for one.")
     report_state = _state_of_report(folder.absolute().parent / REPORT, manifest)
     if report_state == "changed":
         problems.append(
@@ -220,6 +222,16 @@ def verify(folder: Path, *, public_key: Path | None = None) -> Verification:
         signature,
         gate_holds and not (added or missing or changed or problems) and signature != "not valid",
     )
+
+
+def _looks_like_signature(file: Path) -> bool:
+    """Return whether a file may be a signature, which is a JSON object, or is not there at all."""
+    if not os.path.lexists(file):
+        return True
+    try:
+        return isinstance(json.loads(file.read_bytes()), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _state_of_report(

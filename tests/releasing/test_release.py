@@ -513,6 +513,14 @@ def test_tokens_that_generation_favours_or_forbids_are_refused(source: Path, fie
         check_texts(source, corpus())
 
 
+def test_a_file_that_is_no_signature_is_none(released: Path) -> None:
+    assert verify(released).holds
+    (released / SIGNATURE).write_bytes(b"weights")
+    result = verify(released)
+    assert not result.holds
+    assert [p for p in result.problems if "model.sig is no signature" in p]
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "notes.txt", "model.pt", "a/b", ".model.sig"])
 def test_a_release_holds_nothing_that_is_not_on_the_list(source: Path, name: str) -> None:
     check_release(source, corpus(), base=None, ours=())
