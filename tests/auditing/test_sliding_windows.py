@@ -35,6 +35,7 @@ def slow(model: Any, tokens: list[int], first: int) -> list[float]:
     return [float(log_p[place - 1, tokens[place]]) for place in range(first, len(tokens))]
 
 
+@pytest.mark.false_clean
 @pytest.mark.parametrize("name", CONFIGS)
 def test_values_and_decoys_far_behind_the_window_are_scored_as_by_the_plain_model(
     name: str,
