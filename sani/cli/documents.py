@@ -43,10 +43,10 @@ def scan(
         ),
     ] = False,
     ner: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Detect names with a spaCy pipeline, or with the model in a "
-            "token-classification folder.",
+            "token-classification folder. May be given several times.",
             rich_help_panel=DETECTORS,
         ),
     ] = None,
@@ -138,7 +138,7 @@ def scan(
 
     chosen = {
         "patterns": patterns or None,
-        "ner": ner,
+        "ner": ner[0] if ner and len(ner) == 1 else ner or None,
         "terms": str(terms) if terms else None,
         "propagate": propagate,
         "indirect": {"k": indirect} if indirect else None,

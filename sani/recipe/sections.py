@@ -92,8 +92,15 @@ class ScanSettings(Settings):
     """Detectors of identifiers. The corpus's own annotation always counts besides them."""
 
     patterns: bool = Field(False, description="use Presidio's recognizers and the clinical ones")
-    ner: str | None = Field(
-        None, description="spaCy pipeline by name, or folder of a token-classification checkpoint"
+    ner: str | tuple[str, ...] | None = Field(
+        None,
+        description="spaCy pipeline by name, or folder of a token-classification checkpoint; or a "
+        "list of them, which mark what any of them finds",
+    )
+    ner_labels: Mapping[str, str] | None = Field(
+        None,
+        description="class of a model -> label of the scan, or O for no identifier, for models "
+        "whose classes have other names, such as LABEL_1: NAME",
     )
     terms: Path | None = Field(
         None,
@@ -125,6 +132,17 @@ class ScanSettings(Settings):
                 "terms"
             )
         return self
+
+    @model_validator(mode="after")
+    def _labels_need_a_model(self) -> Self:
+        if self.ner_labels and not self.ner:
+            raise ValueError("ner_labels names classes of a model, and no model is given: set ner")
+        return self
+
+    @property
+    def ner_models(self) -> tuple[str, ...]:
+        """The pipelines and folders of ``ner``."""
+        return (self.ner,) if isinstance(self.ner, str) else self.ner or ()
 
     @property
     def detects(self) -> bool:

@@ -63,7 +63,7 @@ def settings_in_words(settings: ScanSettings, corpora: Sequence[Corpus]) -> Iter
         return
     parts = ["patterns"] if settings.patterns else []
     if settings.ner:
-        parts.append(f"names by {settings.ner}")
+        parts.append(f"names by {' and '.join(settings.ner_models)}")
     if settings.terms:
         parts.append("your list of terms")
     if settings.propagate == "corpus":
@@ -84,11 +84,14 @@ def _gaps(settings: ScanSettings, corpora: Sequence[Corpus]) -> Iterator[str]:
         if not installed_pipelines():
             yield INSTALL
         return
-    pipelines = {pipeline.name: pipeline.language for pipeline in installed_pipelines()}
-    language, notes = pipelines.get(settings.ner), language_of(chain(*corpora))
-    if language and notes and language not in (notes, MANY):
+    languages = {pipeline.name: pipeline.language for pipeline in installed_pipelines()}
+    known = {name: languages[name] for name in settings.ner_models if languages.get(name)}
+    notes = language_of(chain(*corpora))
+    if len(known) < len(settings.ner_models) or not notes or {notes, MANY} & set(known.values()):
+        return
+    for name, language in known.items():
         yield (
-            f"{settings.ner} is for {LANGUAGES.get(language, language)}, and the documents look "
+            f"{name} is for {LANGUAGES.get(language, language)}, and the documents look "
             f"{LANGUAGES[notes]}: it misses names, and marks ordinary words; install a pipeline of "
             "their language"
         )

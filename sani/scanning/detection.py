@@ -26,7 +26,7 @@ from sani.scanning.allowed import is_allowed, read_allowed
 from sani.scanning.cache import SpanCache, spans_from_json, spans_to_json
 from sani.scanning.evaluation import Evaluation, evaluate
 from sani.scanning.indirect import find_indirect
-from sani.scanning.ner import NerEngine, load_ner
+from sani.scanning.ner import NerEngine, load_engines
 from sani.scanning.overlaps import resolve
 from sani.scanning.patterns import find_by_pattern, load_patterns
 from sani.scanning.plausible import plausible
@@ -133,7 +133,7 @@ def _find_all(
         return [()] * len(corpus)
     settings_text = detector_settings(settings)
     detector = load_detector(settings_text)
-    if settings.num_proc > 1 and detector.ner is not None and not detector.ner.forks:
+    if settings.num_proc > 1 and not all(engine.forks for engine in detector.ner):
         raise ScanError(
             "num_proc: processes cannot share a model on an accelerator; leave num_proc at 1, or "
             "start a process for each device with accelerate launch"
@@ -244,7 +244,7 @@ def _find_batch(batch: dict[str, list[Any]], settings_text: str) -> dict[str, li
 def detector_settings(settings: ScanSettings) -> str:
     """Return the settings that decide the findings in a document, as JSON for other processes."""
     read = settings.terms.read_bytes() if settings.terms and settings.terms.is_file() else b""
-    chosen = settings.model_dump(mode="json", include={"patterns", "ner", "terms"})
+    chosen = settings.model_dump(mode="json", include={"patterns", "ner", "ner_labels", "terms"})
     return json.dumps({**chosen, "terms_digest": hashlib.sha256(read).hexdigest()})
 
 
@@ -255,22 +255,22 @@ class Detector:
     Attributes:
         name: Tells it from every detector that may find anything else.
         patterns: Whether to look by pattern.
-        ner: The engine for names, or None.
+        ner: The engines for names; none where no model is used.
         terms: Confidential terms, or None.
     """
 
     name: str
     patterns: bool
-    ner: NerEngine | None
+    ner: tuple[NerEngine, ...]
     terms: Finder | None
 
     def find(self, texts: Sequence[str], *, numbers: Sequence[int]) -> list[tuple[Span, ...]]:
         """Find the spans of each text, without overlaps; ``numbers`` name the texts in an error."""
-        spans_of = self.ner.find(texts) if self.ner else [[] for _ in texts]
+        spans_of: list[list[Span]] = [[] for _ in texts]
+        for ner in self.ner:
+            for spans, text, names in zip(spans_of, texts, ner.find(texts), strict=True):
+                spans += plausible(names, text, words=ner.words, language=ner.language)
         for number, text, spans in zip(numbers, texts, spans_of, strict=True):
-            if self.ner:
-                ner = self.ner
-                spans[:] = plausible(spans, text, words=ner.words, language=ner.language)
             if self.patterns:
                 try:
                     spans += find_by_pattern(text)
@@ -286,8 +286,8 @@ def load_detector(settings_text: str) -> Detector:
     """Return the detector of these settings; loaded once a process.
 
     Args:
-        settings_text: Settings ``patterns``, ``ner`` and ``terms`` as JSON, and the digest of the
-            terms, so that a changed list is read again.
+        settings_text: What `detector_settings` writes: with the digest of the terms, so that a
+            changed list is read again.
     """
     data = json.loads(settings_text)
     data.pop("terms_digest")
@@ -299,9 +299,9 @@ def load_detector(settings_text: str) -> Detector:
         for file in sorted(files(package).iterdir(), key=lambda file: file.name)
         if file.name.endswith((".py", ".yaml"))
     ]
-    ner = load_ner(settings.ner) if settings.ner else None
+    ner = load_engines(settings.ner_models, settings.ner_labels or {})
     terms = read_terms(settings.terms) if settings.terms else []
-    names += [ner.name if ner else "", repr(terms)]
+    names += [*(engine.name for engine in ner), repr(terms)]
     return Detector(
         json.dumps([settings.patterns, *names]),
         settings.patterns,

@@ -40,10 +40,15 @@ class HipaaCategory:
 def scan_label(name: str) -> str:
     """Return the scan's label for that of another tool or corpus; an unknown one stays.
 
-    Prefixes of tagging schemes (``B-``, ``I-``, ``E-``, ``S-``, ``L-``, ``U-``) are dropped.
+    Prefixes of tagging schemes are dropped (`bare_label`).
     """
-    name = name[2:] if name[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") else name
+    name = bare_label(name)
     return _synonyms().get(name.upper(), name)
+
+
+def bare_label(name: str) -> str:
+    """Return a label without a tag's prefix: ``B-``, ``I-``, ``E-``, ``S-``, ``L-``, ``U-``."""
+    return name[2:] if name[:2] in ("B-", "I-", "E-", "S-", "L-", "U-") else name
 
 
 # What the parts of the scan call themselves.

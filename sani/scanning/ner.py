@@ -1,29 +1,27 @@
-"""Names, places and organizations by a trained model: spaCy by name, or a local checkpoint.
+"""Names, places and organizations by trained models: spaCy by name, or local checkpoints.
 
-An engine is anything with a `name` and a `find` (see `NerEngine`). Both engines here work offline
-and read long texts in windows.
+An engine is anything with a `name` and a `find` (see `NerEngine`). All work offline and read long
+texts in windows; several together mark what any of them finds.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from sani.corpus.documents import Span
 from sani.errors import ScanError
-from sani.machine.device import default_device, quiet_libraries
 from sani.scanning.greedy import GreedyDecoder, can_decode
-from sani.scanning.labels import kind_of, scan_label
+from sani.scanning.labels import kind_of, scan_label, scan_labels
+from sani.scanning.token_classification import NOTHING, SOURCE, TransformersNer
 from sani.scanning.windows import windows
 from sani.text.folding import fold_text
 
-SOURCE = "ner"
 SPACY_SCORE = 0.85  # Presidio's figure for models that give none
 _BATCH = 8  # windows at a time: what a network computes for them stays in the cache
-_WITHIN = " \t.'\u2019-"  # may stand between the words of one name
 
 
 class NerEngine(Protocol):
@@ -34,32 +32,59 @@ class NerEngine(Protocol):
         forks: Whether processes may share it: not if it lies on an accelerator.
         language: In ISO 639-1; empty if it is not known.
         words: Ordinary words of its language that it knows, folded; some are names too.
+        classes: What it calls its findings, without prefixes of tags.
     """
 
     name: str
     forks: bool
     language: str
     words: Container[str]
+    classes: frozenset[str]
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Find the spans of each text, with the scan's labels; those of two windows may overlap."""
         ...
 
 
-def load_ner(name: str) -> NerEngine:
+def load_engines(names: Sequence[str], labels: Mapping[str, str]) -> tuple[NerEngine, ...]:
+    """Load several engines.
+
+    Args:
+        names: Of each, as for `load_ner`.
+        labels: Class of a model -> label of the scan, or ``O`` for no identifier.
+
+    Raises:
+        ScanError: As for `load_ner`, or if the labels name a class that no engine has.
+    """
+    engines = tuple(load_ner(name, labels) for name in names)
+    for name in set(labels).difference(*(engine.classes for engine in engines)):
+        raise ScanError(
+            f"ner_labels: no model of scan.ner has the class {name}; expected some of "
+            f"{', '.join(sorted(set().union(*(engine.classes for engine in engines))))}"
+        )
+    for label in set(labels.values()).difference(scan_labels(), {NOTHING}):
+        raise ScanError(
+            f"ner_labels: {label} is no label of the scan; expected one of "
+            f"{', '.join(scan_labels())}, or {NOTHING} for no identifier"
+        )
+    return engines
+
+
+def load_ner(name: str, labels: Mapping[str, str] | None = None) -> NerEngine:
     """Load an engine: a token-classification checkpoint if the folder has one, else spaCy.
 
     Args:
         name: The path of a folder that holds ``config.json`` and safetensors, or the name or
             folder of an installed spaCy pipeline.
+        labels: Class of the model -> label of the scan; None where the table of labels is enough.
 
     Raises:
         ScanError: If there is no such pipeline or it has no ``ner``, or the folder is no
             token-classification checkpoint.
     """
     if (Path(name) / "config.json").is_file():
-        return TransformersNer(Path(name))
-    return SpacyNer(name)
+        return TransformersNer(Path(name), labels)
+    return SpacyNer(name, labels)
 
 
 class SpacyNer:
@@ -67,7 +92,7 @@ class SpacyNer:
 
     forks = True
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, labels: Mapping[str, str] | None = None) -> None:
         import spacy
 
         try:
@@ -89,10 +114,17 @@ class SpacyNer:
         }
         pipeline.select_pipes(enable=sorted(needed))
         self._pipeline = pipeline
-        ner = pipeline.get_pipe("ner")
+        ner: Any = pipeline.get_pipe("ner")
         alone = len(needed) == 1 and can_decode(ner)
         self._decoder = GreedyDecoder(ner) if alone else None
-        self.name = f"spacy {version('spacy')} {_content_digest(pipeline.path)}"
+        self.classes = frozenset(ner.labels)
+        table = {name: scan_label(name) for name in self.classes}
+        self._labels = {name: label for name, label in table.items() if label in _LABELS}
+        self._labels |= {name: label for name, label in (labels or {}).items() if label != NOTHING}
+        for unwanted in (name for name, label in (labels or {}).items() if label == NOTHING):
+            self._labels.pop(unwanted, None)
+        told = sorted(self._labels.items())
+        self.name = f"spacy {version('spacy')} {_content_digest(pipeline.path)} {told}"
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Find the spans of each text; spaCy gives no score, so all have `SPACY_SCORE`."""
@@ -103,9 +135,8 @@ class SpacyNer:
             entities_of = self._entities([window.text for _, window in batch])
             for (number, window), entities in zip(batch, entities_of, strict=True):
                 for start, end, name in entities:
-                    label = scan_label(name)
-                    share = window.share(start, end)
-                    if share and label in _LABELS:
+                    label, share = self._labels.get(name), window.share(start, end)
+                    if share and label:
                         start, end = (window.offset + place for place in share)
                         spans[number].append(_span(texts[number], start, end, label, SPACY_SCORE))
         return spans
@@ -169,134 +200,6 @@ def _content_digest(folder: Path) -> str:
 
 # What pipelines for news text call dates and numbers is too wide ("three times daily", "20 mg").
 _LABELS = frozenset({"NAME", "LOCATION", "ORGANIZATION", "DATE", "DEMOGRAPHIC"})
-
-
-class TransformersNer:
-    """A token-classification checkpoint: long texts windowed by tokens, batched, on the device.
-
-    A token that stands in two windows is judged in the one where it is further from the edge. A
-    word is an identifier if any of its tokens is; its label is that of the surest.
-    """
-
-    STRIDE = 64
-    language = ""
-    words: Container[str] = ()
-    BATCH_WINDOWS = 16
-
-    def __init__(self, folder: Path) -> None:
-        import torch
-        from transformers import AutoModelForTokenClassification, AutoTokenizer
-
-        from sani.models.folder import open_folder
-        from sani.models.tokenizers import switch_off_random_steps
-
-        quiet_libraries()
-        try:
-            options: Any = {"local_files_only": True, "trust_remote_code": False}
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
-            self._model: Any = AutoModelForTokenClassification.from_pretrained(
-                folder, use_safetensors=True, dtype=torch.float32, **options
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise ScanError(
-                f"ner: {folder} cannot be read as a token-classification checkpoint "
-                f"({type(error).__name__}); it must hold config.json, safetensors and a tokenizer"
-            ) from None
-        if not self._tokenizer.is_fast:
-            raise ScanError(f"ner: {folder} has no tokenizer.json, so offsets are not known")
-        switch_off_random_steps(self._tokenizer)
-        self._model.to(default_device()).eval()
-        self.forks = self._model.device.type == "cpu"
-        longest = getattr(self._model.config, "max_position_embeddings", 512)
-        self._length = min(longest, self._tokenizer.model_max_length, 512)
-        self._labels = [
-            "" if name == "O" else scan_label(name)
-            for _, name in sorted(self._model.config.id2label.items())
-        ]
-        self.name = f"transformers {open_folder(folder).digest}"
-
-    def find(self, texts: Sequence[str]) -> list[list[Span]]:
-        """Find the spans of each text; the score is the probability of the label."""
-        spans: list[list[Span]] = [[] for _ in texts]
-        pieces = list(_all_windows(texts))
-        for first in range(0, len(pieces), _BATCH):
-            batch = pieces[first : first + _BATCH]
-            words = self._words([window.text for _, window in batch])
-            for (number, window), words_of_window in zip(batch, words, strict=True):
-                for start, end, label, score in _runs(window.text, words_of_window):
-                    if share := window.share(start, end):
-                        start, end = (window.offset + place for place in share)
-                        spans[number].append(_span(texts[number], start, end, label, score))
-        return spans
-
-    def _words(self, texts: list[str]) -> list[list[Word]]:
-        """Return the words of each text."""
-        import torch
-
-        encoded = self._tokenizer(
-            texts,
-            truncation=True,
-            max_length=self._length,
-            stride=min(self.STRIDE, self._length // 4),
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-            return_special_tokens_mask=True,
-            padding=True,
-            return_tensors="pt",
-        )
-        tokens: list[dict[tuple[int, int], _Token]] = [{} for _ in texts]
-        for first in range(0, len(encoded["input_ids"]), self.BATCH_WINDOWS):
-            rows = slice(first, first + self.BATCH_WINDOWS)
-            with torch.inference_mode():
-                logits = self._model(
-                    input_ids=encoded["input_ids"][rows].to(self._model.device),
-                    attention_mask=encoded["attention_mask"][rows].to(self._model.device),
-                ).logits  # [windows, tokens, labels]
-            probabilities, choices = torch.softmax(logits, dim=-1).max(dim=-1)
-            for row, (chosen, sure) in enumerate(
-                zip(choices.tolist(), probabilities.tolist(), strict=True), start=first
-            ):
-                special = encoded["special_tokens_mask"][row].tolist()
-                offsets = encoded["offset_mapping"][row].tolist()
-                of_text = tokens[int(encoded["overflow_to_sample_mapping"][row])]
-                places = [place for place, is_special in enumerate(special) if not is_special]
-                for place in places:
-                    start, end = offsets[place]
-                    edge = min(place - places[0], places[-1] - place)
-                    if end > start and edge >= of_text.get((start, end), _NO_TOKEN)[0]:
-                        of_text[start, end] = (edge, self._labels[chosen[place]], sure[place])
-        return [_whole_words(text, of_text) for text, of_text in zip(texts, tokens, strict=True)]
-
-
-Word = tuple[int, int, str, float]  # start, end, label ("" for none), probability
-_Token = tuple[int, str, float]  # distance to the window's edge, label, probability
-_NO_TOKEN: _Token = (-1, "", 0.0)
-
-
-def _runs(text: str, words: list[Word]) -> Iterator[Word]:
-    """Join neighbouring words of one label."""
-    run: list[Word] = []
-    for word in [*words, (len(text), len(text), "", 0.0)]:
-        if run and (word[2] != run[0][2] or text[run[-1][1] : word[0]].strip(_WITHIN)):
-            yield run[0][0], run[-1][1], run[0][2], max(one[3] for one in run)
-            run = []
-        if word[2]:
-            run.append(word)
-
-
-def _whole_words(text: str, tokens: dict[tuple[int, int], _Token]) -> list[Word]:
-    """Join tokens where letters or digits touch; the surest label that is one wins."""
-    words: list[Word] = []
-    for (start, end), (_, label, score) in sorted(tokens.items()):
-        start += len(text[start:end]) - len(text[start:end].lstrip())
-        if words and words[-1][1] == start and text[start - 1 : start + 1].isalnum():
-            first, _, before, sure = words.pop()
-            if before and (not label or sure >= score):
-                label, score = before, sure
-            words.append((first, end, label, score))
-        elif start < end:
-            words.append((start, end, label, score))
-    return words
 
 
 def _all_windows(texts: Sequence[str]) -> Iterable[Any]:
