@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sani.auditing.record import AuditRecord
     from sani.gate import Check
     from sani.reviewing.outcome import Review
+    from sani.scanning.breakdown import BreakdownRow
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -185,6 +186,22 @@ def show_evaluation(quality: Mapping[str, Any]) -> None:
         f"recall of all {decimals(quality['recall_char'])}, "
         f"precision {decimals(quality['precision_char'])}."
     )
+
+
+def show_by_language(rows: Sequence[BreakdownRow]) -> None:
+    """Print how good a scan is, a language and a label a row."""
+    show_table(
+        "By language and label: identifiers covered whole, findings that hold an identifier",
+        ["language", "label", "gold", "whole", "share", "found", "right", "share"],
+        [
+            [
+                row.language, row.label, str(row.gold), str(row.whole),
+                _share(row.whole / row.gold if row.gold else None), str(row.predicted),
+                str(row.right), _share(row.right / row.predicted if row.predicted else None),
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip
 
 
 def show_review(review: Review, interval: float) -> None:

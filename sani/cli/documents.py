@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -98,6 +99,14 @@ def scan(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    errors: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --evaluate: HTML page with all errors. It holds identifiers in clear.",
+            show_default="private/scan-errors.html",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -132,6 +141,7 @@ def scan(
     from sani.corpus.readers import read_corpus
     from sani.corpus.tables import write_jsonl
     from sani.recipe import ScanSettings
+    from sani.scanning.breakdown import write_mistakes
     from sani.scanning.defaults import default_settings, settings_in_words
     from sani.scanning.detection import estimate
     from sani.scanning.scan import scan as scan_corpus
@@ -153,6 +163,8 @@ def scan(
             "--evaluate only compares, so it has no documents to write: leave --out away, or scan "
             "again without --evaluate"
         )
+    if errors and not evaluate:
+        raise UsageError("--errors is a page of --evaluate: give both, or leave it away")
     if out:
         distributed.on_main(lambda: check_new_file(out))
     others = {"allow": str(allow) if allow else None, "num_proc": num_proc}
@@ -178,8 +190,15 @@ def scan(
     for line in settings_in_words(settings, [documents]):
         console.say(f"{line[0].upper()}{line[1:]}.")
     if evaluate:
-        data = quality.to_json()
-        console.show_json(data) if as_json else console.show_evaluation(data)
+        page = errors or Path("private") / "scan-errors.html"
+        distributed.on_main(lambda: write_mistakes(quality.breakdown, page))
+        console.say(f"{page} shows the errors in the clear (mode 0600): keep it private")
+        rows = quality.breakdown.rows
+        if as_json:
+            console.show_json({**quality.to_json(), "by_language": [asdict(row) for row in rows]})
+        else:
+            console.show_evaluation(quality.to_json())
+            console.show_by_language(rows)
         return
     if out:
         write_jsonl(result.corpus, out)

@@ -17,6 +17,7 @@ import numpy as np
 
 from sani.corpus.documents import Document, Span
 from sani.intervals import Rate, rate
+from sani.scanning.breakdown import Breakdown
 from sani.scanning.labels import scan_label
 
 
@@ -66,6 +67,7 @@ class Evaluation:
         missed: Direct gold spans not wholly covered, by label.
         entities: Direct gold spans and how many are wholly covered; spans of the scan of any kind
             and how many share a letter or a digit with a gold span.
+        breakdown: Counts by language and label, and the errors; no part of `to_json`.
     """
 
     documents: int = 0
@@ -74,6 +76,7 @@ class Evaluation:
     characters: Tally = field(default_factory=Tally)
     entities: Tally = field(default_factory=Tally)
     missed: Counter[str] = field(default_factory=Counter)
+    breakdown: Breakdown = field(default_factory=Breakdown)
 
     @property
     def recall(self) -> Rate:
@@ -118,6 +121,7 @@ def evaluate(gold: Iterable[Document], predicted: Iterable[Sequence[Span]]) -> E
     for document, spans in zip(gold, predicted, strict=True):
         result.documents += 1
         _compare(document, spans, result)
+        result.breakdown.add(document, spans)
     return result
 
 

