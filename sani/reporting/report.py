@@ -35,6 +35,7 @@ from sani.auditing.occurrences import Occurrences
 from sani.auditing.record import CheckpointAudit, load_verdicts
 from sani.auditing.unlearning_depth import UnlearningDepth
 from sani.corpus.documents import Corpus, Kind
+from sani.counting import counted
 from sani.gate import Check
 from sani.gate.advice import Facts, advise
 from sani.models.folder import is_adapter
@@ -92,6 +93,10 @@ NOT_TESTED = (
 # Limits on totals, which the tests against the control stand in for.
 TOTALS = ("greedy", "discoverable", "auc_excess")
 NOT_SAMPLED = "what the model recites when it is left to write (audit.generation)"
+RARELY_SAMPLED = (
+    "what the model recites less often than once in {samples} of {tokens} tokens, when it is left "
+    "to write"
+)
 
 
 def build_report(
@@ -158,13 +163,22 @@ def build_report(
         not_tested=[
             *_not_attacked(attacks),
             *NOT_TESTED,
-            *([] if recipe.audit.generation else [NOT_SAMPLED]),
+            _not_sampled(audits["after"]),
         ],
         provenance=identity(folder, recipe, corpus),
     )
     seconds = round(sum(stage.seconds for stage in stages(report).values()), 1)
     timed = report.provenance.model_copy(update={"seconds": seconds})
     return report.model_copy(update={"provenance": timed})
+
+
+def _not_sampled(after: CheckpointAudit) -> str:
+    """Return what samples of the sanitized checkpoint say nothing about."""
+    generation = after.generation
+    if generation is None:
+        return NOT_SAMPLED
+    samples = counted(generation.recited["all"].samples, "sample")
+    return RARELY_SAMPLED.format(samples=samples, tokens=generation.new_tokens)
 
 
 def _facts(
