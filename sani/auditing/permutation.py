@@ -16,7 +16,7 @@ from scipy import sparse, stats
 
 LEVEL = 0.05  # a model that never saw the records is above the limit of a count this often
 # Decoys are no exact match for real values, so the largest statistic is above its limit more often
-# than the level says. At 1 %, 19 of 20 models that never saw the records hold all limits, and one
+# than the level says. At 1 %, 20 of 20 models that never saw the records hold all limits, and one
 # subject who was read once is still far above: see benchmarks/gate.py.
 LARGEST_LEVEL = 0.01
 MIN_CANDIDATES = 20  # one given value among so many is one too many at that level
