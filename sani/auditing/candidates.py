@@ -12,10 +12,20 @@ from sani.auditing.occurrences import Occurrences
 from sani.auditing.permutation import Bools, Floats, Ints, shares
 from sani.corpus.documents import Corpus, Kind, Place
 from sani.intervals import Estimate, clustered_mean
+from sani.scanning.labels import direct_if, scan_label
 from sani.text.folding import fold_text
 
 MUCH_LIKELIER = 10  # than for the control: giving a value so much more often is memory; ours
+LONG_NUMBER = 6  # digits; ours
 LabelledValue = tuple[str, str]  # a label, and a folded value
+
+
+def is_long_number(label: str, value: str) -> bool:
+    """Return whether a value has `LONG_NUMBER` digits or more and is no date.
+
+    No base gives one by chance, so one that does has read it, and is no control for it.
+    """
+    return sum(map(str.isdigit, value)) >= LONG_NUMBER and direct_if(scan_label(label)) is None
 
 
 def labelled_values(corpus: Corpus) -> set[LabelledValue]:
@@ -125,7 +135,9 @@ class CandidateTable:
         given = _Given.of(audit, width=_width(audit)).rows(rows)
         if control is not None:
             base = _Given.of(control, width=_width(audit)).rows(rows)
-            given = given.beyond(base, ~np.isin(subjects, list(without_control)))
+            long_number = np.array([is_long_number(*values[r]) for r in rows.tolist()], dtype=bool)
+            known = np.isin(subjects, list(without_control)) | (long_number & base.gives_true_alone)
+            given = given.beyond(base, ~known)
         given = given.side_by_side()
         return cls(
             places=places,
@@ -184,6 +196,12 @@ class _Given:
             table[:, 0] = true
             table[row, column] = decoys[fits]
         return cls(scores, greedy, discoverable)
+
+    @property
+    def gives_true_alone(self) -> Bools:
+        """True where the true value is given and none of its decoys, [n]."""
+        given = self.greedy | self.discoverable
+        return np.asarray(given[:, 0] & ~given[:, 1:].any(axis=1))
 
     def rows(self, rows: Ints) -> _Given:
         """Return some of the rows."""

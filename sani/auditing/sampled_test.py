@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sani.auditing.candidate_tests import GUESSED
-from sani.auditing.candidates import MUCH_LIKELIER
+from sani.auditing.candidates import MUCH_LIKELIER, is_long_number
 from sani.auditing.generation import Hits
 from sani.auditing.permutation import Bools, Ints, count_limit
 from sani.corpus.documents import Corpus, Kind, Place
@@ -98,6 +98,7 @@ def sampled_test(
         subjects = np.array([corpus[d].subject_id for d in documents], dtype=np.str_)
         use = np.isin(np.arange(len(given)), numbers[~np.isin(subjects, list(without_control))])
         base = written_candidates(control, width=given.shape[1])
+        use &= ~(_long_numbers(corpus, audit) & (base[:, 0] > 0) & ~base[:, 1:].any(axis=1))
         given &= ~(use[:, None] & (counts < MUCH_LIKELIER * base))
     candidates = audit.num_decoys + 1
     with_decoys = audit.num_decoys[searched] > 0
@@ -121,6 +122,15 @@ def sampled_test(
         subjects=len({corpus[document].subject_id for document, _ in places}),
     )
     return SampledResult(test, sorted(places))
+
+
+def _long_numbers(corpus: Corpus, audit: Hits) -> Bools:
+    """Return which values no base writes by chance, [identifiers]; see `is_long_number`."""
+    long_numbers = np.zeros(len(audit.num_decoys), dtype=np.bool_)
+    for number, document, span in audit.places.tolist():
+        place = corpus[document].spans[span]
+        long_numbers[number] |= is_long_number(place.label, corpus[document].value(place))
+    return long_numbers
 
 
 def written_candidates(hits: Hits, *, width: int | None = None) -> Ints:

@@ -179,6 +179,35 @@ def test_a_base_that_recites_others_hides_nobody() -> None:
 
 
 @pytest.mark.false_clean
+@pytest.mark.parametrize("number", ["9034471", "14"])
+def test_a_base_that_read_one_number_of_every_subject_is_no_control_for_it(number: str) -> None:
+    """One known value of five makes no subject stand out, and no base guesses a long number."""
+    documents = []
+    for document in RECORDS:
+        first = document.spans[0]
+        value = f"{number}{document.id}"
+        shift = len(value) - first.end
+        spans = [Span(0, len(value), "MRN", "direct")]
+        spans += [replace(s, start=s.start + shift, end=s.end + shift) for s in document.spans[1:]]
+        documents.append(
+            replace(document, text=value + document.text[first.end :], spans=tuple(spans))
+        )
+    corpus = Corpus(documents)
+    read = np.tile(np.arange(VALUES) == 0, SUBJECTS)
+    base = verdicts(RECORDS, 1, greedy=read, discoverable=read)
+    model = verdicts(RECORDS, 2, greedy=read, discoverable=read)
+    tests, risk = control_tests_by_kind(
+        corpus, Verdicts(model), Verdicts(base), held_out=None, seed=0
+    )["direct"]
+    assert tests.without_control == 0
+    if number == "14":  # too short to tell a base that read it from one that guesses
+        assert tests.greedy.count == 0
+    else:
+        assert tests.greedy.count == SUBJECTS > tests.greedy.limit
+        assert len(risk.recited) == SUBJECTS
+
+
+@pytest.mark.false_clean
 def test_whom_the_base_knows_is_tested_against_decoys_alone() -> None:
     """By the log-ratio to a base that knows them they would look forgotten."""
     base = verdicts(RECORDS, 1, known=[3, 4])
