@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,6 +177,18 @@ class ModelFolder:
         names = (*TOKENIZER_FILES, *CONFIG_FILES, ADAPTER_CONFIG)
         others = {name: _digest(self.path / name) for name in names if (self.path / name).is_file()}
         return self._digest_of(self._weight_digests | others)
+
+    def check_unchanged(self) -> None:
+        """Refuse a folder whose files are not those of `digest` any more.
+
+        Raises:
+            CheckpointError: If one was changed, added or removed since.
+        """
+        if replace(self).digest != self.digest:
+            raise CheckpointError(
+                f"model folder {self.path} was changed while sani read it, so no figure would be "
+                "of the files that lie there now; wait until nothing writes there, and start again"
+            )
 
     @cached_property
     def _weight_digests(self) -> dict[str, bytes]:

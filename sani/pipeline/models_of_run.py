@@ -190,6 +190,7 @@ class ModelsOfRun:
         base = self._recipe.model.base
         check_texts(checkpoint.path, self._corpus, base=base)
         if self._recipe.only_checks:
+            self._given.path.check_unchanged()  # since its digest was taken
             check_other_texts(self._recipe.model.path, self._corpus)
         # Its card goes into the report: what must not stand there is told before hours of work.
         read_source_card(self._recipe.model.path, base, self._corpus)

@@ -118,6 +118,7 @@ def run(
         models = ModelsOfRun(recipe, given, folder, documents.corpus)
         context = RunContext(recipe, folder, documents, models, report_step)
         _run_stages(context)
+        distributed.on_main(given.path.check_unchanged)  # the tokenizer is released as it lies
         report = distributed.on_main(lambda: _release(context))
     return RunResult(out, report.gate.holds, report)
 

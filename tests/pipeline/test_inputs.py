@@ -301,6 +301,25 @@ def test_commands_refuse_held_out_documents_without_spans_too(
     assert "--held-out: none of its" in capsys.readouterr().err
 
 
+# ---- a folder that changes -------------------------------------------------------------------
+
+
+@pytest.mark.false_clean
+@pytest.mark.parametrize("stage", ["before", "after"])
+def test_a_folder_that_changes_during_the_run_is_refused(
+    recipe: Recipe, candidate: Path, tmp_path: Path, stage: str
+) -> None:
+    change_a_weight(candidate)
+
+    def on_step(name: str, done: int, total: int) -> None:
+        if name == f"audit-{stage}" and done == total:
+            change_a_weight(candidate)
+
+    with pytest.raises(CheckpointError, match="was changed while sani read it"):
+        run(recipe, tmp_path / "run", on_step=on_step)
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
 # ---- an adapter scaled down ------------------------------------------------------------------
 
 
