@@ -1,10 +1,13 @@
-"""Limits of a gate that ask for less than the defaults do."""
+"""Limits, audits and attacks that ask for less than the defaults do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
+from sani.recipe.attack_settings import AttackSettings
 from sani.recipe.sections import AuditSettings, GateSettings
 
 LOWER_LIMITS = ("scan_recall",)  # settings whose smaller value asks for less
@@ -54,6 +57,32 @@ def weaker_audit(settings: AuditSettings, gate: GateSettings) -> list[str]:
             if weaker[name]
         ),
     ]
+
+
+def weaker_attacks(settings: AttackSettings | None, gate: GateSettings) -> list[str]:
+    """Return each setting of a judged attack by which it tries less than by default.
+
+    That is a smaller number, or a list that lacks one of the default's members.
+    """
+    if settings is None or not gate.judges_attacks:
+        return []
+    phrases = []
+    for name, of_attack in settings:
+        usual = getattr(AttackSettings(), name)
+        pairs = (
+            [(f"attack.{name}.{key}", value, getattr(usual, key)) for key, value in of_attack]
+            if isinstance(of_attack, BaseModel)
+            else [(f"attack.{name}", of_attack, usual)]
+        )
+        for key, value, default in pairs:
+            fewer = isinstance(default, int | float) and value < default
+            if fewer or (isinstance(default, tuple) and not set(default) <= set(value)):
+                shown, by_default = (
+                    ", ".join(map(str, each)) if isinstance(each, tuple) else str(each)
+                    for each in (value, default)
+                )
+                phrases.append(f"{key} is {shown}, by default {by_default}")
+    return phrases
 
 
 def _is_weaker(name: str, value: Any, default: Any) -> bool:

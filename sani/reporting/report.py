@@ -40,7 +40,7 @@ from sani.gate import Check
 from sani.gate.advice import Facts, advise
 from sani.models.folder import is_adapter
 from sani.recipe import Recipe
-from sani.recipe.weaker_limits import weaker_audit, weaker_limits
+from sani.recipe.weaker_limits import weaker_attacks, weaker_audit, weaker_limits
 from sani.repairing.repair import ROUNDED
 from sani.reporting.at_risk import named_at_risk
 from sani.reporting.attacks import whether_tested
@@ -132,6 +132,7 @@ def build_report(
             weaker=[
                 *weaker_limits(recipe.gate.model_dump(mode="json")),
                 *weaker_audit(recipe.audit, recipe.gate),
+                *weaker_attacks(recipe.attack, recipe.gate),
             ],
             checks=list(checks),
         ),
