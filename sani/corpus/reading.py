@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _NUM_FIELDS_SHOWN = 12
+FIELD_NAMES = ", with the number of records: "  # stands before the names in a note
 _FIELD_TO_SHOW = re.compile(r"(?!.*\d{4})[A-Za-z_][A-Za-z0-9_.-]{0,31}")
 
 
@@ -63,9 +64,7 @@ class Notes:
         if self._fields[""]:
             shown.append(f"with another name ({self._fields['']})")
         if shown:
-            lines.append(
-                f"fields that are not read, with the number of records: {', '.join(shown)}"
-            )
+            lines.append(f"fields that are not read{FIELD_NAMES}{', '.join(shown)}")
         return tuple(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sani.auditing.record import CheckpointAudit
@@ -22,6 +23,7 @@ class RunContext:
         documents: The documents, scanned.
         models: The models of the run, each loaded once.
         on_step: Called with (stage, steps done, steps in all).
+        unread: Sentences on what was not read of the documents.
     """
 
     recipe: Recipe
@@ -29,6 +31,7 @@ class RunContext:
     documents: Documents
     models: ModelsOfRun
     on_step: OnNamedStep
+    unread: Sequence[str] = ()
 
     @property
     def framing(self) -> str:

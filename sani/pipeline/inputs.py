@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from sani.auditing.prompts import read_prompts
 from sani.corpus.documents import Corpus, Kind
 from sani.corpus.formats import Format
 from sani.corpus.readers import read_corpus
-from sani.corpus.reading import DEFAULT_LIMITS, SizeLimits
+from sani.corpus.reading import DEFAULT_LIMITS, FIELD_NAMES, SizeLimits
 from sani.errors import RecipeError, RepairError
 from sani.models.checkpoint import Checkpoint
 from sani.models.folder import ModelFolder, open_folder
@@ -29,6 +30,9 @@ NO_CONTROL = (
     "{}: has the same weights as {}, so it is no control: every leak would count as "
     "harmless. Give the public model it was fine-tuned from"
 )
+
+# Notes on what was left out; others say how something was read.
+_UNREAD = re.compile(r"\bnot (be )?(read|entered)\b|cut off|without a (resource|text)|next page")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,10 @@ class Documents:
     def notes(self) -> list[str]:
         """Return what was noted when the files were read, behind the recipe's key."""
         return [f"{key}: {note}" for key, corpus in self._by_key().items() for note in corpus.notes]
+
+    def unread(self) -> list[str]:
+        """Return what was not read of the files, without names of fields, which may be anything."""
+        return [note.partition(FIELD_NAMES)[0] for note in self.notes() if _UNREAD.search(note)]
 
     def with_spans(self, corpus: Corpus, held_out: Corpus | None) -> Documents:
         """Return the same documents with the spans of a scan."""

@@ -105,6 +105,7 @@ def run(
     given = open_models(recipe.model)
     check_kind(recipe, given.path)
     documents = read_documents(recipe)
+    unread = documents.unread()
     for note in documents.notes():
         (on_note or (lambda note: None))(note)
     distributed.check_same("documents", documents.digests())
@@ -116,7 +117,7 @@ def run(
         report_step = on_step or (lambda stage, done, total: None)
         documents = scan_documents(recipe, folder, documents, report_step)
         models = ModelsOfRun(recipe, given, folder, documents.corpus)
-        context = RunContext(recipe, folder, documents, models, report_step)
+        context = RunContext(recipe, folder, documents, models, report_step, unread)
         _run_stages(context)
         distributed.on_main(given.path.check_unchanged)  # the tokenizer is released as it lies
         report = distributed.on_main(lambda: _release(context))
@@ -159,7 +160,9 @@ def _release(run: RunContext) -> Report:
     if recipe.only_checks:
         checks.append(check_leftovers(recipe.model.path))
     held_out = run.documents.held_out
-    report = build_report(folder, recipe, corpus, checks, at_risk, held_out=held_out)
+    report = build_report(
+        folder, recipe, corpus, checks, at_risk, held_out=held_out, unread=run.unread
+    )
     digest = after.weights_digest
     if not (recipe.only_checks or is_current(folder, report, weights_digest=digest)):
         released = run.models.latest

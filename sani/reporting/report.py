@@ -107,8 +107,12 @@ def build_report(
     at_risk: Mapping[Kind, AtRisk],
     *,
     held_out: Corpus | None = None,
+    unread: Sequence[str] = (),
 ) -> Report:
-    """Collect everything a run measured; no identifier and no document id is in it."""
+    """Collect everything a run measured; no identifier and no document id is in it.
+
+    ``unread`` says what was not read of the documents, in whole sentences.
+    """
     audits = _audits(folder, "audit")
     verdicts = _arrays(folder, "audit-{}", Occurrences)
     between = rounds_between(folder)
@@ -162,6 +166,7 @@ def build_report(
         recipe=_without_paths(recipe.model_dump()),
         source_card=read_source_card(recipe.model.path, recipe.model.base, corpus),
         not_tested=[
+            *(f"not read, so not audited: {note}" for note in unread),
             *_not_attacked(attacks),
             *NOT_TESTED,
             _not_sampled(audits["after"]),

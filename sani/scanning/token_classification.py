@@ -42,7 +42,7 @@ class _Tag:
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """What the model says of a token: its tag, the probability, the distance to the edge."""
+    """One token as the model sees it: its tag, the probability, the distance to the edge."""
 
     tag: _Tag
     score: float

@@ -346,3 +346,23 @@ def test_an_adapter_that_is_scaled_to_nothing_is_no_candidate(
             check_scale(folder)
     else:
         check_scale(folder)
+
+
+# ---- what is not read ------------------------------------------------------------------------
+
+
+@pytest.mark.false_clean
+def test_what_was_not_read_of_the_records_stands_in_the_report(
+    recipe: Recipe, candidate: Path, tmp_path: Path
+) -> None:
+    change_a_weight(candidate)
+    records = [json.loads(line) for line in recipe.corpus.path.read_text().splitlines()]
+    lines = [json.dumps({**record, "discharge_letter": "x"}) for record in records]
+    (tmp_path / "wider.jsonl").write_text("\n".join(lines) + "\n")
+    wider = recipe.model_copy(
+        update={"corpus": recipe.corpus.model_copy(update={"path": tmp_path / "wider.jsonl"})}
+    )
+    report = run(wider, tmp_path / "run").report
+    line = "not read, so not audited: corpus: fields that are not read"
+    assert report.not_tested[0] == line
+    assert "discharge_letter" not in report.text()
