@@ -377,10 +377,21 @@ _OBJECTIVES = {
     "seq2seq": "encoder-decoder",
 }
 _ALSO = {
+    "big_bird": "read in windows in which all tokens see each other (704 as published)",
     "deberta-v2": "also DeBERTa v3",
-    "gemma3": "reads images too; its text tower is audited, erased and repaired",
+    "gpt_bigcode": "StarCoder",
     "gpt_neox": "Pythia",
+    "gpt_oss": "also gpt-oss, saved in bfloat16",
+    "granitemoehybrid": "Granite 4",
+    "led": "read without global attention",
+    "longformer": "Clinical-Longformer; read without global attention",
+    "megatron-bert": "GatorTron",
+    "mistral": "also BioMistral",
+    "mistral3": "Mistral Small 3",
+    "modernbert": "also BioClinical ModernBERT",
+    "phi3": "also Phi 4",
     "qwen2": "also Qwen 2.5",
+    "t5": "also FLAN-T5",
 }
 
 
@@ -400,8 +411,12 @@ def families_table() -> str:
 def _remarks(name: str, family: Family) -> Iterator[str]:
     if name in _ALSO:
         yield _ALSO[name]
-    if any("{}" in part for block in family.mlp for part in block.names):
-        yield "mixture of experts"
+    if any("experts." in part for block in family.mlp for part in block.names):
+        yield "mixture of experts, or with MLPs only"
+    if family.mixers:
+        yield "its linear attention, state space or convolution is not erased"
+    if family.vision:
+        yield "reads images too; its text tower is audited, erased and repaired"
 
 
 _DIRECT_IF = {"a_day": "that names a day of a month", "over_89": "above 89"}

@@ -6,7 +6,7 @@
     ├── CorpusError            documents that cannot be read or whose spans are wrong
     ├── ScanError              documents that could not be scanned for identifiers
     ├── CheckpointError        a model folder that cannot be read
-    ├── UnsupportedModelError  a model family that sani does not know
+    ├── UnsupportedModelError  a model family that sani does not know, or not for this
     ├── SelectionError         a selector that chose nothing, or could not choose
     ├── AuditError             an audit that could not be carried out
     ├── AttackError            an attack that could not be carried out
@@ -44,7 +44,7 @@ class CheckpointError(SaniError):
 
 
 class UnsupportedModelError(SaniError):
-    """A model family that sani does not know; the message lists those it does."""
+    """A model family that sani does not know, or that this cannot be done with."""
 
 
 class SelectionError(SaniError):

@@ -47,6 +47,7 @@ from sani.intervals import Estimate, clustered_mean, rate
 from sani.machine import distributed
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import Checkpoint
+from sani.models.families import listed_family
 from sani.recipe import AttackSettings, AuditSettings
 from sani.text.chat import rendered
 
@@ -182,6 +183,7 @@ def _check_models(models: Mapping[str, Checkpoint]) -> dict[str, str]:
                 f"{checkpoint.path} is not a causal language model; attacks on other ones are not "
                 "supported: leave out the section attack"
             )
+        listed_family(checkpoint.model.config)
     digests = {name: checkpoint.weights_digest() for name, checkpoint in models.items()}
     if BASE in models and list(digests.values()).count(digests[BASE]) > 1:
         raise AttackError(

@@ -145,7 +145,14 @@ def _sample_shard(
         pad_token_id=end if end is not None else 0,
     )
     continuations: list[tuple[int, ...]] = [()] * len(prompts)
-    batches = token_batches([len(p.tokens) + new_tokens for p in prompts], budget=batch_tokens)
+    lengths = [len(prompt.tokens) + new_tokens for prompt in prompts]
+    batches = token_batches(lengths, budget=batch_tokens)
+    if not checkpoint.family.padded_in_front:  # of one length each, so none is padded
+        batches = [
+            [at for at in batch if lengths[at] == length]
+            for batch in batches
+            for length in sorted({lengths[at] for at in batch})
+        ]
     for done, batch in enumerate(batches, start=1):
         chosen = [prompts[at] for at in batch]
         # Padded in front, so that every row's next token stands at the same place.

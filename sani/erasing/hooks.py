@@ -81,8 +81,12 @@ def recorded(model: Any, outputs: Iterable[Output]) -> Iterator[dict[Output, Ten
 
 
 def by_position(activation: Tensor, ids: Tensor) -> Tensor:
-    """Reshape activations for ids [batch, seq] to [batch, seq, channels]; experts join the two."""
-    return activation.reshape(*ids.shape, activation.shape[-1])
+    """Reshape activations for ids [batch, seq] to [batch, seq, channels].
+
+    Experts join the two; a Longformer pads behind, to a multiple of its window.
+    """
+    by_row = activation.reshape(len(ids), -1, activation.shape[-1])
+    return by_row[:, : ids.shape[1]]
 
 
 def states(model: Any, batch: Batch) -> Tensor:

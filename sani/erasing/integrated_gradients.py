@@ -42,7 +42,8 @@ def attributions(model: Any, question: Question, outputs: Outputs, *, steps: int
     """Compute each neuron's integrated gradient of P(token).
 
     A causal model reads the text once; each layer then takes a pass of ``steps`` rows, one token
-    long. A masked one, and one that reads a second text, take ``steps`` whole rows a layer.
+    long. A masked one, one that reads a second text, and one whose layers keep a state take
+    ``steps`` whole rows a layer.
 
     Args:
         model: In evaluation mode.
@@ -56,7 +57,8 @@ def attributions(model: Any, question: Question, outputs: Outputs, *, steps: int
     ids = torch.tensor([question.ids], device=model.device)
     position, text = question.at, None
     source = torch.tensor([question.source], device=model.device) if question.source else None
-    if families.family_of(model.config).objective == "causal":
+    family = families.family_of(model.config)
+    if family.objective == "causal" and family.cached:
         text = DynamicCache()
     with frozen(model):
         with torch.no_grad(), recorded(model, all_of(outputs)) as seen:

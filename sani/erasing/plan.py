@@ -365,7 +365,14 @@ def sizes_of(settings: EraseSettings, layout: Layout) -> dict[Site, int]:
         SelectionError: If a layer does not exist.
     """
     sites = [(layer, part) for layer in _layers(settings, layout) for part in settings.parts]
-    return {(layer, part): layout.num_neurons(part, layer=layer) for layer, part in sites}
+    sizes = {(layer, part): layout.num_neurons(part, layer=layer) for layer, part in sites}
+    there = {site: size for site, size in sizes.items() if size}  # linear attention has no heads
+    if sizes and not there:
+        raise SelectionError(
+            f"erase: none of the chosen layers has any of {' or '.join(settings.parts)}; their "
+            "linear attention, state space or convolution cannot be erased. Choose other layers"
+        )
+    return there
 
 
 def _layers(settings: EraseSettings, layout: Layout) -> list[int]:

@@ -26,10 +26,11 @@ from sani.atomic import new_folder
 from sani.erasing.erase import EraseResult, check_rewind, planned_slices, reset_slices
 from sani.erasing.plan import ErasePlan, architecture_digest, check_plan
 from sani.erasing.reinit import FreshWeights, skeleton
-from sani.errors import SelectionError
+from sani.errors import SelectionError, UnsupportedModelError
 from sani.models.folder import ModelFolder, copy_files, copy_large, files_beside
 from sani.models.neurons import Layout, Slice
 from sani.models.safetensors_files import Expert, StoredWeights
+from sani.recipe import PARTS
 
 RESETS = ("zero", "reinit", "rewind")  # those that need no activations
 OLD_BUFFER = "rotary_emb.inv_freq"  # in older files; the model makes it itself
@@ -101,7 +102,25 @@ class StoredModel:
         present = {id(tensor) for name, tensor in named if name in stored or name in self._stacks}
         whole = all(id(tensor) in present for tensor in self._skeleton.parameters())
         twice = stored.keys() & self._stacks.keys()
-        return whole and not twice and (stored | self._stacks).items() <= known.items()
+        fits = whole and not twice and (stored | self._stacks).items() <= known.items()
+        return fits and self._has_same_neurons
+
+    @property
+    def _has_same_neurons(self) -> bool:
+        """True if names in the files lead to as many neurons, layer by layer, as in the model.
+
+        Not where the files name experts by another prefix than all else: then a neuron's number
+        would be another's.
+        """
+        try:
+            sides = [self.layout, self.stored_layout]
+        except UnsupportedModelError:
+            return False
+        counts = [
+            [side.num_neurons(part, layer=n) for n in range(side.num_layers) for part in PARTS]
+            for side in sides
+        ]
+        return counts[0] == counts[1]
 
     @cached_property
     def _stacks(self) -> dict[str, tuple[int, ...]]:

@@ -58,7 +58,11 @@ def find_token_rows(checkpoint: Checkpoint, texts: Texts) -> TokenRows:
     tokens = sorted(id_ for id_ in inside - outside if _is_text(checkpoint.tokenizer, id_))
     model = checkpoint.model
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end]
-    owned = {id(tensor) for end in ends for tensor in end.parameters(recurse=False)}
+    beside = checkpoint.family.stacks[-1].layers.rpartition(".")[0]
+    modules = dict(model.named_modules())
+    names = [f"{beside}.{name}" for name in checkpoint.family.token_tables]
+    tables = [modules[name] for name in names if name in modules]
+    owned = {id(tensor) for end in [*ends, *tables] for tensor in end.parameters(recurse=False)}
     return TokenRows(
         tuple(tokens),
         len(ends[0].weight),

@@ -20,7 +20,13 @@ from safetensors import SafetensorError
 from sani.atomic import check_no_input, new_folder, write_error
 from sani.errors import CheckpointError
 from sani.machine import distributed
-from sani.models.families import auto_class, family_of, text_config
+from sani.models.families import (
+    auto_class,
+    check_reads,
+    decoder_start,
+    family_of,
+    text_config,
+)
 from sani.models.family import Family
 from sani.models.folder import (
     ModelFolder,
@@ -142,8 +148,7 @@ class Checkpoint:
     @property
     def decoder_start(self) -> int | None:
         """First token of the decoder that writes a second text; None for other models."""
-        two_texts = self.family.objective == "seq2seq"
-        return int(self.model.config.decoder_start_token_id) if two_texts else None
+        return decoder_start(self.model.config)
 
     @property
     def learns_positions(self) -> bool:
@@ -168,8 +173,11 @@ class Checkpoint:
         rope = getattr(config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":  # what stands further on changes what stands before
             positions = min(positions, int(rope["original_max_position_embeddings"]))
+        if getattr(config, "attention_type", "") == "block_sparse":  # what BigBird reads in full:
+            blocks = 5 + 2 * config.num_random_blocks  # behind it, it draws what it looks at
+            positions = min(positions, blocks * config.block_size)
         if self.family.positions_behind_padding:
-            positions -= config.pad_token_id + 1
+            positions -= (config.pad_token_id or 0) + 1
         return positions
 
 
@@ -234,6 +242,7 @@ def load_checkpoint(
         )
     _check_fits(model, tokenizer, path)
     _check_finite(model, path)
+    check_reads(model.eval())
     stored = StoredWeights(folder.weight_files).types(model)
     types = {name: type_ for name, type_ in stored.items() if type_ in HALF}
     model = model.to(device or torch.device("cpu")).eval()
@@ -318,7 +327,7 @@ def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
     names = [{name for name, _ in side.model.named_parameters()} for side in (one, other)]
     if names[0] != names[1]:
         return f"only in one of them '{min(names[0] ^ names[1])}' is tied to another tensor"
-    heads = [side.text_config.num_attention_heads for side in (one, other)]
+    heads = [getattr(side.text_config, "num_attention_heads", None) for side in (one, other)]
     if heads[0] != heads[1]:  # the same shapes cut otherwise: no head means the same in both
         return "they differ in num_attention_heads"
     if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():

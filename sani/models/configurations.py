@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from sani.models.families import FAMILIES
+from sani.models.families import find_family
 
 # Fields that only training, generation, labels of another task, or saving read. Whether weights are
 # tied is seen in the weights.
@@ -79,7 +79,7 @@ def sliding_window(config: Any) -> SlidingWindow | None:
 
 def _token_fields(config: Any) -> frozenset[str]:
     """Return the fields with token numbers that the family computes with."""
-    family = FAMILIES.get(str(config.model_type))
+    family = find_family(str(config.model_type))
     fields = set()
     if family is not None and family.positions_behind_padding:
         fields.add("pad_token_id")

@@ -1,14 +1,14 @@
 """The one place that knows model families: what their modules are called, and how to call them.
 
 A family is one row of `FAMILIES`; `sani.models.family` says what a row holds. To add one, add its
-row here and a tiny configuration to the tests, which then try every selector, reset and figure on
-it. `sani.models.neurons` finds a family's neurons by its row.
+row to the module of `sani.models.rows` for its kind, and a tiny configuration to the tests, which
+then try every selector, reset and figure on it. `sani.models.neurons` finds a family's neurons by
+its row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,215 +16,48 @@ import transformers
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutput
 
 from sani.errors import UnsupportedModelError
-from sani.models.family import Attention, Family, Mlp, Objective, Stack
-
-
-def _separate(pattern: str, query: str, key: str, value: str, output: str) -> Attention:
-    query, key, value, output = map(pattern.format, (query, key, value, output))
-    return Attention(query, key, value, output)
-
-
-def _stacked(name: str, output: str, *, interleaved: bool = False) -> Attention:
-    return Attention(name, name, name, output, interleaved)
-
-
-_GATED = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
-_SELF = _separate("self_attn.{}_proj", "q", "k", "v", "o")
-_LLAMA = Family((Stack("model.layers", "model.norm"),), (_GATED,), (_SELF,))
-_BIG_SCIENCE = Family(  # BLOOM, and Falcon after it
-    (Stack("transformer.h", "transformer.ln_f"),),
-    (Mlp(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),),
-    (_stacked("self_attention.query_key_value", "self_attention.dense", interleaved=True),),
-    branches=False,
-)
-_MIXTURE = replace(  # one tensor for all experts in memory, one for each in files
-    _LLAMA,
-    mlp=(
-        Mlp(("mlp.experts.gate_up_proj",) * 2, "mlp.experts.down_proj"),
-        Mlp(("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj"), "mlp.experts.{}.down_proj"),
-        Mlp(
-            ("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3"),
-            "block_sparse_moe.experts.{}.w2",
-        ),
-        Mlp(
-            ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
-            "mlp.shared_expert.down_proj",
-        ),
-        _GATED,
-    ),
-    whole=("mlp.gate", "block_sparse_moe.gate", "mlp.shared_expert_gate"),
-)
-_BERT = Family(
-    (Stack("bert.encoder.layer"),),
-    (Mlp(("intermediate.dense",), "output.dense"),),
-    (
-        Attention(
-            "attention.self.query",
-            "attention.self.key",
-            "attention.self.value",
-            "attention.output.dense",
-        ),
-    ),
-    objective="masked",
-    head=("cls",),
-)
-_ROBERTA = replace(
-    _BERT,
-    stacks=(Stack("roberta.encoder.layer"),),
-    head=("lm_head",),
-    positions_behind_padding=True,
-)
-_BART_SELF = _separate("self_attn.{}_proj", "q", "k", "v", "out")
-_T5_MLP = tuple(
-    Mlp(
-        tuple(f"layer.{place}.DenseReluDense.{name}" for name in names),
-        f"layer.{place}.DenseReluDense.wo",
-    )
-    for place in (1, 2)  # behind cross-attention in the decoder
-    for names in (("wi",), ("wi_0", "wi_1"))
-)
+from sani.models.family import Family, Objective
+from sani.models.rows.decoders import DECODERS
+from sani.models.rows.encoder_decoders import ENCODER_DECODERS
+from sani.models.rows.encoders import ENCODERS
+from sani.models.rows.hybrids import HYBRIDS
+from sani.models.rows.mixtures import MIXTURES
+from sani.models.unlisted import TOKENS, check_reading, unlisted_family
 
 FAMILIES: Mapping[str, Family] = {
-    "bart": Family(
-        (
-            Stack("model.encoder.layers", "", "encoder_layers", "encoder_attention_heads"),
-            Stack("model.decoder.layers", "", "decoder_layers", "decoder_attention_heads"),
-        ),
-        (Mlp(("fc1",), "fc2"),),
-        (_BART_SELF, _separate("encoder_attn.{}_proj", "q", "k", "v", "out")),
-        objective="seq2seq",
-        branches=False,
-    ),
-    "bert": _BERT,
-    "bloom": replace(_BIG_SCIENCE, sdpa=False),
-    "camembert": _ROBERTA,
-    "deberta-v2": replace(
-        _BERT,
-        stacks=(Stack("deberta.encoder.layer"),),
-        attention=(
-            Attention(
-                "attention.self.query_proj",
-                "attention.self.key_proj",
-                "attention.self.value_proj",
-                "attention.output.dense",
-                positions=("attention.self.pos_query_proj", "attention.self.pos_key_proj"),
-            ),
-        ),
-        sdpa=False,
-    ),
-    "distilbert": Family(
-        (Stack("distilbert.transformer.layer"),),
-        (Mlp(("ffn.lin1",), "ffn.lin2"),),
-        (_separate("attention.{}_lin", "q", "k", "v", "out"),),
-        objective="masked",
-        head=("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),
-    ),
-    "electra": replace(
-        _BERT,
-        stacks=(Stack("electra.encoder.layer"),),
-        head=("generator_predictions", "generator_lm_head"),
-    ),
-    "falcon": _BIG_SCIENCE,
-    "gemma2": replace(_LLAMA, sdpa=False, capped=True),
-    "gemma3": replace(
-        _LLAMA,
-        stacks=(
-            Stack(
-                "model.language_model.layers",
-                "model.language_model.norm",
-                in_file="language_model.model.layers",
-            ),
-        ),
-        vision=True,
-    ),
-    "gemma3_text": replace(_LLAMA, capped=True),
-    "gpt2": Family(
-        (Stack("transformer.h", "transformer.ln_f"),),
-        (Mlp(("mlp.c_fc",), "mlp.c_proj"),),
-        (_stacked("attn.c_attn", "attn.c_proj"),),
-        transposed=True,
-    ),
-    "gpt_neo": Family(
-        (Stack("transformer.h", "transformer.ln_f"),),
-        (Mlp(("mlp.c_fc",), "mlp.c_proj"),),
-        (_separate("attn.attention.{}_proj", "q", "k", "v", "out"),),
-        sdpa=False,
-        branches=False,
-    ),
-    "gpt_neox": Family(
-        (Stack("gpt_neox.layers", "gpt_neox.final_layer_norm"),),
-        (Mlp(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),),
-        (_stacked("attention.query_key_value", "attention.dense", interleaved=True),),
-    ),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "mixtral": _MIXTURE,
-    "modernbert": Family(
-        (Stack("model.layers", "model.final_norm"),),
-        (Mlp(("mlp.Wi", "mlp.Wi"), "mlp.Wo"),),
-        (_stacked("attn.Wqkv", "attn.Wo"),),
-        objective="masked",
-        head=("head", "decoder"),
-    ),
-    "olmo2": replace(_LLAMA, attention=(replace(_SELF, normalized_together=True),)),
-    "opt": Family(
-        (Stack("model.decoder.layers", "model.decoder.final_layer_norm"),),
-        (Mlp(("fc1",), "fc2"),),
-        (_BART_SELF,),
-    ),
-    "phi": Family(
-        (Stack("model.layers", "model.final_layernorm"),),
-        (Mlp(("mlp.fc1",), "mlp.fc2"),),
-        (replace(_SELF, output="self_attn.dense"),),
-    ),
-    "phi3": replace(
-        _LLAMA,
-        mlp=(Mlp(("mlp.gate_up_proj",) * 2, "mlp.down_proj"),),
-        attention=(_stacked("self_attn.qkv_proj", "self_attn.o_proj"),),
-    ),
-    "qwen2": _LLAMA,
-    "qwen2_moe": _MIXTURE,
-    "qwen3": _LLAMA,
-    "qwen3_moe": _MIXTURE,
-    "roberta": _ROBERTA,
-    "t5": Family(
-        (
-            Stack("encoder.block", "encoder.final_layer_norm"),
-            Stack("decoder.block", "decoder.final_layer_norm", "num_decoder_layers"),
-        ),
-        _T5_MLP,
-        (
-            _separate("layer.0.SelfAttention.{}", "q", "k", "v", "o"),
-            _separate("layer.1.EncDecAttention.{}", "q", "k", "v", "o"),
-        ),
-        objective="seq2seq",
-        branches=False,
-        whole=("layer.0.SelfAttention.relative_attention_bias",),  # all layers read the first's
-    ),
-    "xlm-roberta": _ROBERTA,
-}
+    **DECODERS, **MIXTURES, **HYBRIDS, **ENCODERS, **ENCODER_DECODERS,
+}  # fmt: skip
+
+
+# Families that are audited and, for a reason of their own, not erased.
+NOT_ERASED = {"albert": "all its layers are one set of weights, so to erase one is to erase all"}
+
+
+def find_family(model_type: str) -> Family | None:
+    """Return the row of a family, or one to audit it with, or None if it cannot be read."""
+    return FAMILIES.get(model_type) or unlisted_family(model_type)
 
 
 def family_of(config: Any, *objectives: Objective) -> Family:
-    """Return the row of a checkpoint's family.
+    """Return the row of a checkpoint's family; of one that is not listed, a row to audit it with.
 
     Args:
         config: Of the checkpoint.
         objectives: Objectives that the caller can handle; all, if none is given.
 
     Raises:
-        UnsupportedModelError: If there is none, with a list of those there are, or the caller
-            cannot handle it.
+        UnsupportedModelError: If there is none, or the caller cannot handle it.
     """
     model_type = str(getattr(config, "model_type", "unknown"))
-    if model_type not in FAMILIES:
+    family = find_family(model_type)
+    if family is None:
         raise UnsupportedModelError(
-            f"model_type '{model_type}' is not supported; supported: "
-            f"{', '.join(sorted(FAMILIES))}. A family is one row in sani/models/families.py"
+            f"model_type '{model_type}' is not supported: it is not in the table of families "
+            "(docs/models.md), and transformers has no causal or masked language model of this type"
         )
-    family = FAMILIES[model_type]
     if family.objective == "masked" and getattr(config, "is_decoder", False):
         raise UnsupportedModelError(
             f"model_type '{model_type}' is supported as a masked language model, not as a decoder "
@@ -235,6 +68,25 @@ def family_of(config: Any, *objectives: Objective) -> Family:
         raise UnsupportedModelError(
             f"model_type '{model_type}' is a {family.objective} language model, which can be "
             f"erased, but this takes a {' or '.join(objectives)} one: {', '.join(others)}"
+        )
+    return family
+
+
+def listed_family(config: Any, *objectives: Objective) -> Family:
+    """Return the row of a checkpoint's family, whose layers are known; errors as of `family_of`.
+
+    Raises:
+        UnsupportedModelError: Also if the family is only audited.
+    """
+    family = family_of(config, *objectives)
+    if not family.listed:
+        model_type = config.model_type
+        reason = NOT_ERASED.get(
+            model_type, "its layers are not known. A family is one row in sani/models/rows"
+        )
+        raise UnsupportedModelError(
+            f"model_type '{model_type}' can be audited, but not erased, repaired or attacked: "
+            f"{reason}"
         )
     return family
 
@@ -259,12 +111,12 @@ def text_config(config: Any) -> Any:
 def num_layers(config: Any) -> int:
     """Return the number of layers of all stacks, as `Family.stacks` numbers them."""
     sizes = text_config(config)
-    return sum(getattr(sizes, stack.length) for stack in family_of(config).stacks)
+    return sum(getattr(sizes, stack.length) for stack in listed_family(config).stacks)
 
 
 def is_masked(config: Any) -> bool:
     """Return whether the model predicts masked tokens from both sides, not the next one."""
-    family = FAMILIES.get(str(getattr(config, "model_type", "")))
+    family = find_family(str(getattr(config, "model_type", "")))
     decoder = getattr(config, "is_decoder", False)
     return family is not None and family.objective == "masked" and not decoder
 
@@ -273,7 +125,28 @@ def decoder_start(config: Any) -> int | None:
     """Return the token that the decoder of a second text begins with; None for other models."""
     family = FAMILIES.get(str(getattr(config, "model_type", "")))
     two_texts = family is not None and family.objective == "seq2seq"
-    return int(config.decoder_start_token_id) if two_texts else None
+    if not two_texts:
+        return None
+    # mBART's shifts the end token to the front.
+    start = config.decoder_start_token_id
+    return int(config.eos_token_id if start is None else start)
+
+
+def _base(model: Any) -> Any:
+    """Return the part of a model that gives hidden states.
+
+    Raises:
+        UnsupportedModelError: If it has none of its own.
+    """
+    base = model.base_model
+    if base is model:  # Llama 4 names another part, which it has with images only
+        base = getattr(model, "model", None)
+    if base is None:
+        raise UnsupportedModelError(
+            f"model_type '{model.config.model_type}' cannot be audited: hidden states and logits "
+            "are not computed by two parts of it"
+        )
+    return base
 
 
 def hidden_states(
@@ -306,54 +179,78 @@ def hidden_states(
             **inputs, encoder_hidden_states=source, encoder_attention_mask=seen, use_cache=False
         ).last_hidden_state
         return decoded
-    cached: dict[str, Any] = {"use_cache": cache is not None, "past_key_values": cache}
-    if family_of(model.config, "causal", "masked").objective == "masked":
-        cached = {}
-    hidden: Tensor = model.base_model(**inputs, **cached).last_hidden_state
+    cached: dict[str, Any] = {}
+    if family_of(model.config, "causal", "masked").objective == "causal":
+        cached = {"use_cache": cache is not None}
+    if cache is not None:
+        cached["past_key_values"] = cache
+    hidden: Tensor = _base(model)(**inputs, **cached).last_hidden_state
     return hidden
 
 
 def run_experts(
     experts: Any,
     hidden: Tensor,
-    chosen: Tensor,
-    shares: Tensor,
+    chosen: Tensor | None = None,
+    shares: Tensor | None = None,
     *,
     change: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Compute the output of a module of experts, its neurons' activations changed on the way.
 
     Args:
-        experts: The module, which holds all experts' weights in tensors [experts, out, in].
-        hidden: Its input, [tokens, hidden].
+        experts: The module, which holds all experts' weights in one tensor a projection.
+        hidden: Its input, [tokens, hidden]; [experts * tokens, hidden] where ``chosen`` is absent:
+            then each expert has an input of its own (Llama 4), 0 for a token that it does not get.
         chosen: The experts of each token, [tokens, chosen].
         shares: The weight of each in the token's output, likewise.
         change: Takes the activations and gives others, [tokens, experts * neurons]. An expert
             that a token was not sent to has 0 there, and what is given for it has no effect.
 
     Returns:
-        [tokens, hidden].
+        Of the shape of ``hidden``.
     """
-    count, _, size = experts.down_proj.shape
+    count = len(experts.down_proj)
+    if chosen is None or shares is None:
+        inputs = hidden.reshape(count, -1, hidden.shape[-1])
+        gate, up = torch.bmm(inputs, experts.gate_up_proj).chunk(2, dim=-1)
+        active = (up * experts.act_fn(gate)).transpose(0, 1)  # [tokens, experts, neurons]
+        changed = change(active.flatten(1)).reshape(active.shape).transpose(0, 1)
+        return torch.bmm(changed, experts.down_proj).reshape(hidden.shape)
     # Pairs of token and expert, grouped by expert: a stable sort keeps tokens in order, so the
     # sums below add in the same order each time.
     expert, order = chosen.flatten().sort(stable=True)
     token = order // chosen.shape[1]
     lengths = torch.bincount(expert, minlength=count).tolist()
-    active = []
-    for rows, weight in zip(torch.split(hidden[token], lengths), experts.gate_up_proj, strict=True):
-        gate, up = functional.linear(rows, weight).chunk(2, dim=-1)
-        active.append(experts.act_fn(gate) * up)
-    silent = hidden.new_zeros(len(hidden), count, size)
+    pieces = [
+        _activations(experts, number, rows)
+        for number, rows in enumerate(torch.split(hidden[token], lengths))
+    ]
+    silent = hidden.new_zeros(len(hidden), count, pieces[0].shape[-1])
     # All neurons of all experts side by side, as `change` numbers them; 0 where a token was not.
-    activations = silent.index_put((token, expert), torch.cat(active)).flatten(1)
-    changed = change(activations).reshape(len(hidden), count, size)[token, expert]
+    activations = silent.index_put((token, expert), torch.cat(pieces)).flatten(1)
+    changed = change(activations).reshape(silent.shape)[token, expert]
     outputs = [
-        functional.linear(rows, weight)
-        for rows, weight in zip(torch.split(changed, lengths), experts.down_proj, strict=True)
+        _projected(experts, "down_proj", number, rows)
+        for number, rows in enumerate(torch.split(changed, lengths))
     ]
     weighted = torch.cat(outputs) * shares.flatten()[order, None]
     return torch.zeros_like(hidden).index_add(0, token, weighted.to(hidden))
+
+
+def _activations(experts: Any, number: int, rows: Tensor) -> Tensor:
+    """Compute what goes into one expert's output projection, [tokens, neurons]."""
+    if not experts.has_gate:
+        active: Tensor = experts.act_fn(_projected(experts, "up_proj", number, rows))
+    else:
+        active = experts._apply_gate(_projected(experts, "gate_up_proj", number, rows))
+    return active
+
+
+def _projected(experts: Any, name: str, number: int, rows: Tensor) -> Tensor:
+    weight = getattr(experts, name)[number]
+    bias = getattr(experts, f"{name}_bias")[number] if experts.has_bias else None
+    return functional.linear(rows, weight.T if experts.is_transposed else weight, bias)
 
 
 def layer_states(
@@ -370,9 +267,9 @@ def layer_states(
     Raises:
         UnsupportedModelError: If the model is not a causal one of a known family.
     """
-    stack = family_of(model.config, "causal").stacks[-1]
+    stack = listed_family(model.config, "causal").stacks[-1]
     norm = model.get_submodule(stack.norm) if stack.norm else torch.nn.Identity()
-    states = model.base_model(
+    states = _base(model)(
         **inputs,
         use_cache=cache is not None,
         past_key_values=cache,
@@ -385,14 +282,55 @@ def logits(model: Any, hidden: Tensor) -> Tensor:
     """Compute the model's own logits [n, vocab] for chosen hidden states [n, hidden]."""
     family = family_of(model.config)
     if family.objective == "seq2seq":
-        if getattr(model.config, "scale_decoder_outputs", False):  # T5, where the head is tied
+        if family.scaled and getattr(model.config, family.scaled, False):
             hidden = hidden * model.config.d_model**-0.5
         scores: Tensor = model.get_output_embeddings()(hidden)
         return scores + getattr(model, "final_logits_bias", 0.0)
+    if family.own_head:
+        return _behind_the_base(model, hidden)
     if family.head:
         for name in family.head:
             hidden = getattr(model, name)(hidden)
         return hidden
     result: Tensor = model.get_output_embeddings()(hidden)
-    cap = model.config.final_logit_softcapping if family.capped else None
-    return result if cap is None else cap * torch.tanh(result / cap)
+    return result
+
+
+def check_reads(model: Any) -> None:
+    """Refuse a loaded model of a family that is not listed and cannot be read; else do nothing.
+
+    Raises:
+        UnsupportedModelError: With the reason.
+    """
+    family = family_of(model.config)
+    if family.listed:
+        return
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, 1 + TOKENS, device=model.device)[None] % rows
+    with torch.no_grad():
+        pieces = logits(model, hidden_states(model, input_ids=ids)[0])[None]
+    check_reading(model, ids, pieces, causal=family.objective == "causal")
+
+
+class _States(BaseModelOutput):
+    """The hidden states that a base gives; whatever else a family's base gives is absent."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+def _behind_the_base(model: Any, hidden: Tensor) -> Tensor:
+    """Run the model's own code behind its last hidden states: [n, hidden] to [n, vocab].
+
+    Its base, which gives hidden states, is not run; it returns those that are given.
+    """
+    base, states = _base(model), hidden[None]
+    base.forward = lambda *inputs, **options: _States(last_hidden_state=states)
+    try:
+        # By the class: who shards a model puts work in the place of its forward pass.
+        ids = torch.zeros(states.shape[:2], dtype=torch.long, device=hidden.device)
+        result: Tensor = type(model).forward(model, input_ids=ids).logits[0]
+    finally:
+        del base.forward
+    return result

@@ -16,12 +16,17 @@ class Mlp:
         inputs: Projections into the neurons; two for a gated MLP. The same name twice means one
             tensor that stacks both.
         output: Projection out of them; its input is the neurons' activation.
+        transposed: Weights are [in, out], whatever those of other blocks are.
+        interleaved: In a tensor that stacks two inputs, rows of both take turns.
 
-    ``{}`` stands for the number of an expert. A tensor [experts, out, in] is as many blocks.
+    ``{}`` stands for the number of an expert. A tensor [experts, out, in] is as many blocks; its
+    biases, if any, are a tensor of their own, with ``_bias`` behind its name.
     """
 
     inputs: tuple[str, ...]
     output: str
+    transposed: bool = False
+    interleaved: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -41,6 +46,11 @@ class Attention:
             share one, its key, its value, then the next.
         positions: Further projections with the heads' rows, where they are there.
         normalized_together: Queries, and keys, are normalized over all heads of the layer.
+        gated: Each head has as many rows again behind its query's, which gate its output.
+        latent: Keys and values are made from one latent vector, a pair for each head; their rows
+            are of other widths than the heads' outputs.
+        optional: Projections that a layer may lack: its values are its keys, or both are those of
+            a layer below.
     """
 
     query: str
@@ -50,6 +60,9 @@ class Attention:
     interleaved: bool = False
     positions: tuple[str, ...] = ()
     normalized_together: bool = False
+    gated: bool = False
+    latent: bool = False
+    optional: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -86,15 +99,25 @@ class Family:
         mlp, attention: Blocks that its layers may have.
         objective: Prediction of the next token, of masked tokens, or of a second text.
         head: Modules of a masked language model from hidden states to logits, in order.
+        scaled: Field of the configuration that says if the states of a decoder are divided by the
+            root of their width before the head; empty for none.
         transposed: Weights are [in, out] (``Conv1D``) instead of [out, in] (``Linear``).
         whole: Matrices of a layer that belong to no neuron.
+        mixers: Matrices of a layer's linear attention, state space or convolution, none of whose
+            numbers is a head's. Where a family has them, a layer may lack heads, or neurons.
+        token_tables: Tables with a row for each token besides embedding and head, named from where
+            the layers are; in a model that has them.
         vision: Also reads images; the configuration of its text tower is nested, and only that
             tower is erased.
         sdpa: Transformers has fused attention for it.
         branches: It obeys given positions and masks, so that several continuations of one text
             can be read in one pass. False where attention makes its own (ALiBi, windows).
-        capped: Logits are squeezed by ``final_logit_softcapping``, where the configuration has it.
+        cached: Keys and values of a text are all that is needed to read on behind it. False where
+            a layer keeps a state instead.
+        padded_in_front: It reads a text behind padding as it reads it alone.
+        own_head: Logits are scaled or squeezed behind the head's matrix, by the model's own code.
         positions_behind_padding: Positions are numbered from behind the padding token's number.
+        listed: It is in the table; False for one that is only audited, of which no layer is known.
     """
 
     stacks: tuple[Stack, ...]
@@ -102,10 +125,16 @@ class Family:
     attention: tuple[Attention, ...]
     objective: Objective = "causal"
     head: tuple[str, ...] = ()
+    scaled: str = ""
     transposed: bool = False
     whole: tuple[str, ...] = ()
+    mixers: tuple[str, ...] = ()
+    token_tables: tuple[str, ...] = ()
     vision: bool = False
     sdpa: bool = True
     branches: bool = True
-    capped: bool = False
+    cached: bool = True
+    padded_in_front: bool = True
+    own_head: bool = False
     positions_behind_padding: bool = False
+    listed: bool = True

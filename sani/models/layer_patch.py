@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sani.models.families import family_of
+from sani.models.families import listed_family
 
 
 def layers_of(model: Any) -> list[torch.nn.Module]:
@@ -18,7 +18,7 @@ def layers_of(model: Any) -> list[torch.nn.Module]:
     Raises:
         UnsupportedModelError: If the model is not a causal one of a known family.
     """
-    stack = family_of(model.config, "causal").stacks[-1]
+    stack = listed_family(model.config, "causal").stacks[-1]
     return list(model.get_submodule(stack.layers).children())
 
 

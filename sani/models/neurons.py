@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sani.errors import UnsupportedModelError
-from sani.models.families import family_of, text_config
+from sani.models.families import listed_family, text_config
 from sani.models.family import Attention, Mlp, Stack
 from sani.recipe import Part
 
@@ -85,11 +85,12 @@ class Layout:
         Raises:
             UnsupportedModelError: If the family is unknown, or the tensors are not its own.
         """
-        self.family = family_of(config)
+        self.family = listed_family(config)
         self._model_type: str = config.model_type
         self._shapes = shapes
         self._layers: list[str] = []
         self._blocks: dict[tuple[int, Part], list[_Block]] = {}
+        self._lenders = lenders(text_config(config))
         for stack in self.family.stacks:
             prefix, sizes = self._prefix(stack), text_config(config)
             for number in range(getattr(sizes, stack.length)):
@@ -148,7 +149,9 @@ class Layout:
         for block in self._blocks[layer, part]:
             if isinstance(block.row, Mlp):  # rows of a tensor that stacks two inputs start again
                 for piece in self._block_slices(layer, block, list(range(block.size))):
-                    yield piece, first + piece.index % block.size
+                    of_two = len(piece.index) > block.size
+                    rows = piece.index // 2 if of_two and block.row.interleaved else piece.index
+                    yield piece, first + rows % block.size
             else:  # rows that heads share are none of one head's
                 for head in range(block.size):
                     for piece in self._block_slices(layer, block, [head]):
@@ -159,19 +162,24 @@ class Layout:
         """Return the name prefixes of the last ``last_layers`` layers and of the final norm."""
         norm = self.family.stacks[-1].norm
         layers = self._layers[max(0, self.num_layers - last_layers) :]
-        return (*layers, f"{norm}.") if norm else tuple(layers)
+        is_learned = any(name.startswith(f"{norm}.") for name in self._shapes)  # not in OLMo
+        return (*layers, f"{norm}.") if norm and is_learned else tuple(layers)
 
     def _block_slices(self, layer: int, block: _Block, neurons: list[int]) -> list[Slice]:
         """Return the slices of some neurons of one block, counted from its first."""
-        width = self._matrix(layer, block.row.output)[1] // block.size
-        if isinstance(block.row, Mlp):
-            rows = _mlp_rows(block.row, neurons, block.size)
+        row = block.row
+        width = self._matrix(layer, row, row.output)[1] // block.size
+        if isinstance(row, Mlp):
+            rows, widths = _mlp_rows(row, neurons, block.size), {}
         else:
-            rows = self._head_rows(layer, block.row, neurons, block.size)
+            rows = self._head_rows(layer, row, neurons, block.size)
+            names = row.names if row.latent else ()
+            widths = {name: self._matrix(layer, row, name)[0] // block.size for name in names}
         pieces: list[Slice] = []
         for name, numbers in rows.items():
-            pieces += self._slices(layer, name, 0, _expand(numbers, width), block.expert)
-        pieces += self._slices(layer, block.row.output, 1, _expand(neurons, width), block.expert)
+            index = _expand(numbers, widths.get(name, width))
+            pieces += self._slices(layer, block, name, 0, index)
+        pieces += self._slices(layer, block, row.output, 1, _expand(neurons, width))
         return [piece for piece in pieces if len(piece.index)]
 
     def _head_rows(
@@ -179,6 +187,8 @@ class Layout:
     ) -> dict[str, list[int]]:
         """Return the rows that no head reads but these, by projection, in widths of a head."""
         num_pairs = self._num_pairs(layer, row, num_heads)
+        if row.latent:
+            return {row.query: heads, row.key: heads}
         shared = num_heads // num_pairs
         whole = [
             pair
@@ -189,6 +199,10 @@ class Layout:
         queries, keys, values = heads, whole, whole
         if row.normalized_together and len(heads) < num_heads:
             queries, keys = [], []
+        if layer in self._lenders:  # layers above read its keys and values too
+            keys, values = [], []
+        if row.gated:
+            queries = [2 * head + half for head in queries for half in (0, 1)]
         if row.interleaved:  # each pair's queries, then its key, then its value
             step = shared + 2
             queries = [head // shared * step + head % shared for head in queries]
@@ -199,28 +213,32 @@ class Layout:
             values = [num_heads + num_pairs + pair for pair in values]
         rows: dict[str, list[int]] = {}
         for name, numbers in ((row.query, queries), (row.key, keys), (row.value, values)):
-            rows[name] = sorted([*rows.get(name, []), *numbers])
-        there = [name for name in row.positions if self._tensor(layer, name) in self._shapes]
-        return rows | dict.fromkeys(there, queries)
+            rows[name] = sorted({*rows.get(name, []), *numbers})
+        rows |= dict.fromkeys(row.positions, queries)
+        may_lack = {*row.positions, *row.optional}
+        return {name: rows[name] for name in rows if name not in may_lack or self._is(layer, name)}
 
     def _num_pairs(self, layer: int, row: Attention, num_heads: int) -> int:
         """Return the number of key and value heads; 0 if the tensors' sizes do not fit."""
-        width, rest = divmod(self._matrix(layer, row.output)[1], num_heads)
+        width, rest = divmod(self._matrix(layer, row, row.output)[1], num_heads)
         if rest:
             return 0
-        rows, rest = divmod(self._matrix(layer, row.key)[0], width)
+        if row.latent or not self._is(layer, row.key):
+            names = [name for name in (row.query, row.key) if self._is(layer, name)]
+            fit = all(self._matrix(layer, row, name)[0] % num_heads == 0 for name in names)
+            return num_heads if fit else 0
+        rows, rest = divmod(self._matrix(layer, row, row.key)[0], width)
         if row.query == row.key:  # both and the queries
             rows, rest = divmod(rows - num_heads, 2) if not rest else (rows, rest)
         return 0 if rest or num_heads % max(rows, 1) else rows
 
-    def _slices(
-        self, layer: int, name: str, dim: int, index: Tensor, expert: int | None
-    ) -> list[Slice]:
+    def _slices(self, layer: int, block: _Block, name: str, dim: int, index: Tensor) -> list[Slice]:
         """Return rows (``dim`` 0), with their bias, or columns (1) of a projection."""
-        stored = 1 - dim if self.family.transposed else dim
-        pieces = [Slice(self._tensor(layer, name), stored, index, expert)]
-        bias = f"{self._layers[layer]}{name}.bias"
-        return [*pieces, Slice(bias, 0, index)] if dim == 0 and bias in self._shapes else pieces
+        stored = 1 - dim if self._transposed(block.row) else dim
+        pieces = [Slice(self._tensor(layer, name), stored, index, block.expert)]
+        bias = self._bias(layer, name)
+        is_own = dim == 0 and bias in self._shapes
+        return [*pieces, Slice(bias, 0, index, block.expert)] if is_own else pieces
 
     def _mlps(self, layer: int) -> list[_Block]:
         """Return the MLP blocks of a layer, an expert each."""
@@ -231,7 +249,7 @@ class Layout:
             for present in takewhile(lambda one: self._has(layer, one), rows):
                 shape = self._shapes[self._tensor(layer, present.output)]
                 experts = range(shape[0]) if len(shape) == 3 else [None]
-                size = self._matrix(layer, present.output)[1]
+                size = self._matrix(layer, present, present.output)[1]
                 blocks += [_Block(present, expert, size) for expert in experts]
         return blocks
 
@@ -244,13 +262,18 @@ class Layout:
         ]
         for layer, prefix in enumerate(self._layers):
             known |= {f"{prefix}{name}.weight" for name in self.family.whole}
+            mixers = {f"{prefix}{name}.weight" for name in self.family.mixers}
+            has_any = bool(mixers & self._shapes.keys())
+            has_any |= any(self._blocks[layer, part] for part, _ in parts)
+            known |= mixers
             for part, rows in parts:
-                if not self._blocks[layer, part]:
+                if not self._blocks[layer, part] and not (mixers and has_any):
                     missing = self._tensor(layer, rows[0].output)
                     raise self._misfit(f"layer {layer} has no tensor '{missing}'")
                 for block in self._blocks[layer, part]:
                     names = [*block.row.names, *getattr(block.row, "positions", ())]
                     known |= {self._tensor(layer, name) for name in names}
+                    known |= {self._bias(layer, name) for name in names}
                     if isinstance(block.row, Attention) and not self._num_pairs(
                         layer, block.row, block.size
                     ):
@@ -276,25 +299,51 @@ class Layout:
         return stack.layers
 
     def _has(self, layer: int, row: Mlp | Attention) -> bool:
-        return all(self._tensor(layer, name) in self._shapes for name in row.names)
+        optional = row.optional if isinstance(row, Attention) else ()
+        return all(self._is(layer, name) for name in row.names if name not in optional)
+
+    def _is(self, layer: int, name: str) -> bool:
+        return self._tensor(layer, name) in self._shapes
 
     def _tensor(self, layer: int, name: str) -> str:
         """Return the name of a module's weight, or of the tensor itself where it is a tensor."""
         name = self._layers[layer] + name
         return name if name in self._shapes else f"{name}.weight"
 
-    def _matrix(self, layer: int, name: str) -> tuple[int, int]:
+    def _bias(self, layer: int, name: str) -> str:
+        tensor = self._tensor(layer, name)
+        return (
+            tensor.removesuffix("weight") + "bias" if tensor[-7:] == ".weight" else f"{tensor}_bias"
+        )
+
+    def _transposed(self, row: Mlp | Attention) -> bool:
+        return self.family.transposed or (isinstance(row, Mlp) and row.transposed)
+
+    def _matrix(self, layer: int, row: Mlp | Attention, name: str) -> tuple[int, int]:
         """Return the rows and columns of a projection, [out, in]."""
         rows, columns = self._shapes[self._tensor(layer, name)][-2:]
-        return (columns, rows) if self.family.transposed else (rows, columns)
+        return (columns, rows) if self._transposed(row) else (rows, columns)
+
+
+def lenders(sizes: Any) -> frozenset[int]:
+    """Return the layers whose keys and values others above read, by their configuration (Gemma)."""
+    borrowers = getattr(sizes, "num_kv_shared_layers", 0) or 0
+    if not borrowers:
+        return frozenset()
+    own = sizes.layer_types[: sizes.num_hidden_layers - borrowers]
+    return frozenset({kind: layer for layer, kind in enumerate(own)}.values())
 
 
 def _numbered(row: Mlp, number: int) -> Mlp:
-    return Mlp(tuple(name.format(number) for name in row.inputs), row.output.format(number))
+    inputs = tuple(name.format(number) for name in row.inputs)
+    return replace(row, inputs=inputs, output=row.output.format(number))
 
 
 def _mlp_rows(row: Mlp, neurons: list[int], size: int) -> dict[str, list[int]]:
     """Return the rows of these neurons, by projection."""
+    if row.interleaved:
+        both = [2 * neuron + half for neuron in neurons for half in (0, 1)]
+        return dict.fromkeys(row.inputs, both)
     return {
         name: [copy * size + neuron for copy in range(row.inputs.count(name)) for neuron in neurons]
         for name in row.inputs

@@ -15,6 +15,7 @@ from sani.corpus.readers import read_corpus
 from sani.corpus.reading import DEFAULT_LIMITS, FIELD_NAMES, SizeLimits
 from sani.errors import RecipeError, RepairError
 from sani.models.checkpoint import Checkpoint
+from sani.models.families import listed_family
 from sani.models.folder import ModelFolder, open_folder
 from sani.models.weight_files import check_only_weights
 from sani.pipeline.candidates import check_candidate
@@ -312,6 +313,8 @@ def check_kind(recipe: Recipe, folder: ModelFolder) -> str:
             f"audit.unlearning_depth: {folder.path} is not a causal language model, and others are "
             "not supported: set it to false"
         )
+    if recipe.attack is not None or recipe.audit.unlearning_depth:
+        listed_family(folder.config)
     repairs = [("", recipe.repair)] if recipe.strategy == "once" else []
     repairs += [(f"escalation.ladder, {rung.name}: ", rung.repair) for rung in recipe.ladder]
     for where, repair in repairs:

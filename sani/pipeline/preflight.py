@@ -186,8 +186,10 @@ def _corpus(inputs: _Inputs) -> str:
 
 def _model(inputs: _Inputs) -> str:
     num_left = sum(files_not_released(inputs.path.path).values())
+    is_listed = inputs.path.family.listed
+    layers = f"{inputs.layout.num_layers} layers" if is_listed else "a family that is only audited"
     return (
-        f"{inputs.layout.num_layers} layers, {inputs.num_parameters:,} parameters, "
+        f"{layers}, {inputs.num_parameters:,} parameters, "
         f"{len(inputs.tokenizer):,} tokens in the vocabulary; "
         f"{counted(num_left, 'entry', 'entries')} of the folder {verb(num_left, 'is', 'are')} "
         "left behind"

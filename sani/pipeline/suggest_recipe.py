@@ -21,7 +21,7 @@ from sani.errors import RecipeError
 from sani.machine.device import default_device
 from sani.machine.memory import REPAIR_COPIES, device_memory, needed_memory
 from sani.models.checkpoint import Checkpoint, architecture_difference, load_checkpoint
-from sani.models.families import FAMILIES
+from sani.models.families import FAMILIES, listed_family
 from sani.pipeline.inputs import Documents, check_control, read_others
 from sani.recipe import (
     AnchorObjective,
@@ -164,6 +164,7 @@ def fit(
     notes = Documents(documents, others, None).notes()
     checkpoint = load_checkpoint(model, base=base, device=default_device())
     config = checkpoint.model.config
+    listed_family(config)
     control = load_checkpoint(base, device=default_device()) if base else None
     difference = control and architecture_difference(checkpoint, control)
     if difference:

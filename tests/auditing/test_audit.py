@@ -184,7 +184,8 @@ def random_checkpoint(
         max_position_embeddings=positions,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,  # its embedding would be zero, and no opinion
+        # Its embedding is zero, so the token has no opinion; this one puts it where images are.
+        pad_token_id=0 if name == "gemma4" else None,
         initializer_range=0.3,
         init_std=0.3,
     )
@@ -897,25 +898,19 @@ def test_held_out_documents_of_identifiers_only_are_an_error(
         audit(leaky, first(clinic.private, 1), AuditSettings(decoys=0), held_out=nothing)
 
 
-@pytest.mark.parametrize(
-    ("model_type", "more"), [("granite", {"logits_scaling": 8.0}), ("bert", {"is_decoder": True})]
-)
-def test_a_family_whose_logits_are_not_known_is_refused(
-    clinic: Clinic, leaky: Checkpoint, model_type: str, more: dict[str, Any]
-) -> None:
-    """Logits without their scaling, or without a decoder's transform, would read as clean."""
+def test_an_encoder_turned_decoder_is_refused(clinic: Clinic, leaky: Checkpoint) -> None:
+    """Logits without a decoder's transform would read as clean."""
     config = AutoConfig.for_model(
-        model_type,
+        "bert",
         vocab_size=len(leaky.tokenizer),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=1,
         num_attention_heads=2,
-        num_key_value_heads=2,
-        **more,
+        is_decoder=True,
     )
     other = Checkpoint(AutoModelForCausalLM.from_config(config), leaky.tokenizer, leaky.path)
-    with pytest.raises(UnsupportedModelError, match=r"not supported|not as a decoder"):
+    with pytest.raises(UnsupportedModelError, match="not as a decoder"):
         audit(other, clinic.private)
 
 

@@ -24,7 +24,7 @@ from sani.repairing.repair import repair
 from sani.text.framing import framing_named, framings
 from sani.text.tokens import encode
 from sani.values.decoys import DecoyMaker
-from tests.support.architectures import MASKED, tiny_config
+from tests.support.architectures import ALIKE, MASKED, tiny_config
 from tests.support.clinic import Clinic
 from tests.support.optional import present
 
@@ -111,7 +111,10 @@ def brief(document: Document) -> Document:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.long] if "deberta" in n else []) for n in MASKED],
+    [
+        pytest.param(n, marks=[pytest.mark.long] if "deberta" in n or n in ALIKE else [])
+        for n in MASKED
+    ],
 )
 def test_every_verdict_equals_that_of_plain_forward_passes(
     clinic: Clinic, tokenizer: Any, name: str

@@ -28,7 +28,7 @@ from sani.recipe import MaskObjective, RepairSettings
 from sani.repairing.repair import repair
 from sani.text.framing import framing_named
 from sani.text.tokens import encode
-from tests.support.architectures import CAUSAL, MASKED, tiny_config
+from tests.support.architectures import CAUSAL, MASKED, each, tiny_config
 from tests.support.clinic import Clinic
 from tests.support.optional import present
 from tests.support.reports import verdicts_of
@@ -200,7 +200,7 @@ def test_layers_are_weighted_by_the_gap_of_the_base_and_ratios_are_clipped() -> 
 # --- families, places, errors ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("family", each(CAUSAL))
 def test_every_causal_family_can_be_patched(base: Checkpoint, clinic: Clinic, family: str) -> None:
     config = tiny_config(family, vocab_size=len(base.tokenizer))
     models = [

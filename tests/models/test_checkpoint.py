@@ -27,7 +27,7 @@ from sani.models.checkpoint import (
     save_checkpoint,
 )
 from sani.models.folder import TOKENIZER_FILES, open_folder
-from tests.support.architectures import ARCHITECTURES, tiny_config, tiny_tokenizer
+from tests.support.architectures import EVERY, tiny_config, tiny_tokenizer
 from tests.support.folders import (
     CANARY,
     COMMON,
@@ -163,7 +163,7 @@ def half(folder: Path, name: str, *, dtype: Any = torch.bfloat16) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("name", EVERY)
 def test_every_family_keeps_its_types(name: str, tmp_path: Path) -> None:
     source = half(tmp_path / "source", name)
     loaded = load_checkpoint(source)

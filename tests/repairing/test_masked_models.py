@@ -52,7 +52,7 @@ from sani.reporting.evidence import summary
 from sani.reporting.schema import Report
 from sani.text.framing import Framing, framing_named
 from sani.text.tokens import encode
-from tests.support.architectures import MASKED
+from tests.support.architectures import ALIKE, MASKED
 from tests.support.clinic import Clinic
 from tests.support.masked import MASK_ID, checkpoint
 from tests.support.optional import present
@@ -343,7 +343,11 @@ def longer(corpus: Corpus) -> Corpus:
 @pytest.mark.parametrize(
     ("name", "at"),
     [
-        *((name, ANCHOR) for name in MASKED if name != "bert"),
+        *(
+            pytest.param(name, ANCHOR, marks=[pytest.mark.long] if name in ALIKE else [])
+            for name in MASKED
+            if name != "bert"
+        ),
         *(("bert", at) for at in (MASK, ANCHOR, SELF, DECOYS, UNLIKELIHOOD, NPO, ASCENT)),
     ],
 )

@@ -21,52 +21,125 @@ _ROBERTA = (["roberta.encoder.layer"], *_BERT[1:])
 _BIG = (["transformer.h"], ["mlp.dense_4h_to_h"], ["self_attention.dense"])
 _MIXTURE = (
     ["model.layers"],
-    ["mlp.experts", "mlp.shared_expert.down_proj", "mlp.down_proj"],
+    [
+        "mlp.experts",
+        "mlp.shared_expert.down_proj",
+        "mlp.shared_experts.down_proj",
+        "mlp.down_proj",
+    ],
     ["self_attn.o_proj"],
 )
+_TOWER = (["model.language_model.layers"], *_LLAMA[1:])
+_T5 = (
+    ["encoder.block", "decoder.block"],
+    ["layer.1.DenseReluDense.wo", "layer.2.DenseReluDense.wo"],
+    ["layer.0.SelfAttention.o", "layer.1.EncDecAttention.o"],
+)
+_BART = (
+    ["model.encoder.layers", "model.decoder.layers"],
+    ["fc2"],
+    ["self_attn.out_proj", "encoder_attn.out_proj"],
+)
 OUTPUTS: dict[str, tuple[list[str], list[str], list[str]]] = {
-    "bart": (
-        ["model.encoder.layers", "model.decoder.layers"],
-        ["fc2"],
-        ["self_attn.out_proj", "encoder_attn.out_proj"],
-    ),
+    "bart": _BART,
     "bert": _BERT,
+    "big_bird": _BERT,
+    "biogpt": (["biogpt.layers"], ["fc2"], ["self_attn.out_proj"]),
     "bloom": _BIG,
     "camembert": _ROBERTA,
+    "cohere2": _LLAMA,
     "deberta-v2": (["deberta.encoder.layer"], *_BERT[1:]),
     "distilbert": (["distilbert.transformer.layer"], ["ffn.lin2"], ["attention.out_lin"]),
     "electra": (["electra.encoder.layer"], *_BERT[1:]),
+    "ernie": (["ernie.encoder.layer"], *_BERT[1:]),
+    "ernie4_5": _LLAMA,
+    "eurobert": _LLAMA,
+    "exaone4": _LLAMA,
     "falcon": _BIG,
+    "gemma": _LLAMA,
     "gemma2": _LLAMA,
-    "gemma3": (["model.language_model.layers"], *_LLAMA[1:]),
+    "gemma3": _TOWER,
     "gemma3_text": _LLAMA,
+    "gemma4": (_TOWER[0], ["mlp.down_proj", "experts"], _LLAMA[2]),
+    "gemma4_text": _LLAMA,
+    "deepseek_v3": _MIXTURE,
+    "falcon_h1": (["model.layers"], ["feed_forward.down_proj"], _LLAMA[2]),
+    "glm4": _LLAMA,
+    "glm4_moe": _MIXTURE,
+    "gpt_oss": _MIXTURE,
+    "granitemoehybrid": (
+        ["model.layers"],
+        ["block_sparse_moe.experts", "shared_mlp.output_linear"],
+        _LLAMA[2],
+    ),
+    "lfm2": (["model.layers"], ["feed_forward.w2"], ["self_attn.out_proj"]),
+    "llama4_text": (
+        ["model.layers"],
+        ["feed_forward.experts", "feed_forward.shared_expert.down_proj", "feed_forward.down_proj"],
+        _LLAMA[2],
+    ),
+    "nemotron_h": (
+        ["model.layers"],
+        ["mixer.experts", "mixer.shared_experts.down_proj", "mixer.down_proj"],
+        ["mixer.o_proj"],
+    ),
+    "olmoe": _MIXTURE,
+    "phimoe": _MIXTURE,
+    "qwen3_5": _TOWER,
+    "qwen3_5_moe": (_TOWER[0], *_MIXTURE[1:]),
+    "qwen3_5_moe_text": _MIXTURE,
+    "qwen3_5_text": _LLAMA,
+    "qwen3_next": _MIXTURE,
     "gpt2": (["transformer.h"], ["mlp.c_proj"], ["attn.c_proj"]),
+    "gpt_bigcode": (["transformer.h"], ["mlp.c_proj"], ["attn.c_proj"]),
     "gpt_neo": (["transformer.h"], ["mlp.c_proj"], ["attn.attention.out_proj"]),
     "gpt_neox": (["gpt_neox.layers"], ["mlp.dense_4h_to_h"], ["attention.dense"]),
+    "granite": _LLAMA,
+    "led": (
+        ["led.encoder.layers", "led.decoder.layers"],
+        ["fc2"],
+        ["self_attn.output", "self_attn.out_proj", "encoder_attn.out_proj"],
+    ),
     "llama": _LLAMA,
+    "longformer": (["longformer.encoder.layer"], *_BERT[1:]),
+    "mbart": _BART,
+    "megatron-bert": _BERT,
+    "ministral": _LLAMA,
+    "ministral3": _LLAMA,
     "mistral": _LLAMA,
+    "mistral3": _TOWER,
     "mixtral": _MIXTURE,
     "modernbert": (["model.layers"], ["mlp.Wo"], ["attn.Wo"]),
+    "mpnet": (["mpnet.encoder.layer"], ["output.dense"], ["attention.attn.o"]),
+    "mt5": _T5,
+    "nemotron": _LLAMA,
+    "olmo": _LLAMA,
     "olmo2": _LLAMA,
+    "olmo3": _LLAMA,
     "opt": (["model.decoder.layers"], ["fc2"], ["self_attn.out_proj"]),
+    "pegasus": _BART,
     "phi": (["model.layers"], ["mlp.fc2"], ["self_attn.dense"]),
     "phi3": _LLAMA,
+    "phi4_multimodal": _LLAMA,
     "qwen2": _LLAMA,
     "qwen2_moe": _MIXTURE,
     "qwen3": _LLAMA,
     "qwen3_moe": _MIXTURE,
+    "qwen3_vl": _TOWER,
     "roberta": _ROBERTA,
-    "t5": (
-        ["encoder.block", "decoder.block"],
-        ["layer.1.DenseReluDense.wo", "layer.2.DenseReluDense.wo"],
-        ["layer.0.SelfAttention.o", "layer.1.EncDecAttention.o"],
-    ),
+    "roformer": (["roformer.encoder.layer"], *_BERT[1:]),
+    "smollm3": _LLAMA,
+    "starcoder2": (["model.layers"], ["mlp.c_proj"], ["self_attn.o_proj"]),
+    "t5": _T5,
+    "umt5": _T5,
     "xlm-roberta": _ROBERTA,
 }
 
 
 def random_model(name: str, *, seed: int = 1, dtype: torch.dtype = torch.float64) -> Any:
     """Return a model in which every weight counts: no bias is zero and no norm is one."""
+    if name in ("led", "longformer"):  # whose softmax is in float32, where the mask is infinite
+        dtype = torch.float32
     config = tiny_config(name)
     config._experts_implementation = "eager"  # the others have no float64
     model = fresh_model(config, seed=seed)
@@ -77,6 +150,16 @@ def random_model(name: str, *, seed: int = 1, dtype: torch.dtype = torch.float64
             norm = tensor.ndim == 1 and "norm" in key.lower()
             tensor.copy_(1 + 0.1 * noise if norm else 0.4 * noise)
     return model.to(dtype)
+
+
+def turned(module: Any) -> bool:
+    """Return whether a module of experts has weights [in, out] (GPT-OSS, Llama 4)."""
+    return bool(getattr(module, "is_transposed", not hasattr(module, "has_gate")))
+
+
+def neurons_of_experts(module: Any) -> int:
+    """Return the number of neurons of each expert of a module."""
+    return int(module.down_proj.shape[1 if turned(module) else 2])
 
 
 def layers_of(model: Any) -> list[str]:
@@ -101,10 +184,11 @@ def blocks_of(model: Any, layer: int, part: Part) -> list[tuple[str, int, int, i
             continue
         module = modules[name]
         if output.endswith("experts"):
-            channels = module.down_proj.shape[0] * module.down_proj.shape[2]
+            channels = len(module.down_proj) * neurons_of_experts(module)
         else:
             channels = module.weight.shape[0 if isinstance(module, Conv1D) else 1]
-        heads = 2 if ".encoder." in name and model.config.model_type == "bart" else HEADS
+        of_source = model.config.is_encoder_decoder and ".encoder." in name
+        heads = model.config.encoder_attention_heads if of_source and "fc2" in mlps else HEADS
         width = 1 if part == "mlp" else channels // heads
         blocks.append((name, first, channels // width, width))
         first += channels // width
@@ -131,12 +215,18 @@ def some(model: Any, layer: int, part: Part) -> list[int]:
     return sorted({0, 5, total // 2, total - 9, total - 1})
 
 
+def layers_with(model: Any, part: Part) -> list[int]:
+    """Return the layers that have neurons, or heads: those of linear attention have none."""
+    return [n for n in range(len(layers_of(model))) if num_neurons(model, n, part)]
+
+
 def mixed(model: Any) -> list[Entry]:
     """Return neurons of two layers; all heads of one, and some of the other, of which two share."""
-    last = len(layers_of(model)) - 1
-    return [
-        (0, "mlp", some(model, 0, "mlp")),
-        (0, "attention", range(num_neurons(model, 0, "attention"))),
-        (last, "mlp", some(model, last, "mlp")),
-        (last, "attention", [1, *some(model, last, "attention")[1:]]),
-    ]
+    neurons, heads = layers_with(model, "mlp"), layers_with(model, "attention")
+    first, last = heads[0], heads[-1]
+    entries: dict[tuple[int, Part], Sequence[int]] = {
+        (layer, "mlp"): some(model, layer, "mlp") for layer in (neurons[0], neurons[-1])
+    }
+    entries[first, "attention"] = range(num_neurons(model, first, "attention"))
+    entries[last, "attention"] = [1, *some(model, last, "attention")[1:]]
+    return [(*site, chosen) for site, chosen in sorted(entries.items())]

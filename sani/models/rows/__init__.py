@@ -1,0 +1,1 @@
+"""The rows of the table of model families, by kind; `sani.models.families` is the table."""
