@@ -58,6 +58,14 @@ def scan(
             rich_help_panel=DETECTORS,
         ),
     ] = None,
+    structure: Annotated[
+        bool,
+        typer.Option(
+            "--structure",
+            help="Learn header fields from lines that recur, and mark their values.",
+            rich_help_panel=DETECTORS,
+        ),
+    ] = False,
     propagate: Annotated[
         str | None,
         typer.Option(
@@ -150,6 +158,7 @@ def scan(
         "patterns": patterns or None,
         "ner": ner[0] if ner and len(ner) == 1 else ner or None,
         "terms": str(terms) if terms else None,
+        "structure": structure or None,
         "propagate": propagate,
         "indirect": {"k": indirect} if indirect else None,
     }
@@ -187,6 +196,9 @@ def scan(
             quality = estimate(documents, settings, cache_folder=folder, on_step=on_step)
         else:
             result = scan_corpus(documents, settings, cache_folder=folder, on_step=on_step)
+    if not evaluate:
+        for note in result.corpus.notes if result.corpus is not documents else ():
+            console.say_note(note)
     for line in settings_in_words(settings, [documents]):
         console.say(f"{line[0].upper()}{line[1:]}.")
     if evaluate:

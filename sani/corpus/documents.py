@@ -89,7 +89,8 @@ class Corpus(Sequence[Document]):
     """Documents in a fixed order; a document is named by its number in it, from 0.
 
     Attributes:
-        notes: Sentences on what was not read, with counts; they hold no value.
+        notes: Sentences on what was not read, or what a scan learnt, with counts; they hold no
+            value.
     """
 
     def __init__(self, documents: Sequence[Document], notes: Sequence[str] = ()) -> None:

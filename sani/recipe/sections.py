@@ -106,6 +106,11 @@ class ScanSettings(Settings):
         None,
         description="file of confidential terms, one a line, or CSV with columns term and label",
     )
+    structure: bool = Field(
+        False,
+        description="learn header fields from lines that recur in the documents, and mark their "
+        "values, in any language; needs 8 subjects or more",
+    )
     propagate: Literal["subject", "corpus"] | None = Field(
         None,
         description="also mark each detected value where it stands elsewhere: in documents of the "
@@ -147,7 +152,8 @@ class ScanSettings(Settings):
     @property
     def detects(self) -> bool:
         """True if anything besides the corpus's annotation marks identifiers."""
-        return self.patterns or any((self.ner, self.terms, self.propagate, self.indirect))
+        others = (self.ner, self.terms, self.structure, self.propagate, self.indirect)
+        return self.patterns or any(others)
 
 
 FramingName = Literal[

@@ -66,6 +66,8 @@ def settings_in_words(settings: ScanSettings, corpora: Sequence[Corpus]) -> Iter
         parts.append(f"names by {' and '.join(settings.ner_models)}")
     if settings.terms:
         parts.append("your list of terms")
+    if settings.structure:
+        parts.append("header fields that the documents show")
     if settings.propagate == "corpus":
         parts.append("propagation of each value to all documents")
     elif settings.propagate:

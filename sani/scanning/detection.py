@@ -1,8 +1,8 @@
 """Detection: a corpus with the spans that its annotation marks and those that the scan finds.
 
 Each document by itself (patterns, names by a model, terms: in parallel, and cached), then all
-together (propagation, k-anonymity). The result does not depend on how many processes or ranks
-worked on it.
+together (header fields, propagation, k-anonymity). The result does not depend on how many
+processes or ranks worked on it.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from sani.scanning.overlaps import resolve
 from sani.scanning.patterns import find_by_pattern, load_patterns
 from sani.scanning.plausible import plausible
 from sani.scanning.propagation import propagate
+from sani.scanning.structure import find_structure, in_words
 from sani.scanning.terms import Finder, read_terms
 
 # Everything whose version may change what the patterns find.
@@ -67,6 +68,11 @@ def detect(
     add = partial(_with, allowed=read_allowed(settings.allow, (corpus, *annotated)))
     spans_of = _find_all(corpus, settings, cache_folder, report)
     documents = list(map(add, corpus, spans_of))
+    notes: list[str] = []
+    if settings.structure:
+        more, fields = find_structure(documents)
+        notes.append(in_words(fields))
+        documents = list(map(add, documents, more))
     if settings.propagate:
         more = propagate(
             documents, scope=settings.propagate, on_step=lambda *n: report("scan: propagate", *n)
@@ -80,7 +86,7 @@ def detect(
             on_step=lambda *n: report("scan: indirect", *n),
         )
         documents = list(map(add, documents, more))
-    return Corpus(documents)
+    return Corpus(documents, notes)
 
 
 def estimate(

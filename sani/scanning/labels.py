@@ -52,7 +52,7 @@ def bare_label(name: str) -> str:
 
 
 # What the parts of the scan call themselves.
-SOURCES = ("annotation", "term", "ner", "pattern", "propagation", "k-anonymity")
+SOURCES = ("annotation", "term", "ner", "pattern", "structure", "propagation", "k-anonymity")
 
 
 def scan_labels() -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def test_a_text_longer_than_the_positions_of_a_roberta_is_read_in_windows(tmp_pa
 
 
 def write_privacy_filter(folder: Path) -> None:
-    """Write a small privacy filter of OpenAI's architecture with random weights."""
+    """Write a small model of the type openai_privacy_filter with random weights."""
     torch.manual_seed(1)
     config: Any = OpenAIPrivacyFilterConfig(
         num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=2, vocab_size=256,
