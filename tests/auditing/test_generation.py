@@ -36,7 +36,7 @@ from sani.recipe import (
 )
 from sani.text.framing import Framing, framing_named
 from sani.text.tokens import encode
-from tests.support.architectures import CAUSAL, tiny_config
+from tests.support.architectures import CAUSAL, each, tiny_config
 from tests.support.clinic import Clinic
 from tests.support.optional import present
 
@@ -216,7 +216,7 @@ def test_batches_with_a_cache_sample_what_a_slow_sampler_without_one_does(
         assert tokens == slow_sample(leaky, prompt, row, sampler)
 
 
-@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("family", each(CAUSAL))
 def test_every_family_samples_the_same_in_padded_batches_as_one_at_a_time(
     base: Checkpoint, family: str
 ) -> None:
