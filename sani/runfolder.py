@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -116,11 +117,14 @@ class RunFolder:
         Whoever may change the result file need not be able to change ``private/``. The digest of
         the file that stands there is kept too, since this process may end between both writes.
         """
+        self._keep(stage, _sha256(text), self.path / f"{stage}.json")
+
+    def _keep(self, name: str, digest: str, file: Path) -> None:
         known = _kept_digests(self.path)
-        if known.get(stage, [])[:1] == [_sha256(text)]:
+        if known.get(name, [])[:1] == [digest]:
             return
-        before = known.get(stage, [])[:1] if (self.path / f"{stage}.json").is_file() else []
-        known[stage] = [_sha256(text), *before]
+        before = known.get(name, [])[:1] if file.is_file() else []
+        known[name] = [digest, *before]
         write_text(self.private / DIGESTS, json.dumps(known, indent=1) + "\n", advice=_RESUME)
 
     def save_arrays(self, name: str, arrays: Any) -> None:
@@ -129,8 +133,10 @@ class RunFolder:
 
     def _save_arrays(self, name: str, arrays: Any) -> None:
         path = self.private / f"{name}.npz"
-        with new_file(path, advice=_RESUME) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, **vars(arrays))
+        with new_file(path, advice=_RESUME) as partial:
+            with partial.open("wb") as file:
+                np.savez_compressed(file, **vars(arrays))
+            self._keep(path.name, hashlib.sha256(partial.read_bytes()).hexdigest(), path)
 
     def load_arrays(self, name: str, kind: type[_Arrays]) -> _Arrays | None:
         """Return the arrays that `save_arrays` wrote under this name, or None."""
@@ -140,7 +146,14 @@ class RunFolder:
         path = self.private / f"{name}.npz"
         if not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as arrays:
+        content = path.read_bytes()
+        kept = _kept_digests(self.path).get(path.name, [])
+        if hashlib.sha256(content).hexdigest() not in kept:
+            raise RunError(
+                f"{path} is not as this run wrote it; put the file back, or start again in another "
+                "--out"
+            )
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
             if set(arrays.files) != {field.name for field in fields(kind)}:
                 raise RunError(
                     f"{path} was written by another version of sani, which keeps other figures; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -43,13 +44,24 @@ def check_candidate(path: ModelFolder, unsanitized: ModelFolder) -> None:
 
 
 def check_loaded_candidate(candidate: Checkpoint, unsanitized: Checkpoint) -> None:
-    """Refuse the same weights, in whatever files and types they were saved, and other numbers.
+    """Refuse the same weights, in whatever files and types, other numbers, and another tokenizer.
 
     Arguments and errors as for `check_candidate`.
     """
     if candidate.has_weights_of(unsanitized):
         raise RecipeError(NO_CANDIDATE)
+    if _cuts(candidate.tokenizer) != _cuts(unsanitized.tokenizer):
+        raise RecipeError(
+            "model.path: its tokenizer cuts text otherwise than that of model.unsanitized, with "
+            "which it would be audited; give it the tokenizer that it was fine-tuned with"
+        )
     _check_configurations(candidate.model.config, unsanitized.model.config)
+
+
+def _cuts(tokenizer: Any) -> list[Any]:
+    """Return what decides how a tokenizer cuts text."""
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    return [parts.get(name) for name in ("normalizer", "pre_tokenizer", "model")]
 
 
 def _check_configurations(candidate: Any, unsanitized: Any) -> None:

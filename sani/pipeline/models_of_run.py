@@ -117,8 +117,8 @@ class ModelsOfRun:
     def use_given(self) -> None:
         """Make the given checkpoint the latest one, for a run that only checks it.
 
-        It is audited with the tokenizer of the unsanitized checkpoint, as whoever wants the records
-        would use it: a tokenizer that cuts otherwise would hide what the weights know.
+        It is audited with the tokenizer of the unsanitized checkpoint. One that cuts otherwise is
+        refused: it may hide what the weights know, or show what that tokenizer hides.
 
         Raises:
             RecipeError: If it does not fit the unsanitized checkpoint, or has the weights of that

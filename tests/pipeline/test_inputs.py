@@ -16,7 +16,7 @@ from sani import run
 from sani.cli.main import main
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
-from sani.errors import CheckpointError, RecipeError
+from sani.errors import CheckpointError, RecipeError, RunError
 from sani.models.checkpoint import load_checkpoint
 from sani.pipeline.candidates import check_scale
 from sani.pipeline.inputs import read_documents
@@ -299,6 +299,40 @@ def test_commands_refuse_held_out_documents_without_spans_too(
     held_out = ["--held-out", str(tmp_path / "bare.jsonl")]
     assert main([command, str(base_folder), *corpus, *held_out]) == 1
     assert "--held-out: none of its" in capsys.readouterr().err
+
+
+# ---- another tokenizer -----------------------------------------------------------------------
+
+
+@pytest.mark.false_clean
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer"])
+def test_a_candidate_with_another_tokenizer_is_refused(
+    recipe: Recipe, candidate: Path, tmp_path: Path, part: str
+) -> None:
+    """Weights that were trained on records written otherwise recite with their own tokenizer."""
+    change_a_weight(candidate)
+    file = candidate / "tokenizer.json"
+    data = json.loads(file.read_text())
+    other = {"type": "Replace", "pattern": {"String": " "}, "content": "\u00a0"}
+    if part == "pre_tokenizer":
+        other = {"type": "WhitespaceSplit"}
+    file.write_text(json.dumps({**data, part: other}))
+    assert "its tokenizer cuts text otherwise" in refusal(recipe, tmp_path / "run")
+
+
+# ---- results of another checkpoint ----------------------------------------------------------
+
+
+@pytest.mark.false_clean
+def test_verdicts_of_another_checkpoint_are_refused(
+    recipe: Recipe, candidate: Path, tmp_path: Path
+) -> None:
+    change_a_weight(candidate)
+    assert not run(recipe, tmp_path / "run").gate_holds
+    private = tmp_path / "run" / "private"
+    shutil.copyfile(private / "audit-base.npz", private / "audit-after.npz")
+    with pytest.raises(RunError, match=r"audit-after\.npz is not as this run wrote it"):
+        run(recipe, tmp_path / "run", resume=True)
 
 
 # ---- a folder that changes -------------------------------------------------------------------

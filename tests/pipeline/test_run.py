@@ -681,7 +681,7 @@ def test_a_sanitized_checkpoint_is_checked_and_nothing_in_it_changed(
 
 @pytest.mark.long
 def test_a_leaky_checkpoint_does_not_pass_by_a_tokenizer_that_cuts_otherwise(
-    recipe: Path, leaky_folder: Path, tmp_path: Path
+    recipe: Path, leaky_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(leaky_folder, model)
@@ -689,13 +689,8 @@ def test_a_leaky_checkpoint_does_not_pass_by_a_tokenizer_that_cuts_otherwise(
     data = load(model, "tokenizer.json")
     data["model"]["merges"] = []  # the same vocabulary, and every letter is a token
     (model / "tokenizer.json").write_text(json.dumps(data))
-    assert only_check(recipe, model, leaky_folder, tmp_path / "run") == 3
-    limits = {"greedy_beyond_control.direct", "discoverable_beyond_control.direct"}
-    assert limits <= failed(tmp_path / "run")
-    audits = load(tmp_path / "run", "report.json")["audits"]
-    after, before = (audits[stage]["figures"]["direct"] for stage in ("after", "before"))
-    # The unsanitized checkpoint recites so much that it is read behind fewer framings.
-    assert after["greedy"]["hits"] >= before["greedy"]["hits"] > 0
+    assert only_check(recipe, model, leaky_folder, tmp_path / "run") == 1
+    assert "its tokenizer cuts text otherwise" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -33,7 +33,7 @@ from sani.reporting.process import cost
 from sani.reporting.report import build_report, write_report
 from sani.reporting.schema import SCHEMA_FILE, SCHEMA_VERSION, SourceCard, json_schema
 from sani.reporting.stored_report import read_report
-from sani.runfolder import RunFolder
+from sani.runfolder import DIGESTS, RunFolder
 from tests.support.charts import blank_charts
 from tests.support.clinic import Clinic
 from tests.support.optional import present
@@ -494,8 +494,15 @@ def test_two_runs_stand_side_by_side(
     report = json.loads((other / "report.json").read_text())
     report["recipe"]["repair"]["epochs"] = 9
     report["gate"]["holds"] = True
+    report["gate"]["checks"] = [c for c in report["gate"]["checks"] if c["holds"]]
+    for name, limit in report["gate_settings"].items():
+        if name != "kinds" and limit is not None:
+            report["gate_settings"][name] = None
     (other / "report.json").write_text(json.dumps(report))
     shutil.copyfile(copy / "private" / "audit-base.npz", other / "private" / "audit-after.npz")
+    kept = json.loads((other / "private" / DIGESTS).read_text())
+    kept["audit-after.npz"] = kept["audit-base.npz"]
+    (other / "private" / DIGESTS).write_text(json.dumps(kept))
     assert main(["report", "--compare", str(copy), str(other), "--json"]) == 0
     figures, occurrences, differ = json.loads(capsys.readouterr().out)
     assert differ["rows"] == [["repair.epochs", "4", "9"]]
