@@ -37,7 +37,7 @@ from plant import plant
 from sani.corpus.documents import Document
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
-from sani.demo.demo import demo_recipe, new_model, train_on_text
+from sani.demo.demo import make_demo, new_model, train_on_text
 from sani.machine.device import quiet_libraries
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.repairing import mlm_masking
@@ -92,7 +92,7 @@ def models_for(size: str, folder: Path | None) -> Path:
             f"{folder} has no models yet. Make them with: python benchmarks/models.py meddocan; or "
             "call this benchmark with --quick, which makes its own"
         )
-    demo_recipe(folder, on_step=progress)
+    make_demo(folder, on_step=progress)
     return folder
 
 

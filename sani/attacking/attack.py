@@ -208,14 +208,9 @@ def make_context(
     Raises:
         AttackError: If no occurrence of these kinds is marked.
     """
-    annotated = _sample(corpus, settings.documents, seed=seed)
+    annotated = draw_documents(corpus, settings.documents, seed=seed)
     attacked = _of_kinds(annotated, settings.kinds)
-    if not attacked.num_spans:
-        raise AttackError(
-            f"none of the {len(annotated)} documents under attack marks a "
-            f"{' or '.join(settings.kinds)} identifier: there is nothing to attack, which is not "
-            "the same as clean"
-        )
+    check_marks(annotated, settings.kinds)
     return AttackContext(
         corpus=attacked,
         annotated=annotated,
@@ -227,7 +222,20 @@ def make_context(
     )
 
 
-def _sample(corpus: Corpus, max_documents: int, *, seed: int) -> Corpus:
+def check_marks(documents: Corpus, kinds: Sequence[Kind]) -> None:
+    """Refuse documents under attack that mark no identifier of these kinds.
+
+    Raises:
+        AttackError: If no document does.
+    """
+    if not any(span.kind in kinds for document in documents for span in document.spans):
+        raise AttackError(
+            f"none of the {len(documents)} documents under attack marks a {' or '.join(kinds)} "
+            "identifier: there is nothing to attack, which is not the same as clean"
+        )
+
+
+def draw_documents(corpus: Corpus, max_documents: int, *, seed: int) -> Corpus:
     """Return the documents of randomly drawn subjects, in the corpus's order."""
     subjects = sorted({document.subject_id for document in corpus})
     random.Random(seed).shuffle(subjects)

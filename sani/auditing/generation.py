@@ -31,7 +31,7 @@ from sani.auditing.written_text import (
     search_decoys,
     written,
 )
-from sani.corpus.documents import Corpus
+from sani.corpus.documents import Corpus, Kind
 from sani.errors import AuditError
 from sani.intervals import Rate, rate
 from sani.machine.progress import OnStep
@@ -158,6 +158,22 @@ class Beyond:
     by_prompt: dict[str, int]
 
 
+def check_searchable(corpus: Corpus, kinds: Sequence[Kind]) -> IdentifierIndex:
+    """Return an index of all identifiers of these kinds that samples can be searched for.
+
+    Raises:
+        AuditError: If there is none.
+    """
+    index = IdentifierIndex(corpus, kinds=kinds)
+    if not len(index):
+        raise AuditError(
+            f"the corpus marks no {' or '.join(kinds)} identifier long enough to search for, so "
+            "sampling would find nothing, which is not the same as clean; annotate the corpus, "
+            "change audit.generation.kinds, or set audit.generation to null"
+        )
+    return index
+
+
 def generate_audit(
     checkpoint: Checkpoint,
     corpus: Corpus,
@@ -203,13 +219,7 @@ def generate_audit(
         raise AuditError(
             "only a causal language model can be sampled by prompts; set audit.generation to null"
         )
-    index = IdentifierIndex(corpus, kinds=settings.kinds)
-    if not len(index):
-        raise AuditError(
-            f"the corpus marks no {' or '.join(settings.kinds)} identifier long enough to search "
-            "for, so sampling would find nothing, which is not the same as clean; annotate the "
-            "corpus, change audit.generation.kinds, or set audit.generation to null"
-        )
+    index = check_searchable(corpus, settings.kinds)
     prompts, new_tokens = fit_prompts(
         make_prompts(checkpoint, corpus, settings, framing, encoded=encoded),
         framing,

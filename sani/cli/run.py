@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,17 +52,18 @@ def run(
     """Do the whole job of a recipe. The exit code is 3 if its gate does not hold."""
     folder = out or Path("runs") / recipe.stem
     if try_next:
-        if resume or check or overrides:
+        if resume or overrides:
             raise UsageError(
-                "--try-next takes the recipe and the settings of the finished run: leave --resume, "
-                "--check and --set away"
+                "--try-next takes the recipe and the settings of the finished run: leave --resume "
+                "and --set away"
             )
-        raise typer.Exit(_try_next(recipe if recipe.is_dir() else folder, as_json=as_json))
+        finished = recipe if recipe.is_dir() else folder
+        raise typer.Exit(_try_next(finished, only_check=check, as_json=as_json))
     from sani.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides=overrides or ())
     if check:
-        raise typer.Exit(_check(settings, folder, as_json=as_json))
+        raise typer.Exit(_check(settings, folder, resume=resume, as_json=as_json))
     raise typer.Exit(run_and_show(settings, folder, resume=resume, as_json=as_json))
 
 
@@ -69,37 +71,45 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for models and runs.")] = Path("runs/demo"),
 ) -> None:
     """Invent a clinic, train a model that recites its patients, and sanitize it. No download."""
-    from sani.demo.demo import demo_recipe
+    from sani.demo.demo import make_demo
     from sani.recipe import load_recipe
 
     with console.reporter() as on_step:
-        recipe = demo_recipe(out, on_step=on_step)
-    console.say(f"sani run {recipe}")
-    raise typer.Exit(run_and_show(load_recipe(recipe), out / "run", resume=False, as_json=False))
+        made = make_demo(out, on_step=on_step)
+    console.say(f"sani run {made.recipe}")
+    recipe = load_recipe(made.recipe)
+    raise typer.Exit(run_and_show(recipe, out / "run", trainings=made.seconds))
 
 
-def _try_next(run: Path, *, as_json: bool) -> int:
-    """Write the next recipe of a finished run, run it, and return the exit code."""
+def _try_next(run: Path, *, only_check: bool, as_json: bool) -> int:
+    """Write the next recipe of a finished run, run it, and return the exit code.
+
+    With ``only_check`` the next run is checked, and nothing is written.
+    """
     from sani.runfolder import check_is_run
 
     check_is_run(run)  # before the heavy libraries are loaded
-    from sani.pipeline.try_next import write_next_recipe
-    from sani.recipe import load_recipe
+    from sani.pipeline.try_next import next_run
 
-    new = distributed.on_main(lambda: write_next_recipe(run))
-    console.say(f"{new.recipe}: the recipe of {run}, and what changed")
+    new = distributed.on_main(lambda: next_run(run))
+    if only_check:
+        return _check(new.recipe, new.out, resume=False, as_json=as_json)
+    distributed.on_main(new.write)
+    console.say(f"{new.file}: the recipe of {run}, and what changed")
     console.say(f"once it ends, both runs: sani report {run} {new.out} --compare")
-    return run_and_show(load_recipe(new.recipe), new.out, resume=False, as_json=as_json)
+    return run_and_show(new.recipe, new.out, resume=False, as_json=as_json)
 
 
-def _check(settings: Recipe, out: Path, *, as_json: bool) -> int:
+def _check(settings: Recipe, out: Path, *, resume: bool, as_json: bool) -> int:
     """Check the inputs of a run, print the result, and return the exit code."""
     from dataclasses import asdict
 
     from sani.pipeline.preflight import check
     from sani.reporting.next_steps import after_check
 
-    items = check(settings, out)
+    with console.reporter() as on_step:
+        measure = not distributed.launched()  # ranks would stop to measure at different steps
+        items = check(settings, out, resume=resume, measure=measure, on_step=on_step)
     if as_json:
         console.show_json([asdict(item) for item in items])
     else:
@@ -110,14 +120,31 @@ def _check(settings: Recipe, out: Path, *, as_json: bool) -> int:
     return 0 if holds else 1
 
 
-def run_and_show(settings: Recipe, out: Path, *, resume: bool, as_json: bool) -> int:
-    """Carry out a recipe, print its report, and return the exit code."""
+def run_and_show(
+    settings: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    as_json: bool = False,
+    trainings: Mapping[str, float] | None = None,
+) -> int:
+    """Carry out a recipe, print its report, and return the exit code.
+
+    Args:
+        settings: The recipe.
+        out: The run folder.
+        resume: Continue an interrupted run.
+        as_json: Print ``report.json``.
+        trainings: Seconds of the trainings before the run; with these, the time of every stage is
+            printed too.
+    """
     from sani.runfolder import check_new_run
 
     if not resume:  # before the heavy libraries are loaded
         distributed.on_main(lambda: check_new_run(out))
     from sani.pipeline.run import run as run_recipe
     from sani.reporting.advice import next_line
+    from sani.reporting.process import cost
 
     if resume and not out.exists():
         console.say(f"{out} does not exist, so there is nothing to resume: this run is new")
@@ -131,5 +158,9 @@ def run_and_show(settings: Recipe, out: Path, *, resume: bool, as_json: bool) ->
         checkpoint = settings.model.path if settings.only_checks else out / "sanitized"
         warning = "" if result.gate_holds else " (do not share it: the gate does not hold)"
         console.show(f"Checkpoint: {checkpoint}{warning}")
+        if trainings is not None:
+            times = cost(result.report)
+            rows = [(name, f"{seconds:.1f}", "-") for name, seconds in trainings.items()]
+            console.show_table(times.title, times.head, [*rows, *times.rows])
     console.show_next(next_line(result.report.advice, run=str(out)), as_json=as_json)
     return 0 if result.gate_holds else GATE_FAILED

@@ -41,7 +41,8 @@ def init(
     Documents that nobody has annotated are scanned, held-out documents in the same way.
     """
     from sani.atomic import check_new_file
-    from sani.pipeline.recipe_text import duration, values_file, write_recipe
+    from sani.pipeline.preflight import time_of_run
+    from sani.pipeline.recipe_text import suggested_recipe, values_file, write_recipe
     from sani.pipeline.suggest_recipe import fit
     from sani.recipe import CorpusSettings
     from sani.scanning.values import write_values
@@ -60,17 +61,19 @@ def init(
             model,
             documents,
             base=base,
-            measure=not no_time,
             cache_folder=cache_folder(),
             on_step=on_step,
         )
+        takes = None
+        if facts.fits and not no_time:
+            recipe = suggested_recipe(facts, model=model, corpus=documents, base=base)
+            takes = time_of_run(recipe, on_step)
     for note in facts.notes:
         console.say_note(note)
     if facts.scan.detects:
         write_values(values_file(out), facts.scanned)
-    write_recipe(out, facts, model=model, corpus=documents, base=base)
-    takes = "" if facts.seconds is None else f" A run takes {duration(facts.seconds)}."
-    console.show(f"Recipe: {out}.{takes}")
+    write_recipe(out, facts, model=model, corpus=documents, base=base, takes=takes)
+    console.show(f"Recipe: {out}.{f' A run takes {takes.in_words}.' if takes else ''}")
     for line in (*facts.scan_in_words, *facts.judged):
         console.show(f"{line[0].upper()}{line[1:]}.")
     if facts.scan.detects:

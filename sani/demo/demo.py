@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -189,7 +190,20 @@ def train_on_text(
     return train(checkpoint, corpus, settings, seed=seed, on_step=on_step)
 
 
-def demo_recipe(folder: Path, *, on_step: Callable[[str, int, int], None]) -> Path:
+@dataclass(frozen=True)
+class Demo:
+    """What a run of the demo needs.
+
+    Attributes:
+        recipe: The recipe's file, ready for `sani.run`.
+        seconds: Wall time of the training of each model; empty if they were there.
+    """
+
+    recipe: Path
+    seconds: dict[str, float]
+
+
+def make_demo(folder: Path, *, on_step: Callable[[str, int, int], None]) -> Demo:
     """Make the demo's models and documents, unless they are there, and write its recipe.
 
     An earlier run of the demo is removed.
@@ -197,10 +211,8 @@ def demo_recipe(folder: Path, *, on_step: Callable[[str, int, int], None]) -> Pa
     Args:
         folder: Everything is written here.
         on_step: Called with (what is done, steps done, steps in all).
-
-    Returns:
-        The recipe's file, ready for `sani.run`.
     """
+    seconds: dict[str, float] = {}
     public, private, held_out = invent_clinics(PATIENTS, seed=SEED)
     if not (folder / "leaky").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
@@ -219,15 +231,17 @@ def demo_recipe(folder: Path, *, on_step: Callable[[str, int, int], None]) -> Pa
             ("base", public, BASE_EPOCHS),
             ("leaky", private, LEAKY_EPOCHS),
         ):
-            train_on_text(
+            stage = f"train the {name} model"
+            trained = train_on_text(
                 model,
                 [document.text for document in corpus],
                 epochs=epochs,
                 seed=SEED,
-                on_step=partial(on_step, f"train the {name} model"),
+                on_step=partial(on_step, stage),
             )
+            seconds[stage] = trained.seconds
             save_checkpoint(model, folder / name)
     shutil.rmtree(folder / "run", ignore_errors=True)
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(folder=folder), encoding="utf-8")
-    return recipe
+    return Demo(recipe, seconds)

@@ -10,13 +10,15 @@ import psutil
 
 PARAMETER_BYTES = 4  # float32
 AUDIT_COPIES = 1  # the weights
-REPAIR_COPIES = 5  # weights, gradients, two moments of the optimizer, and the base as anchor
+TRAINED_COPIES = 3  # of trained weights: gradients, two moments of the optimizer
+# Of a repair: weights, gradients, two moments of the optimizer, and the base as anchor.
+REPAIR_COPIES = 2 + TRAINED_COPIES
 CHECK_COPIES = 3  # of a run that only checks: the checkpoint, the unsanitized one, the base
 
 
-def needed_memory(parameters: int, *, copies: int) -> int:
+def needed_memory(parameters: int, *, copies: float) -> int:
     """Return the bytes that so many copies of a model's parameters need."""
-    return copies * PARAMETER_BYTES * parameters
+    return int(copies * PARAMETER_BYTES * parameters)
 
 
 def largest_model(room: int, *, copies: int) -> float:

@@ -65,6 +65,10 @@ class Documents:
         """Return the digest of each corpus, by the recipe's key that names its file."""
         return {key: corpus.digest() for key, corpus in self._by_key().items()}
 
+    def all(self) -> list[Corpus]:
+        """Return every corpus that there is."""
+        return list(self._by_key().values())
+
     def notes(self) -> list[str]:
         """Return what was noted when the files were read, behind the recipe's key."""
         return [f"{key}: {note}" for key, corpus in self._by_key().items() for note in corpus.notes]
@@ -243,14 +247,17 @@ class ModelFolders:
     base: ModelFolder | None
 
 
-def open_models(model: ModelSettings) -> ModelFolders:
+def open_models(model: ModelSettings, *, path: ModelFolder) -> ModelFolders:
     """Open the model folders that a recipe names.
+
+    Args:
+        model: The recipe's section.
+        path: The folder of its checkpoint.
 
     Raises:
         CheckpointError: If one of them is not a checkpoint that sani reads, or one that is only
             checked holds other weights too.
     """
-    path = open_folder(model.path, base=model.base)
     if model.unsanitized is not None:
         check_only_weights(path, below=True)
     return ModelFolders(
@@ -303,6 +310,11 @@ def check_kind(recipe: Recipe, folder: ModelFolder) -> str:
         RecipeError: If the recipe does not fit.
     """
     objective = folder.family.objective
+    if recipe.audit.generation is not None and objective != "causal":
+        raise RecipeError(
+            f"audit.generation: {folder.path} is not a causal language model, and others cannot be "
+            "sampled by prompts: set it to null"
+        )
     if recipe.attack is not None and objective != "causal":
         raise RecipeError(
             f"attack: {folder.path} is not a causal language model; attacks on other ones are not "

@@ -31,26 +31,38 @@ from sani.runfolder import RunFolder
 from sani.text.chat import lend_template
 
 
-class ModelsOfRun:
-    """The models of one run, on the device of this process."""
+def needs_unsanitized_again(recipe: Recipe) -> bool:
+    """Return whether a stage needs the unsanitized checkpoint after the erase changed it."""
+    return (
+        recipe.attack is not None
+        or recipe.audit.unlearning_depth
+        or recipe.gate.judges_attacks
+        or recipe.strategy == "escalate"  # each rung begins with it
+        or (recipe.repair is not None and recipe.repair.needs_unsanitized)
+    )
 
-    def __init__(
-        self, recipe: Recipe, given: ModelFolders, folder: RunFolder, corpus: Corpus
-    ) -> None:
+
+class GivenModels:
+    """The models that a recipe names, on the device of this process."""
+
+    def __init__(self, recipe: Recipe, given: ModelFolders, corpus: Corpus) -> None:
         """Take what says where the models are; nothing is loaded yet.
 
         Args:
             recipe: It says which models a run needs, and how often.
             given: The folders of its ``model`` section.
-            folder: The run folder, in whose private part changed models are kept.
             corpus: Its identifiers must not stand in the text files of the given checkpoint.
         """
         self._recipe = recipe
         self._given = given
-        self._folder = folder
         self._corpus = corpus
         self._unsanitized: Checkpoint | None = None
-        self._latest: Checkpoint | None = None
+
+    def load(self) -> None:
+        """Load what every run needs, so that what is wrong with it is told before hours of work."""
+        _ = self.unsanitized
+        if self._given.base is not None:
+            _ = self.base
 
     @property
     def unsanitized(self) -> Checkpoint:
@@ -73,21 +85,10 @@ class ModelsOfRun:
         It is a copy if a later stage needs the unsanitized one again.
         """
         checkpoint = self.unsanitized
-        if self._needs_unsanitized_again:
+        if needs_unsanitized_again(self._recipe):
             return replace(checkpoint, model=copy.deepcopy(checkpoint.model))
         self._unsanitized = None
         return checkpoint
-
-    @property
-    def _needs_unsanitized_again(self) -> bool:
-        recipe = self._recipe
-        return (
-            recipe.attack is not None
-            or recipe.audit.unlearning_depth
-            or recipe.gate.judges_attacks
-            or recipe.strategy == "escalate"  # each rung begins with it
-            or (recipe.repair is not None and recipe.repair.needs_unsanitized)
-        )
 
     @cached_property
     def base(self) -> Checkpoint:
@@ -103,8 +104,7 @@ class ModelsOfRun:
         if unsanitized.is_adapter:
             part_like(base.model, self.unsanitized.model)  # merging may part what was tied
         base.tokenizer = lend_template(base.tokenizer, unsanitized.load_tokenizer())
-        # Once it is audited, an earlier process has checked it, and its digest is still the same.
-        if not self._folder.finished("audit-base"):
+        if self._base_is_new:
             name = "model.unsanitized" if self._recipe.only_checks else "model.path"
             difference = architecture_difference(self.unsanitized, base)
             if difference:
@@ -114,8 +114,13 @@ class ModelsOfRun:
             check_control(self.unsanitized, base, name=name, option="model.base")
         return base
 
-    def use_given(self) -> None:
-        """Make the given checkpoint the latest one, for a run that only checks it.
+    @property
+    def _base_is_new(self) -> bool:
+        """True if nobody has compared the base with the checkpoint yet."""
+        return True
+
+    def load_candidate(self) -> Checkpoint:
+        """Load the checkpoint that is only checked.
 
         It is audited with the tokenizer of the unsanitized checkpoint. One that cuts otherwise is
         refused: it may hide what the weights know, or show what that tokenizer hides.
@@ -134,14 +139,52 @@ class ModelsOfRun:
         check_loaded_candidate(checked, before)
         if self._given.base is not None:
             check_control(checked, self.base, name="model.path", option="model.base")
-        self.set_latest(
-            replace(
-                checked,
-                tokenizer=before.tokenizer,
-                begin_tokens=before.begin_tokens,
-                random_steps=before.random_steps,
-            )
+        return replace(
+            checked,
+            tokenizer=before.tokenizer,
+            begin_tokens=before.begin_tokens,
+            random_steps=before.random_steps,
         )
+
+    def _load_given(self) -> Checkpoint:
+        """Load the checkpoint of ``model.path``, if its text files hold no identifier."""
+        checkpoint = load_checkpoint(self._given.path, device=default_device())
+        base = self._recipe.model.base
+        check_texts(checkpoint.path, self._corpus, base=base)
+        if self._recipe.only_checks:
+            self._given.path.check_unchanged()  # since its digest was taken
+            check_other_texts(self._recipe.model.path, self._corpus)
+        # Its card goes into the report: what must not stand there is told before hours of work.
+        read_source_card(self._recipe.model.path, base, self._corpus)
+        return checkpoint
+
+
+class ModelsOfRun(GivenModels):
+    """The models of one run; those that a stage changed are kept in the run folder."""
+
+    def __init__(
+        self, recipe: Recipe, given: ModelFolders, folder: RunFolder, corpus: Corpus
+    ) -> None:
+        """Take what says where the models are; nothing is loaded yet.
+
+        Args:
+            recipe: As for `GivenModels`.
+            given: As for `GivenModels`.
+            folder: The run folder, in whose private part changed models are kept.
+            corpus: As for `GivenModels`.
+        """
+        super().__init__(recipe, given, corpus)
+        self._folder = folder
+        self._latest: Checkpoint | None = None
+
+    def use_given(self) -> None:
+        """Make the given checkpoint the latest one, for a run that only checks it."""
+        self.set_latest(self.load_candidate())
+
+    @property
+    def _base_is_new(self) -> bool:
+        # Once it is audited, an earlier process has checked it, and its digest is still the same.
+        return not self._folder.finished("audit-base")
 
     @property
     def latest(self) -> Checkpoint:
@@ -182,16 +225,4 @@ class ModelsOfRun:
                 f"{path}: the weights are not those that {stage} left there; start again in "
                 "another --out"
             )
-        return checkpoint
-
-    def _load_given(self) -> Checkpoint:
-        """Load the checkpoint of ``model.path``, if its text files hold no identifier."""
-        checkpoint = load_checkpoint(self._given.path, device=default_device())
-        base = self._recipe.model.base
-        check_texts(checkpoint.path, self._corpus, base=base)
-        if self._recipe.only_checks:
-            self._given.path.check_unchanged()  # since its digest was taken
-            check_other_texts(self._recipe.model.path, self._corpus)
-        # Its card goes into the report: what must not stand there is told before hours of work.
-        read_source_card(self._recipe.model.path, base, self._corpus)
         return checkpoint

@@ -1,17 +1,17 @@
-"""`sani run --check`: what would stop a run, found before it costs an hour. Writes nothing."""
+"""`sani run --check`: what would stop a run, found before it costs an hour. Writes nothing.
+
+A run makes the same check before it begins.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from sani.corpus.documents import Corpus
 from sani.counting import counted, verb
 from sani.erasing.hooks import all_of, outputs_of
 from sani.erasing.plan import number_chosen, sizes_of
@@ -19,42 +19,24 @@ from sani.erasing.resets import check_biases
 from sani.erasing.selectors import check_layers
 from sani.erasing.shards import StoredModel
 from sani.errors import SaniError
-from sani.machine.memory import CHECK_COPIES, REPAIR_COPIES, free_memory, needed_memory
-from sani.models.folder import ModelFolder, open_folder
-from sani.models.neurons import Layout
-from sani.models.safetensors_files import StoredWeights
-from sani.models.weight_files import check_only_weights
+from sani.machine import distributed
+from sani.machine.memory import CHECK_COPIES, TRAINED_COPIES, device_memory, needed_memory
+from sani.machine.progress import OnNamedStep
+from sani.models.folder import ModelFolder
 from sani.pipeline.candidates import check_candidate
-from sani.pipeline.inputs import (
-    Documents,
-    check_base,
-    check_kind,
-    read_corpora,
-    read_neighbours,
-    size_limits,
-)
-from sani.pipeline.scan_stage import read_gold
-from sani.recipe import (
-    AttackSettings,
-    CorpusSettings,
-    EraseSettings,
-    EscalationSettings,
-    Recipe,
-    Rung,
-)
+from sani.pipeline.document_checks import check_audit, check_documents, check_rendering
+from sani.pipeline.estimate import RunTime, estimate_time
+from sani.pipeline.inputs import check_base, check_kind
+from sani.pipeline.models_of_run import GivenModels, needs_unsanitized_again
+from sani.pipeline.run_inputs import RunInputs
+from sani.recipe import EraseSettings, EscalationSettings, Recipe, RepairSettings, Rung
 from sani.releasing.released_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
-from sani.scanning.allowed import read_allowed
-from sani.scanning.detection import detector_settings, load_detector
-from sani.scanning.inventory import subjects_in_words, take_inventory
-from sani.text.chat import rendered
-from sani.text.tokens import encode
+from sani.runfolder import check_new_run
 
-# Erased and repaired weights, or those of the best rung and of the last; sanitized/, and two saved
-# states of training (three copies each).
-DISK_COPIES = 9
-TOKENIZED = 200  # documents, to estimate what an escalation reads
-_Shapes = dict[str, tuple[int, ...]]  # of tensors, by name
+# Erased and repaired weights, or those of the best rung and of the last; and sanitized/.
+KEPT_COPIES = 3
+SAVED_STATES = 2  # of training: the weights, and two moments of what is trained
 
 
 @dataclass(frozen=True)
@@ -72,75 +54,34 @@ class CheckItem:
     detail: str
 
 
-class _Inputs:
-    """The files of a recipe, each read once, when a check first needs it."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-
-    @cached_property
-    def documents(self) -> Documents:
-        return read_corpora(self.recipe)
-
-    @cached_property
-    def path(self) -> ModelFolder:
-        return open_folder(self.recipe.model.path, base=self.recipe.model.base)
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        return self.path.load_tokenizer()
-
-    @cached_property
-    def shapes(self) -> _Shapes:
-        """Shapes of the checkpoint's tensors, from its files' headers; an adapter's base's."""
-        return StoredWeights(self.path.whole.weight_files).shapes
-
-    @cached_property
-    def layout(self) -> Layout:
-        return Layout(self.path.config, self.shapes)
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(math.prod(shape) for shape in self.shapes.values())
-
-    @property
-    def num_tokens(self) -> float:
-        """Number of tokens of all documents, estimated from a sample of them."""
-        corpus = self.documents.corpus
-        sample = Corpus(corpus[:TOKENIZED])
-        encoded = encode(rendered(sample, self.tokenizer), self.tokenizer)
-        return sum(len(item.ids) for item in encoded) * len(corpus) / len(sample)
-
-
-def check(recipe: Recipe, out: Path) -> list[CheckItem]:
-    """Check the files, the model family, the tokenizer, the sizes, the disk and the memory.
+def check(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    measure: bool = False,
+    on_step: OnNamedStep | None = None,
+) -> list[CheckItem]:
+    """Check everything that could stop a run later.
 
     Every item is checked even if an earlier one is not in order. An error that stops several items
-    is told in full for the first of them.
+    is told in full for the first of them. The models are loaded last, if all else is in order.
+
+    Args:
+        recipe: What the run would do.
+        out: The run folder.
+        resume: The run would continue an interrupted one.
+        measure: Estimate the time of the run too, if all is in order, which takes some seconds.
+        on_step: Called with (what is measured, steps done, steps in all).
     """
-    inputs = _Inputs(recipe)
-    checks: dict[str, Callable[[], str]] = {
-        "corpus": lambda: _corpus(inputs),
-        "model.path": lambda: _model(inputs),
-        "kind": lambda: check_kind(recipe, inputs.path),
-    }
-    if recipe.model.base is not None:
-        checks["model.base"] = partial(_base, inputs, recipe.model.base)
-    if recipe.model.unsanitized is not None:
-        checks["model.unsanitized"] = partial(_unsanitized, inputs, recipe.model.unsanitized)
-    if recipe.erase is not None:
-        checks["erase"] = partial(_erase, inputs, recipe.erase)
-    for number, rung in enumerate(recipe.ladder, start=1):
-        checks[f"rung {number}"] = partial(_rung, inputs, rung)
-    if recipe.escalation is not None:
-        checks["escalation"] = partial(_escalation, inputs, recipe.escalation)
-    if recipe.rounds > 1:
-        checks["rounds"] = lambda: _rounds(inputs)
-    if recipe.attack is not None:
-        checks["attack"] = partial(_attack, recipe.attack, recipe.corpus)
-    checks["disk"] = lambda: _disk(inputs, out)
-    checks["memory"] = lambda: _memory(inputs)
+    inputs = RunInputs(recipe)
+    checks = _checks(inputs, out, resume=resume)
     items = [_check_item(name, get_detail) for name, get_detail in checks.items()]
+    if all(item.holds for item in items):
+        models = GivenModels(recipe, inputs.models, inputs.documents.corpus)
+        items.append(_check_item("models load", lambda: _load(recipe, models)))
+        if measure and items[-1].holds:
+            items.append(CheckItem("time", True, _time(inputs, models, on_step)))
     first = {item.detail: item.name for item in reversed(items) if not item.holds}
     return [
         item
@@ -150,6 +91,46 @@ def check(recipe: Recipe, out: Path) -> list[CheckItem]:
     ]
 
 
+def check_before_run(inputs: RunInputs, out: Path, *, resume: bool) -> None:
+    """Check all but what only loaded models tell, as `check` does, before a run begins.
+
+    Raises:
+        SaniError: That of the first item that is not in order.
+    """
+    for get_detail in _checks(inputs, out, resume=resume).values():
+        get_detail()
+
+
+def _checks(inputs: RunInputs, out: Path, *, resume: bool) -> dict[str, Callable[[], str]]:
+    """Return each check by its name: it returns the facts, or raises."""
+    recipe = inputs.recipe
+    checks: dict[str, Callable[[], str]] = {
+        "corpus": lambda: check_documents(inputs),
+        "model.path": lambda: _model(inputs),
+        "kind": lambda: check_kind(recipe, inputs.path),
+    }
+    if recipe.model.base is not None:
+        checks["model.base"] = lambda: _base(inputs)
+    if recipe.model.unsanitized is not None:
+        checks["model.unsanitized"] = lambda: _unsanitized(inputs)
+    checks["texts"] = lambda: check_rendering(inputs)
+    checks["audit"] = lambda: check_audit(inputs)
+    if recipe.erase is not None:
+        checks["erase"] = partial(_erase, inputs, recipe.erase)
+    for number, rung in enumerate(recipe.ladder, start=1):
+        checks[f"rung {number}"] = partial(_rung, inputs, rung)
+    if recipe.escalation is not None:
+        checks["escalation"] = partial(_escalation, inputs, recipe.escalation)
+    if recipe.rounds > 1:
+        checks["rounds"] = lambda: _rounds(inputs)
+    if recipe.attack is not None:
+        checks["attack"] = lambda: _attack(inputs)
+    checks["out"] = lambda: _out(out, resume=resume)
+    checks["disk"] = lambda: _disk(inputs, out)
+    checks["memory"] = lambda: _memory(inputs)
+    return checks
+
+
 def _check_item(name: str, get_detail: Callable[[], str]) -> CheckItem:
     try:
         return CheckItem(name, True, get_detail())
@@ -157,34 +138,7 @@ def _check_item(name: str, get_detail: Callable[[], str]) -> CheckItem:
         return CheckItem(name, False, str(error))
 
 
-def _corpus(inputs: _Inputs) -> str:
-    """Return what the corpus holds; if the scan detects, each detector is loaded and none run."""
-    recipe, corpus = inputs.recipe, inputs.documents.corpus
-    if any(document.turns for document in corpus):  # which a template may refuse
-        rendered(corpus, inputs.tokenizer)
-    held_out = inputs.documents.held_out
-    num_held_out = f", {len(held_out)} held out" if held_out else ", none held out"
-    notes = "".join(f"; {note}" for note in inputs.documents.notes())
-    if recipe.scan.detects:
-        load_detector(detector_settings(recipe.scan))
-        read_gold(recipe)
-        read_allowed(recipe.scan.allow, ())
-        spans = corpus.num_spans
-        return (
-            f"{counted(len(corpus), 'document')}{num_held_out}, {counted(spans, 'occurrence')} "
-            f"before the scan{notes}"
-        )
-    inventory = take_inventory(corpus)
-    of_subjects = subjects_in_words(
-        inventory.documents, inventory.subjects, inventory.without_subject_id
-    )
-    return (
-        f"{of_subjects}{num_held_out}; {counted(inventory.occurrences, 'occurrence')} of "
-        f"{counted(len(inventory.labels), 'label')}{notes}"
-    )
-
-
-def _model(inputs: _Inputs) -> str:
+def _model(inputs: RunInputs) -> str:
     num_left = sum(files_not_released(inputs.path.path).values())
     is_listed = inputs.path.family.listed
     layers = f"{inputs.layout.num_layers} layers" if is_listed else "a family that is only audited"
@@ -196,21 +150,23 @@ def _model(inputs: _Inputs) -> str:
     )
 
 
-def _base(inputs: _Inputs, path: Path) -> str:
-    base = open_folder(path)
+def _base(inputs: RunInputs) -> str:
+    base = inputs.models.base
+    if base is None:
+        raise SaniError("model.base: missing")
     _same_architecture("the base", base if inputs.path.is_adapter else inputs.path, base)
     check_base(inputs.path, base)
     return "same architecture as model.path, other weights"
 
 
-def _unsanitized(inputs: _Inputs, path: Path) -> str:
-    base = inputs.recipe.model.base
-    unsanitized = open_folder(path, base=base)
-    _same_architecture("the unsanitized one", inputs.path.whole, unsanitized.whole)
-    check_only_weights(inputs.path, below=True)
-    check_candidate(inputs.path, unsanitized)
-    if base is not None:
-        check_base(unsanitized, open_folder(base), name="model.unsanitized")
+def _unsanitized(inputs: RunInputs) -> str:
+    models = inputs.models
+    if models.unsanitized is None:
+        raise SaniError("model.unsanitized: missing")
+    _same_architecture("the unsanitized one", inputs.path.whole, models.unsanitized.whole)
+    check_candidate(inputs.path, models.unsanitized)
+    if models.base is not None:
+        check_base(models.unsanitized, models.base, name="model.unsanitized")
     return "same architecture as model.path, which is only checked: nothing in it is changed"
 
 
@@ -223,13 +179,13 @@ def _same_architecture(name: str, folder: ModelFolder, other: ModelFolder) -> No
         )
 
 
-def _rung(inputs: _Inputs, rung: Rung) -> str:
+def _rung(inputs: RunInputs, rung: Rung) -> str:
     """Return what a rung does, in words and in neurons."""
     words = f"{rung.name}: {erase_in_words(rung.erase)}; {repair_in_words(rung.repair)}"
     return words if rung.erase is None else f"{words}; {_erase(inputs, rung.erase)}"
 
 
-def _escalation(inputs: _Inputs, settings: EscalationSettings) -> str:
+def _escalation(inputs: RunInputs, settings: EscalationSettings) -> str:
     """Return how many tokens the rungs read at most."""
     ladder, tokens = inputs.recipe.ladder, inputs.num_tokens
     rung_tokens = [rung.repair.epochs * tokens for rung in ladder]
@@ -242,7 +198,7 @@ def _escalation(inputs: _Inputs, settings: EscalationSettings) -> str:
     )
 
 
-def _rounds(inputs: _Inputs) -> str:
+def _rounds(inputs: RunInputs) -> str:
     """Return how many tokens the rounds read at most."""
     recipe = inputs.recipe
     tokens = recipe.repair.epochs * inputs.num_tokens if recipe.repair else 0
@@ -252,7 +208,7 @@ def _rounds(inputs: _Inputs) -> str:
     )
 
 
-def _erase(inputs: _Inputs, settings: EraseSettings) -> str:
+def _erase(inputs: RunInputs, settings: EraseSettings) -> str:
     """Return how many neurons are erased, and where."""
     sizes = sizes_of(settings, inputs.layout)
     check_layers(settings.selector, inputs.layout, sizes)
@@ -264,26 +220,91 @@ def _erase(inputs: _Inputs, settings: EraseSettings) -> str:
     return f"{chosen} of {sum(sizes.values())} neurons and heads in {counted(len(layers), 'layer')}"
 
 
-def _attack(settings: AttackSettings, corpus: CorpusSettings) -> str:
-    neighbours = read_neighbours(settings, columns=corpus.columns, limits=size_limits(corpus))
+def _attack(inputs: RunInputs) -> str:
+    neighbours = inputs.documents.neighbours
     return f"{len(neighbours)} other documents" if neighbours else "no other documents"
 
 
-def _disk(inputs: _Inputs, out: Path) -> str:
-    copies = 0 if inputs.recipe.only_checks else DISK_COPIES
-    needed = copies * 4 * inputs.num_parameters
+def _out(out: Path, *, resume: bool) -> str:
+    """Return where the run is written."""
+    if not resume:
+        check_new_run(out)
+    folder = _existing(out)
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise SaniError(f"{folder} cannot be written; choose another --out")
+    return str(out)
+
+
+def _existing(out: Path) -> Path:
+    """Return the path itself, or the nearest one above it that exists."""
     folder = out.absolute()
     while not folder.exists():
         folder = folder.parent
-    if not os.access(folder, os.W_OK):
-        raise SaniError(f"{folder} cannot be written; choose another --out")
-    return _enough("on the disk", needed, shutil.disk_usage(folder).free)
+    return folder
 
 
-def _memory(inputs: _Inputs) -> str:
-    copies = CHECK_COPIES if inputs.recipe.only_checks else REPAIR_COPIES
-    needed = needed_memory(inputs.num_parameters, copies=copies)
-    return _enough("in memory, activations not counted", needed, free_memory())
+def _disk(inputs: RunInputs, out: Path) -> str:
+    share = _trained_share(inputs)
+    copies = 0.0 if inputs.recipe.only_checks else KEPT_COPIES + SAVED_STATES * (1 + 2 * share)
+    needed = int(copies * 4 * inputs.num_parameters)
+    written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    free = shutil.disk_usage(_existing(out)).free
+    return _enough("on the disk", max(0, needed - written), free)
+
+
+def _memory(inputs: RunInputs) -> str:
+    needed = needed_memory(inputs.num_parameters, copies=_copies(inputs))
+    return _enough("in memory, activations not counted", needed, device_memory())
+
+
+def _copies(inputs: RunInputs) -> float:
+    """Return how many copies of the weights a run holds at once.
+
+    They are the checkpoint, the unsanitized one and the base, and, of the weights that are trained,
+    the gradients and two moments of the optimizer.
+    """
+    recipe = inputs.recipe
+    if recipe.only_checks:
+        return CHECK_COPIES
+    models = 1 + needs_unsanitized_again(recipe) + (recipe.model.base is not None)
+    ranks = distributed.world_size() if distributed.sharded() else 1
+    return models + TRAINED_COPIES * _trained_share(inputs) / ranks
+
+
+def _trained_share(inputs: RunInputs) -> float:
+    """Return about what share of the weights the repair trains, of all rungs the largest."""
+    repairs: list[RepairSettings | None] = [rung.repair for rung in inputs.recipe.ladder]
+    repairs = repairs or [inputs.recipe.repair]
+    layers = inputs.layout.num_layers
+    shares = [
+        0.0
+        if repair is None or repair.adapter is not None
+        else min(1.0, (repair.last_layers or layers) / layers)
+        for repair in repairs
+    ]
+    return max(shares)
+
+
+def time_of_run(recipe: Recipe, on_step: OnNamedStep) -> RunTime:
+    """Return the estimated time of a recipe's run; nothing else is checked."""
+    inputs = RunInputs(recipe)
+    models = GivenModels(recipe, inputs.models, inputs.documents.corpus)
+    return estimate_time(inputs, models, on_step)
+
+
+def _time(inputs: RunInputs, models: GivenModels, on_step: OnNamedStep | None) -> str:
+    try:
+        return estimate_time(inputs, models, on_step).in_words
+    except SaniError as error:  # a few documents may lack what all of them have
+        return f"not known: {error}"
+
+
+def _load(recipe: Recipe, models: GivenModels) -> str:
+    """Load the models as a run does, which finds what no header of a file tells."""
+    models.load()
+    if recipe.only_checks:
+        models.load_candidate()
+    return "their weights are numbers, and fit each other and the tokenizer"
 
 
 def _enough(where: str, needed: int, free: int) -> str:

@@ -15,6 +15,7 @@ from sani.corpus.documents import KINDS
 from sani.errors import RecipeError
 from sani.machine.memory import REPAIR_COPIES, needed_memory
 from sani.models.families import FAMILIES
+from sani.pipeline.estimate import RunTime
 from sani.pipeline.suggest_recipe import (
     BATCH_TOKENS,
     LEARNING_RATES,
@@ -27,13 +28,19 @@ from sani.pipeline.suggest_recipe import (
     samples,
     schedule,
 )
-from sani.recipe import CorpusSettings, ScanSettings
+from sani.recipe import CorpusSettings, Recipe, ScanSettings, parse_recipe
 from sani.runfolder import PRIVATE
 from sani.scanning.inventory import subjects_in_words
 
 
 def write_recipe(
-    path: Path, facts: Fit, *, model: Path, corpus: CorpusSettings, base: Path | None
+    path: Path,
+    facts: Fit,
+    *,
+    model: Path,
+    corpus: CorpusSettings,
+    base: Path | None,
+    takes: RunTime | None = None,
 ) -> None:
     """Write the recipe; its comments say what it was fitted to and what to run first.
 
@@ -43,18 +50,27 @@ def write_recipe(
         model: Folder of the checkpoint.
         corpus: Its documents, and those it was not trained on.
         base: Folder of the public model it was fine-tuned from.
+        takes: The estimated time of the run; None if it was not measured.
 
     Raises:
         RecipeError: If the file already exists or cannot be written.
     """
-    lines = "\n".join(_lines(path, facts, model=model, corpus=corpus, base=base))
+    lines = _lines(path, facts, model=model, corpus=corpus, base=base, takes=takes)
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(lines + "\n")
+            file.write("\n".join(lines) + "\n")
     except FileExistsError:
         raise RecipeError(f"{path} already exists; choose another --out") from None
     except OSError as error:
         raise RecipeError(f"{path} cannot be written ({error.strerror})") from None
+
+
+def suggested_recipe(
+    facts: Fit, *, model: Path, corpus: CorpusSettings, base: Path | None
+) -> Recipe:
+    """Return the recipe that `write_recipe` writes."""
+    lines = _lines(Path("recipe.yaml"), facts, model=model, corpus=corpus, base=base, takes=None)
+    return parse_recipe("\n".join(lines), source="recipe")
 
 
 def values_file(recipe: Path) -> Path:
@@ -63,7 +79,13 @@ def values_file(recipe: Path) -> Path:
 
 
 def _lines(
-    path: Path, facts: Fit, *, model: Path, corpus: CorpusSettings, base: Path | None
+    path: Path,
+    facts: Fit,
+    *,
+    model: Path,
+    corpus: CorpusSettings,
+    base: Path | None,
+    takes: RunTime | None,
 ) -> Iterator[str]:
     occurrences = {
         kind: sum(count.of_kinds([kind]) for count in facts.labels.values()) for kind in KINDS
@@ -96,8 +118,8 @@ def _lines(
             "# Memory: too little here: the repair needs "
             f"{needed_memory(facts.parameters, copies=REPAIR_COPIES):,} bytes and more"
         )
-    elif facts.seconds is not None:
-        yield f"# Takes:  {duration(facts.seconds)} on this machine, from a few steps of each stage"
+    elif takes is not None:
+        yield f"# Takes:  {takes.in_words}"
     yield "version: 2"
     yield "seed: 0"
     yield "model:"
@@ -189,15 +211,6 @@ def _perplexities(facts: Fit) -> str:
     """Return the perplexities of both models on held-out text, in words."""
     perplexity, base_perplexity = facts.perplexities or (math.nan, math.nan)
     return f"held-out perplexity {perplexity:.1f}, the base's {base_perplexity:.1f}"
-
-
-def duration(seconds: float) -> str:
-    """Return a time in words."""
-    if seconds < 90:
-        return "about a minute"
-    if seconds < 90 * 60:
-        return f"about {seconds / 60:.0f} minutes"
-    return f"about {seconds / 3600:.1f} hours"
 
 
 def _files(corpus: CorpusSettings) -> Iterator[str]:

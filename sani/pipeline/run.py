@@ -30,9 +30,11 @@ from sani.models.checkpoint import save_checkpoint
 from sani.pipeline.context import RunContext
 from sani.pipeline.depth import run_depth
 from sani.pipeline.escalation import climb
-from sani.pipeline.inputs import check_kind, digests, open_models, read_documents
+from sani.pipeline.inputs import digests
 from sani.pipeline.models_of_run import ModelsOfRun
+from sani.pipeline.preflight import check_before_run
 from sani.pipeline.rounds import repeat
+from sani.pipeline.run_inputs import RunInputs
 from sani.pipeline.scan_stage import scan_documents
 from sani.pipeline.stages import (
     control_tests_of_run,
@@ -48,7 +50,6 @@ from sani.releasing.release import is_current, write_release_files
 from sani.reporting.report import build_report, write_report
 from sani.reporting.schema import Report
 from sani.runfolder import open_run
-from sani.scanning.inventory import take_inventory
 from sani.tabular import Tabular
 
 if TYPE_CHECKING:
@@ -102,21 +103,21 @@ def run(
     """
     make_deterministic()
     out = Path(out)
-    given = open_models(recipe.model)
-    check_kind(recipe, given.path)
-    documents = read_documents(recipe)
+    files = RunInputs(recipe)
+    documents = files.documents
     unread = documents.unread()
     for note in documents.notes():
         (on_note or (lambda note: None))(note)
+    distributed.on_every_rank(lambda: check_before_run(files, out, resume=resume))
+    given = files.models
     distributed.check_same("documents", documents.digests())
-    if not recipe.scan.detects:
-        # A corpus without a span is refused before anything is written.
-        take_inventory(documents.corpus)
     inputs = distributed.on_main(lambda: digests(recipe, documents, given))
     with open_run(out, recipe=dump_recipe(recipe), inputs=inputs, resume=resume) as folder:
         report_step = on_step or (lambda stage, done, total: None)
         documents = scan_documents(recipe, folder, documents, report_step)
         models = ModelsOfRun(recipe, given, folder, documents.corpus)
+        if not folder.finished("audit-before"):
+            models.load()
         context = RunContext(recipe, folder, documents, models, report_step, unread)
         _run_stages(context)
         distributed.on_main(given.path.check_unchanged)  # the tokenizer is released as it lies

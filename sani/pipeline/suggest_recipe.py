@@ -1,21 +1,15 @@
-"""`sani init`: what a recipe is fitted to, a model and a corpus, with an estimate of its time.
-
-Audit and repair run on a sample, which is doubled until they take long enough to be measured. Their
-time per token is then extrapolated to the corpus.
-"""
+"""`sani init`: what a recipe is fitted to, a model and a corpus."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sani.auditing.audit import audit
 from sani.auditing.utility import measure_utility
-from sani.corpus.documents import Corpus, Span
+from sani.corpus.documents import Corpus
 from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError
 from sani.machine.device import default_device
@@ -32,7 +26,6 @@ from sani.recipe import (
     RepairSettings,
     ScanSettings,
 )
-from sani.repairing.repair import repair
 from sani.scanning.defaults import UNKNOWN_RECALL, default_settings, settings_in_words
 from sani.scanning.inventory import (
     LabelCount,
@@ -44,7 +37,6 @@ from sani.scanning.scan import scan, scan_held_out
 from sani.text.chat import rendered
 from sani.text.tokens import encode
 
-MEASURED_SECONDS = 10.0
 EPOCHS = 4
 BATCH_TOKENS = RepairSettings().batch_tokens
 MIN_STEPS = 64  # of a repair: few records are read in smaller steps, and more often
@@ -58,7 +50,6 @@ MAX_ERASED_LAYERS = 3
 # Samples hold twice as many tokens as the corpus, which takes at most about a third of an audit.
 # More of a kind than the default are never drawn.
 SAMPLED_TOKENS, NEW_TOKENS, MIN_SAMPLES = 2, 64, 20
-SAMPLING_SHARE = 1 / 3  # of an audit's time
 COMPARED_DOCUMENTS = 8  # held-out ones on which the model and its base are compared
 # Learning rates by number of parameters; small models were measured, large ones were not.
 LEARNING_RATES = ((3e6, "4e-3"), (2e7, "1e-3"), (2e8, "3e-4"), (1e9, "1e-4"), (math.inf, "2e-5"))
@@ -81,7 +72,6 @@ class Fit:
         understated: Number of dates and ages that the corpus marks indirect though they are direct.
         tokens: Number of tokens of all documents.
         longest: Number of tokens of the longest document.
-        seconds: Estimate of a whole run on this machine; None if it was not measured.
         fits: True if the memory suffices for the repair, activations not counted.
         perplexities: Those of the checkpoint and of the base on some held-out documents; None
             without held-out documents or base.
@@ -103,7 +93,6 @@ class Fit:
     understated: int
     tokens: int
     longest: int
-    seconds: float | None
     fits: bool = True
     perplexities: tuple[float, float] | None = None
     scan: ScanSettings = field(default_factory=ScanSettings)
@@ -135,11 +124,10 @@ def fit(
     corpus: CorpusSettings,
     *,
     base: Path | None,
-    measure: bool = True,
     cache_folder: Path | None = None,
     on_step: Callable[[str, int, int], None],
 ) -> Fit:
-    """Return the facts of a model and a corpus, and measure a few steps on them.
+    """Return the facts of a model and a corpus.
 
     Documents that nobody has annotated are scanned first, held-out ones in the same way.
 
@@ -147,7 +135,6 @@ def fit(
         model: Folder of the checkpoint; it is read, not changed.
         corpus: Its documents and, if there are any, those it was not trained on.
         base: Folder of the public model it was fine-tuned from.
-        measure: Estimate the time, too.
         cache_folder: Where the findings of the scan are kept for the next one; None for nowhere.
         on_step: Called with (what is done, steps done, steps in all).
 
@@ -183,7 +170,6 @@ def fit(
     others = others and rendered(others, checkpoint.tokenizer)
     lengths = [len(encoded.ids) for encoded in encode(documents, checkpoint.tokenizer)]
     perplexities = _perplexities(checkpoint, control, others) if control and others else None
-    skill = _learnt_the_domain(perplexities)
     return Fit(
         family=config.model_type,
         layers=config.num_hidden_layers,
@@ -197,11 +183,6 @@ def fit(
         understated=count_understated(documents),
         tokens=sum(lengths),
         longest=max(lengths),
-        seconds=(
-            _estimate(checkpoint, control, documents, others, lengths, on_step, skill=skill)
-            if measure and fits
-            else None
-        ),
         fits=fits,
         perplexities=perplexities,
         scan=settings,
@@ -233,65 +214,12 @@ def _perplexities(
     return perplexity, base_perplexity
 
 
-def _estimate(
-    checkpoint: Checkpoint,
-    base: Checkpoint | None,
-    corpus: Corpus,
-    held_out: Corpus | None,
-    lengths: list[int],
-    on_step: Callable[[str, int, int], None],
-    *,
-    skill: bool,
-) -> float:
-    """Return the estimated seconds of a whole run, from an audit and an epoch on a sample.
-
-    The model is changed.
-    """
-    num_audits = 4.0 if base else 3.0  # before, the base, after erase, after repair
-    if checkpoint.family.objective == "causal":  # all but that after the erase also sample
-        num_audits += SAMPLING_SHARE * (num_audits - 1)
-    anchor = anchor_objective(checkpoint.model.config.model_type, has_base=base is not None)
-    settings = RepairSettings(identifier_loss=anchor, epochs=1)
-    size, seconds = 1, 0.0
-    while True:
-        sample = Corpus([_with_span(document) for document in corpus[:size]])
-        began = time.perf_counter()
-        audit(checkpoint, sample, AuditSettings(framing="none"))
-        audited = time.perf_counter()
-        repair(checkpoint, sample, settings, base=base, framing="none")
-        repaired = time.perf_counter()
-        seconds += repaired - began
-        on_step("measure a few steps", size, len(corpus))
-        if seconds >= MEASURED_SECONDS or size >= len(corpus):
-            break
-        size = min(2 * size, len(corpus))
-    # A run tries all framings once, on a sample: this is what the search costs on top.
-    audit(checkpoint, sample, AuditSettings(framing="auto"))
-    search = max(0.0, time.perf_counter() - repaired - (audited - began))
-    total, measured = sum(lengths), max(1, sum(lengths[:size]))
-    others = encode(held_out, checkpoint.tokenizer) if held_out else []
-    read = total + sum(len(encoded.ids) for encoded in others)
-    audit_seconds = num_audits * read * (audited - began) / measured
-    epochs, _ = schedule(total, masked=checkpoint.family.objective == "masked", skill=skill)
-    return search + audit_seconds + epochs * total * (repaired - audited) / measured
-
-
 def anchor_objective(family: str, *, has_base: bool) -> AnchorObjective:
     """Return an anchor to the base; without one, the kind that leaks least for the family."""
     if has_base:
         return AnchorObjective(kind="anchor")
     causal = FAMILIES[family].objective == "causal"
     return AnchorObjective(kind="anchor", to="counterfactual" if causal else "self")
-
-
-def _with_span(document: Any) -> Any:
-    """Return the document, with its first word marked if it has no span.
-
-    Documents without a span cost an audit nothing, so their time would tell nothing.
-    """
-    if document.spans:
-        return document
-    return replace(document, spans=(Span(0, min(8, len(document.text)), "X"),))
 
 
 def samples(tokens: int) -> int:

@@ -13,7 +13,7 @@ from textwrap import wrap
 
 from sani.atomic import check_new_file, write_text
 from sani.errors import RecipeError, RunError
-from sani.recipe import dump_recipe, load_recipe
+from sani.recipe import Recipe, dump_recipe, load_recipe
 from sani.reporting.advice import MEASURED, next_line
 from sani.reporting.stored_report import read_report
 from sani.runfolder import RECIPE, check_new_run
@@ -26,16 +26,24 @@ class NextRun:
     """The recipe and the folder of the run that an advice asks for.
 
     Attributes:
-        recipe: The new recipe's file.
+        recipe: The new recipe.
+        file: Its file, beside the finished run's folder.
+        text: The content of that file.
         out: The new run folder.
     """
 
-    recipe: Path
+    recipe: Recipe
+    file: Path
+    text: str
     out: Path
 
+    def write(self) -> None:
+        """Write the recipe's file."""
+        write_text(self.file, self.text)
 
-def write_next_recipe(run: Path) -> NextRun:
-    """Write the recipe of the next run beside a finished run's folder.
+
+def next_run(run: Path) -> NextRun:
+    """Return the next run of a finished one; nothing is written.
 
     Args:
         run: The finished run's folder.
@@ -66,8 +74,7 @@ def write_next_recipe(run: Path) -> NextRun:
         "on other records of the same training.",
     ]
     text = "".join(f"# {comment}\n" for comment in comments)
-    write_text(file, text + dump_recipe(recipe))
-    return NextRun(file, out)
+    return NextRun(recipe, file, text + dump_recipe(recipe), out)
 
 
 def next_folder(run: Path) -> Path:

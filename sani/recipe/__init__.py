@@ -31,7 +31,7 @@ from sani.recipe.erase_settings import (
     Selector,
 )
 from sani.recipe.ladder import EscalationSettings, Rung
-from sani.recipe.load import dump_recipe, load_recipe, settings_from
+from sani.recipe.load import dump_recipe, load_recipe, parse_recipe, settings_from
 from sani.recipe.recipe import Recipe
 from sani.recipe.repair_settings import (
     AdapterSettings,
@@ -108,5 +108,6 @@ __all__ = [
     "complete_repair_settings",
     "dump_recipe",
     "load_recipe",
+    "parse_recipe",
     "settings_from",
 ]

@@ -38,14 +38,25 @@ def load_recipe(path: Path | str, *, overrides: Sequence[str] = ()) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         name = type(error).__name__
         raise RecipeError(f"{path}: cannot be read as UTF-8 text ({name})") from None
-    data = parse_yaml(text, source=str(path))
+    return parse_recipe(text, source=str(path), overrides=overrides)
+
+
+def parse_recipe(text: str, *, source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Check a recipe's text; arguments and errors as for `load_recipe`.
+
+    Args:
+        text: The recipe as YAML.
+        source: What errors call it.
+        overrides: As for `load_recipe`.
+    """
+    data = parse_yaml(text, source=source)
     if not isinstance(data, dict):
-        raise RecipeError(f"{path}: expected a mapping of sections, got {_type_name(data)}")
+        raise RecipeError(f"{source}: expected a mapping of sections, got {_type_name(data)}")
     for override in overrides:
         _override(data, override)
     if data.get("version") == 1:
-        raise RecipeError(f"{path}: {version_1_refusal()}")
-    return _validate(data, Recipe, source=str(path))
+        raise RecipeError(f"{source}: {version_1_refusal()}")
+    return _validate(data, Recipe, source=source)
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -161,6 +161,11 @@ def _gate_problems(recipe: Recipe) -> Iterator[str]:
             )
         if gate.auc_excess is not None and recipe.audit.decoys:
             yield "gate.auc_excess needs model.base; without one, set it to null"
+    if gate.scan_recall is not None and recipe.scan.gold is None:
+        yield (
+            "gate.scan_recall needs scan.gold, notes that people annotated completely; without "
+            "them, set it to null"
+        )
     needs_decoys = recipe.judged_gate.needs_decoys
     if needs_decoys and not recipe.audit.decoys:
         yield f"gate.{needs_decoys[0]} needs audit.decoys of at least 1"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from sani.corpus.documents import Corpus
 from sani.errors import RepairError
 from sani.machine import distributed
@@ -14,7 +16,7 @@ from sani.repairing.mlm_masking import check_masked
 
 
 def check_settings(settings: RepairSettings, config: Any) -> None:
-    """Refuse settings that a model of this kind cannot be repaired with.
+    """Refuse settings that a model of this kind cannot be repaired with on this machine.
 
     Args:
         settings: Settings of the repair.
@@ -23,6 +25,11 @@ def check_settings(settings: RepairSettings, config: Any) -> None:
     Raises:
         RepairError: If the settings do not fit the model.
     """
+    if settings.precision == "bfloat16" and not _has_bfloat16():
+        raise RepairError(
+            "repair.precision: bfloat16 is asked for and this processor has no bfloat16 units, "
+            "so it would be slower and no smaller; use float32"
+        )
     layers = num_layers(config)
     if settings.last_layers is not None and settings.last_layers > layers:
         raise RepairError(
@@ -32,6 +39,12 @@ def check_settings(settings: RepairSettings, config: Any) -> None:
         check_masked(settings)
     if family_of(config).objective == "seq2seq":
         _check_two_texts(settings)
+
+
+def _has_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _check_two_texts(settings: RepairSettings) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from sani.errors import RepairError
 from sani.machine import distributed
 from sani.machine.progress import OnStep
 from sani.recipe import RepairSettings
@@ -68,18 +67,9 @@ class TrainingJob:
     sharded_layers: Sequence[str] | None = None
 
     def arguments(self) -> TrainingArguments:
-        """Return the Trainer's arguments.
-
-        Raises:
-            RepairError: If the hardware lacks the precision.
-        """
+        """Return the Trainer's arguments."""
         settings = self.settings
         steps = len(self.examples) * settings.epochs
-        if settings.precision == "bfloat16" and not _has_bfloat16():
-            raise RepairError(
-                "repair.precision: bfloat16 is asked for and this processor has no bfloat16 units, "
-                "so it would be slower and no smaller; use float32"
-            )
         arguments = TrainingArguments(
             output_dir=str(self.folder),
             per_device_train_batch_size=1,  # an item is a whole batch
@@ -105,9 +95,3 @@ class TrainingJob:
         # With more GPUs the Trainer would wrap the model in DataParallel.
         arguments._n_gpu = min(arguments.n_gpu, 1)
         return arguments
-
-
-def _has_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -80,6 +80,15 @@ def decimals(value: float | None, places: int = 3) -> str:
     return "-" if value is None else f"{value:.{places}f}"
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
 def share(value: float | None) -> str:
     """Return a fraction in per cent, or a dash."""
     return "-" if value is None else f"{value:.1%}"

@@ -89,6 +89,26 @@ def detect(
     return Corpus(documents, notes)
 
 
+def check_gold(gold: Corpus) -> None:
+    """Refuse documents that no scan can be measured on.
+
+    Raises:
+        ScanError: If a span was found by a scan, or the documents mark no direct identifier.
+    """
+    machines = {s.source for document in gold for s in document.spans} - {ANNOTATION}
+    if machines:
+        raise ScanError(
+            f"the gold documents hold spans that a scan found (source {', '.join(sorted(machines))}"
+            "); held against its own findings every scan looks complete: give documents that "
+            "people have annotated"
+        )
+    if not any(span.kind == "direct" for document in gold for span in document.spans):
+        raise ScanError(
+            "the gold documents mark no direct identifier, so recall cannot be estimated; give "
+            "documents whose spans are right and complete"
+        )
+
+
 def estimate(
     gold: Corpus,
     settings: ScanSettings,
@@ -105,19 +125,8 @@ def estimate(
         ScanError: If a span was found by a scan, the documents mark no direct identifier, or as
             for `detect`.
     """
-    machines = {s.source for document in gold for s in document.spans} - {ANNOTATION}
-    if machines:
-        raise ScanError(
-            f"the gold documents hold spans that a scan found (source {', '.join(sorted(machines))}"
-            "); held against its own findings every scan looks complete: give documents that "
-            "people have annotated"
-        )
+    check_gold(gold)
     gold = Corpus(list({document.text: document for document in gold}.values()))  # a copy is none
-    if not any(span.kind == "direct" for document in gold for span in document.spans):
-        raise ScanError(
-            "the gold documents mark no direct identifier, so recall cannot be estimated; give "
-            "documents whose spans are right and complete"
-        )
     bare = Corpus([replace(document, spans=()) for document in gold])
     alone = settings.model_copy(update={"indirect": None})
     scanned = detect(bare, alone, cache_folder=cache_folder, on_step=on_step, annotated=(gold,))

@@ -42,6 +42,20 @@ _TOKEN = rf"[\p{{L}}\p{{M}}\p{{N}}]+|[{_BREAKS}]"
 _token = regex.compile(_TOKEN)
 
 
+def check_subjects(documents: Sequence[Document], settings: IndirectSettings) -> None:
+    """Refuse documents of fewer than k subjects.
+
+    Raises:
+        ScanError: If there are fewer: every word would be indirect.
+    """
+    subjects = len({document.subject_id for document in documents})
+    if subjects < settings.k:
+        raise ScanError(
+            f"indirect: {subjects} subjects are fewer than k = {settings.k}, so every word would "
+            "be indirect; give more documents, their subject_id, or leave it out"
+        )
+
+
 def find_indirect(
     documents: Sequence[Document],
     settings: IndirectSettings,
@@ -62,12 +76,8 @@ def find_indirect(
     Raises:
         ScanError: If there are fewer than k subjects: every word would be indirect.
     """
+    check_subjects(documents, settings)
     subjects = {subject: n for n, subject in enumerate(sorted({d.subject_id for d in documents}))}
-    if len(subjects) < settings.k:
-        raise ScanError(
-            f"indirect: {len(subjects)} subjects are fewer than k = {settings.k}, so every word "
-            "would be indirect; give more documents, their subject_id, or leave it out"
-        )
     spans: list[list[Span]] = [[] for _ in documents]
     with tempfile.TemporaryDirectory(prefix="sani-") as folder:
         engine = _engine(Path(folder), memory=memory, threads=threads)

@@ -347,8 +347,8 @@ def test_check_finds_every_problem_and_writes_nothing(
     assert main(["run", str(recipe), "--out", str(out), "--check", "--json"]) == 1
     items = {item["name"]: item["holds"] for item in json.loads(capsys.readouterr().out)}
     assert items == {
-        "corpus": True, "model.path": True, "kind": True, "model.base": False, "erase": False,
-        "disk": True, "memory": True,
+        "corpus": True, "model.path": True, "kind": True, "model.base": False, "texts": True,
+        "audit": False, "erase": False, "out": True, "disk": True, "memory": True,
     }  # fmt: skip
     missing = ["run", str(recipe), "--out", str(out), "--check", "--json", "--set"]
     assert main([*missing, f"model.path={tmp_path}/gone"]) == 1

@@ -10,7 +10,9 @@ from sani.reporting.stored_report import read_report
 
 
 @pytest.mark.long
-def test_the_demo_runs_to_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_runs_to_a_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With few patients and epochs its models recite nothing, so the gate cannot hold."""
     monkeypatch.setattr(demo, "PATIENTS", (6, 4, 4))
     monkeypatch.setattr(demo, "BASE_EPOCHS", 1)
@@ -20,3 +22,7 @@ def test_the_demo_runs_to_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report = read_report(tmp_path / "demo" / "run")
     assert {"before", "base", "after"} <= set(report.audits)
     assert not report.gate.holds
+    _, _, last = capsys.readouterr().out.partition("What it cost")
+    assert last.splitlines()[-1].startswith("Next: ")
+    for stage in ("train the base model", "train the leaky model", "repair", "all stages"):
+        assert stage in last

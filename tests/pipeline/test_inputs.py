@@ -67,7 +67,9 @@ def refusal(recipe: Recipe, out: Path) -> str:
 
 
 def problems(recipe: Recipe, out: Path) -> list[str]:
-    return [item.detail for item in check(recipe, out) if not item.holds]
+    """Return what ``--check`` says is not in order, each problem once."""
+    details = [item.detail for item in check(recipe, out) if not item.holds]
+    return [detail for detail in details if not detail.startswith("as ")]
 
 
 def save_again(folder: Path) -> None:

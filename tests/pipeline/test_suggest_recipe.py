@@ -25,7 +25,7 @@ from sani.erasing.reinit import fresh_model
 from sani.errors import RecipeError
 from sani.machine import environment, memory
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
-from sani.pipeline.recipe_text import duration, write_recipe
+from sani.pipeline.recipe_text import write_recipe
 from sani.pipeline.suggest_recipe import MIN_SAMPLES, Fit, fit, samples, schedule
 from sani.recipe import (
     QUICK,
@@ -273,7 +273,7 @@ def test_perplexity_is_that_of_held_out_documents_whose_identifiers_are_marked(
     fits = [
         fit(job / "fine-tuned", CorpusSettings(path=folder / f"{name}.jsonl",
                                                held_out=folder / f"{name}_held_out.jsonl"),
-            base=job / "base", measure=False, on_step=lambda *step: None)
+            base=job / "base", on_step=lambda *step: None)
         for folder, name in ((job, "unmarked"), (tmp_path, "marked"))
     ]  # fmt: skip
     assert fits[0].perplexities == fits[1].perplexities
@@ -284,10 +284,10 @@ def test_perplexity_is_that_of_held_out_documents_whose_identifiers_are_marked(
 def test_annotated_records_are_scanned_where_the_held_out_ones_are_not_annotated(job: Path) -> None:
     facts = fit(job / "fine-tuned", CorpusSettings(path=job / "records.jsonl",
                                                    held_out=job / "unmarked_held_out.jsonl"),
-                base=None, measure=False, on_step=lambda *step: None)  # fmt: skip
+                base=None, on_step=lambda *step: None)  # fmt: skip
     assert facts.scan.patterns
     both = CorpusSettings(path=job / "records.jsonl", held_out=job / "held_out.jsonl")
-    facts = fit(job / "fine-tuned", both, base=None, measure=False, on_step=lambda *step: None)
+    facts = fit(job / "fine-tuned", both, base=None, on_step=lambda *step: None)
     assert not facts.scan.detects
 
 
@@ -376,7 +376,7 @@ def test_a_model_that_does_not_fit_is_not_trained_to_measure_it(
 ) -> None:
     out = tmp_path / "mine.yaml"
     monkeypatch.setattr("sani.pipeline.suggest_recipe.device_memory", lambda: 10**6)
-    monkeypatch.setattr("sani.pipeline.suggest_recipe.repair", None)
+    monkeypatch.setattr("sani.pipeline.preflight.estimate_time", None)
     assert init(job, out) == 0
     assert "# Memory: too little here: the repair needs 1," in out.read_text()
     assert "Takes" not in out.read_text()
@@ -392,12 +392,6 @@ def test_few_records_are_read_in_smaller_steps_and_more_often(tokens: Any) -> No
         assert epochs * tokens >= 64 * batch_tokens
     if tokens >= 64 * 1024 / 4:
         assert (epochs, batch_tokens) == (4, 1024)
-
-
-def test_times_are_said_as_people_do() -> None:
-    assert duration(3) == duration(89) == "about a minute"
-    assert duration(600) == "about 10 minutes"
-    assert duration(9000) == "about 2.5 hours"
 
 
 # ---- the machine -----------------------------------------------------------------------------
