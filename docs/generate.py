@@ -26,6 +26,7 @@ from sani.cli.main import app
 from sani.models.families import FAMILIES
 from sani.models.family import Family
 from sani.recipe import Recipe
+from sani.reporting.glossary import glossary
 from sani.reporting.questions import FIGURES, questions
 from sani.scanning.labels import direct_if, hipaa_categories, kind_of_label
 
@@ -106,6 +107,7 @@ def generated() -> dict[Path, str]:
     """Return the text of every file that is generated, or has a generated part."""
     models, scanning = DOCS / "models.md", DOCS / "scanning.md"
     python, architecture = DOCS / "python.md", DOCS / "architecture.md"
+    index = DOCS / "index.md"
     return {
         DOCS / "recipe.md": RECIPE_INTRO + "\n".join(recipe_sections()) + "\n",
         DOCS / "cli.md": CLI_INTRO + "\n".join(commands()) + "\n",
@@ -114,6 +116,7 @@ def generated() -> dict[Path, str]:
         scanning: between_markers(scanning, "hipaa", hipaa_table()),
         python: between_markers(python, "names", "\n".join(public_names())),
         architecture: between_markers(architecture, "tree", "\n".join(tree())),
+        index: between_markers(index, "words", words()),
     }
 
 
@@ -501,6 +504,11 @@ def _signature(function: Any) -> str:
 def _type_name(annotation: Any) -> str:
     name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "Any")
     return re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", name)
+
+
+def words() -> str:
+    """Return the table of the glossary."""
+    return table(("word", "meaning"), [(name, word.meaning) for name, word in glossary().items()])
 
 
 def tree() -> Iterator[str]:

@@ -10,7 +10,9 @@ from sani.reporting import advice, evidence, process, questions, sentences
 from sani.reporting.charts import draw
 from sani.reporting.contents import chapters
 from sani.reporting.escalation import tried
+from sani.reporting.glossary import Links
 from sani.reporting.onion import onion
+from sani.reporting.readings import reading_of
 from sani.reporting.rounds import rounds
 from sani.reporting.schema import Report
 
@@ -24,7 +26,9 @@ def render(report: Report, template: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    links = Links()
     environment.filters["cell"] = _cell
+    environment.filters["linked"] = links.linked
     return environment.get_template(template).render(
         report=report,
         verdict=sentences.verdict(report),
@@ -43,6 +47,9 @@ def render(report: Report, template: str) -> str:
         versions=process.versions(report),
         chapters=chapters(report) if template == "report.html.jinja" else {},
         charts=draw(report) if template == "report.html.jinja" else {},
+        begin_section=links.section,
+        words=links.entries,
+        reading_of=reading_of,
     )
 
 

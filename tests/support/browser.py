@@ -87,8 +87,9 @@ class Browser:
             self.events.append(self._next())
 
     def value(self, expression: str) -> Any:
-        """Return the value of a JavaScript expression on the page."""
-        found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Return the value of a JavaScript expression on the page; a promise is waited for."""
+        found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True,
+                         awaitPromise=True)  # fmt: skip
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
