@@ -13,11 +13,26 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from sani.cli.tables import table_of
 from sani.machine import distributed
-from sani.reporting.format import KIND_NAMES, Section, decimals, number, rate, stage_name
+from sani.reporting.format import (
+    KIND_NAMES,
+    Section,
+    decimals,
+    duration,
+    number,
+    rate,
+    stage_name,
+)
 
 if TYPE_CHECKING:
     from sani.auditing.record import AuditRecord
@@ -29,32 +44,50 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class StepReporter:
-    """Progress of a long job: a bar on a terminal, a line now and then elsewhere."""
+    """Progress of a long job in one line: stage, share, time left; elsewhere a line now and then.
+
+    The time left is that of the stage.
+    """
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
-        self._tasks: dict[str, Any] = {}
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._began = 0.0
         self._printed = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` steps of a stage are done."""
+        now = time.monotonic()
+        new = stage != self._stage
+        if new:
+            self._stage, self._began = stage, now
         if self._progress is not None:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._progress.add_task(stage, total=total)
-            self._progress.update(self._tasks[stage], completed=done, total=total)
-        elif done == total or time.monotonic() - self._printed > _SECONDS_BETWEEN_LINES:
-            self._printed = time.monotonic()
-            say(f"{stage}: {done} of {total}")
+            if self._task is None:
+                self._task = self._progress.add_task(stage, total=total)
+            elif new:
+                self._progress.reset(self._task, total=total, description=stage)
+            self._progress.update(self._task, completed=done, total=total)
+        elif done == total or now - self._printed > _SECONDS_BETWEEN_LINES:
+            self._printed = now
+            say(f"{stage}: {self._share(done, total, now - self._began)}")
+
+    @staticmethod
+    def _share(done: int, total: int, seconds: float) -> str:
+        """Return how much of a stage is done, and the time that is left of it."""
+        text = f"{done} of {total} ({done / max(1, total):.0%})"
+        left = seconds * (total - done) / max(1, done)
+        return f"{text}, {duration(left)} left" if done and left >= 1 else text
 
 
 @contextmanager
 def reporter() -> Iterator[StepReporter]:
-    """Yield a reporter of steps on stderr; on a terminal its bars are gone at the end."""
+    """Yield a reporter of steps on stderr; on a terminal its line is gone at the end."""
     console = Console(stderr=True)
     if not console.is_terminal or not distributed.is_main():
         yield StepReporter(None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
         yield StepReporter(progress)
 

@@ -109,7 +109,7 @@ def audit(
     from sani.pipeline.inputs import Documents, read_others
     from sani.recipe import AuditSettings
     from sani.reporting.contents import audit_sections
-    from sani.reporting.next_steps import after_audit
+    from sani.reporting.next_steps import after_audit, conclusion_of_audit
 
     generation: dict[str, Any] | None = None
     if samples or prompts:
@@ -144,6 +144,7 @@ def audit(
         for name, record in result.audits.items():
             for reason, count in record.unscored.items():
                 console.show(f"{name}: {counted(count, 'occurrence')} not scored: {reason}")
+        console.show(conclusion_of_audit(result.audits, result.audit_settings))
     console.show_next(after_audit(result.audits, base=base is not None), as_json=as_json)
     if fail_above is not None and not _recites_at_most(result.audits["model"], fail_above):
         raise typer.Exit(GATE_FAILED)

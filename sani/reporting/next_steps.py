@@ -10,7 +10,9 @@ from pathlib import Path
 
 from sani.auditing.record import AuditRecord
 from sani.gate import Check
+from sani.recipe import AuditSettings
 from sani.releasing.manifest import Verification
+from sani.reporting.format import subjects_at_risk
 
 
 def after_check(out: Path, *, holds: bool) -> str:
@@ -32,6 +34,38 @@ def after_audit(audits: Mapping[str, AuditRecord], *, base: bool) -> str:
     return (
         "Next: a recipe with model.unsanitized (recipes/check-only.yaml) judges this model. An "
         "audit alone has no positive control, so a rate of 0 may mean a wrong corpus."
+    )
+
+
+def conclusion_of_audit(audits: Mapping[str, AuditRecord], settings: AuditSettings) -> str:
+    """Return two sentences on what ``sani audit`` found: how much, and whether it is memory."""
+    figures, base = audits["model"].figures.get("direct"), audits.get("base")
+    if figures is None or not figures.greedy.trials:
+        return (
+            "No direct identifier could be scored. So this audit says nothing of whether the model "
+            "recites any."
+        )
+    greedy, sampled = figures.greedy, figures.discoverable
+    first = (
+        f"Of {greedy.trials} direct identifiers the model recites {greedy.hits} greedily, and "
+        f"{sampled.hits} are seen in {settings.queries} samples with probability "
+        f"{settings.probability:g}."
+    )
+    if base is None:
+        return f"{first} Without --base nobody can tell how many of these anyone could guess."
+    of_base = base.figures["direct"].greedy.hits if "direct" in base.figures else 0
+    given = f"the base, which never saw the records, recites {of_base}"
+    tests = (audits["model"].control_tests or {}).get("direct")
+    if tests is None:
+        return f"{first} That is to be compared with the base: {given}."
+    if tests.at_risk or tests.greedy.exceeded or tests.discoverable.exceeded:
+        return (
+            f"{first} This is memory: {given}, and {subjects_at_risk(tests)} subjects stand out "
+            "more than chance allows."
+        )
+    return (
+        f"{first} No memory was found, which is no proof that there is none: {given}, and no "
+        "subject stands out more than chance allows."
     )
 
 
