@@ -17,6 +17,7 @@ from sani.auditing.record import AuditRecord
 from sani.corpus.documents import Kind
 from sani.gate.check import MIN_DECOY_SHARE, MIN_TRIALS, Check
 from sani.gate.failed import FailedLimit, failed_limits
+from sani.gate.learning_rate import RateFault
 from sani.recipe import AnchorObjective, MaskObjective, Recipe, RepairSettings
 from sani.scanning.record import ScanRecord
 
@@ -38,6 +39,8 @@ Cause = Literal[
     "weak_base",
     "base_knows",
     "fresh_layers",
+    "rate_low",
+    "rate_high",
     "rounding",
 ]
 Next = Literal[
@@ -53,7 +56,15 @@ Next = Literal[
     "nothing",
 ]
 Why = Literal[
-    "near_base", "anchor", "skill", "epochs", "no_fresh_layers", "retraining", "rungs_left"
+    "near_base",
+    "anchor",
+    "skill",
+    "epochs",
+    "no_fresh_layers",
+    "retraining",
+    "rungs_left",
+    "rate_low",
+    "rate_high",
 ]
 
 
@@ -106,6 +117,7 @@ class Facts:
         is_rounded: Rounding to the types of the files undid a part of the repair.
         rungs_left: An escalation ended by its budget, with rungs that were not tried.
         retrained: A rung of an escalation went back to the base.
+        rate: What the repair's loss says of its learning rate; None for nothing.
         seconds: What the repair took; None without one.
     """
 
@@ -117,6 +129,7 @@ class Facts:
     is_rounded: bool = False
     rungs_left: bool = False
     retrained: bool = False
+    rate: RateFault | None = None
     seconds: float | None = None
 
     @property
@@ -191,6 +204,8 @@ def _causes(facts: Facts, failed: Sequence[FailedLimit]) -> Iterator[Cause]:
         yield from _causes_of_memory(facts, tests)
     if _fails(failed, "perplexity_ratio"):
         yield from _causes_of_lost_skill(facts)
+    if facts.rate is not None and (memory or _fails(failed, "perplexity_ratio")):
+        yield "rate_low" if facts.rate == "low" else "rate_high"
     rounded = facts.is_rounded and (memory or _fails(failed, "perplexity_ratio"))
     if rounded or _fails(failed, "attack.quantize"):
         yield "rounding"
@@ -300,6 +315,9 @@ def _less_memory(facts: Facts) -> tuple[Next, list[Setting]]:
     if recipe.strategy == "escalate" or facts.is_adapter:
         return "retrain", []
     is_masked_model = facts.audits["after"].jointly is not None
+    near = _to_base(recipe) >= NEAR_BASE and not is_masked_model
+    if near and (rate := list(_other_rate(facts))):
+        return "settings", rate
     if _to_base(recipe) >= NEAR_BASE or is_masked_model:
         return "retrain", _retraining()
     settings.append(Setting("erase", f"{{interpolate_to_base: {NEAR_BASE}}}", "near_base"))
@@ -330,6 +348,7 @@ def _more_skill(facts: Facts, causes: Sequence[Cause]) -> tuple[Next, list[Setti
         return "nothing", []
     if _to_base(recipe) >= NEAR_BASE and not _resets(recipe):
         longer = list(_longer_repair(recipe.repair)) if is_causal else []
+        longer = longer or list(_other_rate(facts))
         return ("settings", longer) if longer else ("nothing", [])
     # Weights that went to the base on their way out of memory are not sent back.
     stays = _to_base(recipe) == 0 and not _resets(recipe)
@@ -340,6 +359,15 @@ def _more_skill(facts: Facts, causes: Sequence[Cause]) -> tuple[Next, list[Setti
         if not facts.is_adapter:
             return "settings", [near]
     return "nothing", []
+
+
+def _other_rate(facts: Facts) -> Iterator[Setting]:
+    """Yield half or twice the learning rate, where the repair's loss asks for it."""
+    repair = facts.recipe.repair
+    if repair is not None and facts.rate is not None:
+        low = facts.rate == "low"
+        value = repair.learning_rate * (2.0 if low else 0.5)
+        yield Setting("repair.learning_rate", f"{value:g}", "rate_low" if low else "rate_high")
 
 
 def _longer_repair(repair: RepairSettings) -> Iterator[Setting]:

@@ -38,6 +38,7 @@ from sani.corpus.documents import Corpus, Kind
 from sani.counting import counted
 from sani.gate import Check
 from sani.gate.advice import Facts, advise
+from sani.gate.learning_rate import rate_fault
 from sani.models.folder import is_adapter
 from sani.recipe import Recipe
 from sani.recipe.weaker_limits import weaker_attacks, weaker_audit, weaker_limits
@@ -206,6 +207,7 @@ def _facts(
         is_rounded=repair is not None and any(ROUNDED in note for note in repair.notes),
         rungs_left=climb is not None and climb.stopped == "budget",
         retrained=any(erase is not None and erase.interpolate_to_base == 1 for erase in ways),
+        rate=rate_fault(repair.curve) if repair else None,
         seconds=repair.seconds if repair else None,
     )
 

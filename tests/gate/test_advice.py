@@ -13,6 +13,7 @@ from sani.auditing.utility import Utility
 from sani.gate import Check
 from sani.gate.advice import Advice, Facts, advise
 from sani.gate.failed import FailedLimit
+from sani.gate.learning_rate import rate_fault
 from sani.intervals import Estimate, Rate
 from sani.recipe import Recipe
 from sani.scanning.record import ScanRecord
@@ -267,6 +268,36 @@ def test_near_the_base_a_longer_repair_brings_skill_back(plain: Facts) -> None:
         masked = recipe_of(erase=near, repair={"epochs": 12, **MASK})
         assert advice_for(facts, LOST, recipe=masked).next == "nothing"
     assert advice_for(weak, LOST, recipe=recipe_of(erase=HALF)).next == "nothing"
+
+
+FALLING = [{"step": n, "ordinary": 9.0 - 0.1 * n} for n in range(60)]
+LEVEL = [{"step": n, "ordinary": 2.0 + 7.0 * 0.5 ** (n / 4)} for n in range(60)]
+RISING = [{"step": n, "ordinary": 4.0 + abs(n - 20) / 20} for n in range(60)]
+
+
+def test_the_loss_tells_a_learning_rate_that_was_too_low_or_too_high() -> None:
+    assert [rate_fault(curve) for curve in (FALLING, LEVEL, RISING)] == ["low", None, "high"]
+    assert rate_fault(FALLING[:19]) is None
+    assert rate_fault([{"step": n, "anchor": 1.0} for n in range(60)]) is None
+
+
+@pytest.mark.parametrize("check", [LOST, LEAKS])
+def test_near_the_base_another_learning_rate_is_tried_where_the_loss_asks_for_it(
+    plain: Facts, check: Check
+) -> None:
+    loss = {"kind": "anchor", "weight": 10.0}
+    repair = {"epochs": 12, "learning_rate": 1e-3, "identifier_loss": loss}
+    recipe = recipe_of(erase={"interpolate_to_base": 0.9}, repair=repair)
+    low = advice_for(plain, check, recipe=recipe, rate="low")
+    assert (low.next, settings_of(low)) == ("settings", {"repair.learning_rate": "0.002"})
+    assert "rate_low" in low.causes
+    high = advice_for(plain, check, recipe=recipe, rate="high")
+    assert settings_of(high) == {"repair.learning_rate": "0.0005"}
+    assert "rate_high" in high.causes
+    neither = advice_for(plain, check, recipe=recipe)
+    assert neither.next == ("nothing" if check is LOST else "retrain")
+    assert "repair.learning_rate" not in settings_of(neither)
+    assert not advice_for(plain, recipe=recipe, rate="low").settings  # the gate holds
 
 
 def test_a_base_that_is_better_is_the_model_to_share(plain: Facts) -> None:
