@@ -29,7 +29,7 @@ ELSEWHERE = {
     "pip install": "needs a network",
     "hf download": "needs a network",
 }
-LONG = ("docs/quickstart.md", "docs/audit.md", "docs/attacks.md")
+LONG = ("docs/quickstart.md", "docs/audit.md", "docs/attacks.md", "docs/python.md")
 # What makes a real command small enough for a test; nothing else of it is changed.
 SMALLER = {
     "audit": ["--decoys", "1", "--swaps", "1", "--framing", "bos", "--limit", "3"],
