@@ -192,7 +192,7 @@ def train_on_text(
 
 @dataclass(frozen=True)
 class Demo:
-    """What a run of the demo needs.
+    """The recipe of the demo, and the time that its models took.
 
     Attributes:
         recipe: The recipe's file, ready for `sani.run`.
