@@ -37,6 +37,9 @@ def read(name: str) -> Corpus:
         ("text-utf-16", 1, 0),
         ("bundle.ndjson", 1, 0),
         ("bundle_pretty.ndjson", 1, 0),
+        ("dates.jsonl", 56, 0),
+        ("var.jsonl", 49, 51),
+        ("wrap.jsonl", 25, 275),
     ],
 )
 def test_it_is_read_whole(name: str, documents: int, spans: int) -> None:
