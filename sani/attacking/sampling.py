@@ -43,7 +43,9 @@ def sampling(
     """
     occurrences = context.score(model, decoys=False)
     within = discoverable(
-        occurrences.sampled, queries=MAX_SAMPLES, probability=context.audit.probability
+        np.maximum(occurrences.sampled, occurrences.log_probability),
+        queries=MAX_SAMPLES,
+        probability=context.audit.probability,
     )
     subjects = context.subject_numbers(context.places)
     curve = tuple(

@@ -17,7 +17,8 @@ from sani.text.folding import fold, fold_text
 from sani.text.tokens import Encoded
 from sani.values.dates import Days, days_of, find_days
 
-SHORTEST_WORD = 3
+SHORTEST_WORD = 3  # that counts inside a longer one
+SHORTEST_NAME = 2
 SHORTEST_NUMBER = 2
 LONG_NUMBER = 4  # digits of a number that tells by itself
 _WORD = re.compile(r"[^\W\d_]+|\d+")
@@ -48,7 +49,7 @@ class CueFinder:
     def cued(self, start: int, end: int, seen: Sequence[tuple[int, int]]) -> bool:
         """Return whether all that tells of ``text[start:end]`` stands in seen parts of the text.
 
-        What tells are its words of `SHORTEST_WORD` letters and its numbers of `SHORTEST_NUMBER`
+        What tells are its words of `SHORTEST_NAME` letters and its numbers of `SHORTEST_NUMBER`
         digits or more; a shorter value counts if all of it is repeated. A clinic's town above a
         patient's address gives the town away, and not the street: such a value is not cued. A
         number below `LONG_NUMBER` digits counts where the word before or behind it is seen beside
@@ -178,4 +179,4 @@ class SearchedText:
 
 
 def _shortest(word: str) -> int:
-    return SHORTEST_NUMBER if word.isdigit() else SHORTEST_WORD
+    return SHORTEST_NUMBER if word.isdigit() else SHORTEST_NAME

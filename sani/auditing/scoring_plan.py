@@ -178,7 +178,10 @@ def _values(scores: Scores, slots_of: Sequence[slice], queries: int, probability
         log_probability=log_p,
         sampled=sampled,
         greedy=np.array([scores.likeliest[slots].all() for slots in slots_of], dtype=np.bool_),
-        discoverable=discoverable(sampled, queries=queries, probability=probability),
+        # A truncated sampler never draws what is below its cut, and a plain one does.
+        discoverable=discoverable(
+            np.maximum(sampled, log_p), queries=queries, probability=probability
+        ),
     )
 
 

@@ -41,6 +41,8 @@ def cued(before: str, value: str, behind: str = "", *, masked: bool = False) -> 
         ("Springfield, Illinois 62704. ", "483 Hazel Lane, Springfield, Illinois 62704", False),
         ("Telephone 217-555-0100. ", "217-555-9317", False),
         ("Dr. García. Patient ", "Juan García", False),
+        ("Mother Chen Li, patient ", "Chen Yu", False),
+        ("Chen Li. Patient ", "Chen Li", True),
         ("Admitted 12/03/2021, discharged ", "12/03/2021", True),
         ("Admitted 12/03/2021, discharged ", "14/03/2021", False),  # the day is not given
         ("Admitted 12/03/2021, discharged ", "17/09/2021", False),
@@ -83,7 +85,7 @@ def slow(text: str, start: int, end: int) -> bool:
     pairs = list(itertools.pairwise(before))
     told, total = 0, 0
     for number, word in enumerate(own):
-        if len(word) >= (2 if word.isdigit() else 3):
+        if len(word) >= 2:
             total += len(word)
             if word.isdigit() and len(word) < 4:
                 beside = list(itertools.pairwise(own[max(0, number - 1) : number + 2]))
