@@ -180,7 +180,7 @@ def make(folder: Path, size: Size) -> None:
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, MixtralConfig, PreTrainedTokenizerFast
 
-    from sani.erasing.reinit import skeleton
+    from sani.models.building import skeleton
 
     folder.mkdir()
     sizes: dict[str, Any] = {

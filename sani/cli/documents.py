@@ -306,6 +306,10 @@ def sample(
         int, typer.Option(min=1, help="Maximum number of tokens of a text.")
     ] = 256,
     framing: Framing = "auto",
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the model that it is an adapter on."),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Let the model write text, to scan and repair with where its own records are gone."""
@@ -320,6 +324,7 @@ def sample(
             model,
             documents,
             out=out,
+            base=base,
             first=first,
             new_tokens=new_tokens,
             framing=framing,

@@ -177,7 +177,7 @@ def erase(
     from sani.corpus.readers import read_corpus
     from sani.erasing.folder import apply_folder, plan_folder
     from sani.erasing.plan import read_plan
-    from sani.models.folder import is_adapter
+    from sani.models.folder_files import is_adapter
     from sani.recipe import complete_erase_settings
     from sani.reporting.next_steps import after_erase, after_plan
 

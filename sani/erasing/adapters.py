@@ -18,14 +18,9 @@ from sani.erasing.erase import EraseResult, planned_slices
 from sani.erasing.plan import ErasePlan, check_plan
 from sani.erasing.shards import StoredModel, copy_patched
 from sani.errors import CheckpointError, SelectionError
-from sani.models.folder import (
-    ADAPTER_CONFIG,
-    HUB_NAME,
-    TOKENIZER_FILES,
-    ModelFolder,
-    copy_files,
-    read_json,
-)
+from sani.models.folder import ModelFolder, check_written
+from sani.models.folder_files import ADAPTER_CONFIG, copy_files, read_json, tokenizer_files
+from sani.models.layouts import HUB_NAME
 from sani.models.neurons import Slice
 from sani.models.safetensors_files import StoredWeights
 
@@ -70,16 +65,18 @@ def erase_adapter(
     path = folder.path
     check_plan(plan, base.layout)
     config = read_json(path, ADAPTER_CONFIG)
-    weights = StoredWeights(folder.weight_files)
+    weights = folder.stored
+    folder.check_finite()
     pieces = _adapter_slices(path, config, weights, planned_slices(plan, base.layout), base)
     with torch.no_grad(), new_folder(out) as staging:
         changed = copy_patched(weights, staging, pieces, None)
-        copy_files(path, staging, TOKENIZER_FILES)
+        copy_files(path, staging, tokenizer_files(path))
         named = config.get("base_model_name_or_path") or ""
         if not HUB_NAME.fullmatch(named) or Path(named).exists():
             config["base_model_name_or_path"] = None
         text = json.dumps(config, indent=2, sort_keys=True)
         (staging / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+        check_written(staging, out, base=base.folder.path)
     return EraseResult.from_counts(plan, changed, weights.num_parameters, started)
 
 

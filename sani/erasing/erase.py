@@ -170,9 +170,8 @@ def apply_plan(
     with torch.no_grad():
         for name, bias in biases.items():
             weights[name].copy_(bias)
-        for name, tensor in base_weights.items():
-            weight = weights[name]
-            moved = weight.lerp(tensor.to(weight), plan.interpolate_to_base)
+        for name, weight in weights.items() if base_weights else ():
+            moved = weight.lerp(base_weights[name].to(weight), plan.interpolate_to_base)
             moved = checkpoint.rounded(name, moved)  # as saved, so that it is counted as saved
             changed[name] = int((moved != weight).sum())
             weight.copy_(moved)
@@ -304,7 +303,8 @@ def _weights_of_base(
     difference = architecture_difference(checkpoint, base)
     if difference:
         raise SelectionError(f"{user}: the base does not fit the checkpoint: {difference}")
-    return dict(base.model.named_parameters())
+    # By every name: a head that is tied in the base may be one of its own in the checkpoint.
+    return dict(base.model.named_parameters(remove_duplicate=False))
 
 
 def _texts(checkpoint: Checkpoint, corpus: Corpus | None, framing: str, seed: int) -> Texts | None:

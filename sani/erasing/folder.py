@@ -17,6 +17,7 @@ from sani.erasing.plan import ErasePlan, architecture_digest, plan_by_weights
 from sani.erasing.selectors import reads_texts
 from sani.erasing.shards import RESETS, StoredModel, erase_stored
 from sani.errors import SelectionError
+from sani.models.bases import load_base
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.models.folder import ModelFolder, open_folder
 from sani.recipe import EraseSettings
@@ -51,11 +52,12 @@ def plan_folder(
         stored = _stored(folder, base if drifts else None)
         if stored is not None:
             return _plan_stored(*stored, settings, seed=seed)
+    checkpoint = load_checkpoint(folder)
     return plan_neurons(
-        load_checkpoint(folder),
+        checkpoint,
         settings,
         corpus=corpus,
-        base=load_checkpoint(base) if base is not None and drifts else None,
+        base=load_base(base, checkpoint) if base is not None and drifts else None,
         framing=framing,
         seed=seed,
     )
@@ -111,7 +113,7 @@ def apply_folder(
             return erase_stored(stored[0], out, plan, base=stored[1])
     checkpoint = load_checkpoint(folder)
     needs_base = base is not None and (rewinds or plan.interpolate_to_base)
-    base_checkpoint = load_checkpoint(base) if base is not None and needs_base else None
+    base_checkpoint = load_base(base, checkpoint) if base is not None and needs_base else None
     result = apply_plan(checkpoint, plan, base=base_checkpoint, corpus=corpus, framing=framing)
     save_checkpoint(checkpoint, out)
     return result
@@ -124,7 +126,7 @@ def _stored(
     if folder.is_adapter:
         return None
     model = StoredModel(folder)
-    other = StoredModel(open_folder(base)) if base is not None else None
+    other = StoredModel(open_folder(base, more_weights=True)) if base is not None else None
     if not model.is_plain or (other and not other.is_plain):
         return None
     if other and other.experts != model.experts:  # stacked in the files of one of them only

@@ -17,27 +17,21 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sani.errors import UnsupportedModelError
-from sani.models.families import auto_class
-
-
-def skeleton(config: Any) -> Any:
-    """Return the model of a configuration without memory for its weights: names, shapes, code."""
-    with torch.device("meta"):
-        return auto_class(config).from_config(config)
+from sani.models.building import new_model, skeleton
 
 
 def fresh_model(config: Any, *, seed: int) -> Any:
     """Return a whole model as its architecture initializes it, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return auto_class(config).from_config(config).eval()
+        return new_model(config).eval()
 
 
 class FreshWeights(Mapping[str, Tensor]):
     """Each parameter as its architecture initializes it, drawn when asked for, in float32."""
 
     def __init__(self, config: Any, *, seed: int) -> None:
-        self._skeleton = skeleton(config).float()
+        self._skeleton = skeleton(config)
         self._seed = seed
         self._names = [name for name, _ in self._skeleton.named_parameters()]
 

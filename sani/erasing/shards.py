@@ -25,11 +25,18 @@ from torch import Tensor
 from sani.atomic import new_folder
 from sani.erasing.erase import EraseResult, check_rewind, planned_slices, reset_slices
 from sani.erasing.plan import ErasePlan, architecture_digest, check_plan
-from sani.erasing.reinit import FreshWeights, skeleton
+from sani.erasing.reinit import FreshWeights
 from sani.errors import SelectionError, UnsupportedModelError
-from sani.models.folder import ModelFolder, copy_files, copy_large, files_beside
+from sani.models.folder import ModelFolder, check_written
+from sani.models.folder_files import (
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    copy_files,
+    copy_large,
+    files_beside,
+)
 from sani.models.neurons import Layout, Slice
-from sani.models.safetensors_files import Expert, StoredWeights
+from sani.models.safetensors_files import Expert, StoredWeights, plain_name
 from sani.recipe import PARTS
 
 RESETS = ("zero", "reinit", "rewind")  # those that need no activations
@@ -40,14 +47,8 @@ class StoredModel:
     """A model folder that is read where it lies: configuration, names, shapes, and weights."""
 
     def __init__(self, folder: ModelFolder) -> None:
-        """Read configuration and headers.
-
-        Raises:
-            UnsupportedModelError: If the family is unknown.
-            CheckpointError: If it cannot be read.
-        """
+        """Take a folder that `open_folder` has checked."""
         self.folder = folder
-        self._stored = StoredWeights(folder.weight_files)
         self.config: Any = folder.config
 
     @cached_property
@@ -63,16 +64,16 @@ class StoredModel:
     @cached_property
     def weights(self) -> StoredWeights:
         """The tensors, as far as possible by the names that they have in the model."""
-        return self._stored.named_as_in(self._skeleton)
+        return self.folder.stored.named_as_in(self._skeleton)
 
     @cached_property
     def experts(self) -> dict[str, Expert]:
         """Those of `weights` that are part of a tensor of the model, each with its place there."""
-        return self._stored.experts(self._skeleton)
+        return self.folder.stored.experts(self._skeleton)
 
-    @cached_property
+    @property
     def _skeleton(self) -> Any:
-        return skeleton(self.config)
+        return self.folder.skeleton
 
     @cached_property
     def _vocabulary(self) -> dict[str, int]:
@@ -125,18 +126,7 @@ class StoredModel:
     @cached_property
     def _stacks(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors that the experts' matrices make up; no shape where they do not."""
-        parts: dict[str, list[tuple[Expert, tuple[int, ...]]]] = {}
-        for name, expert in self.experts.items():
-            parts.setdefault(expert.tensor, []).append((expert, self.weights.shapes[name]))
-        shapes: dict[str, tuple[int, ...]] = {}
-        for tensor, members in parts.items():
-            high, wide = members[0][1]
-            experts = 1 + max(expert.number for expert, _ in members)
-            rows = high + max(expert.row for expert, _ in members)
-            alike = {shape for _, shape in members} == {members[0][1]}
-            full = len(members) * high == experts * rows and alike
-            shapes[tensor] = (experts, rows, wide) if full else ()
-        return shapes
+        return self.folder.stored.stack_shapes(self._skeleton)
 
     def fresh(self, *, seed: int) -> Mapping[str, Tensor]:
         """Return `weights` as the architecture initializes them; see `FreshWeights`."""
@@ -147,16 +137,27 @@ class StoredModel:
         return self.experts[name].tensor if name in self.experts else name
 
     def difference(self, base: StoredModel) -> str | None:
-        """Return how the base differs in parameters, heads or vocabulary, or None."""
-        shapes, others = self.parameters, base.parameters
+        """Return how the base differs in parameters, heads or vocabulary, or None.
+
+        A base may have fewer tokens and other rows for them: see `sani.models.bases.fit_base`.
+        """
+        if not base._vocabulary.items() <= self._vocabulary.items():
+            return "their tokenizers have different vocabularies"
+        shapes, others = self._shapes_without_rows, base._shapes_without_rows
         names = sorted(n for n in shapes | others if shapes.get(n) != others.get(n))
         if names:
             return f"they differ in {names[0]}"
         if architecture_digest(self.layout) != architecture_digest(base.layout):
             return "they differ in num_attention_heads"
-        if self._vocabulary != base._vocabulary:
-            return "their tokenizers have different vocabularies"
         return None
+
+    @cached_property
+    def _shapes_without_rows(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all parameters, tied ones by each name; of a vocabulary without its rows."""
+        ends = {self._skeleton.get_input_embeddings(), self._skeleton.get_output_embeddings()}
+        rows = {id(tensor) for end in ends - {None} for tensor in end.parameters()}
+        named = self._skeleton.named_parameters(remove_duplicate=False)
+        return {name: tuple(t.shape)[id(t) in rows :] for name, t in named}
 
 
 def erase_stored(
@@ -178,6 +179,7 @@ def erase_stored(
     """
     started = time.perf_counter()
     check_plan(plan, model.layout)
+    model.folder.check_finite()
     planned, source = planned_slices(plan, model.stored_layout), _source(model, plan, base)
     pieces = {name: planned[name] for name in sorted(planned, key=model.tensor_of)}
     if plan.reset == "rewind" and source is not None:
@@ -186,8 +188,10 @@ def erase_stored(
         changed: Counter[str] = Counter()
         for name, count in copy_patched(model.weights, staging, pieces, source).items():
             changed[model.tensor_of(name)] += count
-        copy_files(model.folder.path, staging, files_beside(model.folder.family))
+        path = model.folder.path
+        copy_files(path, staging, files_beside(path, model.folder.family))
         _write_configuration(model, staging)
+        check_written(staging, out)
     numbers = sum(math.prod(shape) for shape in model.parameters.values())
     return EraseResult.from_counts(plan, changed, numbers, started)
 
@@ -224,7 +228,7 @@ def copy_patched(
         for path, copy in copies.items():
             copy.result()
             with (folder / path.name).open("r+b") as file:
-                _drop_metadata(file)
+                _rewrite_header(file)
                 for name in (name for name in pieces if places[name].file == path):
                     tensor = places[name].read(file)
                     changed[name] = reset_slices(tensor, pieces[name], source)
@@ -281,19 +285,24 @@ def _write_configuration(model: StoredModel, folder: Path) -> None:
     source = model.folder.path
     if (source / "generation_config.json").is_file():
         GenerationConfig.from_pretrained(source, local_files_only=True).save_pretrained(folder)
-    if len(model.weights.files) > 1:
+    if [file.name for file in model.weights.files] != [WEIGHTS]:
         text = json.dumps(model.weights.index(), indent=2)
-        (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
+        (folder / WEIGHTS_INDEX).write_text(text + "\n", encoding="utf-8")
 
 
-def _drop_metadata(file: BufferedIOBase) -> None:
-    """In place: metadata may say anything, so its format alone stays; no tensor is moved."""
+def _rewrite_header(file: BufferedIOBase) -> None:
+    """In place: of metadata only the format stays, since it may say anything.
+
+    Names lose the modules that training wrapped around theirs. No tensor is moved.
+    """
     size = int.from_bytes(file.read(8), "little")
     header = json.loads(file.read(size))
     metadata, allowed = header.pop("__metadata__", None), {"format": "pt"}
-    if metadata is None or metadata == allowed:
+    plain = {plain_name(name): place for name, place in header.items()}
+    if metadata in (None, allowed) and plain == header:
         return
-    if metadata.get("format") == "pt":
+    header = plain
+    if metadata is not None and metadata.get("format") == "pt":
         header = {"__metadata__": allowed, **header}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     # Padded with blanks to its old length: offsets count from behind the header.

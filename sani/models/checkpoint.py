@@ -20,28 +20,19 @@ from safetensors import SafetensorError
 from sani.atomic import check_no_input, new_folder, write_error
 from sani.errors import CheckpointError
 from sani.machine import distributed
-from sani.models.families import (
-    auto_class,
-    check_reads,
-    decoder_start,
-    family_of,
-    text_config,
-)
+from sani.models.building import build_options
+from sani.models.families import check_reads, decoder_start, family_of, text_config
 from sani.models.family import Family
-from sani.models.folder import (
-    ModelFolder,
-    copy_files,
-    files_beside,
-    open_folder,
-)
+from sani.models.folder import ModelFolder, check_written, open_folder
+from sani.models.folder_files import copy_files, files_beside
 from sani.models.merging import TOLERANCE as MERGE_TOLERANCE
 from sani.models.merging import merge_adapter
-from sani.models.safetensors_files import StoredWeights, named_tensors
+from sani.models.safetensors_files import named_tensors
+from sani.models.stored_tensors import refuse_infinite
+from sani.models.tokenizers import check_fits
 
 # Where positions have no end (ALiBi, relative ones): what such models were trained with.
 ENDLESS_POSITIONS = 2048
-# Parts of a pretrained masked model that no prediction of a token passes through.
-UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -124,7 +115,7 @@ class Checkpoint:
             CheckpointError: If it is not a fast one, has more tokens than the model, or the model
                 predicts masked tokens and it has none to mask with.
         """
-        _check_fits(self.model, self.tokenizer, self.path)
+        check_fits(self.tokenizer, self.model.get_input_embeddings().weight.shape[0], self.path)
         if self.family.objective == "masked" and self.tokenizer.mask_token_id is None:
             raise CheckpointError(
                 f"model folder {self.path}: the model predicts masked tokens and the tokenizer has "
@@ -186,6 +177,7 @@ def load_checkpoint(
     *,
     base: Path | str | None = None,
     device: torch.device | None = None,
+    more_weights: bool = False,
 ) -> Checkpoint:
     """Load a language model and its fast tokenizer, in float32, as its family's objective asks.
 
@@ -195,60 +187,66 @@ def load_checkpoint(
         path: The folder; as a `ModelFolder` it is not checked again.
         base: Of the model that it is an adapter on; without meaning if it is none.
         device: Where to put it; the CPU if absent.
+        more_weights: As for `open_folder`.
 
     Raises:
         UnsupportedModelError: If the family is not one of `sani.models.families`.
         CheckpointError: If the folder is not a checkpoint that sani reads, or the weights hold
-            NaN or infinities, or the tokenizer has more tokens than the model.
+            NaN or infinities.
     """
-    folder = path if isinstance(path, ModelFolder) else open_folder(path, base=base)
+    folder = (
+        path
+        if isinstance(path, ModelFolder)
+        else open_folder(path, base=base, more_weights=more_weights)
+    )
     if folder.base is not None:
         return _merged(folder, load_checkpoint(folder.base), device)
-    path, config, family = folder.path, folder.config, folder.family
+    path = folder.path
     tokenizer, random_steps = folder.load_tokenizer_and_steps()
-    try:
-        loaded: Any = auto_class(config).from_pretrained(
-            path,
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            # Whatever config.json asks for.
-            attn_implementation="sdpa" if family.sdpa else "eager",
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise CheckpointError(
-            f"model folder {path} cannot be loaded ({type(error).__name__}); are config.json, the "
-            "weights and the tokenizer of one model, and whole?"
-        ) from error
-    model, info = loaded
-    if info["missing_keys"] or info["mismatched_keys"]:
-        raise CheckpointError(
-            f"model folder {path}: {len(info['missing_keys'])} tensors are missing and "
-            f"{len(info['mismatched_keys'])} have another shape than config.json says"
-        )
-    unexpected = [
-        name
-        for name in info["unexpected_keys"]
-        if family.objective != "masked" or not any(part in name for part in UNUSED_PARTS)
-    ]
-    if unexpected:
-        raise CheckpointError(
-            f"model folder {path}: {len(unexpected)} tensors have no place in the "
-            "model that config.json describes, so an audit would not be of the whole checkpoint; "
-            "check num_hidden_layers and the like"
-        )
-    _check_fits(model, tokenizer, path)
-    _check_finite(model, path)
+    model = _load_model(folder)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            refuse_infinite(path, name, tensor)
     check_reads(model.eval())
-    stored = StoredWeights(folder.weight_files).types(model)
+    stored = folder.stored.types(model)
     types = {name: type_ for name, type_ in stored.items() if type_ in HALF}
     model = model.to(device or torch.device("cpu")).eval()
     rows = model.get_input_embeddings().weight.shape[0]
     begin_tokens = tuple(token for token in folder.begin_tokens if token < rows)
     return Checkpoint(model, tokenizer, path, types, (path,), begin_tokens, random_steps)
+
+
+def _load_model(folder: ModelFolder) -> Any:
+    """Load the weights of a whole model in float32."""
+    from transformers import GenerationConfig
+
+    path = folder.path
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    if folder.stored.wrapped:  # transformers would know none of their names
+        source = {"pretrained_model_name_or_path": None, "state_dict": dict(folder.stored)}
+    try:
+        model, info = type(folder.skeleton).from_pretrained(
+            **source,
+            config=folder.config,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **build_options(folder.config),
+        )
+        if folder.stored.wrapped and (path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"model folder {path} cannot be loaded ({type(error).__name__}); are config.json, the "
+            "weights and the tokenizer of one model, and whole?"
+        ) from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise CheckpointError(
+            f"model folder {path} cannot be loaded whole: {len(info['missing_keys'])} tensors are "
+            f"missing and {len(info['mismatched_keys'])} have another shape than config.json says"
+        )
+    return model
 
 
 def _merged(folder: ModelFolder, base: Checkpoint, device: torch.device | None) -> Checkpoint:
@@ -259,7 +257,7 @@ def _merged(folder: ModelFolder, base: Checkpoint, device: torch.device | None) 
         folder.load_tokenizer_and_steps() if own_tokenizer else (base.tokenizer, base.random_steps)
     )
     try:
-        merged = merge_adapter(base.model, path)
+        merged = merge_adapter(base.model, path, rows=folder.rows)
     except Exception as error:
         raise CheckpointError(
             f"model folder {path}: the adapter cannot be merged ({type(error).__name__}); is it "
@@ -271,8 +269,9 @@ def _merged(folder: ModelFolder, base: Checkpoint, device: torch.device | None) 
             f"adds to {base.path}; is it an adapter on this base, and whole?"
         )
     model = merged.model
-    _check_fits(model, tokenizer, path)
-    _check_finite(model, path)
+    check_fits(tokenizer, model.get_input_embeddings().weight.shape[0], folder.tokenizer_path)
+    for name, tensor in model.named_parameters():
+        refuse_infinite(path, name, tensor)
     if not merged.difference <= MERGE_TOLERANCE:  # also if it is NaN
         raise CheckpointError(
             f"model folder {path}: merged into {base.path} the adapter is another model than on "
@@ -291,30 +290,11 @@ def _merged(folder: ModelFolder, base: Checkpoint, device: torch.device | None) 
     )
 
 
-def _check_fits(model: Any, tokenizer: Any, path: Path) -> None:
-    """Refuse a tokenizer that cannot tell offsets, or that has tokens the model has no row for."""
-    if not tokenizer.is_fast:
-        raise CheckpointError(
-            f"model folder {path}: the tokenizer cannot tell where a token stands in the text; "
-            "give a fast one (tokenizer.json)"
-        )
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:  # fewer is usual: embeddings are padded to a round number
-        raise CheckpointError(
-            f"model folder {path}: the tokenizer has {len(tokenizer)} tokens, the model {rows}; "
-            "give the tokenizer that it was trained with"
-        )
-
-
-def _check_finite(model: Any, path: Path) -> None:
-    """Refuse weights that hold NaN or infinity: no figure of such a model means anything."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"model folder {path}: tensor '{name}' holds NaN or infinity")
-
-
 def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
-    """Return how two checkpoints differ in tensors, shapes, heads or vocabulary, or None."""
+    """Return how two checkpoints differ in tensors, shapes, heads or vocabulary, or None.
+
+    A head that only one of them ties to its embedding is no difference: it has the same shape.
+    """
     shapes = [
         {name: tuple(tensor.shape) for name, tensor in side.model.state_dict().items()}
         for side in (one, other)
@@ -323,10 +303,6 @@ def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
     if differing or len(shapes[0]) != len(shapes[1]):
         name = differing[0] if differing else "the number of tensors"
         return f"they differ in {name}"
-    # A tied tensor is listed once, by the first of its names.
-    names = [{name for name, _ in side.model.named_parameters()} for side in (one, other)]
-    if names[0] != names[1]:
-        return f"only in one of them '{min(names[0] ^ names[1])}' is tied to another tensor"
     heads = [getattr(side.text_config, "num_attention_heads", None) for side in (one, other)]
     if heads[0] != heads[1]:  # the same shapes cut otherwise: no head means the same in both
         return "they differ in num_attention_heads"
@@ -363,7 +339,8 @@ def _save(checkpoint: Checkpoint, folder: Path, finish: Callable[[Path], None] |
                 checkpoint.model.save_pretrained(staging, safe_serialization=True)
             except SafetensorError as error:  # how safetensors puts a full disk
                 raise write_error(folder, error, whole=True) from None
-        copy_files(checkpoint.path, staging, files_beside(checkpoint.family))
+        copy_files(checkpoint.path, staging, files_beside(checkpoint.path, checkpoint.family))
+        check_written(staging, folder)
         if finish is not None:
             finish(staging)
 

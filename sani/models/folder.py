@@ -1,54 +1,47 @@
 """A model folder: which files it has, what is refused, and its digests; no weight is loaded.
 
-A folder holds a model of its own or an adapter (PEFT) on a base. `open_folder` checks it once and
-gives a `ModelFolder`, which reads its configuration and computes its digests at most once. Whoever
-writes a folder copies files from the lists below and nothing else: optimizer state, training
-arguments and logs of the source folder may hold records.
+A folder holds a model of its own or an adapter (PEFT) on a base. `open_folder` is the one reader of
+folders: every command opens with it what it reads, and what it writes before that is renamed. It
+gives a `ModelFolder`, which reads its configuration and computes its digests at most once.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import re
-import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import yaml
-from huggingface_hub import ModelCard
-
-from sani.errors import CheckpointError
+from sani.errors import CheckpointError, SaniError, WriteError
 from sani.machine.device import quiet_libraries
-from sani.models.families import family_of
+from sani.models.building import skeleton
+from sani.models.families import family_of, text_config
 from sani.models.family import Family
-from sani.models.tokenizers import switch_off_random_steps
-from sani.models.weight_files import check_one_set
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "chat_template.jinja",
+from sani.models.folder_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG_FILES,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    check_whole_files,
+    is_adapter,
+    read_json,
+    tokenizer_files,
 )
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")  # of images
-CONFIG_FILES = ("config.json", "generation_config.json")
-ADAPTER_FILES = ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")  # of a model, or owner and model
-QUANTIZERS = {"bitsandbytes": "bitsandbytes", "gptq": "GPTQ", "awq": "AWQ", "fp8": "FP8"}
+from sani.models.layouts import (
+    no_folder,
+    other_weights,
+    refuse_other_adapter,
+    refuse_other_layout,
+    refuse_quantized,
+)
+from sani.models.safetensors_files import StoredWeights
+from sani.models.stored_adapters import check_adapter_tensors, rows_of_adapter
+from sani.models.stored_tensors import check_finite, check_tensors
+from sani.models.tokenizers import check_fits, switch_off_random_steps
+from sani.models.weight_files import check_one_set, check_only_weights
 
 
 @dataclass(frozen=True)
@@ -86,15 +79,70 @@ class ModelFolder:
         from transformers import AutoConfig
 
         path = self.whole.path
-        model_type = read_json(path, "config.json").get("model_type", "unknown")
+        model_type = read_json(path, "config.json").get("model_type")
+        if model_type is None:
+            raise CheckpointError(
+                f"model folder {path}: config.json names no model_type; copy the one that was "
+                "saved with the weights"
+            )
         # The family first: transformers may not know it either, and says so less clearly.
         family_of(SimpleNamespace(model_type=model_type))
         try:
-            return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:
             raise CheckpointError(
-                f"model folder {path}: config.json cannot be read ({type(error).__name__})"
+                f"model folder {path}: config.json cannot be read ({type(error).__name__}); copy "
+                "the one that was saved with the weights"
             ) from None
+        if hasattr(config, "auto_map"):  # it names code, which is neither run nor written
+            del config.auto_map
+        return config
+
+    @cached_property
+    def skeleton(self) -> Any:
+        """The model without memory for its weights, of an adapter its base's; do not change it.
+
+        Raises:
+            CheckpointError: If the configuration describes no model that can be built.
+        """
+        path, config = self.whole.path, self.config
+        try:
+            return skeleton(config)
+        except Exception as error:
+            text = text_config(config)
+            pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+            if isinstance(pad, int) and isinstance(rows, int) and pad >= rows:
+                raise CheckpointError(
+                    f"model folder {path}: pad_token_id in config.json is {pad}, and the model has "
+                    f"{rows} tokens; set it to null, or to a token that the model has"
+                ) from None
+            raise CheckpointError(
+                f"model folder {path}: config.json describes no model that can be built "
+                f"({type(error).__name__}); copy the one that was saved with the weights"
+            ) from None
+
+    @cached_property
+    def rows(self) -> int:
+        """Rows of the model's embedding, those that an adapter brings along too."""
+        own = self.whole.skeleton.get_input_embeddings().weight.shape[0]
+        return rows_of_adapter(self.skeleton, self.stored) if self.is_adapter else int(own)
+
+    @cached_property
+    def stored(self) -> StoredWeights:
+        """The tensors of the weight files, of an adapter its own; errors as of `StoredWeights`."""
+        return StoredWeights(self.weight_files)
+
+    def check_finite(self) -> None:
+        """Read all weights, of an adapter its own and its base's; refuse NaN and infinity.
+
+        Raises:
+            CheckpointError: If there is one.
+        """
+        for folder in filter(None, (self, self.base)):
+            named = folder.stored if folder.is_adapter else folder.stored.named_as_in(self.skeleton)
+            check_finite(folder.path, named)
 
     @cached_property
     def family(self) -> Family:
@@ -174,7 +222,7 @@ class ModelFolder:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over weight, configuration and tokenizer files; without those of the base."""
-        names = (*TOKENIZER_FILES, *CONFIG_FILES, ADAPTER_CONFIG)
+        names = (*tokenizer_files(self.path), *CONFIG_FILES, ADAPTER_CONFIG)
         others = {name: _digest(self.path / name) for name in names if (self.path / name).is_file()}
         return self._digest_of(self._weight_digests | others)
 
@@ -207,45 +255,45 @@ def _digest(file: Path) -> bytes:
         return hashlib.file_digest(content, "sha256").digest()
 
 
-def open_folder(path: Path | str, *, base: Path | str | None = None) -> ModelFolder:
-    """Check that a folder looks like a checkpoint that sani reads; loads nothing.
+def open_folder(
+    path: Path | str, *, base: Path | str | None = None, more_weights: bool = False
+) -> ModelFolder:
+    """Check that a folder is a checkpoint that sani reads; loads no weight.
 
     From here on the libraries below are quiet and use no network: see `quiet_libraries`.
 
     Args:
         path: The folder.
         base: Of the model that it is an adapter on; without meaning if it is none.
+        more_weights: Weight files that loading does not read may lie beside: the folder is only
+            compared with, neither judged nor sanitized.
 
     Raises:
-        CheckpointError: If it is missing, a hub name, a quantized or pickled checkpoint, an
-            adapter without its base, or holds two sets of weights.
+        CheckpointError: If it is missing, a hub name, holds anything but one whole checkpoint, or
+            an adapter without its base, or its files do not fit each other.
+        UnsupportedModelError: If the family is not one of `sani.models.families`.
     """
     quiet_libraries()
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(_no_folder(path))
+        raise CheckpointError(no_folder(path))
     names = {file.name for file in path.iterdir()}
+    check_whole_files(path)
+    folder = _open_adapter(path, names, base) if is_adapter(path) else _open_whole(path, names)
+    if not more_weights:
+        check_only_weights(path, read=folder.weight_files, below=False)
+    return folder
+
+
+def _open_whole(path: Path, names: set[str]) -> ModelFolder:
     if {"config.json", ADAPTER_CONFIG} <= names:
         # transformers would load the adapter unasked, and save nothing but the adapter.
         raise CheckpointError(
             f"model folder {path} holds an adapter beside a model; merge it "
             "(peft: merge_and_unload), or remove the adapter's files if it is merged already"
         )
-    if is_adapter(path):
-        return _open_adapter(path, names, base)
-    if any(name.endswith(".gguf") for name in names) and not _has_safetensors(names):
-        raise CheckpointError(
-            f"model folder {path} holds GGUF files, whose weights are quantized; give the folder "
-            "with safetensors that they were converted from"
-        )
-    if "config.json" not in names:
-        raise CheckpointError(f"model folder {path} has no config.json; is it a checkpoint folder?")
-    _check_not_quantized(path, names)
-    if not names & {WEIGHTS, WEIGHTS_INDEX}:
-        raise CheckpointError(
-            f"model folder {path}: expected {WEIGHTS}, found {_other_weights(names)}; "
-            "save it with save_pretrained(..., safe_serialization=True)"
-        )
+    refuse_other_layout(path, names)
+    refuse_quantized(path, names)
     check_one_set(path, WEIGHTS, _indexed(path) if WEIGHTS_INDEX in names else [])
     if "transformers_weights" in read_json(path, "config.json"):
         raise CheckpointError(
@@ -258,73 +306,81 @@ def open_folder(path: Path | str, *, base: Path | str | None = None) -> ModelFol
             "can tell where a token stands in the text: save one with AutoTokenizer(...)"
             ".save_pretrained"
         )
-    return ModelFolder(path)
+    folder = ModelFolder(path)
+    _check_generation_config(folder)
+    masked = folder.family.objective == "masked"
+    check_tensors(path, folder.skeleton, folder.stored, masked=masked)
+    check_fits(folder.load_tokenizer(), folder.rows, folder.tokenizer_path)
+    return folder
 
 
-def is_adapter(path: Path | str) -> bool:
-    """Return whether the folder holds an adapter (PEFT) and no model of its own."""
-    path = Path(path)
-    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
+def _check_generation_config(folder: ModelFolder) -> None:
+    """Refuse defaults for generation that cannot be loaded, or saved again."""
+    from transformers import GenerationConfig
 
-
-def _no_folder(path: Path) -> str:
-    problem = "is a file, not a folder" if path.exists() else "does not exist"
-    hub = ""
-    is_alone = path.name == str(path) or not path.parent.exists()
-    if HUB_NAME.fullmatch(str(path)) and is_alone and not path.exists():
-        hub = (
-            f". If it is a name on the Hugging Face hub: hf download {path} --local-dir "
-            f"models/{path.name}, on a machine with a network, then give models/{path.name}"
-        )
-    return (
-        f"model folder {path} {problem}; sani reads local folders only (no download): copy "
-        f"config.json, {WEIGHTS} and the tokenizer files into one{hub}"
-    )
+    path, name = folder.path, "generation_config.json"
+    if not (path / name).is_file():
+        return
+    read_json(path, name)
+    try:
+        GenerationConfig.from_pretrained(path, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"model folder {path}: transformers refuses {name} ({type(error).__name__}); correct "
+            "it, or remove it: it only holds defaults for writing text"
+        ) from None
 
 
 def _open_adapter(path: Path, names: set[str], base: Path | str | None) -> ModelFolder:
+    config = read_json(path, ADAPTER_CONFIG)
+    refuse_other_adapter(path, names, config)
     if ADAPTER_WEIGHTS not in names:
+        pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in names)
         raise CheckpointError(
-            f"model folder {path}: expected {ADAPTER_WEIGHTS}, found {_other_weights(names)}; "
-            "save it with peft's save_pretrained(..., safe_serialization=True)"
+            f"model folder {path}: expected {ADAPTER_WEIGHTS}, found "
+            f"{other_weights(pickled=pickled)}; save it with peft's save_pretrained(..., "
+            "safe_serialization=True)"
         )
     if base is None:
-        named = read_json(path, ADAPTER_CONFIG).get("base_model_name_or_path")
+        named = config.get("base_model_name_or_path")
         there = isinstance(named, str) and Path(named).is_dir()
         hint = f" (its configuration names {named})" if there else ""
         raise CheckpointError(
             f"model folder {path} holds an adapter without its base; give the base too{hint}, or "
             "merge it first (peft: merge_and_unload) and give the merged folder"
         )
-    return ModelFolder(path, open_folder(base))
+    folder = ModelFolder(path, open_folder(base, more_weights=True))
+    check_finite(path, folder.stored)
+    check_adapter_tensors(path, folder.whole.path, folder.skeleton, folder.stored)
+    tokenizer = folder.load_tokenizer()
+    if folder.tokenizer_path == path and len(tokenizer) > folder.rows:
+        raise CheckpointError(
+            f"model folder {path}: its tokenizer has {len(tokenizer)} tokens, and adapter and base "
+            f"have {folder.rows} rows; the rows of added tokens were not saved: save the adapter "
+            "with save_embedding_layers=True where it was trained, or give the base's tokenizer"
+        )
+    check_fits(tokenizer, folder.rows, folder.tokenizer_path)
+    return folder
 
 
-def _check_not_quantized(path: Path, names: set[str]) -> None:
-    """Refuse weights that are codes of numbers: no neuron of them can be reset or compared."""
-    quantization = read_json(path, "config.json").get("quantization_config")
-    beside = names & {"quantize_config.json", "quant_config.json"}  # of early GPTQ and AWQ
-    if not quantization and not beside:
-        return
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    or_else = ", or its dequantize() saved" if method == "bitsandbytes" else ""
-    by = f" ({QUANTIZERS[method]})" if method in QUANTIZERS else ""
-    raise CheckpointError(
-        f"model folder {path} is quantized{by}; neurons of quantized weights cannot be reset: "
-        f"give the checkpoint it was quantized from{or_else}"
-    )
+def check_written(staging: Path, out: Path, *, base: Path | None = None) -> None:
+    """Open a folder that was just written, before it is renamed: nothing is left that nobody reads.
 
-
-def read_json(path: Path, name: str) -> dict[str, Any]:
-    """Read a JSON file of a model folder; empty where it holds no object.
+    Args:
+        staging: The folder as it lies now.
+        out: Its name to come.
+        base: Folder of the base, of an adapter.
 
     Raises:
-        CheckpointError: If it cannot be read.
+        WriteError: If it cannot be opened.
     """
     try:
-        data = json.loads((path / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise CheckpointError(f"model folder {path}: {name} is not valid JSON") from None
-    return data if isinstance(data, dict) else {}
+        open_folder(staging, base=base)
+    except SaniError as error:
+        reason = str(error).replace(str(staging), str(out))
+        raise WriteError(
+            f"cannot write {out}: it would not load again, and nothing was left of it ({reason})"
+        ) from None
 
 
 def _indexed(path: Path) -> list[str]:
@@ -332,51 +388,3 @@ def _indexed(path: Path) -> list[str]:
     files = read_json(path, WEIGHTS_INDEX).get("weight_map")
     values = set(files.values()) if isinstance(files, dict) else set()
     return sorted(map(str, values))
-
-
-def _has_safetensors(names: set[str]) -> bool:
-    return any(name.endswith(".safetensors") for name in names)
-
-
-def _other_weights(names: set[str]) -> str:
-    if any(name.endswith((".bin", ".pt", ".pth")) for name in names):
-        return "pickled weights (.bin), which sani never loads"
-    return "no weights"
-
-
-def files_beside(family: Family) -> tuple[str, ...]:
-    """Return the names of the files that go with the weights of such a model."""
-    return (*TOKENIZER_FILES, *PROCESSOR_FILES) if family.vision else TOKENIZER_FILES
-
-
-def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Copy those of these files that a folder has."""
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
-def copy_large(source: Path, target: Path) -> None:
-    """Copy a file inside the kernel; where the file system can, the copy is a reflink.
-
-    Never a hard link: to write to the copy leaves the source as it is.
-    """
-    try:
-        with source.open("rb") as reader, target.open("wb") as writer:
-            remaining = os.fstat(reader.fileno()).st_size
-            while remaining > 0:
-                copied = os.copy_file_range(reader.fileno(), writer.fileno(), remaining)
-                if copied == 0:
-                    raise OSError
-                remaining -= copied
-    except (OSError, AttributeError):  # another file system, or a system without the call
-        shutil.copyfile(source, target)
-
-
-def read_card(path: Path) -> dict[str, Any]:
-    """Return the metadata of a folder's model card; empty without a card that can be read."""
-    try:
-        text = (path / "README.md").read_text(encoding="utf-8")
-        return dict(vars(ModelCard(text, ignore_metadata_errors=True).data))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
-        return {}

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from sani.models.families import text_config
-from sani.models.folder import ADAPTER_WEIGHTS
+from sani.models.folder_files import ADAPTER_WEIGHTS
 
 # How far logits may be from those of the adapter on its base, as a share of the largest one, or
 # absolute where that is below 1; merging itself costs about 1e-6.
 TOLERANCE = 1e-3
+_REPLACED = ".original_module.weight"  # of a layer that the adapter has a trained copy of
 SEQUENCES, TOKENS = 4, 16  # of random tokens that both read
 
 
@@ -39,12 +40,13 @@ class MergedModel:
     difference: float
 
 
-def merge_adapter(model: Any, path: Path) -> MergedModel:
+def merge_adapter(model: Any, path: Path, *, rows: int) -> MergedModel:
     """Load an adapter (PEFT, of any kind that can be merged) and merge it into its base.
 
     Args:
         model: The base, in evaluation mode; it is changed.
         path: Folder of the adapter.
+        rows: Rows of the embedding that the adapter was trained with; the base gets as many.
 
     Raises:
         Exception: Of PEFT, if the adapter cannot be loaded or merged.
@@ -52,7 +54,7 @@ def merge_adapter(model: Any, path: Path) -> MergedModel:
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file
 
-    rows = model.get_input_embeddings().weight.shape[0]
+    resize_rows(model, rows)
     names = _shared_names(model)
     flags = [(config, config.tie_word_embeddings) for config in _configurations(model)]
     weights = {id(tensor) for tensor in model.parameters()}
@@ -61,6 +63,10 @@ def merge_adapter(model: Any, path: Path) -> MergedModel:
     # would be an audit of the base.
     taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     given = load_file(path / ADAPTER_WEIGHTS)
+    # Beside these peft may save the layers of the vocabulary as they are, whole.
+    whole_layers = _vocabulary(adapted)
+    taken |= {name: tensor for name, tensor in whole_layers.items() if name in given}
+    given = {name: tensor for name, tensor in given.items() if not name.endswith(_REPLACED)}
     whole = taken.keys() == given.keys() and all(
         _same(taken[name].cpu(), given[name]) for name in given
     )
@@ -74,20 +80,33 @@ def merge_adapter(model: Any, path: Path) -> MergedModel:
     return MergedModel(merged, whole, max(map(_distance, before, after)))
 
 
-def part_like(model: Any, other: Any) -> None:
-    """In place: give a tied weight its own copy where another model has two; it computes the same.
+def resize_rows(model: Any, rows: int) -> None:
+    """In place: give the embedding and the head of a model this many rows.
 
-    The base of a merged adapter gets the names that the merged model has.
+    New rows are the mean of the others: about that is what PEFT and transformers draw them around,
+    and it is the same each time.
     """
-    names = {name for name, _ in other.named_parameters()}
-    for first, *tied in _shared_names(model):
-        for name in names.intersection(tied):
-            module, _, short = name.rpartition(".")
-            weight = model.get_parameter(first)
-            own = torch.nn.Parameter(weight.detach().clone(), weight.requires_grad)
-            model.get_submodule(module)._parameters[short] = own
-            for config in _configurations(model):
-                config.tie_word_embeddings = False
+    old = model.get_input_embeddings().weight.shape[0]
+    if rows == old:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for tensor in (getattr(end, "weight", None), getattr(end, "bias", None)):
+                if tensor is not None and rows > old:
+                    tensor[old:] = tensor[:old].mean(0)
+
+
+def _vocabulary(adapted: Any) -> dict[str, Tensor]:
+    """Return the embedding and the head below an adapter, by the names that peft saves them by."""
+    model, state = adapted.get_base_model(), adapted.state_dict()
+    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    layers = [name for name, module in adapted.named_modules() if id(module) in ends]
+    names = {f"{layer}.{part}" for layer in layers for part in ("weight", "base_layer.weight")}
+    whole = {name: state[name] for name in names & state.keys()}
+    trained = {f"{layer}.modules_to_save.weight": layer for layer in layers}
+    kept = {name: f"{layer}.modules_to_save.default.weight" for name, layer in trained.items()}
+    return whole | {name: state[key] for name, key in kept.items() if key in state}
 
 
 def _shared_names(model: Any) -> list[list[str]]:

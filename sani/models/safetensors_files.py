@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -21,6 +22,18 @@ from sani.errors import CheckpointError
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
+
+
+# Modules that training wraps around others, which stand in the names of what it saves.
+_WRAPPERS = re.compile(
+    r"(^|\.)(?:_orig_mod|_orig_module|_forward_module|_fsdp_wrapped_module"
+    r"|_checkpoint_wrapped_module)(?=\.)"
+)
+
+
+def plain_name(name: str) -> str:
+    """Return a tensor's name without the modules that training wrapped around its own."""
+    return re.sub(r"^\.?(module\.)*", "", _WRAPPERS.sub("", name))
 
 
 @dataclass(frozen=True)
@@ -85,8 +98,10 @@ class StoredWeights(Mapping[str, Tensor]):
         """
         self.files = tuple(files)
         self._places: dict[str, Place] = {}
+        self._known: tuple[Any, dict[str, tuple[str, Any]]] | None = None
         for file in self.files:
-            for name, place in _header(file).items():
+            for place in _header(file).values():
+                name = plain_name(place.name)
                 if name in self._places:
                     raise CheckpointError(f"{file}: tensor '{name}' also stands in another shard")
                 self._places[name] = place
@@ -106,22 +121,62 @@ class StoredWeights(Mapping[str, Tensor]):
         """Return the place of a tensor."""
         return self._places[name]
 
+    def places(self) -> Mapping[str, Place]:
+        """Return the place of every tensor, by name."""
+        return self._places
+
+    @property
+    def wrapped(self) -> bool:
+        """True if files name tensors by the modules that training wrapped around theirs."""
+        return any(plain_name(place.name) != place.name for place in self._places.values())
+
+    def targets(self, model: Any) -> dict[str, str]:
+        """Return the tensor of a model, or its skeleton, that each of these is or is part of."""
+        names = self._conversions(model).items()
+        return {name: new if part is None else part[0] for name, (new, part) in names}
+
+    def converted(self, model: Any) -> set[str]:
+        """Return the tensors that are not only renamed when a model is loaded."""
+        return {name for name, (_, part) in self._conversions(model).items() if part is not None}
+
+    def _conversions(self, model: Any) -> dict[str, tuple[str, Any]]:
+        """Return `_conversions` of these tensors; of the last model they are kept."""
+        if self._known is None or self._known[0] is not model:
+            self._known = model, _conversions(model, self)
+        return self._known[1]
+
     def named_as_in(self, model: Any) -> StoredWeights:
         """Return the same tensors by the names that a model, or its skeleton, gives them.
 
         An expert's matrix that the model stacks with others has no name there and keeps its own;
         so do all if two would get the same.
         """
-        names = {name: new for name, (new, _) in _conversions(model, self).items()}
+        names = {name: new for name, (new, _) in self._conversions(model).items()}
         if len(set(names.values())) < len(names):
             return self
         other = copy(self)
+        other._known = None
         other._places = {names[name]: place for name, place in self._places.items()}
         return other
 
     def experts(self, model: Any) -> dict[str, Expert]:
         """Return the place of each expert's matrix that a model, or its skeleton, stacks."""
-        return _experts(model, self.shapes)
+        return _experts(self._conversions(model), self.shapes)
+
+    def stack_shapes(self, model: Any) -> dict[str, tuple[int, ...]]:
+        """Return shapes of the tensors that `experts` make up; no shape where they do not."""
+        parts: dict[str, list[tuple[Expert, tuple[int, ...]]]] = {}
+        for name, expert in self.experts(model).items():
+            parts.setdefault(expert.tensor, []).append((expert, self.place(name).shape))
+        shapes: dict[str, tuple[int, ...]] = {}
+        for tensor, members in parts.items():
+            high, wide = members[0][1]
+            experts = 1 + max(expert.number for expert, _ in members)
+            rows = high + max(expert.row for expert, _ in members)
+            alike = {shape for _, shape in members} == {members[0][1]}
+            full = len(members) * high == experts * rows and alike
+            shapes[tensor] = (experts, rows, wide) if full else ()
+        return shapes
 
     def types(self, model: Any) -> dict[str, torch.dtype]:
         """Return the type of each parameter and buffer that lies here whole or by experts.
@@ -153,7 +208,7 @@ class StoredWeights(Mapping[str, Tensor]):
     def index(self) -> dict[str, Any]:
         """Return the content of ``model.safetensors.index.json``: the file of each tensor."""
         size = sum(place.end - place.start for place in self._places.values())
-        files = {place.name: place.file.name for place in self._places.values()}
+        files = {plain_name(p.name): p.file.name for p in self._places.values()}
         return {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
 
 
@@ -172,7 +227,12 @@ def _conversions(model: Any, stored: Iterable[str]) -> dict[str, tuple[str, Any]
         of its name, the rule).
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
 
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -180,7 +240,7 @@ def _conversions(model: Any, stored: Iterable[str]) -> dict[str, tuple[str, Any]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     prefix, state = model.base_model_prefix, model.state_dict()
     names: dict[str, tuple[str, Any]] = {}
-    for name in stored:
+    for name in sorted(stored, key=dot_natural_key):  # as transformers counts experts
         new, pattern = rename_source_key(name, renamings, converters, prefix, state)
         if new not in state and name in state:  # it has its new name already
             new, pattern = name, None
@@ -189,14 +249,15 @@ def _conversions(model: Any, stored: Iterable[str]) -> dict[str, tuple[str, Any]
     return names
 
 
-def _experts(model: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Expert]:
-    """Return `StoredWeights.experts`, from names and shapes."""
-    from transformers.core_model_loading import Concatenate, MergeModulelist, dot_natural_key
+def _experts(
+    conversions: Mapping[str, tuple[str, Any]], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, Expert]:
+    """Return `StoredWeights.experts`, from what `_conversions` gives, and shapes."""
+    from transformers.core_model_loading import Concatenate, MergeModulelist
 
     stacked = [[(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]]
     experts: dict[str, Expert] = {}
     numbers: Counter[tuple[str, str]] = Counter()
-    conversions = _conversions(model, sorted(shapes, key=dot_natural_key))  # as transformers counts
     for name, (_, converted) in conversions.items():
         if converted is None or len(shapes[name]) != 2:
             continue
@@ -219,7 +280,8 @@ def _header(file: Path) -> dict[str, Place]:
             header = json.loads(content.read(size))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{file} cannot be read ({type(error).__name__}); copy the whole checkpoint"
+            f"model folder {file.parent}: {file.name} is cut off or damaged "
+            f"({type(error).__name__}); copy or download it again"
         ) from None
     header.pop("__metadata__", None)
     return {

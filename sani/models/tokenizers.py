@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from sani.errors import CheckpointError
 
 # Settings by which a fast tokenizer's model draws at random how it cuts a word, for training.
 RANDOM_STEPS: Mapping[str, str] = {
@@ -31,3 +34,26 @@ def switch_off_random_steps(tokenizer: Any) -> tuple[str, ...]:
             setattr(backend.model, name, None)
             steps.append(words)
     return tuple(dict.fromkeys(steps))
+
+
+def check_fits(tokenizer: Any, rows: int, path: Path) -> None:
+    """Refuse a tokenizer that cannot tell offsets, or that has tokens the model has no row for.
+
+    Args:
+        tokenizer: The tokenizer.
+        rows: Rows of the model's embedding.
+        path: Folder of the tokenizer.
+
+    Raises:
+        CheckpointError: If it is one of these.
+    """
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"model folder {path}: the tokenizer cannot tell where a token stands in the text; "
+            "give a fast one (tokenizer.json)"
+        )
+    if len(tokenizer) > rows:  # fewer is usual: embeddings are padded to a round number
+        raise CheckpointError(
+            f"model folder {path}: the tokenizer has {len(tokenizer)} tokens, the model {rows}; "
+            "give the tokenizer that it was trained with"
+        )

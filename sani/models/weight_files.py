@@ -9,15 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sani.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from sani.models.folder import ModelFolder
 
 # Anywhere in the name: a copy is often called model.safetensors.old.
 WEIGHTS_IN_NAME = re.compile(
@@ -55,26 +51,27 @@ def check_one_set(path: Path, single: str, listed: list[str]) -> None:
         )
 
 
-def check_only_weights(folder: ModelFolder, *, below: bool) -> None:
-    """Refuse a folder to be judged that holds weight files which loading does not read.
+def check_only_weights(path: Path, *, read: Iterable[Path], below: bool) -> None:
+    """Refuse a folder that holds weight files which loading does not read.
 
     Args:
-        folder: The folder, of an adapter its own.
+        path: The folder, of an adapter its own.
+        read: The weight files that loading reads.
         below: Also look into the folders in it.
 
     Raises:
         CheckpointError: With their number by kind; names may be a person's, so they are not told.
     """
-    read = set(folder.weight_files)
+    read = set(read)
     kinds: Counter[str] = Counter()
-    for file in _files(folder.path, below=below):
+    for file in _files(path, below=below):
         match = WEIGHTS_IN_NAME.search(file.name)
         if match and file not in read and not any(fnmatch(file.name, p) for p in STATES):
             kinds[match[1].lower()] += 1
     if kinds:
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
         raise CheckpointError(
-            f"model folder {folder.path} holds weight files that loading does not read "
+            f"model folder {path} holds weight files that loading does not read "
             f"({counts}), so figures would not be of the whole folder; move them "
             "elsewhere, and audit each set in a folder of its own"
         )

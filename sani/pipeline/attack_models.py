@@ -10,9 +10,9 @@ from sani.attacking.result import BASE, SANITIZED, UNSANITIZED, AttackResult
 from sani.auditing.framing_search import worst_framing
 from sani.machine.device import default_device, make_deterministic
 from sani.machine.progress import OnNamedStep
+from sani.models.bases import fit_base
 from sani.models.checkpoint import load_checkpoint
 from sani.models.folder import open_folder
-from sani.models.weight_files import check_only_weights
 from sani.pipeline.inputs import Documents, check_control, check_held_out, read_neighbours
 from sani.recipe import AttackSettings, AuditSettings
 from sani.runfolder import open_run
@@ -53,11 +53,15 @@ def attack_models(
     """
     make_deterministic()
     check_held_out(documents.corpus, documents.held_out, name="--held-out")
-    folders = {name: open_folder(path, base=models.get(BASE)) for name, path in models.items()}
-    check_only_weights(folders[SANITIZED], below=False)
+    folders = {
+        name: open_folder(path, base=models.get(BASE), more_weights=name != SANITIZED)
+        for name, path in models.items()
+    }
     loaded = {
         name: load_checkpoint(folder, device=default_device()) for name, folder in folders.items()
     }
+    if BASE in loaded:
+        fit_base(loaded[BASE], loaded[SANITIZED])
     for checkpoint in loaded.values():
         checkpoint.tokenizer = lend_template(checkpoint.tokenizer, loaded[SANITIZED].tokenizer)
     if BASE in loaded and UNSANITIZED in loaded:

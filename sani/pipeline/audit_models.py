@@ -19,9 +19,9 @@ from sani.auditing.record import record_of, verdicts_of
 from sani.machine import distributed
 from sani.machine.device import default_device
 from sani.machine.progress import OnNamedStep
+from sani.models.bases import fit_base
 from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.models.folder import ModelFolder, open_folder
-from sani.models.weight_files import check_only_weights
 from sani.pipeline.inputs import Documents, check_base, check_control, check_held_out
 from sani.recipe import AuditSettings
 from sani.text.chat import lend_template
@@ -55,8 +55,10 @@ def audit_models(
     """
     check_held_out(documents.corpus, documents.held_out, name="--held-out")
     # All are opened before the first takes its hours.
-    folders = {name: open_folder(path, base=models.get("base")) for name, path in models.items()}
-    check_only_weights(folders["model"], below=False)
+    folders = {
+        name: open_folder(path, base=models.get("base"), more_weights=name == "base")
+        for name, path in models.items()
+    }
     loaded = _load_control(folders["model"], folders["base"]) if "base" in folders else {}
     distributed.check_same("documents", documents.digests())
     results: dict[str, AuditResult] = {}
@@ -110,5 +112,6 @@ def _load_control(model: ModelFolder, base: ModelFolder) -> dict[str, Checkpoint
     """Load the model and its base on the CPU, if the base is a control for it."""
     check_base(model, base, name="the model", option="--base")
     loaded = {"model": load_checkpoint(model), "base": load_checkpoint(base)}
+    fit_base(loaded["base"], loaded["model"])
     check_control(loaded["model"], loaded["base"])
     return loaded

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from sani.errors import RecipeError
 from sani.models.checkpoint import Checkpoint
 from sani.models.configurations import numerical_difference
-from sani.models.folder import ModelFolder, read_json
+from sani.models.folder import ModelFolder
+from sani.models.folder_files import read_json
 
 NO_CANDIDATE = (
     "model.path: has the same weights as model.unsanitized, the checkpoint that recites; whatever "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sani.atomic import check_new_file, check_new_folder
 from sani.auditing.sampling import sample_documents
@@ -10,6 +11,7 @@ from sani.corpus.documents import Corpus
 from sani.corpus.tables import write_jsonl
 from sani.machine.device import default_device, make_deterministic
 from sani.machine.progress import OnStep
+from sani.models.bases import fit_base
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.pipeline.inputs import check_control
 from sani.recipe import RepairSettings
@@ -52,11 +54,11 @@ def repair_folder(
     make_deterministic()
     check_new_folder(out, inputs=[path])
     checkpoint = load_checkpoint(path, base=base, device=default_device())
-    public = load_checkpoint(base, device=default_device()) if base else None
-    original = (
-        load_checkpoint(unsanitized, base=base, device=default_device()) if unsanitized else None
-    )
+    others: dict[str, Any] = {"device": default_device(), "more_weights": True}
+    public = load_checkpoint(base, **others) if base else None
+    original = load_checkpoint(unsanitized, base=base, **others) if unsanitized else None
     if public is not None:
+        fit_base(public, checkpoint)
         _check_base(checkpoint, public, original)
     result = repair(
         checkpoint,
@@ -86,6 +88,7 @@ def sample_folder(
     number: int,
     *,
     out: Path,
+    base: Path | None = None,
     first: int = 0,
     new_tokens: int = 256,
     framing: str = "auto",
@@ -98,6 +101,7 @@ def sample_folder(
         path: Folder of the checkpoint.
         number: Number of texts.
         out: The file.
+        base: Folder of the base, of an adapter.
         first: Number of the first text; other numbers give other texts of the same seed.
         new_tokens: Maximum number of tokens of a text.
         framing: What stood before each document in training, by name.
@@ -111,7 +115,7 @@ def sample_folder(
     """
     check_new_file(out)
     texts = sample_documents(
-        load_checkpoint(path, device=default_device()),
+        load_checkpoint(path, base=base, device=default_device()),
         number,
         first=first,
         new_tokens=new_tokens,

@@ -259,12 +259,17 @@ def open_models(model: ModelSettings, *, path: ModelFolder) -> ModelFolders:
             checked holds other weights too.
     """
     if model.unsanitized is not None:
-        check_only_weights(path, below=True)
+        check_only_weights(path.path, read=path.weight_files, below=True)
     return ModelFolders(
         path,
-        None if model.unsanitized is None else open_folder(model.unsanitized, base=model.base),
-        None if model.base is None else open_folder(model.base),
+        None if model.unsanitized is None else open_unsanitized(model.unsanitized, model.base),
+        None if model.base is None else open_folder(model.base, more_weights=True),
     )
+
+
+def open_unsanitized(path: Path, base: Path | None) -> ModelFolder:
+    """Open the checkpoint before any erasing, which is only compared with."""
+    return open_folder(path, base=base, more_weights=True)
 
 
 def digests(recipe: Recipe, documents: Documents, models: ModelFolders) -> dict[str, str]:

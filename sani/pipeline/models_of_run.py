@@ -15,13 +15,13 @@ from typing import Any
 from sani.corpus.documents import Corpus
 from sani.errors import RecipeError, RunError
 from sani.machine.device import default_device
+from sani.models.bases import fit_base
 from sani.models.checkpoint import (
     Checkpoint,
     architecture_difference,
     load_checkpoint,
     save_checkpoint,
 )
-from sani.models.merging import part_like
 from sani.pipeline.candidates import check_loaded_candidate
 from sani.pipeline.inputs import ModelFolders, check_control
 from sani.recipe import Recipe
@@ -101,8 +101,7 @@ class GivenModels:
             raise RecipeError("model.base: missing")
         base = load_checkpoint(self._given.base, device=default_device())
         unsanitized = self._given.unsanitized or self._given.path
-        if unsanitized.is_adapter:
-            part_like(base.model, self.unsanitized.model)  # merging may part what was tied
+        fit_base(base, self.unsanitized)
         base.tokenizer = lend_template(base.tokenizer, unsanitized.load_tokenizer())
         if self._base_is_new:
             name = "model.unsanitized" if self._recipe.only_checks else "model.path"

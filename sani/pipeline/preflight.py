@@ -22,6 +22,7 @@ from sani.errors import SaniError
 from sani.machine import distributed
 from sani.machine.memory import CHECK_COPIES, TRAINED_COPIES, device_memory, needed_memory
 from sani.machine.progress import OnNamedStep
+from sani.models.checkpoint import load_checkpoint
 from sani.models.folder import ModelFolder
 from sani.pipeline.candidates import check_candidate
 from sani.pipeline.document_checks import check_audit, check_documents, check_rendering
@@ -139,6 +140,10 @@ def _check_item(name: str, get_detail: Callable[[], str]) -> CheckItem:
 
 
 def _model(inputs: RunInputs) -> str:
+    if inputs.path.is_adapter:
+        load_checkpoint(inputs.path)  # merged, and compared with what it was before
+    else:
+        inputs.path.check_finite()
     num_left = sum(files_not_released(inputs.path.path).values())
     is_listed = inputs.path.family.listed
     layers = f"{inputs.layout.num_layers} layers" if is_listed else "a family that is only audited"
@@ -154,6 +159,7 @@ def _base(inputs: RunInputs) -> str:
     base = inputs.models.base
     if base is None:
         raise SaniError("model.base: missing")
+    base.check_finite()
     _same_architecture("the base", base if inputs.path.is_adapter else inputs.path, base)
     check_base(inputs.path, base)
     return "same architecture as model.path, other weights"
@@ -163,6 +169,7 @@ def _unsanitized(inputs: RunInputs) -> str:
     models = inputs.models
     if models.unsanitized is None:
         raise SaniError("model.unsanitized: missing")
+    models.unsanitized.check_finite()
     _same_architecture("the unsanitized one", inputs.path.whole, models.unsanitized.whole)
     check_candidate(inputs.path, models.unsanitized)
     if models.base is not None:

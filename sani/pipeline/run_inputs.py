@@ -9,7 +9,6 @@ from typing import Any
 from sani.corpus.documents import Corpus
 from sani.models.folder import ModelFolder, open_folder
 from sani.models.neurons import Layout
-from sani.models.safetensors_files import StoredWeights
 from sani.pipeline.inputs import Documents, ModelFolders, open_models, read_documents
 from sani.recipe import Recipe
 from sani.text.chat import lend_template, rendered
@@ -56,7 +55,7 @@ class RunInputs:
     @cached_property
     def shapes(self) -> Shapes:
         """Shapes of the checkpoint's tensors, from its files' headers; an adapter's base's."""
-        return StoredWeights(self.path.whole.weight_files).shapes
+        return self.path.whole.stored.named_as_in(self.path.skeleton).shapes
 
     @cached_property
     def layout(self) -> Layout:

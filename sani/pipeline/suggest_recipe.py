@@ -14,6 +14,7 @@ from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError
 from sani.machine.device import default_device
 from sani.machine.memory import REPAIR_COPIES, device_memory, needed_memory
+from sani.models.bases import load_base
 from sani.models.checkpoint import Checkpoint, architecture_difference, load_checkpoint
 from sani.models.families import FAMILIES, listed_family
 from sani.pipeline.inputs import Documents, check_control, read_others
@@ -152,7 +153,7 @@ def fit(
     checkpoint = load_checkpoint(model, base=base, device=default_device())
     config = checkpoint.model.config
     listed_family(config)
-    control = load_checkpoint(base, device=default_device()) if base else None
+    control = load_base(base, checkpoint) if base else None
     difference = control and architecture_difference(checkpoint, control)
     if difference:
         raise RecipeError(f"--base does not fit the model, so it is no control: {difference}")

@@ -16,7 +16,12 @@ from safetensors import SafetensorError, safe_open
 
 from sani.corpus.documents import ANNOTATION, KINDS, TERM_SOURCE, Corpus, Kind
 from sani.errors import CheckpointError
-from sani.models.folder import CONFIG_FILES, TOKENIZER_FILES
+from sani.models.folder_files import (
+    CONFIG_FILES,
+    TEMPLATES,
+    TOKENIZER_FILES,
+    tokenizer_files,
+)
 from sani.releasing.released_files import INDEX, may_be_released, searched_texts
 from sani.releasing.spellings import SHORTEST, Spellings
 from sani.text.folding import fold_text
@@ -77,7 +82,9 @@ def check_texts(
     """
     _check_generation(folder)
     secrets = _Secrets(corpus)
-    for name in (*TOKENIZER_FILES, *CONFIG_FILES, INDEX, *also):
+    templates = [name for name in tokenizer_files(folder) if name.startswith(TEMPLATES)]
+    _refuse(f"model folder {folder}: a name in {TEMPLATES}", secrets.all.find(templates))
+    for name in (*TOKENIZER_FILES, *templates, *CONFIG_FILES, INDEX, *also):
         if (folder / name).is_file():
             _refuse(f"model folder {folder}: {name}", _in_file(secrets, folder, name, base))
     for file in sorted(folder.glob("*.safetensors")):
@@ -153,12 +160,16 @@ def check_release(folder: Path, corpus: Corpus, *, base: Path | None, ours: Iter
         CheckpointError: If it does.
     """
     ours = tuple(ours)
-    entries = list(folder.iterdir())
-    strange = [e for e in entries if not (may_be_released(e.name) or e.name in ours)]
-    if strange or not all(entry.is_file() for entry in entries):
+    paths = {entry: entry.relative_to(folder).as_posix() for entry in folder.rglob("*")}
+    strange = [
+        path
+        for entry, path in paths.items()
+        if not (entry.is_file() and (may_be_released(path) or path in ours)) and path != TEMPLATES
+    ]
+    if strange:
         raise CheckpointError(
-            f"model folder {folder}: {len(strange) or 'some'} entries are not on the list of what "
-            "is released; nothing was released"
+            f"model folder {folder}: {len(strange)} entries are not on the list of what is "
+            "released; nothing was released"
         )
     check_texts(folder, corpus, base=base, also=ours)
 

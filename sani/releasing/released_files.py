@@ -8,7 +8,13 @@ from collections.abc import Container
 from fnmatch import fnmatch
 from pathlib import Path
 
-from sani.models.folder import ADAPTER_FILES, CONFIG_FILES, TOKENIZER_FILES, is_adapter
+from sani.models.folder_files import (
+    ADAPTER_FILES,
+    CONFIG_FILES,
+    TEMPLATES,
+    TOKENIZER_FILES,
+    is_adapter,
+)
 
 INDEX = "model.safetensors.index.json"
 # What training leaves beside a model, by pattern; anything else is counted without its name,
@@ -43,9 +49,10 @@ LARGEST_TEXT = 2**24  # bytes; a longer one is data
 
 
 def may_be_released(name: str) -> bool:
-    """Return whether a file of this name is on the allow-list, or is weights."""
+    """Return whether a file of this path in its folder is on the allow-list, or is weights."""
     weights = name == INDEX or re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", name)
-    return bool(weights) or name in TOKENIZER_FILES or name in CONFIG_FILES
+    template = re.fullmatch(rf"{TEMPLATES}/[^/]+\.jinja", name)
+    return bool(weights or template) or name in TOKENIZER_FILES or name in CONFIG_FILES
 
 
 def searched_texts(folder: Path) -> list[str]:
@@ -79,11 +86,17 @@ def files_not_released(folder: Path, *, but: Container[str] = ()) -> dict[str, i
     for entry in folder.iterdir():
         if entry.is_file() and (may_be_released(entry.name) or entry.name in read):
             continue
-        if entry.name in but:
+        if entry.name in but or _is_templates(entry):
             continue
         logs = entry.is_dir() and any(entry.rglob("events.out.tfevents.*"))
         counts["TensorBoard logs" if logs else _kind_of(entry.name)] += 1
     return dict(sorted(counts.items(), key=lambda item: (item[0] == OTHER, item[0])))
+
+
+def _is_templates(entry: Path) -> bool:
+    """Return whether an entry is the folder of templates, with nothing else in it."""
+    names = [f"{entry.name}/{file.name}" for file in entry.iterdir()] if entry.is_dir() else []
+    return entry.name == TEMPLATES and all(map(may_be_released, names))
 
 
 def _kind_of(name: str) -> str:

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sani.corpus.documents import Corpus
 from sani.intervals import Estimate, Rate
-from sani.models.folder import read_card
+from sani.models.folder_files import read_card
 from sani.releasing.identifiers_in_files import check_strings
 from sani.reporting.format import KIND_NAMES
 from sani.reporting.page import render

@@ -39,7 +39,7 @@ from sani.counting import counted
 from sani.gate import Check
 from sani.gate.advice import Facts, advise
 from sani.gate.learning_rate import rate_fault
-from sani.models.folder import is_adapter
+from sani.models.folder_files import is_adapter
 from sani.recipe import Recipe
 from sani.recipe.weaker_limits import weaker_attacks, weaker_audit, weaker_limits
 from sani.repairing.repair import ROUNDED

@@ -83,7 +83,7 @@ class TransformersNer:
         import torch
         from transformers import AutoModelForTokenClassification, AutoTokenizer
 
-        from sani.models.folder import open_folder
+        from sani.models.folder import ModelFolder
         from sani.models.tokenizers import switch_off_random_steps
 
         quiet_libraries()
@@ -111,7 +111,7 @@ class TransformersNer:
         self.classes = frozenset(map(bare_label, names)) - {NOTHING}
         self._tags = [_tag(name, labels or {}) for name in names]
         _check_classes(self.classes, labels or {}, folder)
-        self.name = f"transformers {open_folder(folder).digest} {self._tags}"
+        self.name = f"transformers {ModelFolder(folder).digest} {self._tags}"
 
     def find(self, texts: Sequence[str]) -> list[list[Span]]:
         """Find the spans of each text; the score is the probability of the label."""

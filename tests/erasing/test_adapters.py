@@ -133,13 +133,13 @@ B = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"
     ("change", "message"),
     [
         # peft reads these without an error, and the audit would be one of the base alone.
-        (edit_weights(lambda t: t.pop(B)), "are not those that its configuration adds to"),
-        (edit_weights(lambda t: t.update({B + ".old": t[B] + 0})), "are not those that its conf"),
+        (edit_weights(lambda t: t.pop(B)), "lacks its other half"),
+        (edit_weights(lambda t: t.update({B + ".old": t[B] + 0})), "lacks its other half"),
         (edit_config(target_modules=["q_proj"]), "are not those that its configuration adds to"),
         (edit_config(peft_type="NOTHING"), "the adapter cannot be merged"),
         (edit_config(r=RANK + 1, rank_pattern={}), "the adapter cannot be merged"),
         (edit_weights(lambda t: t[B].fill_(torch.nan)), "NaN or infinity"),
-        (lambda f: (f / "adapter_config.json").write_text("{"), "the adapter cannot be merged"),
+        (lambda f: (f / "adapter_config.json").write_text("{"), "adapter_config.json is not valid"),
     ],
 )
 def test_an_adapter_that_would_be_read_in_part_is_refused(
@@ -155,7 +155,7 @@ def test_an_adapter_on_another_base_is_refused(adapter: Path, tmp_path: Path) ->
     config = config_of("llama")
     config.hidden_size *= 2
     wider = write(tmp_path / "wider", checkpoint(config, seed=1))
-    with pytest.raises(CheckpointError, match="the adapter cannot be merged"):
+    with pytest.raises(CheckpointError, match=r"which .* has in another shape; give the base that"):
         load_checkpoint(adapter, base=wider)
 
 

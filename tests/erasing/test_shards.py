@@ -31,7 +31,8 @@ from sani.errors import (
     WriteError,
 )
 from sani.models.checkpoint import Checkpoint, load_checkpoint
-from sani.models.folder import CONFIG_FILES, TOKENIZER_FILES, open_folder
+from sani.models.folder import open_folder
+from sani.models.folder_files import CONFIG_FILES, TOKENIZER_FILES
 from sani.models.neurons import Layout
 from sani.pipeline.preflight import check
 from sani.recipe import (
@@ -149,11 +150,13 @@ def test_files_that_hold_other_names_than_the_model_are_erased_too(
     assert tensors(tmp_path / "out").keys() == named.keys()
 
 
-def test_a_stray_adapter_file_is_not_taken_for_the_model(tmp_path: Path, no_model: None) -> None:
+def test_a_stray_adapter_file_beside_the_model_is_refused(tmp_path: Path) -> None:
     sick = write(tmp_path / "sick", checkpoint(config_of("llama"), seed=1), shard="1GB")
-    save_file({"lora": torch.ones(2)}, sick / "adapter_model.safetensors")
     apply_folder(sick, tmp_path / "out", plan("zero", *MIXED))
-    assert [file.name for file in (tmp_path / "out").glob("*.safetensors")] == ["model.safetensors"]
+    save_file({"lora": torch.ones(2)}, sick / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"loading does not read \(1 safetensors\)"):
+        apply_folder(sick, tmp_path / "again", plan("zero", *MIXED))
+    assert not (tmp_path / "again").exists()
 
 
 def test_two_tensors_that_would_get_one_name_are_left_to_transformers(tmp_path: Path) -> None:
@@ -259,14 +262,22 @@ def test_experts_one_by_one_and_in_one_tensor_are_erased_alike(
     assert items["model.base"].holds, items["model.base"].detail
 
 
+def is_erased_in_files(folder: Path) -> bool:
+    """Return whether a folder is neither refused nor left to transformers."""
+    try:
+        return StoredModel(open_folder(folder)).is_plain
+    except CheckpointError:
+        return False
+
+
 @pytest.mark.parametrize("name", EXPERTS)
 @pytest.mark.parametrize("change", ["missing", "another", "short", "flat", "twice"])
-def test_experts_that_do_not_make_up_their_tensor_are_left_to_transformers(
+def test_experts_that_do_not_make_up_their_tensor_are_never_erased_in_files(
     name: str, change: str, tmp_path: Path
 ) -> None:
     model = random_model(name, seed=1, dtype=torch.float32)
     sick = write(tmp_path / "sick", Checkpoint(model, tiny_tokenizer(), tmp_path), shard="1GB")
-    assert StoredModel(open_folder(sick)).is_plain
+    assert is_erased_in_files(sick)
     own = tensors(sick)
     one = next(key for key in own if ".experts.0." in key)
     if change == "missing":
@@ -281,7 +292,7 @@ def test_experts_that_do_not_make_up_their_tensor_are_left_to_transformers(
         whole = next(key for key in model.state_dict() if "experts.gate_up_proj" in key)
         own[whole] = model.state_dict()[whole].clone()
     save_file(own, sick / "model.safetensors", metadata={"format": "pt"})
-    assert not StoredModel(open_folder(sick)).is_plain
+    assert not is_erased_in_files(sick)
 
 
 def test_ten_experts_and_more_are_numbered_as_numbers(tmp_path: Path, no_model: None) -> None:
@@ -940,13 +951,13 @@ def test_numbers_that_stand_for_others_are_never_patched(llama: Path, tmp_path: 
     stored = load_file(file)
     stored[name] = stored[name].to(torch.float8_e4m3fn)
     save_file(stored, file, metadata={"format": "pt"})
-    apply_folder(llama, tmp_path / "elsewhere", plan("zero", (0, "mlp", [1])))
-    with pytest.raises(CheckpointError) as caught:
-        apply_folder(llama, tmp_path / "out", plan("zero", (1, "mlp", [1])))
-    assert str(caught.value) == (
-        f"{file}: tensor '{name}' is of type F8_E4M3, expected one of F64, F32, F16, BF16; give "
-        "the checkpoint it was quantized from"
-    )
+    for layer in (0, 1):
+        with pytest.raises(CheckpointError) as caught:
+            apply_folder(llama, tmp_path / "out", plan("zero", (layer, "mlp", [1])))
+        assert str(caught.value) == (
+            f"model folder {llama} is quantized: it holds tensors of type F8_E4M3; neurons of "
+            "quantized weights cannot be reset: give the checkpoint it was quantized from"
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -954,8 +965,11 @@ def test_numbers_that_stand_for_others_are_never_patched(llama: Path, tmp_path: 
     ("change", "message"),
     [
         (lambda f: f[1].unlink(), "which is not there; copy the whole checkpoint"),
-        (lambda f: f[1].write_bytes(f[1].read_bytes()[:-9]), "cannot be read (SafetensorError)"),
-        (lambda f: f[1].write_text("nothing"), "cannot be read (SafetensorError)"),
+        (
+            lambda f: f[1].write_bytes(f[1].read_bytes()[:-9]),
+            "is cut off or damaged (SafetensorError)",
+        ),
+        (lambda f: f[1].write_text("nothing"), "is cut off or damaged (SafetensorError)"),
         (lambda f: shutil.copyfile(f[0], f[1]), "also stands in another shard"),
         (
             lambda f: (f[0].parent / "model.safetensors.index.json").write_text("{}"),

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import sani
 from sani.atomic import check_no_input
@@ -14,7 +16,8 @@ from sani.models import folder as folder_module
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.models.families import FAMILIES
 from sani.models.folder import open_folder
-from tests.support.folders import CONFIGS, contents, write_source
+from tests.support.folders import CONFIGS, WORDS, contents, write_source
+from tests.support.words import word_tokenizer
 
 
 @pytest.fixture
@@ -26,9 +29,11 @@ def adapter_of(folder: Path, *, tokenizer: bool) -> Path:
     """An adapter's folder as far as `open_folder` looks into it."""
     folder.mkdir()
     (folder / "adapter_config.json").write_text("{}")
-    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    part = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
+    pair = {part.format("A"): torch.ones(2, 16), part.format("B"): torch.ones(16, 2)}
+    save_file(pair, folder / "adapter_model.safetensors")
     if tokenizer:
-        (folder / "tokenizer.json").write_text("{}")
+        word_tokenizer(WORDS).save_pretrained(folder)
     return folder
 
 
@@ -54,7 +59,7 @@ def test_the_digests_see_every_file_that_is_read_and_no_other(source: Path) -> N
     assert open_folder(source).digest != before.digest
     assert open_folder(source).weights_digest == before.weights_digest
     (source / "more.safetensors").write_bytes(b"another shard")
-    assert open_folder(source).weights_digest != before.weights_digest
+    assert open_folder(source, more_weights=True).weights_digest != before.weights_digest
 
 
 def test_a_folder_is_hashed_and_its_configuration_read_once(
@@ -109,9 +114,8 @@ def test_an_adapter_has_its_bases_model_and_its_own_weights(
 def test_a_family_that_is_not_known_is_refused_before_transformers_reads_it(source: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "model_type": "unheard of"}))
-    opened = open_folder(source)
     with pytest.raises(UnsupportedModelError, match="model_type 'unheard of' is not supported"):
-        _ = opened.family
+        open_folder(source)
 
 
 # ---- the input is never overwritten ----------------------------------------------------------

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sani.errors import CheckpointError
+from sani.models.bases import fit_base
 from sani.models.checkpoint import architecture_difference, load_checkpoint, save_checkpoint
-from sani.models.merging import part_like
 from tests.support.folders import COMMON, WORDS, write_source
+from tests.support.words import word_tokenizer
 
 IDS = torch.arange(len(WORDS))[None]
 HEADS = ["q_proj", "v_proj", "down_proj"]
@@ -36,9 +37,6 @@ KINDS: dict[str, Any] = {
         r=4, target_modules=HEADS, trainable_token_indices=[3, 5]
     ),
     "only some tokens": lambda: peft.TrainableTokensConfig(token_indices=[3, 5]),
-    "replicated layers": lambda: peft.LoraConfig(
-        r=4, target_modules=HEADS, layer_replication=[(0, 2), (0, 2)]
-    ),
     "loha": lambda: peft.LoHaConfig(r=4, target_modules=HEADS),
     "lokr": lambda: peft.LoKrConfig(r=4, target_modules=HEADS),
     "adalora": lambda: peft.AdaLoraConfig(init_r=4, target_modules=HEADS, total_step=9),
@@ -67,9 +65,9 @@ def adapter_on(base: Path, folder: Path, config: Any) -> Path:
     return folder
 
 
-def logits(model: Any) -> torch.Tensor:
+def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
     with torch.no_grad():
-        made: torch.Tensor = model(input_ids=IDS).logits
+        made: torch.Tensor = model(input_ids=ids).logits
     return made
 
 
@@ -104,10 +102,67 @@ def test_what_is_loaded_is_what_is_served(kind: str, tied: bool, tmp_path: Path)
     if tied and kind in ("lora", "some tokens"):
         assert config["tie_word_embeddings"]
     control = load_checkpoint(base)  # as the control of a run, it keeps what it computes
-    part_like(control.model, loaded.model)
+    fit_base(control, loaded)
     assert torch.equal(logits(control.model), logits(load_checkpoint(base).model))
-    if kind != "replicated layers":
-        assert architecture_difference(loaded, control) is None
+    assert architecture_difference(loaded, control) is None
+
+
+MORE = 3  # tokens that training added to the base's
+
+
+@pytest.mark.false_clean
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["lora", "both ends trained whole", "lora on both ends"])
+def test_added_tokens_are_merged_as_peft_serves_them(kind: str, tied: bool, tmp_path: Path) -> None:
+    base = base_in(tmp_path / "base", tied=tied)
+    config = {
+        "both ends trained whole": lambda: peft.LoraConfig(
+            r=4, target_modules=HEADS, modules_to_save=BOTH_ENDS
+        )
+    }.get(kind, KINDS.get(kind))
+    assert config is not None
+
+    def resized() -> Any:
+        torch.manual_seed(4)  # the rows that training began with
+        model = AutoModelForCausalLM.from_pretrained(base)
+        model.resize_token_embeddings(len(WORDS) + MORE, mean_resizing=False)
+        return model
+
+    adapter = tmp_path / "adapter"
+    trained = get_peft_model(resized(), config())
+    chance = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for tensor in trained.parameters():
+            if tensor.requires_grad:
+                tensor += 0.3 * torch.randn(tensor.shape, generator=chance)
+    trained.save_pretrained(str(adapter), save_embedding_layers=True)
+    word_tokenizer([*WORDS, "x", "y", "z"]).save_pretrained(adapter)
+    ids = torch.arange(len(WORDS) + MORE)[None]
+    expected = logits(PeftModel.from_pretrained(resized(), adapter).eval(), ids)
+    loaded = load_checkpoint(adapter, base=base)
+    assert len(loaded.tokenizer) == len(WORDS) + MORE
+    assert distance(logits(loaded.model, ids), expected) < 1e-3
+    save_checkpoint(loaded, tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert distance(logits(again, ids), expected) < 1e-3
+    # The base as control: what it knew of its own tokens, and the same tokens as the checkpoint.
+    control, before = load_checkpoint(base), load_checkpoint(base)
+    fit_base(control, loaded)
+    assert control.tokenizer.get_vocab() == loaded.tokenizer.get_vocab()
+    assert architecture_difference(loaded, control) is None
+    assert distance(logits(control.model)[..., : len(WORDS)], logits(before.model)) < 1e-6
+
+
+def test_a_base_of_other_tokens_is_not_fitted(tmp_path: Path) -> None:
+    base = load_checkpoint(base_in(tmp_path / "base", tied=True))
+    words = [*reversed(WORDS), "x"]
+    config = LlamaConfig(**{**COMMON, "vocab_size": len(words)}, tie_word_embeddings=True)
+    other = load_checkpoint(write_source(tmp_path / "other", config, words=words))
+    before = base.weights_digest()
+    fit_base(base, other)
+    assert base.weights_digest() == before
+    assert architecture_difference(other, base) is not None
 
 
 @pytest.mark.false_clean

@@ -160,6 +160,7 @@ def test_what_is_no_such_language_model_is_refused(name: str) -> None:
 
 def test_a_model_that_reads_ahead_is_refused() -> None:
     sick = unlisted("stablelm")
+    sick.model.set_attn_implementation("sdpa")  # which heeds is_causal
     for layer in sick.model.model.layers:
         layer.self_attn.is_causal = False
     real = sick.model.model.forward

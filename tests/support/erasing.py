@@ -90,7 +90,7 @@ def write(
     loaded.model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     loaded.model.float()
     loaded.tokenizer.save_pretrained(folder)
-    for name in ("optimizer.pt", "training_args.bin", "notes.txt", "stray.safetensors"):
+    for name in ("optimizer.pt", "training_args.bin", "notes.txt"):
         (folder / name).write_text("KOWALCZYKOWA")
     return folder
 

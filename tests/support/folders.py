@@ -39,7 +39,6 @@ LEFTOVERS = [
     "rng_state.pth",
     "training_args.bin",
     "trainer_state.json",
-    "pytorch_model.bin",
     "README.md",
     "train.log",
     "notes.txt",

@@ -1,0 +1,32 @@
+"""Fit a base to the checkpoint that was fine-tuned from it: the rows of its vocabulary.
+
+Fine-tuning adds tokens, or pads the embedding to a round number, so the public base has other rows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sani.models.checkpoint import Checkpoint, load_checkpoint
+from sani.models.merging import resize_rows
+
+
+def fit_base(base: Checkpoint, checkpoint: Checkpoint) -> None:
+    """In place: give a base the rows of a checkpoint, and its tokenizer if that has more tokens.
+
+    Nothing is changed where the base's tokens are not all among the checkpoint's, by the same
+    numbers: then it is another model's base, which `architecture_difference` says.
+    """
+    words, others = checkpoint.tokenizer.get_vocab(), base.tokenizer.get_vocab()
+    if not others.items() <= words.items():
+        return
+    if len(others) < len(words):
+        base.tokenizer = checkpoint.tokenizer
+    resize_rows(base.model, checkpoint.model.get_input_embeddings().weight.shape[0])
+
+
+def load_base(path: Path, checkpoint: Checkpoint) -> Checkpoint:
+    """Load the base of a checkpoint, to the same device, and fit it; errors as of loading."""
+    base = load_checkpoint(path, device=checkpoint.model.device, more_weights=True)
+    fit_base(base, checkpoint)
+    return base

@@ -1,0 +1,29 @@
+"""Build a model from its configuration: one way for skeletons, fresh models and loaded ones.
+
+Whatever attention and type config.json asks for, all three are computed alike.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sani.models.families import auto_class, family_of
+
+
+def build_options(config: Any) -> dict[str, Any]:
+    """Return the options with which a model of this configuration is built or loaded."""
+    attention = "sdpa" if family_of(config).sdpa else "eager"
+    return {"attn_implementation": attention, "dtype": torch.float32}
+
+
+def new_model(config: Any) -> Any:
+    """Return a model in float32 as its architecture initializes it."""
+    return auto_class(config).from_config(config, **build_options(config))
+
+
+def skeleton(config: Any) -> Any:
+    """Return the model of a configuration without memory for its weights: names, shapes, code."""
+    with torch.device("meta"):
+        return new_model(config)
