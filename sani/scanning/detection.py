@@ -28,18 +28,20 @@ from sani.scanning.evaluation import Evaluation, evaluate
 from sani.scanning.indirect import find_indirect
 from sani.scanning.ner import NerEngine, load_engines
 from sani.scanning.overlaps import resolve
-from sani.scanning.patterns import find_by_pattern, load_patterns
+from sani.scanning.patterns import find_in_plain, load_patterns, located
 from sani.scanning.plausible import plausible
 from sani.scanning.propagation import propagate
 from sani.scanning.structure import find_structure, in_words
 from sani.scanning.terms import Finder, read_terms
+from sani.text.plain import plain
 
 # Everything whose version may change what the patterns find.
 _LIBRARIES = (
     "sani-llm", "presidio-analyzer", "phonenumbers", "tldextract", "regex", "faker", "babel",
+    "python-stdnum",
 )  # fmt: skip
 # Of sani, likewise: a cache of an older version must not answer for this one.
-_PACKAGES = ("sani.scanning", "sani.text", "sani.values")
+_PACKAGES = ("sani.scanning", "sani.scanning.recognizers", "sani.text", "sani.values")
 _CHUNK = 256
 _BATCH = 32
 
@@ -281,19 +283,26 @@ class Detector:
 
     def find(self, texts: Sequence[str], *, numbers: Sequence[int]) -> list[tuple[Span, ...]]:
         """Find the spans of each text, without overlaps; ``numbers`` name the texts in an error."""
+        readings = [plain(text) for text in texts]
+        plain_texts = [reading.text for reading in readings]
         spans_of: list[list[Span]] = [[] for _ in texts]
         for ner in self.ner:
-            for spans, text, names in zip(spans_of, texts, ner.find(texts), strict=True):
+            for spans, text, names in zip(
+                spans_of, plain_texts, ner.find(plain_texts), strict=True
+            ):
                 spans += plausible(names, text, words=ner.words, language=ner.language)
-        for number, text, spans in zip(numbers, texts, spans_of, strict=True):
+        for number, text, spans in zip(numbers, plain_texts, spans_of, strict=True):
             if self.patterns:
                 try:
-                    spans += find_by_pattern(text)
+                    spans += find_in_plain(text)
                 except ScanError as problem:
                     raise ScanError(f"document {number}: {problem}") from None
             if self.terms:
                 spans += self.terms.find(text)
-        return [resolve(spans, text) for spans, text in zip(spans_of, texts, strict=True)]
+        return [
+            resolve([located(span, reading) for span in spans], text)
+            for spans, reading, text in zip(spans_of, readings, texts, strict=True)
+        ]
 
 
 @cache

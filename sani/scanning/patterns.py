@@ -1,16 +1,18 @@
 """Identifiers by pattern: Presidio's recognizers, and ours for what clinical text needs.
 
-What is looked for is data, in ``recognizers.yaml``: headings with the value that follows (all
-headings are found at once, by an Aho-Corasick automaton over the folded text), expressions that
-stand on their own, and names of Presidio's classes, whose expressions, checksums and context words
-are used as they are. Presidio's own engine is not: it tags and parses each text for the context
-words alone, skips an expression that takes too long, and asks the network for e-mail addresses.
+What is looked for is data, in ``recognizers/``: headings with the value that follows (all headings
+are found at once, by an Aho-Corasick automaton over the folded text), expressions that stand on
+their own, and names of Presidio's classes, whose expressions, checksums and context words are used
+as they are. Presidio's own engine is not: it tags and parses each text for the context words alone,
+skips an expression that takes too long, and asks the network for e-mail addresses.
+
+Everything is looked for in the plain reading of a text (`sani.text.plain`), so that a value is
+found whole wherever a line ends in it.
 """
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -20,25 +22,30 @@ import regex
 
 from sani.corpus.documents import Span
 from sani.errors import ScanError
-from sani.scanning.labels import kind_of, read_data, scan_label
-from sani.scanning.plausible import is_month_in_time
+from sani.scanning.labels import kind_of, scan_label
+from sani.scanning.matches import Rule, rule
+from sani.scanning.recognizers.tables import (
+    common,
+    expressions,
+    folded_headings,
+    given_names,
+    headings,
+)
 from sani.scanning.windows import moved, windows
-from sani.text.folding import Folded, fold, fold_text
-from sani.values.dates import month_names
-from sani.values.names import listed_names
+from sani.text.folding import Folded, fold
+from sani.text.plain import plain
 
 SOURCE = "pattern"
 TIMEOUT_SECONDS = 30.0
-_PIECE = regex.compile(r"\{([a-z_]+)\}")
 _PRESIDIO_FLAGS = regex.DOTALL | regex.MULTILINE | regex.IGNORECASE
 # Presidio's rule: a context word within five words before raises a score by 0.35, to at least 0.4.
 _CONTEXT_WORDS, _CONTEXT_CHARACTERS = 5, 80
 _CONTEXT_BONUS, _CONTEXT_LEAST = 0.35, 0.4
+_DOTTED_WORD = regex.compile(r"[^\s.]*+\.[^\W\d_]\S+")
 _NUMBER_LINE = regex.compile(r"[^\n]*?\d(?:[^\w\n]{0,3}\d){6}[^\n]*")
-_OPENING = ' \t"\u201c'
+_LONGEST_WHOLE = 5  # letters of a word that must begin one; a longer one may end one: zehnjährige
+_NEAR = 80  # characters beside a word that an expression needs
 _TRAILING = " \t\r\n.,;:-\u2013(["
-
-Check = Callable[[regex.Match[str]], tuple[int, int] | None]
 
 
 def find_by_pattern(text: str) -> list[Span]:
@@ -48,12 +55,26 @@ def find_by_pattern(text: str) -> list[Span]:
         ScanError: If an expression takes longer than `TIMEOUT_SECONDS` on one window of the text:
             what it would have found is not known, so nothing is passed over in silence.
     """
+    reading = plain(text)
+    return sorted(located(span, reading) for span in find_in_plain(reading.text))
+
+
+def located(span: Span, reading: Folded) -> Span:
+    """Return a span of a plain reading, counted in the text that was read."""
+    start, end = reading.original(span.start, span.end)
+    return replace(span, start=start, end=end)
+
+
+def find_in_plain(text: str) -> list[Span]:
+    """Find as `find_by_pattern` does, in a text that `sani.text.plain` has read."""
     spans: set[Span] = set()
     for window in windows(text):
         folded = fold(window.text)
         try:
             for recognize in (_presidio, _fields, _expressions):
                 for span in recognize(window.text, folded):
+                    if span.start >= span.end:
+                        continue
                     if share := window.share(span.start, span.end):
                         owned = replace(span, start=share[0], end=share[1])
                         spans.add(moved(owned, window.offset))
@@ -67,7 +88,7 @@ def find_by_pattern(text: str) -> list[Span]:
 
 def load_patterns() -> None:
     """Build everything that the first search would build, so that processes can share it."""
-    for build in (_recognizers, _headings, _compiled_expressions, _listed_names, _suffixes):
+    for build in (_recognizers, _headings, _compiled_expressions, given_names, _suffixes):
         build()
 
 
@@ -81,10 +102,12 @@ def _span(text: str, start: int, end: int, label: str, score: float) -> Span:
 def _presidio(text: str, folded: Folded) -> Iterator[Span]:
     """Find what Presidio's recognizers know, with its scores."""
     lower = text.lower()
-    threshold = read_data("recognizers.yaml")["presidio_threshold"]
+    threshold = common()["presidio_threshold"]
     for recognizer, label in _recognizers():
         if recognizer.name == "PhoneRecognizer":
             hits = _by_lines(recognizer, text)
+        elif recognizer.name == "UrlRecognizer":
+            hits = _by_words(recognizer, text)
         elif hasattr(recognizer, "patterns") and not _analyzes_itself(recognizer):
             hits = _by_expression(recognizer, text)
         else:
@@ -117,6 +140,13 @@ def _by_lines(recognizer: Any, text: str) -> Iterator[tuple[int, int, float]]:
             yield line.start() + result.start, line.start() + result.end, result.score
 
 
+def _by_words(recognizer: Any, text: str) -> Iterator[tuple[int, int, float]]:
+    """Find web addresses, only in words with a period inside: they hold no blank."""
+    for word in _DOTTED_WORD.finditer(text, timeout=TIMEOUT_SECONDS):
+        for start, end, score in _by_expression(recognizer, word.group()):
+            yield word.start() + start, word.start() + end, score
+
+
 def _in_context(words: list[str] | None, lower: str, start: int) -> bool:
     """Return whether a context word stands within, or is part of, the five words before."""
     if not words or start >= len(lower):
@@ -135,7 +165,7 @@ def _recognizers() -> tuple[tuple[Any, str], ...]:
     """Return Presidio's recognizers by name, and what the scan calls their findings."""
     from presidio_analyzer import predefined_recognizers
 
-    data = read_data("recognizers.yaml")
+    data = common()
     options = {"PhoneRecognizer": {"supported_regions": tuple(data["phone_regions"])}}
     made = []
     for name in data["presidio"]:
@@ -174,24 +204,29 @@ class _Field:
     label: str
     score: float
     value: regex.Pattern[str]
+    check: Rule
     heading: str | None
+    fused: bool
 
 
 def _fields(text: str, folded: Folded) -> Iterator[Span]:
     """Find the value after each heading that stands in the text as words of its own."""
     for last, (length, fields) in _headings().iter(folded.text):
         first, after = last + 1 - length, last + 1
-        if folded.text[first - 1 : first].isalnum() or folded.text[after : after + 1].isalnum():
+        around = folded.text[first - 1 : first], folded.text[after : after + 1]
+        if around[0].isalnum():
             continue
         before, place = folded.original(first, after)
         for field in fields:
+            if around[1].isalnum() and not field.fused:
+                continue
             match = field.value.match(text, place, timeout=TIMEOUT_SECONDS)
-            if match is not None:
+            if match is None:
+                continue
+            for start, end in field.check(match):
                 if field.heading:
                     yield _span(text, before, place, field.heading, field.score)
-                start, end = match.span("value")
-                end = _stripped(text, start, end)
-                yield _span(text, start, end, field.label, field.score)
+                yield _span(text, start, _stripped(text, start, end), field.label, field.score)
 
 
 def _stripped(text: str, start: int, end: int) -> int:
@@ -202,14 +237,14 @@ def _stripped(text: str, start: int, end: int) -> int:
 @cache
 def _headings() -> Any:
     """Return all headings, each with its length and the fields that it opens."""
-    data = read_data("recognizers.yaml")
-    fields: dict[str, list[_Field]] = {}
-    for row in data["fields"]:
-        separator = data["separators"][row["separator"]]
-        value = regex.compile(f"{separator}(?P<value>{_expand(data['pieces'][row['value']])})")
-        for heading in row["after"]:
-            field = _Field(row["label"], row["score"], value, row.get("heading"))
-            fields.setdefault(fold_text(heading), []).append(field)
+    fields: dict[str, dict[_Field, None]] = {}
+    for row in headings():
+        field = _Field(
+            row.label, row.score, regex.compile(row.value), rule(row.check), row.heading,
+            row.kind == "fused_name",
+        )  # fmt: skip
+        for heading in folded_headings(row):
+            fields.setdefault(heading, {})[field] = None
     automaton = ahocorasick.Automaton()
     for heading, opened in fields.items():
         automaton.add_word(heading, (len(heading), tuple(opened)))
@@ -225,146 +260,82 @@ class _Expression:
     label: str
     score: float
     pattern: regex.Pattern[str]
-    check: Check | None
+    check: Rule
+    needs: str = ""
+    near: tuple[str, ...] = ()
 
 
 def _expressions(text: str, folded: Folded) -> Iterator[Span]:
-    for row in _compiled_expressions():
-        for match in row.pattern.finditer(text, timeout=TIMEOUT_SECONDS):
-            extent = row.check(match) if row.check else match.span()
-            if extent is not None:
-                start, end = extent
-                yield _span(text, start, _stripped(text, start, end), row.label, row.score)
+    for row, (start, end) in _places(text, folded):
+        yield _span(text, start, _stripped(text, start, end), row.label, row.score)
 
 
 def find_dates(text: str) -> Iterator[tuple[int, int]]:
     """Find the start and end of what is written like a date; the text must not be long."""
-    for row in _compiled_expressions():
-        if row.label == "DATE":
-            for match in row.pattern.finditer(text, timeout=TIMEOUT_SECONDS):
-                yield match.start(), _stripped(text, *match.span())
+    for _, (start, end) in _places(text, fold(text), "DATE"):
+        yield start, _stripped(text, start, end)
+
+
+def _places(
+    text: str, folded: Folded, label: str | None = None
+) -> Iterator[tuple[_Expression, tuple[int, int]]]:
+    """Yield what the expressions mark, of one label if it is given."""
+    near = _near(folded)
+    for number, row in enumerate(_compiled_expressions()):
+        if (row.needs and row.needs not in text) or label not in (None, row.label):
+            continue
+        stretches = near.get(number, ()) if row.near else ((0, len(text)),)
+        for start, end in stretches:
+            for match in row.pattern.finditer(text, start, end, timeout=TIMEOUT_SECONDS):
+                for place in row.check(match):
+                    yield row, place
+
+
+def _near(folded: Folded) -> dict[int, list[tuple[int, int]]]:
+    """Return where to look with each expression that needs one of some words: around them."""
+    stretches: dict[int, list[tuple[int, int]]] = {}
+    text = folded.text
+    for last, (length, numbers) in _words_needed().iter(text):
+        first, after = last + 1 - length, last + 1
+        joined = text[first].isalpha() and text[first - 1 : first].isalpha()
+        if joined and length <= _LONGEST_WHOLE:
+            continue
+        if text[after : after + 1].isalpha():
+            continue
+        start, end = folded.original(first, after)
+        start, end = max(0, start - _NEAR), end + _NEAR
+        for number in numbers:
+            known = stretches.setdefault(number, [])
+            if known and known[-1][1] >= start:
+                start = known.pop()[0]
+            known.append((start, end))
+    return stretches
+
+
+@cache
+def _words_needed() -> Any:
+    """Return the words that expressions need, each with its length and the expressions."""
+    numbers: dict[str, set[int]] = {}
+    for number, row in enumerate(_compiled_expressions()):
+        for word in row.near:
+            numbers.setdefault(word, set()).add(number)
+    automaton = ahocorasick.Automaton()
+    for word, of_word in numbers.items():
+        automaton.add_word(word, (len(word), tuple(sorted(of_word))))
+    automaton.make_automaton()
+    return automaton
 
 
 @cache
 def _compiled_expressions() -> tuple[_Expression, ...]:
-    data = read_data("recognizers.yaml")
     return tuple(
         _Expression(
-            row["label"],
-            row["score"],
-            regex.compile(
-                _expand(row["expression"]), regex.IGNORECASE if row.get("ignore_case") else 0
-            ),
-            _CHECKS[row["check"]] if "check" in row else None,
+            row.label,
+            row.score,
+            regex.compile(row.expression, regex.IGNORECASE if row.ignore_case else 0),
+            rule(row.check),
+            row.needs,
+            row.near,
         )
-        for row in data["patterns"]
+        for row in expressions()
     )
-
-
-def _expand(expression: str) -> str:
-    """Put its pieces into an expression; what stands in braces otherwise stays."""
-    pieces = _pieces()
-    while any(match[1] in pieces for match in _PIECE.finditer(expression)):
-        expression = _PIECE.sub(lambda match: pieces.get(match[1], match[0]), expression)
-    return expression
-
-
-@cache
-def _pieces() -> dict[str, str]:
-    data = read_data("recognizers.yaml")
-    months = {name for one in data["month_languages"] for name in month_names(one).values()}
-    names = sorted({regex.escape(name) for name in months} | {"sept"}, key=lambda n: (-len(n), n))
-    particles = "(?:" + "|".join([*data["particle_phrases"], *data["particles"]]) + ")"
-    return {**data["pieces"], "month": "|".join(names), "particle": particles}
-
-
-def _listed_name(match: regex.Match[str]) -> tuple[int, int] | None:
-    """Cut a match at its first listed given name, or at the word before a listed surname.
-
-    A given name may also stand last, after a surname in capitals: ``LIMONE Félicia``.
-    """
-    given, surnames = _listed_names()
-    words = [
-        (*word.span(), fold_text(word.group()))
-        for word in regex.finditer(r"[\p{L}\p{M}]{2,}", match.group())
-    ]
-    for place, end, word in words:
-        if word in given and end < len(match.group()):  # a word or an initial follows
-            if word in _number_headings() and match.group()[place:end].isupper():
-                continue  # IBAN, before its number; Iban is a name
-            return match.start() + place, match.end()
-    *_, before, last = regex.finditer(r"\S+", match.group())
-    if fold_text(last.group()) in given and before.group().isupper() > last.group().isupper():
-        return match.start() + before.start(), match.end()
-    if match.group().isupper():
-        return None
-    for number, (_, _, word) in enumerate(words):
-        if word in surnames and number:
-            return match.start() + words[number - 1][0], match.end()
-    return None
-
-
-def _given_name(match: regex.Match[str]) -> tuple[int, int] | None:
-    """Return a given name alone, if it announces no name and is no ordinary word of the text."""
-    start = match.end() - len(match.group().lstrip(_OPENING))
-    word = match.string[start : match.end()]
-    folded = fold_text(word)
-    if folded not in _listed_names()[0] or folded in _announcing():
-        return None
-    if is_month_in_time(match.string, start, match.end()):
-        return None
-    ordinary = regex.search(rf"(?<!\w){regex.escape(word.lower())}(?!\w)", match.string)
-    return None if ordinary else (start, match.end())
-
-
-def _given_name_last(match: regex.Match[str]) -> tuple[int, int] | None:
-    last = match.group().rsplit(" ", 1)[1]
-    return match.span() if fold_text(last) in _listed_names()[0] else None
-
-
-@cache
-def _announcing() -> frozenset[str]:
-    """Return the words before a name, folded: Signe is a name, Signé more often announces one."""
-    rows = read_data("recognizers.yaml")["fields"]
-    return frozenset(word for row in rows if row["label"] == "NAME" for word in row["after"])
-
-
-@cache
-def _number_headings() -> frozenset[str]:
-    """Return the headings of everything but names, folded."""
-    rows = read_data("recognizers.yaml")["fields"]
-    return frozenset(
-        fold_text(word) for row in rows if row["label"] != "NAME" for word in row["after"]
-    )
-
-
-def _listed_names() -> tuple[frozenset[str], frozenset[str]]:
-    """Return given names and surnames that Faker lists, folded."""
-    return listed_names(tuple(read_data("recognizers.yaml")["name_locales"]))
-
-
-def _age(match: regex.Match[str]) -> tuple[int, int] | None:
-    digits = regex.search(r"\d+", match.group())
-    return match.span() if digits and int(digits[0]) <= 120 else None
-
-
-def _street(match: regex.Match[str]) -> tuple[int, int] | None:
-    """Return a match that has a number, or a name with a capital: "place on" is no address."""
-    words = match.group().split()
-    named = any(word[0].isupper() for word in regex.split(r"[ '\u2019]", match.group())[1:] if word)
-    return match.span() if words[0][0].isdigit() or named else None
-
-
-def _letters_and_digits(match: regex.Match[str]) -> tuple[int, int] | None:
-    kinds = {unicodedata.category(character)[0] for character in match.group()}
-    return match.span() if {"L", "N"} <= kinds else None
-
-
-_CHECKS: dict[str, Check] = {
-    "listed_name": _listed_name,
-    "given_name": _given_name,
-    "given_name_last": _given_name_last,
-    "age": _age,
-    "street": _street,
-    "letters_and_digits": _letters_and_digits,
-}

@@ -17,9 +17,15 @@ from babel import Locale
 from sani.corpus.documents import Span
 from sani.scanning.labels import read_data
 from sani.scanning.pipelines import is_foreign, language_in, stop_words
+from sani.scanning.recognizers.tables import (
+    common,
+    given_names,
+    heading_words,
+    ordinary_words,
+    surnames,
+)
 from sani.text.folding import fold_text
 from sani.values.dates import month_names, names_a_day
-from sani.values.names import listed_names
 
 _WORD = regex.compile(r"[\p{L}\p{M}][\p{L}\p{M}'\u2019.-]*")
 _EDGES = "()[]{}.,;:!?\"'\u2018\u2019\u201c\u201d/\\|*#=-"
@@ -39,6 +45,7 @@ _TIME_AFTER = regex.compile(r"[^\S\n]*[,.]?[^\S\n]*\d{1,4}(?!\d)")
 _NOUN = regex.compile(r"(?P<of>['\u2019]s?)?[ -]+(?P<noun>\p{L}+)")
 _SEPARATOR = regex.compile(r"\n|[;|\t]|\s[-\u2013\u2014]+\s")
 _HEADED = regex.compile(r"(?P<heading>\D*?)[ :#.]+(?P<rest>\d\S*.*)")
+_LONG_NUMBER = regex.compile(r"\d{4}")
 _SHORT = 4  # letters of an abbreviation of a laboratory
 
 
@@ -56,9 +63,10 @@ def plausible(
     spoken = language_in(text)
     foreign = bool(language) and is_foreign(text, language)  # it knows no word of the text
     lower = {fold_text(word) for word in _WORD.findall(text) if word.islower()}
-    ordinary = _Ordinary(() if foreign else words, lower, stop_words(spoken))
+    ordinary = _Ordinary(() if foreign else words, lower, stop_words(spoken), spoken or "")
     pieces = [piece for span in spans for piece in _parts(span, text)]
-    return [span for span in pieces if _is_plausible(span, text, ordinary)]
+    judge = _is_plausible_abroad if foreign else _is_plausible
+    return [span for span in pieces if judge(span, text, ordinary)]
 
 
 def is_relative(value: str, ordinary: Container[str] = (), *, first: bool = False) -> bool:
@@ -91,6 +99,18 @@ def is_eponym(text: str, start: int, end: int) -> bool:
         return False
     unlisted = not is_listed_name(text[start:end])
     return noun in _listed("eponym") or (unlisted and noun in _listed("eponym_of_unlisted"))
+
+
+_EPONYM_NOUN = regex.compile(
+    r"(?i)\b(?:signo|signe|sonda|sonde|maladie|enfermedad|s[ií]ndrome|syndrome|morbus|escala|score|test|maniobra|reflejo|"
+    r"r[ée]flexe|zeichen|katheter|cat[ée]ter|malattia|segno|doen[çc]a|ziekte|french|fr|classification|clasificaci[óo]n|point|punto)"
+    r"[ ](?:de[ ]|di[ ]|nach[ ]|van[ ]|of[ ])?$"
+)
+
+
+def is_after_eponym_noun(text: str, start: int) -> bool:
+    """Return whether a clinical noun stands before: signo de Murphy, Morbus Crohn."""
+    return _EPONYM_NOUN.search(text[max(0, start - 30) : start]) is not None
 
 
 def is_month_in_time(text: str, start: int, end: int) -> bool:
@@ -126,11 +146,13 @@ class _Ordinary:
         words: Those of its language, if the model knows them; some of them are names too.
         lower: Those that stand in the text with a small letter.
         stop: The stop-words of its language.
+        language: In ISO 639-1; empty if it is not known.
     """
 
     words: Container[str]
     lower: Collection[str]
     stop: Collection[str]
+    language: str = ""
 
     def __contains__(self, word: object) -> bool:
         """Return whether a word of a name is an ordinary word, and on no list of names."""
@@ -156,8 +178,11 @@ def _is_plausible(span: Span, text: str, ordinary: _Ordinary) -> bool:
         return not is_relative(value, ordinary, first=first)
     if span.label not in ("NAME", "LOCATION", "ORGANIZATION"):
         return True
-    if span.label == "NAME" and _CATEGORY.fullmatch(value.strip(_EDGES)):
+    bare = value.strip(_EDGES)
+    if span.label == "NAME" and _CATEGORY.fullmatch(bare):
         return False
+    if bare.isupper() and bare.isalpha() and len(bare) < _SHORT and not is_listed_name(bare):
+        return False  # CHF, WBC; a state of two letters names nobody
     tokens = [token for token in value.split() if not _is_quantity(token)]
     names = [word for token in tokens for word in _WORD.findall(token)]
     places = (text, span.start, span.end)
@@ -174,6 +199,42 @@ def _is_plausible(span: Span, text: str, ordinary: _Ordinary) -> bool:
     if _is_measured(text, span, names[0]):
         return False
     return span.label == "LOCATION" or names[0] not in ordinary
+
+
+def _is_plausible_abroad(span: Span, text: str, ordinary: _Ordinary) -> bool:
+    """Return whether a finding of a model may be what its label says in a language not its own.
+
+    To such a model each word with a capital is a name: all nouns of German, all first words. What
+    remains says it by itself: a listed name, two capitals side by side that are no words, a number.
+    """
+    if not _is_plausible(span, text, ordinary):
+        return False
+    value = text[span.start : span.end]
+    words = _WORD.findall(value)
+    if span.label == "DATE":
+        months = _days_and_months(True)
+        return any(map(str.isdigit, value)) or any(fold_text(w.strip(".")) in months for w in words)
+    if not words:
+        return any(map(str.isdigit, value))
+    if any(is_listed_name(word) and not is_ordinary_word(word) for word in words):
+        return True
+    if span.label == "NAME" and any(map(str.isdigit, value)):
+        return _LONG_NUMBER.search(value) is not None
+    nouns = ordinary.language == "de"  # which have a capital, whatever they mean
+    alone = len(words) < 2 and (nouns or starts_a_sentence(text, span.start))
+    if alone or (nouns and span.label != "NAME"):
+        return False
+    return all(_has_capital(word[0]) for word in words if word not in _particles()) and not any(
+        word in ordinary or is_ordinary_word(word) or (word.isupper() and len(word) < _SHORT)
+        for word in words
+        if word not in _particles()
+    )
+
+
+def is_ordinary_word(word: str) -> bool:
+    """Return whether a word is no name by itself, whatever list has it."""
+    folded = fold_text(word).strip("'-.").removesuffix("'s")
+    return folded in ordinary_words() or folded in heading_words()
 
 
 def _parts(span: Span, text: str) -> Iterator[Span]:
@@ -249,20 +310,18 @@ def is_listed_name(word: str) -> bool:
 
 @cache
 def _names() -> frozenset[str]:
-    given, surnames = listed_names(tuple(read_data("recognizers.yaml")["name_locales"]))
-    return given | surnames
+    return given_names() | surnames()
 
 
 @cache
 def _headings() -> frozenset[str]:
-    rows = read_data("recognizers.yaml")["fields"]
-    return _listed("headings") | {fold_text(heading) for row in rows for heading in row["after"]}
+    return _listed("headings") | heading_words()
 
 
 @cache
 def _months() -> frozenset[str]:
     """Return the names of months, in full and shortened, folded."""
-    languages = read_data("recognizers.yaml")["month_languages"]
+    languages = common()["month_languages"]
     return frozenset(fold_text(name) for one in languages for name in month_names(one).values())
 
 
@@ -272,7 +331,7 @@ def _days_and_months(capital: bool) -> frozenset[str]:
 
     "ago" is short for August in Spanish, and an ordinary word with a small letter.
     """
-    languages = read_data("recognizers.yaml")["month_languages"]
+    languages = common()["month_languages"]
     widths = ("wide", "abbreviated") if capital else ("wide",)
     days = {
         fold_text(name)
@@ -288,6 +347,11 @@ def _days_and_months(capital: bool) -> frozenset[str]:
         if way.split()[-1] in widths
     }
     return frozenset(days | months)
+
+
+@cache
+def _particles() -> frozenset[str]:
+    return frozenset(common()["particles"])
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Literal
 import regex
 
 from sani.corpus.documents import Document, Kind, Span
-from sani.scanning.labels import read_data, scan_label
+from sani.scanning.labels import scan_label
 from sani.scanning.patterns import find_dates
 from sani.scanning.plausible import (
     is_eponym,
@@ -23,6 +23,7 @@ from sani.scanning.plausible import (
     is_month_in_time,
     starts_a_sentence,
 )
+from sani.scanning.recognizers.tables import common
 from sani.scanning.terms import Finder, Value
 from sani.scanning.windows import windows
 from sani.text.folding import APOSTROPHES, fold, fold_text
@@ -42,7 +43,7 @@ _DIGITS = regex.compile(r"\d(?:[ .()/-]{0,2}\d){5,}")  # in folded text
 # With every apostrophe, every hyphen, and what is invisible inside a word (a soft hyphen).
 _NAME_WORD = regex.compile(rf"[\p{{L}}\p{{M}}\p{{Cf}}\p{{Pd}}{APOSTROPHES}]+")
 # The words, in en, es, de, fr, it, pt and nl, that stand between the parts of a name.
-_PARTICLES = frozenset(read_data("recognizers.yaml")["particles"])
+_PARTICLES = frozenset(common()["particles"])
 
 
 def propagate(
@@ -132,6 +133,9 @@ def _name_forms(name: str) -> Iterator[str]:
         and fold_text(word) not in _PARTICLES
         and not (word.islower() or is_heading(word))
     )
+    if len(words) > 1 and len(words[-1]) > 1 and words[0][0].isupper():
+        yield f"{words[0][0]}.{words[-1][0]}."  # L.V.
+    yield from (f"{word}s" for word in full[-1:] if len(word) > SHORTEST_PART and word[-1] != "s")
     if len(words) < 2:
         return
     given, surname = words[:-1], words[-1]

@@ -23,6 +23,12 @@ LANGUAGES = (
     "nl", "pl", "pt", "ro", "ru", "sk", "sl", "sv", "tr", "uk",
 )  # fmt: skip
 """Languages whose month names are read; no two of them call different months by one name."""
+MORE_MONTH_NAMES = {
+    "j\u00e4nner": 1, "jaenner": 1, "j\u00e4nn": 1, "feber": 2, "feb": 2,
+    "maerz": 3, "m\u00e4r": 3, "mrz": 3,
+    "setiembre": 9, "sept": 9,
+}  # fmt: skip
+"""Names of months that Unicode CLDR lacks: of Austria and Spain, and short ones."""
 # Years of two digits up to here are first read as of this century, as strptime does.
 LAST_RECENT_YEAR = 68
 
@@ -55,7 +61,7 @@ def month_numbers() -> dict[str, int]:
             bare = re.sub(r"^(?:de |d')|\.$", "", fold_text(name))
             if len(bare) >= 2 and bare.isalpha():
                 numbers[bare] = month
-    return numbers
+    return {**{fold_text(name): month for name, month in MORE_MONTH_NAMES.items()}, **numbers}
 
 
 def years_of(digits: str) -> list[int]:

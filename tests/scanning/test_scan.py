@@ -28,10 +28,12 @@ from sani.scanning.evaluation import evaluate
 from sani.scanning.indirect import find_indirect, lower
 from sani.scanning.inventory import LabelCount, judged_in_words, take_inventory
 from sani.scanning.labels import HipaaCategory, hipaa_categories, kind_of, read_data, scan_label
+from sani.scanning.matches import rule
 from sani.scanning.ner import SpacyNer, load_ner
 from sani.scanning.overlaps import resolve
 from sani.scanning.patterns import find_by_pattern
 from sani.scanning.propagation import forms, propagate
+from sani.scanning.recognizers.tables import common, expressions, headings
 from sani.scanning.terms import Finder, Value, read_terms
 from sani.scanning.windows import MARGIN, WINDOW, windows
 from sani.text.folding import fold
@@ -88,8 +90,7 @@ def test_the_hipaa_table_is_that_of_the_rule_and_its_labels_exist() -> None:
     assert [category.letter for category in hipaa_categories()] == list(string.ascii_uppercase[:18])
     known = read_data("labels.yaml")["labels"]
     assert {label for c in hipaa_categories() for label in c.labels} <= set(known)
-    recognized = {row["label"] for part in ("fields", "patterns")
-                  for row in read_data("recognizers.yaml")[part]}  # fmt: skip
+    recognized = {row.label for row in (*headings(), *expressions())}
     by_presidio = {label for _, label in patterns._recognizers()}
     for category in hipaa_categories():
         assert set(category.labels) <= recognized | by_presidio | {"LOCATION"}
@@ -104,7 +105,7 @@ def test_every_recognizer_that_presidio_switches_on_by_itself_is_used(language: 
     recognizers: Any = registry.recognizers
     names = {recognizer.name for recognizer in recognizers} - {"SpacyRecognizer"}
     assert len(names) >= 8
-    assert names <= set(read_data("recognizers.yaml")["presidio"])
+    assert names <= set(common()["presidio"])
 
 
 @pytest.mark.parametrize("text", PLAIN)
@@ -197,7 +198,7 @@ def test_the_scan_opens_no_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def make_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put an expression of exponential cost in place of ours, and little patience."""
-    slow = patterns._Expression("ID", 0.5, regex.compile(r"(?:a|aa|a?a)+$"), None)
+    slow = patterns._Expression("ID", 0.5, regex.compile(r"(?:a|aa|a?a)+$"), rule(""))
     monkeypatch.setattr(patterns, "TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(patterns, "_compiled_expressions", lambda: (slow,))
 
