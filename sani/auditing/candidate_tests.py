@@ -70,7 +70,7 @@ def count_test(table: CandidateTable, given: Bools) -> CountTest:
         given: True for the candidates that the model gives, [rows, candidates].
     """
     rows, true = table.ranked, given[:, 0]
-    unlikely = rows & ~np.isin(table.labels, _guessed_labels(table, given))
+    unlikely = rows & ~np.isin(table.sorts, _guessed_sorts(table, given))
 
     def limit(rows: Bools) -> int:
         return count_limit(given[rows], table.candidates[rows], table.keys[rows])
@@ -84,13 +84,13 @@ def count_test(table: CandidateTable, given: Bools) -> CountTest:
     )
 
 
-def _guessed_labels(table: CandidateTable, given: Bools) -> list[str]:
-    """Return the labels of whose decoys more than `GUESSED` are given."""
+def _guessed_sorts(table: CandidateTable, given: Bools) -> list[str]:
+    """Return the labels, by form of the value, of whose decoys more than `GUESSED` are given."""
     decoys = given[:, 1:].sum(axis=1)
     return [
-        label
-        for label in np.unique(table.labels).tolist()
-        for rows in [table.ranked & (table.labels == label)]
+        sort
+        for sort in np.unique(table.sorts).tolist()
+        for rows in [table.ranked & (table.sorts == sort)]
         if decoys[rows].sum() > GUESSED * (table.candidates[rows] - 1).sum()
     ]
 

@@ -14,9 +14,11 @@ from sani.corpus.documents import Corpus, Kind, Place
 from sani.intervals import Estimate, clustered_mean
 from sani.scanning.labels import direct_if, scan_label
 from sani.text.folding import fold_text
+from sani.values.dates import days_of
 
 MUCH_LIKELIER = 10  # than for the control: giving a value so much more often is memory; ours
 LONG_NUMBER = 6  # digits; ours
+A_DATE = ", a date"
 LabelledValue = tuple[str, str]  # a label, and a folded value
 
 
@@ -26,6 +28,16 @@ def is_long_number(label: str, value: str) -> bool:
     No base gives one by chance, so one that does has read it, and is no control for it.
     """
     return sum(map(str.isdigit, value)) >= LONG_NUMBER and direct_if(scan_label(label)) is None
+
+
+def sort_of(label: str, value: str) -> str:
+    """Return the label of a value with its form: a date, a long number, or words.
+
+    A file may have one label for everything. Dates that anybody guesses must not excuse names.
+    """
+    if days_of(value) and not value.isdigit():
+        return f"{label}{A_DATE}"
+    return f"{label}, a long number" if is_long_number(label, value) else label
 
 
 def labelled_values(corpus: Corpus) -> set[LabelledValue]:
@@ -45,6 +57,7 @@ class CandidateTable:
         places: Document and span of each, n.
         subjects: Name of its subject, [n].
         labels: Its label, [n].
+        sorts: Its label and form (see `sort_of`), [n].
         keys: Number of its subject, label and value, [n].
         candidates: Number of its candidates, [n].
         all_shares: Share of the other candidates that each beats, NaN where there are fewer,
@@ -56,6 +69,7 @@ class CandidateTable:
     places: list[Place]
     subjects: NDArray[np.str_]
     labels: NDArray[np.str_]
+    sorts: NDArray[np.str_]
     keys: Ints
     candidates: Ints
     all_shares: Floats
@@ -143,6 +157,7 @@ class CandidateTable:
             places=places,
             subjects=subjects,
             labels=labels,
+            sorts=np.array([sort_of(*values[row]) for row in rows.tolist()], dtype=np.str_),
             keys=keys,
             candidates=np.maximum(np.isfinite(given.scores).sum(axis=1), 1),
             all_shares=shares(given.scores),

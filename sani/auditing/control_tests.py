@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sani.auditing.candidate_tests import CountTest, LargestTest, count_test, largest_test
-from sani.auditing.candidates import CandidateTable
+from sani.auditing.candidates import A_DATE, CandidateTable
 from sani.auditing.generation import Hits
 from sani.auditing.held_out_people import (
     PRIOR_VALUES,
@@ -311,9 +311,10 @@ def _who_stands_out(
     shares, keys = table.all_shares[ranked], table.keys[ranked]
     # Dates are many and hard to tell apart. They must not dilute what stands out beside them, so
     # each subject is tested by all values, and by those that are no dates or ages.
-    steady = np.array([direct_if(scan_label(name)) is None for name in names.tolist()])
+    steady = np.array([direct_if(scan_label(name)) is None for name in names.tolist()])[labels]
+    steady &= ~np.char.endswith(table.sorts, A_DATE)
     twice = Groups.of(shares, keys, subjects).beside(
-        Groups.of(shares, keys, subjects, steady[labels[ranked]])
+        Groups.of(shares, keys, subjects, steady[ranked])
     )
     subject_test, subjects_above = largest_test(
         table, bias[labels], twice, seed, spread=subject_spread(outside), tested=len(subject_names)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sani.auditing.candidate_tests import GUESSED
-from sani.auditing.candidates import MUCH_LIKELIER, is_long_number
+from sani.auditing.candidates import MUCH_LIKELIER, is_long_number, sort_of
 from sani.auditing.generation import Hits
 from sani.auditing.permutation import Bools, Ints, count_limit
 from sani.corpus.documents import Corpus, Kind, Place
@@ -149,13 +149,14 @@ def written_candidates(hits: Hits, *, width: int | None = None) -> Ints:
 
 
 def _guessed(corpus: Corpus, audit: Hits, given: Bools, of_kind: Bools) -> Bools:
-    """Return which values have a label that is guessed, [identifiers]; see `GUESSED`.
+    """Return which values have a label and form that is guessed, [identifiers]; see `GUESSED`.
 
     A value of several labels has that of its first place.
     """
     numbers, first = np.unique(audit.places[of_kind, 0], return_index=True)
     places = audit.places[of_kind][first, 1:]
-    labels = np.array([corpus[d].spans[s].label for d, s in places], dtype=np.str_)
+    spans = [(corpus[d], corpus[d].spans[s]) for d, s in places]
+    labels = np.array([sort_of(s.label, d.value(s)) for d, s in spans], dtype=np.str_)
     written = given[:, 1:].sum(axis=1)
     guessed = np.zeros(len(given), dtype=np.bool_)
     for label in np.unique(labels):

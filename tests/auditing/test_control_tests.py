@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sani.auditing.candidates import sort_of
 from sani.auditing.control_tests import ControlTests, Verdicts, control_tests_by_kind
 from sani.auditing.occurrences import Occurrences, join_framings
 from sani.corpus.documents import Corpus, Document, Span
@@ -434,3 +435,18 @@ def test_a_base_that_gives_one_value_of_each_does_not_know_them() -> None:
     base = verdicts(RECORDS, 1, greedy=more)
     tests, _ = results_of(verdicts(RECORDS, 2, greedy=more), base)
     assert (tests.greedy.count, tests.without_control) == (24, 12)
+
+
+@pytest.mark.parametrize(
+    ("value", "sort"),
+    [
+        ("03/04/1951", "PHI, a date"),
+        ("3 April 1951", "PHI, a date"),
+        ("90344711", "PHI, a long number"),
+        ("555-0199-22", "PHI, a long number"),
+        ("Ana Molina", "PHI"),
+        ("4471", "PHI"),
+    ],
+)
+def test_one_label_for_everything_is_parted_by_form(value: str, sort: str) -> None:
+    assert sort_of("PHI", value) == sort
