@@ -17,7 +17,9 @@ from sani.errors import CheckpointError
 from sani.models.safetensors_files import TYPES, StoredWeights
 
 # Parts of a pretrained masked model that no prediction of a token passes through.
-UNUSED_PARTS = ("pooler", "seq_relationship", "position_ids")
+UNUSED_PARTS = re.compile(
+    r"(.+\.)?((pooler(\.dense)?|seq_relationship)\.(weight|bias)|position_ids)"
+)
 # First parts of the names of heads that predict no token.
 _HEADS = {
     "v_head": "value head", "score": "score head", "classifier": "classifier",
@@ -54,7 +56,7 @@ def check_tensors(path: Path, model: Any, weights: StoredWeights, *, masked: boo
     info = _missing_and_unexpected(model, targets)
     unexpected = {
         name for name in info.unexpected_keys
-        if not (masked and any(part in name for part in UNUSED_PARTS))
+        if not (masked and UNUSED_PARTS.fullmatch(name))
     }  # fmt: skip
     _refuse_other_model(path, unexpected)
     stacks, converted = weights.stack_shapes(model), weights.converted(model)

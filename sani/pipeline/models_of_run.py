@@ -152,6 +152,8 @@ class GivenModels:
         check_texts(checkpoint.path, self._corpus, base=base)
         if self._recipe.only_checks:
             self._given.path.check_unchanged()  # since its digest was taken
+            # The tokenizer of an adapter may lie in another folder than the adapter.
+            check_texts(self._recipe.model.path, self._corpus, base=base)
             check_other_texts(self._recipe.model.path, self._corpus)
         # Its card goes into the report: what must not stand there is told before hours of work.
         read_source_card(self._recipe.model.path, base, self._corpus)

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from sani.corpus.documents import ANNOTATION, KINDS, TERM_SOURCE, Corpus, Kind
 from sani.errors import CheckpointError
 from sani.models.folder_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
     CONFIG_FILES,
     TEMPLATES,
     TOKENIZER_FILES,
@@ -84,11 +86,11 @@ def check_texts(
     secrets = _Secrets(corpus)
     templates = [name for name in tokenizer_files(folder) if name.startswith(TEMPLATES)]
     _refuse(f"model folder {folder}: a name in {TEMPLATES}", secrets.all.find(templates))
-    for name in (*TOKENIZER_FILES, *templates, *CONFIG_FILES, INDEX, *also):
+    for name in (*TOKENIZER_FILES, *templates, *CONFIG_FILES, ADAPTER_CONFIG, INDEX, *also):
         if (folder / name).is_file():
             _refuse(f"model folder {folder}: {name}", _in_file(secrets, folder, name, base))
     for file in sorted(folder.glob("*.safetensors")):
-        if may_be_released(file.name):
+        if may_be_released(file.name) or file.name == ADAPTER_WEIGHTS:
             leaked = secrets.all.find(_strings(_metadata(file)))
             _refuse(f"model folder {folder}: {file.name}", leaked)
 

@@ -358,10 +358,10 @@ def edit_tokenizer(change: Any) -> Any:
     return apply
 
 
-def with_metadata(value: str) -> Any:
+def with_metadata(value: str, *, file: str = "model.safetensors") -> Any:
     def apply(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "run": value})
+        save_file(tensors, folder / file, metadata={"format": "pt", "run": value})
 
     return apply
 
@@ -414,6 +414,8 @@ LEAKS = {
     "a hyphen between names": edit("config.json", task="Kowalczyk-\u0141ucja"),
     "the other order of names": edit("config.json", task="by \u0141ucja Kowalczyk"),
     "the order of lists": edit("config.json", task="by \u0141UCJA, KOWALCZYK"),
+    "an adapter's configuration": text("adapter_config.json", json.dumps({"task": NAME})),
+    "an adapter's metadata": with_metadata(f"trained on {NAME}", file="adapter_model.safetensors"),
     "a name as one word": edit("config.json", task="ward/\u0141ucjaKowalczyk/v2"),
     "escapes of JSON": text("chat_template.jinja", json.dumps(NAME)),
     "escapes of the web": edit("config.json", task=quote(NAME)),
