@@ -5,6 +5,7 @@ Whatever attention and type config.json asks for, all three are computed alike.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -19,8 +20,11 @@ def build_options(config: Any) -> dict[str, Any]:
 
 
 def new_model(config: Any) -> Any:
-    """Return a model in float32 as its architecture initializes it."""
-    return auto_class(config).from_config(config, **build_options(config))
+    """Return a model in float32 as its architecture initializes it.
+
+    Building changes a configuration, which may be written later: the model gets a copy.
+    """
+    return auto_class(config).from_config(deepcopy(config), **build_options(config))
 
 
 def skeleton(config: Any) -> Any:

@@ -226,4 +226,5 @@ class ModelsOfRun(GivenModels):
                 f"{path}: the weights are not those that {stage} left there; start again in "
                 "another --out"
             )
-        return checkpoint
+        # Tokenizer files are copied from there when it is saved; that folder outlives a round's.
+        return replace(checkpoint, path=self._given.path.tokenizer_path)

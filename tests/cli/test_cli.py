@@ -187,6 +187,7 @@ def test_an_audit_looks_at_every_folder_before_it_loads_the_first(
     arguments = ["audit", str(tmp_path / "torn"), "--corpus", str(tmp_path / "notes.jsonl")]
     assert main([*arguments, "--base", str(leaky_folder)]) == 1
     assert "torn" in capsys.readouterr().err
+    arguments[1] = str(leaky_folder)
     assert main([*arguments, "--base", str(tmp_path / "nowhere")]) == 1
     assert f"model folder {tmp_path / 'nowhere'} does not exist" in capsys.readouterr().err
 

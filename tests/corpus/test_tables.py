@@ -253,7 +253,11 @@ def test_a_workbook_is_refused(tmp_path: Path, sheets: Any, message: str) -> Non
 def test_rows_and_columns_beyond_the_stated_size_of_a_sheet_are_read(
     tmp_path: Path, dimension: str
 ) -> None:
-    rows = [HEAD, *([n, "s", TEXT, json.dumps(SPANS)] for n in range(3)), [3, "s", "x", None]]
+    rows: list[list[Any]] = [
+        HEAD,
+        *([n, "s", TEXT, json.dumps(SPANS)] for n in range(3)),
+        [3, "s", "x", None],
+    ]
     book = write_book(tmp_path / "c.xlsx", rows)
     wrong = tmp_path / "wrong.xlsx"
     with zipfile.ZipFile(book) as old, zipfile.ZipFile(wrong, "w") as new:

@@ -10,6 +10,7 @@ from sani import run
 from sani.corpus import readers
 from sani.models import checkpoint as checkpoint_module
 from sani.models import folder as folder_module
+from sani.models.folder import ModelFolder
 from sani.recipe import load_recipe
 from tests.support.clinic import Clinic
 from tests.support.recipes import gate_on_totals, write_recipe
@@ -60,15 +61,13 @@ def test_each_model_folder_is_loaded_once_and_each_file_hashed_and_read_once(
 
         return call
 
-    auto_class = vars(checkpoint_module)["auto_class"]
+    load_model = checkpoint_module._load_model
 
-    class CountedLoads:
-        """Stands for one of transformers' classes."""
+    def counted_load(folder: ModelFolder) -> Any:
+        loads[str(folder.path)] += 1
+        return load_model(folder)
 
-        def __init__(self, config: Any) -> None:
-            self.from_pretrained = counted(loads, auto_class(config).from_pretrained)
-
-    monkeypatch.setattr(checkpoint_module, "auto_class", CountedLoads)
+    monkeypatch.setattr(checkpoint_module, "_load_model", counted_load)
     monkeypatch.setattr(folder_module, "_digest", counted(hashes, folder_module._digest))
     read_corpus = counted(reads, readers.read_corpus)
     monkeypatch.setattr("sani.pipeline.inputs.read_corpus", read_corpus)

@@ -545,10 +545,12 @@ def test_an_added_token_that_holds_an_identifier_is_refused(
     clinic: Clinic,
     recipe: Path,
     leaky_folder: Path,
+    base_folder: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    guilty = tmp_path / "model"
+    guilty, base = tmp_path / "model", tmp_path / "base"
+    shutil.copytree(base_folder, base)
     shutil.copytree(leaky_folder, guilty)
     secret = next(
         document.value(span)
@@ -562,7 +564,10 @@ def test_an_added_token_that_holds_an_identifier_is_refused(
     (guilty / "tokenizer.json").write_text(json.dumps(data))
     config = load(guilty, "tokenizer_config.json") | {"eos_token": f"<{secret}>"}
     (guilty / "tokenizer_config.json").write_text(json.dumps(config))
-    code = main(["run", str(recipe), "--out", str(tmp_path / "x"), "--set", f"model.path={guilty}"])
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # a base must have the same tokens
+        shutil.copy(guilty / name, base / name)
+    models = ["--set", f"model.path={guilty}", "--set", f"model.base={base}"]
+    code = main(["run", str(recipe), "--out", str(tmp_path / "x"), *models])
     error = capsys.readouterr().err
     assert code == 1
     assert "holds 1 identifiers or ids of the corpus" in error

@@ -87,7 +87,7 @@ def init(job: Path, out: Path, *options: object) -> int:
 def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sani.pipeline.suggest_recipe.MEASURED_SECONDS", 0.1)
+    monkeypatch.setattr("sani.pipeline.estimate.MEASURED_SECONDS", 0.1)
     out = tmp_path / "mine.yaml"
     assert init(job, out, "--base", job / "base", "--held-out", job / "held_out.jsonl") == 0
     said = capsys.readouterr().out
@@ -137,7 +137,7 @@ def test_samples_follow_the_size_of_the_corpus() -> None:
 def test_a_masked_model_gets_a_recipe_too(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sani.pipeline.suggest_recipe.MEASURED_SECONDS", 0.1)
+    monkeypatch.setattr("sani.pipeline.estimate.MEASURED_SECONDS", 0.1)
     out = tmp_path / "mine.yaml"
     assert main(["init", str(job / "bert" / "fine-tuned"), "--base", str(job / "bert" / "base"),
                  "--corpus", str(job / "records.jsonl"), "--out", str(out)]) == 0  # fmt: skip
@@ -323,7 +323,7 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
     out = tmp_path_factory.mktemp("r") / "mine.yaml"
     path = Path("x") / name
     labels = {"A\nscan: {}": LabelCount("direct", 3, 1, 2, 1)}
-    found = Fit("gpt2", layers, int(parameters), 9, 9, 1, 1, 0, labels, 0, 9, 9, 60.0)
+    found = Fit("gpt2", layers, int(parameters), 9, 9, 1, 1, 0, labels, 0, 9, 9)
     write_recipe(out, found, model=path, corpus=CorpusSettings(path=path),
                  base=path if with_base else None)  # fmt: skip
     recipe = load_recipe(out)
@@ -349,7 +349,7 @@ def test_a_recipe_is_never_written_over(
     out.write_text("mine")
     assert init(job, out, "--no-time") == 1
     assert "already exists; choose another file" in capsys.readouterr().err
-    found = Fit("gpt2", 1, 1, 9, 9, 1, 1, 0, {}, 0, 9, 9, None)
+    found = Fit("gpt2", 1, 1, 9, 9, 1, 1, 0, {}, 0, 9, 9)
     with pytest.raises(RecipeError, match="already exists"):
         write_recipe(out, found, model=job, corpus=CorpusSettings(path=job), base=None)
     assert out.read_text() == "mine"
