@@ -70,6 +70,7 @@ READINGS = {
     "utility": "A perplexity after that is not above before, times the limit, has kept the skill.",
     "cost": "Another run of this recipe on this machine takes about as long.",
     "provenance": "Two runs compare only if recipe, corpus and base have the same digests.",
+    "scan": "What a row misses is trained on as ordinary text, and no other figure shows it.",
     "threats": "A row that says not tested is open: nothing in this report speaks of it.",
     "evidence": "The last column says what remains to be answered by other means.",
 }

@@ -222,7 +222,7 @@ class Faults:
         out = self._new("full")
         code = wait(self._start(out, before=lambda: _full_from(out, number, None)))
         self.counts["full_disks"] += 1
-        self._refused(code, out, "No space left on device", "free space")
+        self._refused(code, out, "No space left on device", "free space", "GiB free")
         self.judge(out)
 
     def no_space_in_turn(self, *, max_writes: int | None = None) -> None:
@@ -239,7 +239,7 @@ class Faults:
             if code in (0, 3):
                 break
             self.counts["full_disks"] += 1
-            self._refused(code, out, "No space left on device", "free space")
+            self._refused(code, out, "No space left on device", "free space", "GiB free")
             self._look(out)
             number = number + 1 if _finished(out) == finished else 1
             finished = _finished(out)
@@ -254,7 +254,7 @@ class Faults:
                 return
             code = wait(self._start(folder / "run"))
             self.counts["full_disks"] += 1
-            self._refused(code, folder / "run", "No space left on device", "free space")
+            self._refused(code, folder / "run", "No space left on device", "free space", "GiB free")
             subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
             self.judge(folder / "run")
 
@@ -266,7 +266,7 @@ class Faults:
                 folder.chmod(0o500)
             code = wait(self._start(folder / "run"))
             self.counts["read_only_outputs"] += 1
-            self._refused(code, folder / "run", "cannot write to")
+            self._refused(code, folder / "run", "cannot write to", "cannot be written")
             folder.chmod(0o700) if not mounted else None
 
     def two_at_once(self, *options: str) -> None:
