@@ -110,7 +110,7 @@ def test_the_recipe_fits_the_model_and_the_corpus_and_runs(
         assert f"DATE_OF_BIRTH {counts['DATE_OF_BIRTH', 'direct']}" in judged
         assert "AGE" not in judged
         assert f"ot judged (indirect): AGE {counts['AGE', 'indirect']}" in text
-    assert re.search(r"about (a minute|\d+ minutes) on this machine", header[-1])
+    assert re.search(r"about (a minute|\d+ (seconds|minutes)) on this machine", header[-1])
     recipe = load_recipe(out)
     assert (recipe.model.path, recipe.model.base) == (job / "fine-tuned", job / "base")
     assert recipe.corpus.held_out == job / "held_out.jsonl"
