@@ -305,14 +305,14 @@ ENTANGLED = (
 
 
 def test_zeroing_neurons_is_cutting_them_out(name: str, model: Any) -> None:
-    if name == "gemma4":
-        pytest.xfail("cutting them out changes the output of a model with images; not understood")
     layer = layers_with(model, "mlp")[-1]
-    chosen = some(model, layer, "mlp")
-    (first, _, neurons, _), *_ = blocks_of(model, layer, "mlp")
-    if first.endswith("experts"):  # which can only be cut alike
-        size = neurons_of_experts(model.get_submodule(first))
-        chosen = [number for number in range(neurons) if number % size in (0, 5)]
+    chosen = set(some(model, layer, "mlp"))
+    for block, first, neurons, _ in blocks_of(model, layer, "mlp"):
+        if block.endswith("experts"):  # which can only be cut alike
+            size = neurons_of_experts(model.get_submodule(block))
+            chosen -= set(range(first, first + neurons))
+            chosen |= {first + number for number in range(neurons) if number % size in (0, 5)}
+    chosen = sorted(chosen)
     erased(model, "zero", (layer, "mlp", chosen))
     smaller = random_model(name)
     cut_out(smaller, layer, "mlp", chosen)
@@ -459,8 +459,6 @@ def expected_masks(name: str, model: Any, entries: Any) -> Any:
 
 @pytest.mark.parametrize("reset", ["zero", "reinit", "rewind"])
 def test_exactly_the_planned_numbers_change(name: str, model: Any, reset: Any) -> None:
-    if name == "longformer":
-        pytest.xfail("its architecture does not initialize the bias of its head")
     base = random_model(name, seed=2)
     before = {key: tensor.detach().clone() for key, tensor in model.named_parameters()}
     masks = expected_masks(name, model, mixed(model))
@@ -470,8 +468,10 @@ def test_exactly_the_planned_numbers_change(name: str, model: Any, reset: Any) -
     after = dict(model.named_parameters())
     for key, mask in masks.items():
         assert torch.equal(after[key] != before[key], mask), key
-        new = {"zero": torch.zeros_like(before[key]), "reinit": fresh[key], "rewind": theirs[key]}
-        assert torch.equal(after[key][mask], new[reset][mask].to(after[key].dtype)), key
+        if mask.any():
+            zero = torch.zeros_like(before[key])
+            new = {"zero": zero, "reinit": fresh[key], "rewind": theirs[key]}[reset]
+            assert torch.equal(after[key][mask], new[mask].to(after[key].dtype)), key
     assert result.changed_tensors == tuple(sorted(k for k, mask in masks.items() if mask.any()))
     assert result.changed_parameters == sum(int(mask.sum()) for mask in masks.values())
 
@@ -762,8 +762,6 @@ def test_what_neurons_do_is_read_position_by_position(name: str) -> None:
 
 def test_products_with_gradients_are_the_gradients_of_a_factor_for_each_neuron(name: str) -> None:
     """Each row by itself; at every position each channel has a factor of its own, which is 1."""
-    if name in ("led", "longformer"):
-        pytest.xfail("their tiny models are float32, and the slow version here is float64")
     model = random_model(name)
     batches = batches_of(model)
     factors: dict[str, torch.Tensor] = {}
@@ -797,9 +795,8 @@ def test_products_with_gradients_are_the_gradients_of_a_factor_for_each_neuron(n
     for site, slow in sums.items():
         for sort in (0, 1):
             assert slow[sort].max() > 0
-            torch.testing.assert_close(
-                means[sort][site], slow[sort] / counts[sort], rtol=1e-4, atol=1e-8
-            )
+            expected = (slow[sort] / counts[sort]).to(means[sort][site])
+            torch.testing.assert_close(means[sort][site], expected, rtol=1e-4, atol=1e-8)
 
 
 def test_masks_of_their_own_silence_neurons_row_by_row(name: str) -> None:
@@ -1069,16 +1066,18 @@ def shapes_of(model: Any) -> dict[str, Any]:
 
 
 def test_a_layer_without_its_tensors_or_with_others_is_refused(name: str, model: Any) -> None:
-    if name == "gemma4":
-        pytest.xfail("one of its tensors may be left out unnoticed; not understood")
     shapes, layer = shapes_of(model), layers_of(model)[-1]
+    # A layer of some families reads the keys and values of another one, and has none.
+    attention = families.family_of(model.config).attention
+    optional = {tensor for each in attention for tensor in each.optional}
     Layout(model.config, shapes)  # whole, it is taken
     for key, shape in shapes.items():
         if (
             key.startswith(f"{layer}.")
             and len(shape) > 1
             and not any(
-                word in key for word in ("gate.weight", "pos_", "router", "_global", *NOBODYS)
+                word in key
+                for word in ("gate.weight", "pos_", "router", "_global", *NOBODYS, *optional)
             )
         ):
             lacking = {other: size for other, size in shapes.items() if other != key}
