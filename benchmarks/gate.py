@@ -57,7 +57,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained from the base, masked or as the text is."""
+    """The training of a model from the base, masked or as the text is."""
 
     masked_epochs: int
     learning_rate: float

@@ -116,7 +116,7 @@ WCAG = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa")
 
 
 def violations(browser: Browser) -> list[str]:
-    """What axe-core finds against WCAG 2.2 AA on the open page: the rule and the first element."""
+    """Return what axe-core finds against WCAG 2.2 AA on the open page: rule and first element."""
     assert AXE is not None
     assert AXE.origin is not None
     browser.value(Path(AXE.origin).with_name("axe.min.js").read_text(encoding="utf-8") + "; 1")

@@ -106,7 +106,7 @@ def test_ordinary_clinical_sentences_hold_nothing(language: str) -> None:
 
 
 def test_a_model_marks_few_characters_of_ordinary_sentences() -> None:
-    """Of the languages that it was not trained for too."""
+    """It was trained for one of these languages alone."""
     for language, most in (("en", 0.06), ("es", 0.07), ("de", 0.11), ("fr", 0.03)):
         corpus = Corpus([document(n, t) for n, t in enumerate(sentences("ordinary")[language])])
         marked = sum(s.end - s.start for d in scanned(corpus, ner=SPACY) for s in d.spans)
