@@ -149,12 +149,12 @@ class GivenModels:
         """Load the checkpoint of ``model.path``, if its text files hold no identifier."""
         checkpoint = load_checkpoint(self._given.path, device=default_device())
         base = self._recipe.model.base
-        check_texts(checkpoint.path, self._corpus, base=base)
+        # The tokenizer of an adapter may lie in another folder than the adapter.
+        for folder in dict.fromkeys([checkpoint.path, self._given.path.path]):
+            check_texts(folder, self._corpus, base=base)
         if self._recipe.only_checks:
             self._given.path.check_unchanged()  # since its digest was taken
-            # The tokenizer of an adapter may lie in another folder than the adapter.
-            check_texts(self._recipe.model.path, self._corpus, base=base)
-            check_other_texts(self._recipe.model.path, self._corpus)
+            check_other_texts(self._given.path.path, self._corpus)
         # Its card goes into the report: what must not stand there is told before hours of work.
         read_source_card(self._recipe.model.path, base, self._corpus)
         return checkpoint
