@@ -306,13 +306,13 @@ ENTANGLED = (
 
 def test_zeroing_neurons_is_cutting_them_out(name: str, model: Any) -> None:
     layer = layers_with(model, "mlp")[-1]
-    chosen = set(some(model, layer, "mlp"))
+    numbers = set(some(model, layer, "mlp"))
     for block, first, neurons, _ in blocks_of(model, layer, "mlp"):
         if block.endswith("experts"):  # which can only be cut alike
             size = neurons_of_experts(model.get_submodule(block))
-            chosen -= set(range(first, first + neurons))
-            chosen |= {first + number for number in range(neurons) if number % size in (0, 5)}
-    chosen = sorted(chosen)
+            numbers -= set(range(first, first + neurons))
+            numbers |= {first + number for number in range(neurons) if number % size in (0, 5)}
+    chosen = sorted(numbers)
     erased(model, "zero", (layer, "mlp", chosen))
     smaller = random_model(name)
     cut_out(smaller, layer, "mlp", chosen)
