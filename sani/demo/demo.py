@@ -20,7 +20,7 @@ from sani.demo.clinic import invent_clinics
 from sani.erasing.reinit import fresh_model
 from sani.machine.device import quiet_libraries
 from sani.models.checkpoint import Checkpoint, save_checkpoint
-from sani.recipe import MaskObjective, RepairSettings
+from sani.recipe import AdapterSettings, MaskObjective, RepairSettings
 from sani.repairing.repair import RepairResult, train
 
 BEGIN, END = "<s>", "</s>"
@@ -173,6 +173,8 @@ def train_on_text(
     seed: int,
     learning_rate: float = 2e-3,
     batch_tokens: int = 2048,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    adapter: AdapterSettings | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> RepairResult:
     """Train a model in place on every token, with the begin token in front of each text.
@@ -186,6 +188,8 @@ def train_on_text(
         epochs=epochs,
         learning_rate=learning_rate,
         batch_tokens=batch_tokens,
+        precision=precision,
+        adapter=adapter,
     )
     return train(checkpoint, corpus, settings, seed=seed, on_step=on_step)
 

@@ -147,7 +147,9 @@ def _lines(
     yield f"  identifier_loss: {{kind: anchor, to: {anchor.to}, weight: {weight}}}  # {why}"
     if facts.learnt_the_domain and masked:
         yield f"  retain_weight: 5.0  # {_perplexities(facts)}: that is worth keeping"
-    epochs, batch_tokens = schedule(facts.tokens, masked=masked, skill=skill)
+    epochs, batch_tokens = schedule(
+        facts.tokens, parameters=facts.parameters, masked=masked, skill=skill
+    )
     comment = f"  # {_perplexities(facts)}: enough to learn that again" if skill else ""
     yield f"  epochs: {epochs}{comment}"
     if batch_tokens != BATCH_TOKENS:

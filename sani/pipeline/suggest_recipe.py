@@ -46,14 +46,16 @@ MIN_BATCH_TOKENS, MAX_EPOCHS = 256, 20
 # docs/results.md.
 NEAR_BASE = 0.9
 SKILL_EPOCHS, SKILL_WEIGHT = 12, 10.0
+# A pretrained model learns the domain within three epochs, and then what the scan missed.
+SMALL_MODEL = 2e7  # parameters
 MASKED_EPOCHS = 120  # of a masked language model: each masks 15 % of the words
 MAX_ERASED_LAYERS = 3
 # Samples hold twice as many tokens as the corpus, which takes at most about a third of an audit.
 # More of a kind than the default are never drawn.
 SAMPLED_TOKENS, NEW_TOKENS, MIN_SAMPLES = 2, 64, 20
 COMPARED_DOCUMENTS = 8  # held-out ones on which the model and its base are compared
-# Learning rates by number of parameters; small models were measured, large ones were not.
-LEARNING_RATES = ((3e6, "4e-3"), (2e7, "1e-3"), (2e8, "3e-4"), (1e9, "1e-4"), (math.inf, "2e-5"))
+# Learning rates by number of parameters; measured up to 3e6 and at 1.3e8.
+LEARNING_RATES = ((3e6, "4e-3"), (SMALL_MODEL, "1e-3"), (1e9, "1e-4"), (math.inf, "2e-5"))
 
 
 @dataclass(frozen=True)
@@ -229,13 +231,16 @@ def samples(tokens: int) -> int:
     return max(MIN_SAMPLES, min(most, SAMPLED_TOKENS * tokens // (3 * NEW_TOKENS)))
 
 
-def schedule(tokens: int, *, masked: bool = False, skill: bool = False) -> tuple[int, int]:
+def schedule(
+    tokens: int, *, parameters: int, masked: bool = False, skill: bool = False
+) -> tuple[int, int]:
     """Return (epochs, tokens a step) for a corpus of so many tokens.
 
     A small corpus gets smaller steps first and more epochs then, until it has `MIN_STEPS` steps.
 
     Args:
         tokens: Tokens of the corpus.
+        parameters: Number of parameters of the model.
         masked: True for a masked language model.
         skill: True where the fine-tuning taught what the base lacks; see `Fit.learnt_the_domain`.
     """
@@ -245,4 +250,5 @@ def schedule(tokens: int, *, masked: bool = False, skill: bool = False) -> tuple
     while batch_tokens > MIN_BATCH_TOKENS and EPOCHS * tokens < MIN_STEPS * batch_tokens:
         batch_tokens //= 2
     epochs = math.ceil(MIN_STEPS * batch_tokens / max(1, tokens))
-    return max(SKILL_EPOCHS if skill else EPOCHS, min(MAX_EPOCHS, epochs)), batch_tokens
+    least = SKILL_EPOCHS if skill and parameters < SMALL_MODEL else EPOCHS
+    return max(least, min(MAX_EPOCHS, epochs)), batch_tokens

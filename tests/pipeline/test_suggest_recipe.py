@@ -338,7 +338,7 @@ def test_any_path_and_size_gives_a_recipe_that_is_read_as_meant(
         last = present(recipe.erase).last_layers
         assert isinstance(last, int)
         assert 1 <= last <= max(1, layers // 2)
-    highest = {1e6: 4e-3, 1e8: 3e-4, 5e8: 1e-4, 7e9: 2e-5}  # the larger a model, the smaller steps
+    highest = {1e6: 4e-3, 1e8: 1e-4, 5e8: 1e-4, 7e9: 2e-5}  # the larger a model, the smaller steps
     assert present(recipe.repair).learning_rate == highest[parameters]
 
 
@@ -385,13 +385,18 @@ def test_a_model_that_does_not_fit_is_not_trained_to_measure_it(
 
 @given(st.integers(1, 10**7))
 def test_few_records_are_read_in_smaller_steps_and_more_often(tokens: Any) -> None:
-    epochs, batch_tokens = schedule(tokens)
+    epochs, batch_tokens = schedule(tokens, parameters=10**6)
     assert epochs >= 4
     assert 256 <= batch_tokens <= 1024
     if epochs < 20:
         assert epochs * tokens >= 64 * batch_tokens
     if tokens >= 64 * 1024 / 4:
         assert (epochs, batch_tokens) == (4, 1024)
+
+
+def test_a_pretrained_model_takes_fewer_epochs_to_learn_its_skill_again() -> None:
+    small, large = (schedule(10**5, parameters=size, skill=True) for size in (10**6, 10**8))
+    assert (small, large) == ((12, 1024), (4, 1024))
 
 
 # ---- the machine -----------------------------------------------------------------------------
