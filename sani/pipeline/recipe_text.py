@@ -138,24 +138,7 @@ def _lines(
     yield from _scan(facts.scan)
     yield from _audit(facts)
     yield from _erase(facts, has_base=base is not None)
-    yield "repair:"
-    anchor = anchor_objective(facts.family, has_base=base is not None)
-    why = "raise the weight if the AUC stays" if base else "a base would be better"
-    masked = FAMILIES[facts.family].objective == "masked"
-    skill = facts.learnt_the_domain and not masked
-    weight = SKILL_WEIGHT if skill else anchor.weight
-    yield f"  identifier_loss: {{kind: anchor, to: {anchor.to}, weight: {weight}}}  # {why}"
-    if facts.learnt_the_domain and masked:
-        yield f"  retain_weight: 5.0  # {_perplexities(facts)}: that is worth keeping"
-    epochs, batch_tokens = schedule(
-        facts.tokens, parameters=facts.parameters, masked=masked, skill=skill
-    )
-    comment = f"  # {_perplexities(facts)}: enough to learn that again" if skill else ""
-    yield f"  epochs: {epochs}{comment}"
-    if batch_tokens != BATCH_TOKENS:
-        yield f"  batch_tokens: {batch_tokens}  # few records: many small steps silence more"
-    rate = next(rate for size, rate in LEARNING_RATES if facts.parameters < size)
-    yield f"  learning_rate: {rate}  # by the model's size; try half and twice"
+    yield from _repair(facts, has_base=base is not None)
     yield "gate:"
     yield "  kinds: [direct]"
     yield "  # limits come from the base, decoys and held-out people; see docs/gate.md"
@@ -207,6 +190,28 @@ def _erase(facts: Fit, *, has_base: bool) -> Iterator[str]:
         yield "erase:  # or leave it out and write strategy: escalate; see recipes/escalate.yaml"
         yield f"  interpolate_to_base: {NEAR_BASE}  # nine tenths to the base; {skill}"
         yield f"  # {layers}  # of {facts.layers}: also resets these"
+
+
+def _repair(facts: Fit, *, has_base: bool) -> Iterator[str]:
+    """Yield the lines of the repair."""
+    yield "repair:"
+    anchor = anchor_objective(facts.family, has_base=has_base)
+    why = "raise the weight if the AUC stays" if has_base else "a base would be better"
+    masked = FAMILIES[facts.family].objective == "masked"
+    skill = facts.learnt_the_domain and not masked
+    weight = SKILL_WEIGHT if skill else anchor.weight
+    yield f"  identifier_loss: {{kind: anchor, to: {anchor.to}, weight: {weight}}}  # {why}"
+    if facts.learnt_the_domain and masked:
+        yield f"  retain_weight: 5.0  # {_perplexities(facts)}: that is worth keeping"
+    epochs, batch_tokens = schedule(
+        facts.tokens, parameters=facts.parameters, masked=masked, skill=skill
+    )
+    comment = f"  # {_perplexities(facts)}: enough to learn that again" if skill else ""
+    yield f"  epochs: {epochs}{comment}"
+    if batch_tokens != BATCH_TOKENS:
+        yield f"  batch_tokens: {batch_tokens}  # few records: many small steps silence more"
+    rate = next(rate for size, rate in LEARNING_RATES if facts.parameters < size)
+    yield f"  learning_rate: {rate}  # by the model's size; try half and twice"
 
 
 def _perplexities(facts: Fit) -> str:
