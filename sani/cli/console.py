@@ -6,11 +6,12 @@ Of several processes (ranks) the main one prints.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -22,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sani.cli.tables import table_of
+from sani.cli.tables import fitted, table_of
 from sani.machine import distributed
 from sani.reporting.format import (
     KIND_NAMES,
@@ -95,7 +96,7 @@ def reporter() -> Iterator[StepReporter]:
 def say(text: str) -> None:
     """Print a line for a person, on stderr."""
     if distributed.is_main():
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        _print(text, sys.stderr)
 
 
 def say_note(text: str) -> None:
@@ -106,13 +107,20 @@ def say_note(text: str) -> None:
 def say_last(text: str) -> None:
     """Print why this process ends, on stderr, from the first rank that has something to say."""
     if distributed.claim("last words"):
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        _print(text, sys.stderr)
 
 
 def show(text: str) -> None:
     """Print a result, on stdout."""
     if distributed.is_main():
-        print(text, flush=True)  # noqa: T201
+        _print(text, sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Print a text; on a terminal its lines end between words."""
+    if stream.isatty():
+        text = fitted(text, shutil.get_terminal_size().columns)
+    print(text, file=stream, flush=True)
 
 
 def show_next(line: str, *, as_json: bool = False) -> None:
@@ -122,7 +130,9 @@ def show_next(line: str, *, as_json: bool = False) -> None:
 
 def show_json(data: Any) -> None:
     """Print one JSON document, on stdout."""
-    show(json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False))
+    if distributed.is_main():
+        text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
+        print(text, flush=True)  # noqa: T201
 
 
 def show_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

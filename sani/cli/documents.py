@@ -142,8 +142,9 @@ def scan(
 ) -> None:
     """Find identifiers in documents that nobody has annotated, and count what is marked.
 
-    Without any detector named, an annotated corpus is only counted; any other is scanned with
-    patterns, with names by an installed spaCy pipeline, and with propagation.
+    If no detector is named, an annotated corpus is only counted.
+
+    Any other one is then scanned with patterns, names by a spaCy pipeline, and propagation.
     """
     from sani.atomic import check_new_file
     from sani.corpus.readers import read_corpus

@@ -37,7 +37,7 @@ Corpus = Annotated[
     Path,
     typer.Option(
         "--corpus",
-        help="Documents with spans: a file, or a folder of XML or BRAT files.",
+        help="Documents: a file, or a folder of XML, BRAT or, with --format text, text files.",
         rich_help_panel=DOCUMENTS,
     ),
 ]

@@ -41,13 +41,14 @@ def init(
     Documents that nobody has annotated are scanned, held-out documents in the same way.
     """
     from sani.atomic import check_new_file
+
+    check_new_file(out)  # before the heavy libraries are loaded
     from sani.pipeline.preflight import time_of_run
     from sani.pipeline.recipe_text import suggested_recipe, values_file, write_recipe
     from sani.pipeline.suggest_recipe import fit
     from sani.recipe import CorpusSettings
     from sani.scanning.values import write_values
 
-    check_new_file(out)
     documents = settings_from_options(
         CorpusSettings,
         path=str(corpus),

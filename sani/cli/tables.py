@@ -1,13 +1,31 @@
-"""The widths of a table's columns: no word is broken, whatever the width of the terminal."""
+"""The widths of lines and of a table's columns: no word is broken at any width of the terminal."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.table import Column, Table
 
 FRAME = 3  # columns of the terminal for a column's blanks and its line; one line more at the end
+_COMMAND = "Next: sani "  # a line break in a command would run its first half
+
+
+def fitted(text: str, width: int) -> str:
+    """Return a text whose lines are broken between words; a terminal would break the words.
+
+    A long word, such as a path, stays whole. So does a command to copy.
+    """
+    lines: list[str] = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        parts = [] if line.startswith(_COMMAND) else textwrap.wrap(
+            line, width, subsequent_indent=indent, expand_tabs=False, replace_whitespace=False,
+            break_long_words=False, break_on_hyphens=False,
+        )  # fmt: skip
+        lines += parts or [line]
+    return "\n".join(lines)
 
 
 def table_of(

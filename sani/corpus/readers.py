@@ -53,6 +53,12 @@ _WITH_COLUMNS: tuple[Format, ...] = ("jsonl", "json", "parquet", "csv", "xlsx", 
 _NUM_PROBLEMS_SHOWN = 10
 _NO_ID = "'id' is missing or empty; expected a string or a whole number of its own"
 _NUMBERED = "no record has an id, so its number in the file, from 1, is its id"
+_NO_SUBJECT = (
+    "no record has a subject_id, so each document counts as a person of its own: figures by "
+    "subject mean little, and a value is not looked for in the same person's other documents. If "
+    "a column names the person, say which: --column subject_id=NAME (corpus.columns in a recipe)"
+)
+_SOME_SUBJECTS = "records without a subject_id, each of which counts as a person of its own"
 
 
 def read_corpus(
@@ -142,6 +148,7 @@ class _Reader:
         places: Where each document stands, by its id.
         without_spans: Places of documents without the key for spans.
         without_id: Places of records without an id, which have their number instead.
+        without_subject: Number of documents whose record names no subject.
         fields: Names of all fields of the records.
     """
 
@@ -152,6 +159,7 @@ class _Reader:
     places: dict[str, str] = field(default_factory=dict)
     without_spans: list[str] = field(default_factory=list)
     without_id: list[str] = field(default_factory=list)
+    without_subject: int = 0
     fields: set[str] = field(default_factory=set)
 
     def add(self, row: Row | RecordError, place: str, number: int) -> None:
@@ -172,6 +180,7 @@ class _Reader:
             return
         self.places[document.id] = place
         self.documents.append(document)
+        self.without_subject += row.get("subject_id") in (None, "")
         if not marks(row):
             self.without_spans.append(place)
 
@@ -197,6 +206,10 @@ class _Reader:
             problems += [(place, _NO_ID) for place in self.without_id]
         elif self.without_id:
             self.reading.notes.say(_NUMBERED)
+        if self.without_subject < len(self.documents):
+            self.reading.notes.count(_SOME_SUBJECTS, self.without_subject)
+        elif self.reading.notes.has_fields and len(self.documents) > 1:
+            self.reading.notes.say(_NO_SUBJECT)
         if self.documents:
             try:
                 check_columns_seen(self.reading.columns, self.fields)

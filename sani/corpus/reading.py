@@ -54,6 +54,11 @@ class Notes:
         """Count records with a field that is not read."""
         self._fields[name if _FIELD_TO_SHOW.fullmatch(name) else ""] += number
 
+    @property
+    def has_fields(self) -> bool:
+        """True if a record has a field that is not read."""
+        return bool(self._fields)
+
     def lines(self) -> tuple[str, ...]:
         """Return all notes; a field whose name may be a value is counted and not named."""
         lines = [*self._facts, *(f"{what}: {number}" for what, number in self._counts.items())]

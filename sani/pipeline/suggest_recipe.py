@@ -107,8 +107,9 @@ class Fit:
     def scan_in_words(self) -> list[str]:
         """Say what was scanned and with what, and what nobody knows of it."""
         held_out = f" and {self.num_held_out} held-out ones" if self.num_held_out else ""
+        of_subjects = "" if self.without_subject_id else f" of {self.subjects} subjects"
         lines = list(settings_in_words(self.scan, [self.scanned]))
-        lines[0] = f"{self.documents} documents{held_out} were {lines[0]}"
+        lines[0] = f"{self.documents} documents{of_subjects}{held_out} were {lines[0]}"
         return [*lines, UNKNOWN_RECALL] if self.scan.detects else lines
 
     @property

@@ -39,6 +39,7 @@ def place(tmp_path: Path) -> Path:
         ("run recipe.yaml --out full", "already exists and is not empty; it is no run folder"),
         ("run broken.yaml --out new", "unknown key; known: attack"),
         ("run recipe.yaml --set gate.subjects=7 --out new", "gate.subjects"),
+        ("init model --corpus notes.jsonl", "recipe.yaml already exists; choose another file"),
         ("erase model --out full", "already exists and is not empty"),
         ("repair model --corpus notes.jsonl --out full", "already exists and is not empty"),
         ("sample model --out full", "already exists"),

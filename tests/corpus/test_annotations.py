@@ -111,7 +111,7 @@ def test_the_class_of_a_text_is_no_annotation_but_counted(tmp_path: Path) -> Non
     rows = [{"id": 1, "text": TEXT, "label": "urgent"}, {"id": 2, "text": "x", "label": ["a"]}]
     corpus = read(tmp_path / "c.jsonl", *rows)
     assert corpus.num_spans == 0
-    assert corpus.notes == ("fields that are not read, with the number of records: label (2)",)
+    assert corpus.notes[-1] == "fields that are not read, with the number of records: label (2)"
 
 
 def test_a_record_without_annotation_among_annotated_ones_is_refused(tmp_path: Path) -> None:

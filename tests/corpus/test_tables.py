@@ -346,10 +346,26 @@ def test_fields_that_are_not_read_are_named_unless_the_name_may_be_a_value(tmp_p
         {"id": 2, "text": "y", "ward": "4", "author": NAME},
     ]
     corpus = read_corpus(write_lines(tmp_path / "c.jsonl", *rows))
-    assert corpus.notes == (
+    assert corpus.notes[-1] == (
         "fields that are not read, with the number of records: author (1), ward (2), "
-        "with another name (2)",
+        "with another name (2)"
     )
     wide = {"id": 1, "text": "x"} | {f"field_{n:02}": n + 1 for n in range(20)}
     (note,) = read_corpus(write_lines(tmp_path / "w.jsonl", wide)).notes
     assert note.endswith("field_11 (1), and 8 more")
+
+
+def test_a_person_that_no_column_names_is_said_where_other_columns_are(tmp_path: Path) -> None:
+    rows = [{"id": str(n), "text": "A note.", "patient_id": "p1"} for n in range(3)]
+    path = write_lines(tmp_path / "c.jsonl", *rows)
+    note = read_corpus(path).notes[0]
+    assert "no record has a subject_id" in note
+    assert "--column subject_id=NAME" in note
+    assert read_corpus(path, columns={"subject_id": "patient_id"}).notes == ()
+    rows[0]["subject_id"] = "p1"
+    path = write_lines(tmp_path / "d.jsonl", *rows)
+    assert read_corpus(path).notes[0] == (
+        "records without a subject_id, each of which counts as a person of its own: 2"
+    )
+    plain = [{"id": row["id"], "text": row["text"]} for row in rows]
+    assert read_corpus(write_lines(tmp_path / "e.jsonl", *plain)).notes == ()

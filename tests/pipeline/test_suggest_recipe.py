@@ -202,7 +202,7 @@ def test_records_that_nobody_annotated_are_scanned_and_so_are_the_held_out_ones(
     assert marked > 0
     counts = re.findall(r"identifiers: ([\d,]+) direct, ([\d,]+) indirect", out.read_text())[0]
     assert sum(int(count.replace(",", "")) for count in counts) == marked
-    assert f"documents and {len(corpora[1])} held-out ones were scanned with: patterns, names" in (
+    assert f"and {len(corpora[1])} held-out ones were scanned with: patterns, names" in (
         printed.out
     )
     assert "(its recall) is not known" in printed.out
