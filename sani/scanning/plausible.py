@@ -45,6 +45,8 @@ _TIME_AFTER = regex.compile(r"[^\S\n]*[,.]?[^\S\n]*\d{1,4}(?!\d)")
 _NOUN = regex.compile(r"(?P<of>['\u2019]s?)?[ -]+(?P<noun>\p{L}+)")
 _SEPARATOR = regex.compile(r"\n|[;|\t]|\s[-\u2013\u2014]+\s")
 _HEADED = regex.compile(r"(?P<heading>\D*?)[ :#.]+(?P<rest>\d\S*.*)")
+_HEADING_BEHIND = regex.compile(r"(?P<rest>.*[^\s:#])\s+(?P<heading>[^\W\d]+)[:#]?")
+_ANNOUNCES = regex.compile(r"[ ]*[:#]?[ ]*\d")
 _LONG_NUMBER = regex.compile(r"\d{4}")
 _SHORT = 4  # letters of an abbreviation of a laboratory
 
@@ -259,11 +261,16 @@ def _parts(span: Span, text: str) -> Iterator[Span]:
 
 
 def _without_heading(span: Span, text: str) -> Span:
-    """Return a finding without a heading before a number: "Pager 4432" is a number."""
-    match = _HEADED.match(text[span.start : span.end])
-    if match is None or not is_heading(match["heading"]):
+    """Return a finding without the heading of a number: in "Pager 4432", or "Lima, Ana  MRN: 7"."""
+    value = text[span.start : span.end]
+    match = _HEADED.match(value)
+    if match is not None and is_heading(match["heading"]):
+        return replace(span, start=span.start + match.start("rest"))
+    match = _HEADING_BEHIND.fullmatch(value)
+    announces = _ANNOUNCES.match(text[span.end : span.end + 10])
+    if match is None or not announces or not is_heading(match["heading"]):
         return span
-    return replace(span, start=span.start + match.start("rest"))
+    return replace(span, end=span.start + match.end("rest"))
 
 
 def _is_quantity(token: str) -> bool:

@@ -106,6 +106,10 @@ def test_a_heading_beside_a_name_is_cut_off_and_the_name_stays(engine: SpacyNer)
     text = "It was Elijah Buckley\nReviewed by the nurse - Ana Lima - DOB 06/20/1953 - MRN 12"
     assert kept(engine, text, "Elijah Buckley\nReviewed") == ["Elijah Buckley"]
     assert kept(engine, text, "Ana Lima - DOB 06/20/1953 - MRN") == ["Ana Lima", "06/20/1953"]
+    assert kept(engine, "Lima, Ana    MRN: 8475880", "Lima, Ana    MRN") == ["Lima, Ana"]
+    assert kept(engine, "Ana Lima MRN 8475880", "Ana Lima MRN") == ["Ana Lima"]
+    assert kept(engine, "Ana Lima Rose 8475880", "Ana Lima Rose") == ["Ana Lima Rose"]
+    assert kept(engine, "Ana Fax was here.", "Ana Fax") == ["Ana Fax"]  # it announces nothing
     assert kept(engine, "It is Pager 4432 of the unit.", "Pager 4432") == ["4432"]
     assert kept(engine, "by Karen\nKowalczyk of the unit", "Karen\nKowalczyk") == [
         "Karen", "Kowalczyk",
