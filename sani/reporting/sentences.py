@@ -157,7 +157,8 @@ def beyond_base(report: Report) -> str:
     beyond = report.changes.beyond_control
     return (
         f"{counted(beyond, 'occurrence')} {verb(beyond, 'is', 'are')} extractable from the "
-        "sanitized checkpoint and not from the base, of either kind, cued ones too."
+        "sanitized checkpoint, greedily or in samples, and in neither way from the base: of either "
+        "kind, cued ones too. The gate compares each way by itself, so it may count more."
     )
 
 
