@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
-from sani.auditing.rows import Reads, Row
+from sani.auditing.rows import Reads, Row, Tree
 from sani.auditing.sampler import Sampler
 from sani.auditing.tree_inputs import padded, tree_inputs
 from sani.errors import AuditError
 from sani.models import families
+from sani.models.passes import PassGroup
+from sani.models.streaming import run_passes
 from sani.text.batches import padded_sources, token_batches
 
 LOGITS_PER_CHUNK = 2**24  # logits held at a time: 64 MiB in float32
@@ -130,43 +133,76 @@ def score(
     if not (reader.branches and families.family_of(model.config).branches):
         rows = [plain for row in rows for plain in row.without_trees()]
     batches = token_batches([len(row.tokens) for row in rows], budget=batch_tokens)
-    for done, batch in enumerate(batches, start=1):
-        _score_batch(model, [rows[index] for index in batch], result, request, reader)
+    done = 0
+
+    def on_batch() -> None:
+        nonlocal done
+        done += 1
         if on_step is not None:
             on_step(done, len(batches))
+
+    groups = (_Batch(model, [rows[i] for i in b], result, request, reader).passes for b in batches)
+    run_passes(model, groups, on_batch)
     return result
 
 
-def _score_batch(
-    model: Any, rows: Sequence[Row], result: Scores, request: ScoreRequest, reader: LogitReader
-) -> None:
-    """Read one batch: the texts, then tree after tree on the cache of their keys and values."""
-    # Rows with most trees first: the rows that have an n-th tree are the first rows of the cache.
-    rows = sorted(rows, key=lambda row: len(row.trees), reverse=True)
-    ids = padded([row.tokens for row in rows])
-    inputs: dict[str, Any] = {"input_ids": ids.to(model.device), "attention_mask": None}
-    if families.is_masked(model.config):  # reads both ways, so padding must be hidden from it
-        lengths = torch.tensor([len(row.tokens) for row in rows])
-        seen = torch.arange(ids.shape[1])[None] < lengths[:, None]
-        inputs["attention_mask"] = seen.long().to(model.device)
-    source, source_seen = padded_sources([row.source for row in rows])
-    if source is not None and source_seen is not None:
-        inputs["source_ids"] = source.to(model.device)
-        inputs["source_seen"] = source_seen.to(model.device)
-    cache = DynamicCache() if rows[0].trees else None
-    hidden = reader.hidden(model, **inputs, cache=cache)  # [batch, seq, hidden]
-    _read(model, hidden, [row.reads for row in rows], result, request, reader)
-    if cache is None:
-        return
-    for number in range(len(rows[0].trees)):
-        trees = [row.trees[number] for row in rows if number < len(row.trees)]
+class _Batch:
+    """One batch: its texts are read, then tree after tree on the cache of their keys and values."""
+
+    def __init__(
+        self,
+        model: Any,
+        rows: Sequence[Row],
+        result: Scores,
+        request: ScoreRequest,
+        reader: LogitReader,
+    ) -> None:
+        # Rows with most trees first: the rows that have an n-th tree are the cache's first rows.
+        self._rows = sorted(rows, key=lambda row: len(row.trees), reverse=True)
+        self._model, self._reader = model, reader
+        self._result, self._request = result, request
+        self._cache = DynamicCache()  # filled if there are trees
+
+    @property
+    def passes(self) -> PassGroup:
+        """Passes over the texts, and over the first trees, the second ones, and so on."""
+        ids = [row.tokens for row in self._rows]
+        passes, tokens = [partial(self._read_texts)], len(ids) * max(map(len, ids))
+        for number in range(len(self._rows[0].trees)):
+            trees = [row.trees[number] for row in self._rows if number < len(row.trees)]
+            tokens += len(trees) * max(len(tree.tokens) for tree in trees)
+            passes.append(partial(self._read_trees, trees, number))
+        return PassGroup(passes, tokens)
+
+    def _read_texts(self) -> None:
+        model, rows = self._model, self._rows
+        ids = padded([row.tokens for row in rows])
+        inputs: dict[str, Any] = {"input_ids": ids.to(model.device), "attention_mask": None}
+        if families.is_masked(model.config):  # reads both ways, so padding must be hidden from it
+            lengths = torch.tensor([len(row.tokens) for row in rows])
+            seen = torch.arange(ids.shape[1])[None] < lengths[:, None]
+            inputs["attention_mask"] = seen.long().to(model.device)
+        source, source_seen = padded_sources([row.source for row in rows])
+        if source is not None and source_seen is not None:
+            inputs["source_ids"] = source.to(model.device)
+            inputs["source_seen"] = source_seen.to(model.device)
+        cache = self._cache if rows[0].trees else None
+        hidden = self._reader.hidden(model, **inputs, cache=cache)  # [batch, seq, hidden]
+        self._enter(hidden, [row.reads for row in rows])
+
+    def _read_trees(self, trees: Sequence[Tree], number: int) -> None:
+        """Read the trees of one number behind the cache of the texts."""
         length = 1 + max(position for tree in trees for position in tree.levels[0][1])
-        hidden = reader.hidden(
-            model,
-            **tree_inputs(model, trees, text_length=length),
-            cache=_PrefixCache(cache, rows=len(trees), length=length),
+        last = number == len(self._rows[0].trees) - 1
+        hidden = self._reader.hidden(
+            self._model,
+            **tree_inputs(self._model, trees, text_length=length),
+            cache=_PrefixCache(self._cache, rows=len(trees), length=length, last=last),
         )  # [trees, nodes, hidden]
-        _read(model, hidden, [tree.reads for tree in trees], result, request, reader)
+        self._enter(hidden, [tree.reads for tree in trees])
+
+    def _enter(self, hidden: Tensor, reads: Sequence[Reads]) -> None:
+        _read(self._model, hidden, reads, self._result, self._request, self._reader)
 
 
 class _PrefixCache(DynamicCache):
@@ -175,10 +211,11 @@ class _PrefixCache(DynamicCache):
     A `DynamicCache` would append the tree's keys, and the next tree would read behind them.
     """
 
-    def __init__(self, texts: DynamicCache, *, rows: int, length: int) -> None:
+    def __init__(self, texts: DynamicCache, *, rows: int, length: int, last: bool) -> None:
+        """Take the cache; if ``last``, each of its layers is dropped as soon as it is read."""
         super().__init__()
         self._texts: Any = texts
-        self._rows, self._length = rows, length
+        self._rows, self._length, self._last = rows, length, last
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -189,6 +226,8 @@ class _PrefixCache(DynamicCache):
             torch.cat([stored[: self._rows, :, : self._length], new], dim=2)
             for stored, new in ((layer.keys, key_states), (layer.values, value_states))
         )
+        if self._last:
+            layer.keys = layer.values = None
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sani.atomic import new_folder
-from sani.erasing.erase import EraseResult, planned_slices
+from sani.erasing.erase import EraseResult, planned_slices, reset_slices
 from sani.erasing.plan import ErasePlan, check_plan
-from sani.erasing.shards import StoredModel, copy_patched
+from sani.erasing.shards import StoredModel
 from sani.errors import CheckpointError, SelectionError
 from sani.models.folder import ModelFolder, check_written
 from sani.models.folder_files import ADAPTER_CONFIG, copy_files, read_json, tokenizer_files
 from sani.models.layouts import HUB_NAME
 from sani.models.neurons import Slice
 from sani.models.safetensors_files import StoredWeights
+from sani.models.stored_copies import copy_patched
 
 # Ways to begin training that leave the base's weights as they are.
 PLAIN_BEGINNINGS = (None, True, False, "gaussian", "eva")
@@ -68,8 +70,13 @@ def erase_adapter(
     weights = folder.stored
     folder.check_finite()
     pieces = _adapter_slices(path, config, weights, planned_slices(plan, base.layout), base)
+    changed: dict[str, int] = {}
+
+    def patch(name: str, tensor: Tensor) -> None:
+        changed[name] = reset_slices(tensor, pieces[name], None)
+
     with torch.no_grad(), new_folder(out) as staging:
-        changed = copy_patched(weights, staging, pieces, None)
+        copy_patched(weights, staging, list(pieces), patch)
         copy_files(path, staging, tokenizer_files(path))
         named = config.get("base_model_name_or_path") or ""
         if not HUB_NAME.fullmatch(named) or Path(named).exists():

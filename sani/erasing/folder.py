@@ -106,14 +106,14 @@ def apply_folder(
     check_no_input(out, [folder.path, *([base] if base is not None else [])])
     if folder.base is not None and not merge:
         return erase_adapter(folder, out, plan, base=StoredModel(folder.base))
-    rewinds = base is not None and plan.reset == "rewind"
-    if plan.reset in RESETS and plan.token_rows is None and not plan.interpolate_to_base:
-        stored = _stored(folder, base if rewinds else None)
-        if stored is not None:
+    if not (plan.reset == "rewind" or plan.interpolate_to_base):
+        base = None  # not needed
+    if plan.reset in RESETS and plan.token_rows is None:
+        stored = _stored(folder, base)
+        if stored is not None and not (plan.interpolate_to_base and _differ_in_shapes(*stored)):
             return erase_stored(stored[0], out, plan, base=stored[1])
     checkpoint = load_checkpoint(folder)
-    needs_base = base is not None and (rewinds or plan.interpolate_to_base)
-    base_checkpoint = load_base(base, checkpoint) if base is not None and needs_base else None
+    base_checkpoint = load_base(base, checkpoint) if base is not None else None
     result = apply_plan(checkpoint, plan, base=base_checkpoint, corpus=corpus, framing=framing)
     save_checkpoint(checkpoint, out)
     return result
@@ -132,3 +132,8 @@ def _stored(
     if other and other.experts != model.experts:  # stacked in the files of one of them only
         return None
     return model, other
+
+
+def _differ_in_shapes(model: StoredModel, base: StoredModel | None) -> bool:
+    """Return whether a head is tied in one of them only, or the base has other rows."""
+    return base is not None and base.weights.shapes != model.weights.shapes

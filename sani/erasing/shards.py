@@ -8,14 +8,11 @@ experts' matrices the files hold each by itself, and each is reset by itself.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +25,10 @@ from sani.erasing.plan import ErasePlan, architecture_digest, check_plan
 from sani.erasing.reinit import FreshWeights
 from sani.errors import SelectionError, UnsupportedModelError
 from sani.models.folder import ModelFolder, check_written
-from sani.models.folder_files import (
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    copy_files,
-    copy_large,
-    files_beside,
-)
-from sani.models.neurons import Layout, Slice
-from sani.models.safetensors_files import Expert, StoredWeights, plain_name
+from sani.models.neurons import Layout
+from sani.models.safetensors_files import Expert, StoredWeights
+from sani.models.stored_copies import copy_other_files, copy_patched
+from sani.models.stored_tensors import refuse_infinite
 from sani.recipe import PARTS
 
 RESETS = ("zero", "reinit", "rewind")  # those that need no activations
@@ -184,58 +176,52 @@ def erase_stored(
     pieces = {name: planned[name] for name in sorted(planned, key=model.tensor_of)}
     if plan.reset == "rewind" and source is not None:
         check_rewind(model.weights, source, pieces)
+    toward = _weights_on_the_way(model, plan, base)
+    changed: Counter[str] = Counter()
+
+    def patch(name: str, tensor: Tensor) -> None:
+        moved = 0
+        if name in toward:  # before the reset, which is final
+            old = tensor.float()
+            new = old.lerp(toward[name].float(), plan.interpolate_to_base).to(tensor)
+            refuse_infinite(model.folder.path, name, new)
+            moved = int((new != tensor).sum())
+            tensor.copy_(new)
+        reset = reset_slices(tensor, pieces[name], source) if name in pieces else 0
+        changed[model.tensor_of(name)] += max(moved, reset)
+
     with torch.no_grad(), new_folder(out) as staging:
-        changed: Counter[str] = Counter()
-        for name, count in copy_patched(model.weights, staging, pieces, source).items():
-            changed[model.tensor_of(name)] += count
-        path = model.folder.path
-        copy_files(path, staging, files_beside(path, model.folder.family))
-        _write_configuration(model, staging)
+        names = [*pieces, *(name for name in toward if name not in pieces)]
+        copy_patched(model.weights, staging, names, patch)
+        copy_other_files(model.folder, staging)
         check_written(staging, out)
     numbers = sum(math.prod(shape) for shape in model.parameters.values())
     return EraseResult.from_counts(plan, changed, numbers, started)
 
 
-def copy_patched(
-    weights: StoredWeights,
-    folder: Path,
-    pieces: Mapping[str, Sequence[Slice]],
-    source: Mapping[str, Tensor] | None,
-) -> dict[str, int]:
-    """Copy all files into a folder, and reset slices in the copies.
+def _weights_on_the_way(
+    model: StoredModel, plan: ErasePlan, base: StoredModel | None
+) -> Mapping[str, Tensor]:
+    """Return the base's weights, where every weight first goes a part of the way to them.
 
-    Files to patch come first; while one copy is patched the next is made. Of the files' own
-    metadata only the format goes along.
-
-    Args:
-        weights: The tensors of the files.
-        folder: Folder of the copies.
-        pieces: Slices to reset, by tensor; files that hold none of these are copied as they are.
-        source: Weights to take the values from; None for zero.
-
-    Returns:
-        The count of numbers set in each tensor.
+    Raises:
+        SelectionError: If the base is missing, does not fit, or has the checkpoint's own weights.
     """
-    changed: dict[str, int] = {}
-    places = {name: weights.place(name) for name in pieces}
-    touched = {place.file for place in places.values()}
-    # One thread copies while this one patches, so that the disk is never idle; files to patch
-    # first, since the others need no second look.
-    files = sorted(weights.files, key=lambda path: path not in touched)
-    copier = ThreadPoolExecutor(max_workers=1)
-    try:
-        copies = {p: copier.submit(copy_large, p, folder / p.name) for p in files}
-        for path, copy in copies.items():
-            copy.result()
-            with (folder / path.name).open("r+b") as file:
-                _rewrite_header(file)
-                for name in (name for name in pieces if places[name].file == path):
-                    tensor = places[name].read(file)
-                    changed[name] = reset_slices(tensor, pieces[name], source)
-                    places[name].write(file, tensor)
-    finally:
-        copier.shutdown(cancel_futures=True)
-    return changed
+    if not plan.interpolate_to_base:
+        return {}
+    if base is None:
+        raise SelectionError("interpolate_to_base needs the base model; give it")
+    difference = model.difference(base)
+    if difference:
+        raise SelectionError(
+            f"interpolate_to_base: the base does not fit the checkpoint: {difference}"
+        )
+    if all(torch.equal(weight, base.weights[name]) for name, weight in model.weights.items()):
+        raise SelectionError(
+            "interpolate_to_base would change nothing: the base has the checkpoint's own weights; "
+            "give the public model that it was fine-tuned from"
+        )
+    return base.weights
 
 
 class _Unstacked(Mapping[str, Tensor]):
@@ -276,35 +262,3 @@ def _source(
     if difference:
         raise SelectionError(f"reset 'rewind': the base does not fit the checkpoint: {difference}")
     return base.weights
-
-
-def _write_configuration(model: StoredModel, folder: Path) -> None:
-    from transformers import GenerationConfig
-
-    model.config.save_pretrained(folder)
-    source = model.folder.path
-    if (source / "generation_config.json").is_file():
-        GenerationConfig.from_pretrained(source, local_files_only=True).save_pretrained(folder)
-    if [file.name for file in model.weights.files] != [WEIGHTS]:
-        text = json.dumps(model.weights.index(), indent=2)
-        (folder / WEIGHTS_INDEX).write_text(text + "\n", encoding="utf-8")
-
-
-def _rewrite_header(file: BufferedIOBase) -> None:
-    """In place: of metadata only the format stays, since it may say anything.
-
-    Names lose the modules that training wrapped around theirs. No tensor is moved.
-    """
-    size = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(size))
-    metadata, allowed = header.pop("__metadata__", None), {"format": "pt"}
-    plain = {plain_name(name): place for name, place in header.items()}
-    if metadata in (None, allowed) and plain == header:
-        return
-    header = plain
-    if metadata is not None and metadata.get("format") == "pt":
-        header = {"__metadata__": allowed, **header}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    # Padded with blanks to its old length: offsets count from behind the header.
-    file.seek(8)
-    file.write(text.ljust(size))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sani.errors import CheckpointError
 from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.models.merging import resize_rows
+from sani.models.streaming import stream_of
 
 
 def fit_base(base: Checkpoint, checkpoint: Checkpoint) -> None:
@@ -22,7 +24,15 @@ def fit_base(base: Checkpoint, checkpoint: Checkpoint) -> None:
         return
     if len(others) < len(words):
         base.tokenizer = checkpoint.tokenizer
-    resize_rows(base.model, checkpoint.model.get_input_embeddings().weight.shape[0])
+    rows = checkpoint.model.get_input_embeddings().weight.shape[0]
+    others = base.model.get_input_embeddings().weight.shape[0]
+    if rows != others and stream_of(base.model) is not None:
+        raise CheckpointError(
+            f"base {base.path} has {others} rows of tokens and the checkpoint {rows}: a streamed "
+            "base cannot get more; add them where it is (resize_token_embeddings), or give "
+            "placement: memory"
+        )
+    resize_rows(base.model, rows)
 
 
 def load_base(path: Path, checkpoint: Checkpoint) -> Checkpoint:

@@ -9,6 +9,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from sani.models.families import auto_class, family_of
 
@@ -31,3 +32,24 @@ def skeleton(config: Any) -> Any:
     """Return the model of a configuration without memory for its weights: names, shapes, code."""
     with torch.device("meta"):
         return new_model(config)
+
+
+def streamed_skeleton(config: Any, device: torch.device) -> Any:
+    """Return the model of a configuration, with its buffers and without memory for its weights.
+
+    It says that it is on ``device``, where its weights will be while a part of it runs.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = new_model(config)
+    model.tie_weights()  # each weight became one of its own as it lost its memory
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+        if isinstance(module, PreTrainedModel):
+            kind = type(module)
+            # `device` is that of the first weight, which is nowhere; no weight can be moved.
+            own = {"device": device, "to": lambda self, *_, **__: self}
+            module.__class__ = type(kind.__name__, (kind,), {**own, "__module__": kind.__module__})
+    return model.eval()

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -29,11 +29,13 @@ from sani.models.merging import TOLERANCE as MERGE_TOLERANCE
 from sani.models.merging import merge_adapter
 from sani.models.safetensors_files import named_tensors
 from sani.models.stored_tensors import refuse_infinite
+from sani.models.streaming import WeightStream, stream_of, tensors_of
 from sani.models.tokenizers import check_fits
 
 # Where positions have no end (ALiBi, relative ones): what such models were trained with.
 ENDLESS_POSITIONS = 2048
 HALF = (torch.float16, torch.bfloat16)
+Placement = Literal["memory", "stream"]  # of the weights
 
 
 @dataclass
@@ -67,14 +69,14 @@ class Checkpoint:
         return lambda name, tensor: self.rounded(name, other.rounded(name, tensor))
 
     def round_weights(self) -> None:
-        """In place: give every weight a value that its type in the files can hold.
+        """In place: give every weight in memory a value that its type in the files can hold.
 
         Raises:
             CheckpointError: If one is too large for it.
         """
         with torch.no_grad():
             for name, tensor in named_tensors(self.model):
-                if name not in self.types:
+                if name not in self.types or tensor.is_meta:
                     continue
                 tensor.copy_(self.rounded(name, tensor))
                 if not torch.isfinite(tensor).all():
@@ -88,25 +90,35 @@ class Checkpoint:
 
         The public model in float32 and a copy of it saved in bfloat16 are the same weights.
         """
-        # Tied tensors by each of their names: one folder may tie what the other holds twice.
-        weights = dict(self.model.named_parameters(remove_duplicate=False))
-        others = dict(other.model.named_parameters(remove_duplicate=False))
         rounded = self.rounding_of_both(other)
-        return weights.keys() == others.keys() and all(
-            tensor.shape == others[name].shape
-            and torch.equal(rounded(name, tensor), rounded(name, others[name].to(tensor)))
-            for name, tensor in weights.items()
+        # Tied tensors by each of their names: one folder may tie what the other holds twice.
+        if {n: t.shape for n, t in self._state().items()} != {
+            n: t.shape for n, t in other._state().items()
+        }:
+            return False
+        pairs = zip(tensors_of(self.model), tensors_of(other.model), strict=True)
+        return all(
+            name == same and torch.equal(rounded(name, tensor), rounded(name, weight.to(tensor)))
+            for (name, tensor), (same, weight) in pairs
         )
 
     def weights_digest(self) -> str:
-        """Return the SHA-256 over every tensor's name, type, shape and bytes, in name order."""
-        state = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        """Return the SHA-256 over every tensor's name, type, shape and bytes."""
+        digests = {}
+        for name, tensor in tensors_of(self.model):
             tensor = tensor.detach().cpu().contiguous()
-            state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             # A tensor without dimensions cannot be viewed as bytes.
-            state.update(tensor.view(torch.uint8).numpy() if tensor.ndim else repr(tensor).encode())
-        return state.hexdigest()
+            content: Any = (
+                tensor.view(torch.uint8).numpy() if tensor.ndim else repr(tensor).encode()
+            )
+            digest = hashlib.sha256(content).hexdigest()
+            digests[name] = f"{name} {tensor.dtype} {tuple(tensor.shape)} {digest}"
+        lines = "\n".join(digests[name] for name in sorted(digests))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = self.model.state_dict()
+        return state
 
     def check_tokenizer(self) -> None:
         """Refuse a tokenizer that documents cannot be read with.
@@ -178,6 +190,7 @@ def load_checkpoint(
     base: Path | str | None = None,
     device: torch.device | None = None,
     more_weights: bool = False,
+    placement: Placement = "memory",
 ) -> Checkpoint:
     """Load a language model and its fast tokenizer, in float32, as its family's objective asks.
 
@@ -188,29 +201,41 @@ def load_checkpoint(
         base: Of the model that it is an adapter on; without meaning if it is none.
         device: Where to put it; the CPU if absent.
         more_weights: As for `open_folder`.
+        placement: ``memory``, or ``stream``: the weights stay in the files of the folder and are
+            read layer by layer (see `sani.models.streaming`).
 
     Raises:
         UnsupportedModelError: If the family is not one of `sani.models.families`.
-        CheckpointError: If the folder is not a checkpoint that sani reads, or the weights hold
-            NaN or infinities.
+        CheckpointError: If the folder is not a checkpoint that sani reads, the weights hold NaN or
+            infinities, or an adapter is to be streamed.
     """
     folder = (
         path
         if isinstance(path, ModelFolder)
         else open_folder(path, base=base, more_weights=more_weights)
     )
+    device = device or torch.device("cpu")
     if folder.base is not None:
+        if placement == "stream":
+            raise CheckpointError(
+                f"model folder {folder.path}: an adapter cannot be streamed; merge it first (peft: "
+                "merge_and_unload) and give the merged folder, or give placement: memory"
+            )
         return _merged(folder, load_checkpoint(folder.base), device)
     path = folder.path
     tokenizer, random_steps = folder.load_tokenizer_and_steps()
-    model = _load_model(folder)
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            refuse_infinite(path, name, tensor)
+    if placement == "stream":
+        folder.check_finite()
+        model = WeightStream(folder, device=device).model
+    else:
+        model = _load_model(folder)
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                refuse_infinite(path, name, tensor)
+        model = model.to(device)
     check_reads(model.eval())
-    stored = folder.stored.types(model)
+    stored = folder.stored.types(folder.skeleton)
     types = {name: type_ for name, type_ in stored.items() if type_ in HALF}
-    model = model.to(device or torch.device("cpu")).eval()
     rows = model.get_input_embeddings().weight.shape[0]
     begin_tokens = tuple(token for token in folder.begin_tokens if token < rows)
     return Checkpoint(model, tokenizer, path, types, (path,), begin_tokens, random_steps)
@@ -249,7 +274,7 @@ def _load_model(folder: ModelFolder) -> Any:
     return model
 
 
-def _merged(folder: ModelFolder, base: Checkpoint, device: torch.device | None) -> Checkpoint:
+def _merged(folder: ModelFolder, base: Checkpoint, device: torch.device) -> Checkpoint:
     """Load an adapter and merge it into its loaded base, which is changed."""
     path = folder.path
     own_tokenizer = folder.tokenizer_path == path
@@ -279,7 +304,7 @@ def _merged(folder: ModelFolder, base: Checkpoint, device: torch.device | None) 
             "would not be of the model that is served; train the adapter without the part that "
             "peft cannot merge, or give a whole checkpoint"
         )
-    model = model.to(device or torch.device("cpu")).eval()
+    model = model.to(device).eval()
     return replace(
         base,
         model=model,
@@ -333,12 +358,16 @@ def save_checkpoint(
 
 
 def _save(checkpoint: Checkpoint, folder: Path, finish: Callable[[Path], None] | None) -> None:
+    stream = stream_of(checkpoint.model)
     with new_folder(folder) as staging:
-        with _in_file_types(checkpoint):
-            try:
-                checkpoint.model.save_pretrained(staging, safe_serialization=True)
-            except SafetensorError as error:  # how safetensors puts a full disk
-                raise write_error(folder, error, whole=True) from None
+        if stream is not None:
+            stream.write(staging)
+        else:
+            with _in_file_types(checkpoint):
+                try:
+                    checkpoint.model.save_pretrained(staging, safe_serialization=True)
+                except SafetensorError as error:  # how safetensors puts a full disk
+                    raise write_error(folder, error, whole=True) from None
         copy_files(checkpoint.path, staging, files_beside(checkpoint.path, checkpoint.family))
         check_written(staging, folder)
         if finish is not None:

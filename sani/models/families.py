@@ -132,7 +132,7 @@ def decoder_start(config: Any) -> int | None:
     return int(config.eos_token_id if start is None else start)
 
 
-def _base(model: Any) -> Any:
+def base_of(model: Any) -> Any:
     """Return the part of a model that gives hidden states.
 
     Raises:
@@ -184,7 +184,7 @@ def hidden_states(
         cached = {"use_cache": cache is not None}
     if cache is not None:
         cached["past_key_values"] = cache
-    hidden: Tensor = _base(model)(**inputs, **cached).last_hidden_state
+    hidden: Tensor = base_of(model)(**inputs, **cached).last_hidden_state
     return hidden
 
 
@@ -269,7 +269,7 @@ def layer_states(
     """
     stack = listed_family(model.config, "causal").stacks[-1]
     norm = model.get_submodule(stack.norm) if stack.norm else torch.nn.Identity()
-    states = _base(model)(
+    states = base_of(model)(
         **inputs,
         use_cache=cache is not None,
         past_key_values=cache,
@@ -325,7 +325,7 @@ def _behind_the_base(model: Any, hidden: Tensor) -> Tensor:
 
     Its base, which gives hidden states, is not run; it returns those that are given.
     """
-    base, states = _base(model), hidden[None]
+    base, states = base_of(model), hidden[None]
     base.forward = lambda *inputs, **options: _States(last_hidden_state=states)
     try:
         # By the class: who shards a model puts work in the place of its forward pass.

@@ -117,6 +117,8 @@ class Family:
         padded_in_front: It reads a text behind padding as it reads it alone.
         own_head: Logits are scaled or squeezed behind the head's matrix, by the model's own code.
         positions_behind_padding: Positions are numbered from behind the padding token's number.
+        read_from_outside: Modules whose weights the module around them reads before it calls
+            them, or without a call.
         listed: It is in the table; False for one that is only audited, of which no layer is known.
     """
 
@@ -137,4 +139,5 @@ class Family:
     padded_in_front: bool = True
     own_head: bool = False
     positions_behind_padding: bool = False
+    read_from_outside: tuple[str, ...] = ()
     listed: bool = True

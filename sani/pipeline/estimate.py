@@ -7,7 +7,6 @@ tokens for the audit, by documents for the scan, by samples, by steps for the re
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator
@@ -215,7 +214,7 @@ class _EnoughStepsError(Exception):
 def _repair_seconds(models: GivenModels, sample: _Sample, settings: RepairSettings) -> float:
     """Return the seconds of a repair on all documents, from the time between its first steps."""
     checkpoint = models.unsanitized
-    trained = replace(checkpoint, model=copy.deepcopy(checkpoint.model))
+    trained = models.copy_of_unsanitized()
     times: list[float] = []
     steps = 0
 

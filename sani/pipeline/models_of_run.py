@@ -7,24 +7,29 @@ memory; one that is to be changed is a copy, or the loaded model itself if no la
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from sani.corpus.documents import Corpus
+from sani.erasing.erase import EraseResult
+from sani.erasing.folder import apply_folder, plan_folder
 from sani.errors import RecipeError, RunError
 from sani.machine.device import default_device
 from sani.models.bases import fit_base
 from sani.models.checkpoint import (
     Checkpoint,
+    Placement,
     architecture_difference,
     load_checkpoint,
     save_checkpoint,
 )
+from sani.models.folder import ModelFolder
 from sani.pipeline.candidates import check_loaded_candidate
 from sani.pipeline.inputs import ModelFolders, check_control
-from sani.recipe import Recipe
+from sani.recipe import EraseSettings, Recipe
 from sani.releasing.identifiers_in_files import check_other_texts, check_texts
 from sani.reporting.card import read_source_card
 from sani.runfolder import RunFolder
@@ -45,14 +50,18 @@ def needs_unsanitized_again(recipe: Recipe) -> bool:
 class GivenModels:
     """The models that a recipe names, on the device of this process."""
 
-    def __init__(self, recipe: Recipe, given: ModelFolders, corpus: Corpus) -> None:
+    def __init__(
+        self, recipe: Recipe, given: ModelFolders, corpus: Corpus, placement: Placement
+    ) -> None:
         """Take what says where the models are; nothing is loaded yet.
 
         Args:
             recipe: It says which models a run needs, and how often.
             given: The folders of its ``model`` section.
             corpus: Its identifiers must not stand in the text files of the given checkpoint.
+            placement: Of all weights: ``memory`` or ``stream``.
         """
+        self._placement = placement
         self._recipe = recipe
         self._given = given
         self._corpus = corpus
@@ -74,9 +83,7 @@ class GivenModels:
             if self._given.unsanitized is None:
                 self._unsanitized = self._load_given()
             else:
-                self._unsanitized = load_checkpoint(
-                    self._given.unsanitized, device=default_device()
-                )
+                self._unsanitized = self._load(self._given.unsanitized)
         return self._unsanitized
 
     def unsanitized_to_change(self) -> Checkpoint:
@@ -84,11 +91,16 @@ class GivenModels:
 
         It is a copy if a later stage needs the unsanitized one again.
         """
-        checkpoint = self.unsanitized
-        if needs_unsanitized_again(self._recipe):
-            return replace(checkpoint, model=copy.deepcopy(checkpoint.model))
-        self._unsanitized = None
+        if self.is_streamed or needs_unsanitized_again(self._recipe):
+            return self.copy_of_unsanitized()
+        checkpoint, self._unsanitized = self.unsanitized, None
         return checkpoint
+
+    def copy_of_unsanitized(self) -> Checkpoint:
+        """Return the unsanitized checkpoint, to be changed; a streamed one is opened anew."""
+        if self.is_streamed:
+            return self._load(self._given.path)
+        return replace(self.unsanitized, model=copy.deepcopy(self.unsanitized.model))
 
     @cached_property
     def base(self) -> Checkpoint:
@@ -99,7 +111,7 @@ class GivenModels:
         """
         if self._given.base is None:
             raise RecipeError("model.base: missing")
-        base = load_checkpoint(self._given.base, device=default_device())
+        base = self._load(self._given.base)
         unsanitized = self._given.unsanitized or self._given.path
         fit_base(base, self.unsanitized)
         base.tokenizer = lend_template(base.tokenizer, unsanitized.load_tokenizer())
@@ -145,9 +157,17 @@ class GivenModels:
             random_steps=before.random_steps,
         )
 
+    @property
+    def is_streamed(self) -> bool:
+        """True if weights stay in their files."""
+        return self._placement == "stream"
+
+    def _load(self, folder: ModelFolder | Path) -> Checkpoint:
+        return load_checkpoint(folder, device=default_device(), placement=self._placement)
+
     def _load_given(self) -> Checkpoint:
         """Load the checkpoint of ``model.path``, if its text files hold no identifier."""
-        checkpoint = load_checkpoint(self._given.path, device=default_device())
+        checkpoint = self._load(self._given.path)
         base = self._recipe.model.base
         # The tokenizer of an adapter may lie in another folder than the adapter.
         for folder in dict.fromkeys([checkpoint.path, self._given.path.path]):
@@ -164,7 +184,12 @@ class ModelsOfRun(GivenModels):
     """The models of one run; those that a stage changed are kept in the run folder."""
 
     def __init__(
-        self, recipe: Recipe, given: ModelFolders, folder: RunFolder, corpus: Corpus
+        self,
+        recipe: Recipe,
+        given: ModelFolders,
+        folder: RunFolder,
+        corpus: Corpus,
+        placement: Placement,
     ) -> None:
         """Take what says where the models are; nothing is loaded yet.
 
@@ -173,8 +198,9 @@ class ModelsOfRun(GivenModels):
             given: As for `GivenModels`.
             folder: The run folder, in whose private part changed models are kept.
             corpus: As for `GivenModels`.
+            placement: As for `GivenModels`.
         """
-        super().__init__(recipe, given, corpus)
+        super().__init__(recipe, given, corpus, placement)
         self._folder = folder
         self._latest: Checkpoint | None = None
 
@@ -202,11 +228,30 @@ class ModelsOfRun(GivenModels):
     def keep(self, stage: str, checkpoint: Checkpoint, result: Mapping[str, Any]) -> None:
         """Keep a stage's weights in the private part, then its result, which finishes the stage.
 
-        The checkpoint is the latest one from then on.
+        The checkpoint is the latest one from then on; one that is streamed is read from there.
         """
-        save_checkpoint(checkpoint, self._folder.private / stage)
+        path = self._folder.private / stage
+        save_checkpoint(checkpoint, path)
         self._folder.save(stage, {**result, "weights_digest": checkpoint.weights_digest()})
-        self.set_latest(checkpoint)
+        self.set_latest(self.load_kept(stage) if self.is_streamed else checkpoint)
+
+    def erase_in_files(
+        self, settings: EraseSettings, *, seed: int, record: Callable[[EraseResult], dict[str, Any]]
+    ) -> None:
+        """Erase a streamed checkpoint in its files, and keep it and the result as `keep` does.
+
+        Args:
+            settings: Which neurons, and what they are reset to.
+            seed: Seed of random choices and fresh weights.
+            record: Returns the result as it stands in its file.
+        """
+        given, base = self._given.path.path, self._recipe.model.base
+        path = self._folder.private / "erase"
+        plan = plan_folder(given, settings, base=base, seed=seed)
+        result = apply_folder(given, path, plan, base=base)
+        digest = self._load(path).weights_digest()
+        self._folder.save("erase", {**record(result), "weights_digest": digest})
+        self.set_latest(self.load_kept("erase"))
 
     def set_latest(self, checkpoint: Checkpoint) -> None:
         """Let a checkpoint, whose weights stand in the run folder too, be the latest one."""
@@ -219,7 +264,7 @@ class ModelsOfRun(GivenModels):
             RunError: If they are not those that it left there.
         """
         path = self._folder.private / name
-        checkpoint = load_checkpoint(path, device=default_device())
+        checkpoint = self._load(path)
         if checkpoint.weights_digest() != self._folder.load(name)["weights_digest"]:
             stage = "the round" if name.startswith("round-") else name
             raise RunError(

@@ -19,8 +19,7 @@ from sani.erasing.resets import check_biases
 from sani.erasing.selectors import check_layers
 from sani.erasing.shards import StoredModel
 from sani.errors import SaniError
-from sani.machine import distributed
-from sani.machine.memory import CHECK_COPIES, TRAINED_COPIES, device_memory, needed_memory
+from sani.machine.memory import device_memory
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import load_checkpoint
 from sani.models.folder import ModelFolder
@@ -28,9 +27,10 @@ from sani.pipeline.candidates import check_candidate
 from sani.pipeline.document_checks import check_audit, check_documents, check_rendering
 from sani.pipeline.estimate import RunTime, estimate_time
 from sani.pipeline.inputs import check_base, check_kind
-from sani.pipeline.models_of_run import GivenModels, needs_unsanitized_again
+from sani.pipeline.models_of_run import GivenModels
+from sani.pipeline.placement import check_placement, memory_needed, placement_of, trained_share
 from sani.pipeline.run_inputs import RunInputs
-from sani.recipe import EraseSettings, EscalationSettings, Recipe, RepairSettings, Rung
+from sani.recipe import EraseSettings, EscalationSettings, Recipe, Rung
 from sani.releasing.released_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
 from sani.runfolder import check_new_run
@@ -79,7 +79,7 @@ def check(
     checks = _checks(inputs, out, resume=resume)
     items = [_check_item(name, get_detail) for name, get_detail in checks.items()]
     if all(item.holds for item in items):
-        models = GivenModels(recipe, inputs.models, inputs.documents.corpus)
+        models = given_models(inputs)
         items.append(_check_item("models load", lambda: _load(recipe, models)))
         if measure and items[-1].holds:
             items.append(CheckItem("time", True, _time(inputs, models, on_step)))
@@ -128,6 +128,7 @@ def _checks(inputs: RunInputs, out: Path, *, resume: bool) -> dict[str, Callable
         checks["attack"] = lambda: _attack(inputs)
     checks["out"] = lambda: _out(out, resume=resume)
     checks["disk"] = lambda: _disk(inputs, out)
+    checks["placement"] = lambda: check_placement(inputs)
     checks["memory"] = lambda: _memory(inputs)
     return checks
 
@@ -251,7 +252,7 @@ def _existing(out: Path) -> Path:
 
 
 def _disk(inputs: RunInputs, out: Path) -> str:
-    share = _trained_share(inputs)
+    share = trained_share(inputs.recipe, inputs.layout.num_layers)
     copies = 0.0 if inputs.recipe.only_checks else KEPT_COPIES + SAVED_STATES * (1 + 2 * share)
     needed = int(copies * 4 * inputs.num_parameters)
     written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
@@ -260,43 +261,20 @@ def _disk(inputs: RunInputs, out: Path) -> str:
 
 
 def _memory(inputs: RunInputs) -> str:
-    needed = needed_memory(inputs.num_parameters, copies=_copies(inputs))
+    needed = memory_needed(inputs, placement_of(inputs))
     return _enough("in memory, activations not counted", needed, device_memory())
-
-
-def _copies(inputs: RunInputs) -> float:
-    """Return how many copies of the weights a run holds at once.
-
-    They are the checkpoint, the unsanitized one and the base, and, of the weights that are trained,
-    the gradients and two moments of the optimizer.
-    """
-    recipe = inputs.recipe
-    if recipe.only_checks:
-        return CHECK_COPIES
-    models = 1 + needs_unsanitized_again(recipe) + (recipe.model.base is not None)
-    ranks = distributed.world_size() if distributed.sharded() else 1
-    return models + TRAINED_COPIES * _trained_share(inputs) / ranks
-
-
-def _trained_share(inputs: RunInputs) -> float:
-    """Return about what share of the weights the repair trains, of all rungs the largest."""
-    repairs: list[RepairSettings | None] = [rung.repair for rung in inputs.recipe.ladder]
-    repairs = repairs or [inputs.recipe.repair]
-    layers = inputs.layout.num_layers
-    shares = [
-        0.0
-        if repair is None or repair.adapter is not None
-        else min(1.0, (repair.last_layers or layers) / layers)
-        for repair in repairs
-    ]
-    return max(shares)
 
 
 def time_of_run(recipe: Recipe, on_step: OnNamedStep) -> RunTime:
     """Return the estimated time of a recipe's run; nothing else is checked."""
     inputs = RunInputs(recipe)
-    models = GivenModels(recipe, inputs.models, inputs.documents.corpus)
-    return estimate_time(inputs, models, on_step)
+    return estimate_time(inputs, given_models(inputs), on_step)
+
+
+def given_models(inputs: RunInputs) -> GivenModels:
+    """Return the models that a recipe names, to be loaded as its run would load them."""
+    corpus, placement = inputs.documents.corpus, placement_of(inputs)
+    return GivenModels(inputs.recipe, inputs.models, corpus, placement)
 
 
 def _time(inputs: RunInputs, models: GivenModels, on_step: OnNamedStep | None) -> str:

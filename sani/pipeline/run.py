@@ -25,6 +25,7 @@ from sani.corpus.documents import Corpus, Kind, Place
 from sani.errors import RunError
 from sani.machine import distributed
 from sani.machine.device import make_deterministic
+from sani.machine.memory_watch import MemoryWatch
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import save_checkpoint
 from sani.pipeline.context import RunContext
@@ -32,6 +33,7 @@ from sani.pipeline.depth import run_depth
 from sani.pipeline.escalation import climb
 from sani.pipeline.inputs import digests
 from sani.pipeline.models_of_run import ModelsOfRun
+from sani.pipeline.placement import placement_of
 from sani.pipeline.preflight import check_before_run
 from sani.pipeline.rounds import repeat
 from sani.pipeline.run_inputs import RunInputs
@@ -109,18 +111,27 @@ def run(
     for note in documents.notes():
         (on_note or (lambda note: None))(note)
     distributed.on_every_rank(lambda: check_before_run(files, out, resume=resume))
-    given = files.models
+    given, placement = files.models, distributed.on_main(lambda: placement_of(files))
     distributed.check_same("documents", documents.digests())
     inputs = distributed.on_main(lambda: digests(recipe, documents, given))
     with open_run(out, recipe=dump_recipe(recipe), inputs=inputs, resume=resume) as folder:
-        report_step = on_step or (lambda stage, done, total: None)
-        documents = scan_documents(recipe, folder, documents, report_step)
-        models = ModelsOfRun(recipe, given, folder, documents.corpus)
-        if not folder.finished("audit-before"):
-            models.load()
-        context = RunContext(recipe, folder, documents, models, report_step, unread)
-        _run_stages(context)
+        with MemoryWatch("scan") as watch:
+
+            def report_step(stage: str, done: int, total: int) -> None:
+                watch.enter(stage)
+                if on_step is not None:
+                    on_step(stage, done, total)
+
+            documents = scan_documents(recipe, folder, documents, report_step)
+            models = ModelsOfRun(recipe, given, folder, documents.corpus, placement)
+            if not folder.finished("audit-before"):
+                watch.enter("load")
+                models.load()
+            context = RunContext(recipe, folder, documents, models, report_step, unread)
+            _run_stages(context)
         distributed.on_main(given.path.check_unchanged)  # the tokenizer is released as it lies
+        if not folder.finished("memory"):
+            folder.save("memory", {"placement": placement, "peaks": watch.peaks})
         report = distributed.on_main(lambda: _release(context))
     return RunResult(out, report.gate.holds, report)
 

@@ -182,7 +182,9 @@ def run_erase(run: RunContext) -> None:
     settings = run.recipe.erase
     if settings is None:
         return
-    if not run.folder.finished("erase"):
+    if not run.folder.finished("erase") and run.models.is_streamed:
+        run.models.erase_in_files(settings, seed=run.recipe.seed, record=erase_record)
+    elif not run.folder.finished("erase"):
         checkpoint = run.models.latest
         result = erase_checkpoint(run, checkpoint, settings)
         run.models.keep("erase", checkpoint, erase_record(result))

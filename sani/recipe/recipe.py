@@ -41,6 +41,11 @@ class Recipe(Settings):
         description="maximum number of rounds of erase and repair; another round begins while "
         "anything is extractable that the base does not give, and its selectors look at that alone",
     )
+    placement: Literal["auto", "memory", "stream"] = Field(
+        "auto",
+        description="memory: whole models in memory; stream: weights stay in their files and are "
+        "read layer by layer; auto: stream where memory does not suffice",
+    )
     model: ModelSettings
     corpus: CorpusSettings
     scan: ScanSettings = Field(default_factory=ScanSettings)

@@ -38,11 +38,12 @@ class ActivationCache:
             folder.mkdir(mode=0o700)
 
     def save(self, number: int, tensors: dict[str, Tensor]) -> None:
-        """Keep the tensors of a batch."""
+        """Keep tensors of a batch, beside those that are kept of it already."""
         if self.storage == "memory":
-            self._memory[number] = tensors
+            self._memory[number] = self._memory.get(number, {}) | tensors
         elif self.storage == "disk":
-            save_file(tensors, self._file(number))
+            kept = load_file(self._file(number)) if self._file(number).exists() else {}
+            save_file(kept | tensors, self._file(number))
 
     def load(self, number: int) -> dict[str, Tensor]:
         """Return the tensors of a batch; an empty dictionary if nothing is kept."""

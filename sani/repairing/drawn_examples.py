@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from sani.corpus.documents import Corpus
 from sani.repairing.activation_cache import Storage
@@ -65,13 +66,17 @@ class DrawnExamples:
             if source.masked
             else source.batches(encoded, pack=self._pack)
         )
-        examples = []
-        for batch in map(own_rows, batches):
-            if source.term == "decoys":
-                batch = _without_loss_at_true_values(batch, replaced)
-            retain_hidden = source.retain_hidden(batch)
-            examples.append(Example(batch, source.teacher_hidden(batch), retain_hidden))
-        return examples
+        batches = [own_rows(batch) for batch in batches]
+        if source.term == "decoys":
+            batches = [_without_loss_at_true_values(batch, replaced) for batch in batches]
+        retained: dict[int, Tensor] = {}
+        source.retain_hidden(batches, retained.__setitem__)
+        return [
+            Example(batch, teacher_hidden, retained.get(number))
+            for number, (batch, teacher_hidden) in enumerate(
+                zip(batches, source.teacher_hidden(batches), strict=True)
+            )
+        ]
 
     def _replaced(
         self, documents: Sequence[int], epoch: int

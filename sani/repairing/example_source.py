@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,21 +82,30 @@ class ExampleSource:
             pack=pack,
         )
 
-    def teacher_hidden(self, batch: Batch) -> Tensor | None:
+    def teacher_hidden(self, batches: Sequence[Batch]) -> list[Tensor | None]:
         """Return a teacher's states at identifier positions, [1, n, hidden], where one is needed.
 
         Of a counterfactual anchor see `FixedExamples.compute`.
         """
-        if self.term in WITHOUT_TEACHER or not batch.identifier.any():
-            return None
-        teacher = self.teachers.base if self.term == "base" else self.teachers.unsanitized
-        return states_at(teacher, batch, batch.identifier)[None]
+        states: list[Tensor | None] = [None] * len(batches)
+        if self.term not in WITHOUT_TEACHER:
+            teacher = self.teachers.base if self.term == "base" else self.teachers.unsanitized
 
-    def retain_hidden(self, batch: Batch) -> Tensor | None:
-        """Return the unsanitized model's states at ordinary positions, [n, hidden], or None."""
-        if self.settings.retain_weight == 0 or not len(batch.ids):
-            return None
-        return states_at(self.teachers.unsanitized, batch, batch.ordinary)
+            def keep(number: int, hidden: Tensor) -> None:
+                states[number] = hidden[None]
+
+            states_at(teacher, batches, lambda batch: batch.identifier, keep)
+        return states
+
+    def retain_hidden(self, batches: Sequence[Batch], keep: Callable[[int, Tensor], None]) -> None:
+        """Compute the unsanitized model's states at ordinary positions, if a term needs them.
+
+        Args:
+            batches: A batch without such a position is left out.
+            keep: Called with the number of a batch and its states, [n, hidden].
+        """
+        if self.settings.retain_weight > 0:
+            states_at(self.teachers.unsanitized, batches, lambda batch: batch.ordinary, keep)
 
 
 def own_rows(batch: Batch) -> Batch:

@@ -61,8 +61,7 @@ class FixedExamples:
             _storage(source, batches, frozen, folder),
         )
         if cache.storage != "none":
-            for number, batch in enumerate(batches):
-                cache.save(number, _states_to_keep(source, batch, frozen))
+            _keep_states(cache, source, batches, frozen)
         return cls(source, batches, teacher_hidden, cache)
 
     def __len__(self) -> int:
@@ -87,11 +86,10 @@ class FixedExamples:
     def read(self, number: int, *, epoch: int) -> list[Example]:
         """Return the one batch of a step."""
         batch, states = self._batches[number], self._cache.load(number)
-        retain_hidden = states.get("retain_hidden")
         if self._cache.storage == "none":
-            retain_hidden = self._source.retain_hidden(batch)
+            self._source.retain_hidden([batch], lambda _, hidden: states.update(retain=hidden))
         teacher_hidden = self._teacher_hidden[number]
-        return [Example(batch, teacher_hidden, retain_hidden, states.get("frozen_hidden"))]
+        return [Example(batch, teacher_hidden, states.get("retain"), states.get("frozen"))]
 
 
 def _all_teacher_hidden(
@@ -100,7 +98,7 @@ def _all_teacher_hidden(
     """Return the anchor's states at identifier positions of each batch, [samples, n, hidden]."""
     objective = source.settings.identifier_loss
     if not isinstance(objective, AnchorObjective) or objective.to != "counterfactual":
-        return [source.teacher_hidden(batch) for batch in batches]
+        return source.teacher_hidden(batches)
     documents = {document for batch in batches for _, document, *_ in batch.occurrences.tolist()}
     states = counterfactual_states(
         source.teachers.unsanitized,
@@ -118,19 +116,24 @@ def _all_teacher_hidden(
     ]
 
 
-def _states_to_keep(
-    source: ExampleSource, batch: Batch, frozen: FrozenLayers | None
-) -> dict[str, Tensor]:
-    """Compute the states of a batch that the cache keeps, on the CPU."""
-    states: dict[str, Tensor] = {}
-    if not len(batch.ids):
-        return states
+def _keep_states(
+    cache: ActivationCache,
+    source: ExampleSource,
+    batches: Sequence[Batch],
+    frozen: FrozenLayers | None,
+) -> None:
+    """Compute what the cache keeps of each batch, on the CPU; of one without rows nothing."""
+    rows = [number for number, batch in enumerate(batches) if len(batch.ids)]
+    for number in range(len(batches)):
+        cache.save(number, {})
     if frozen is not None:
-        states["frozen_hidden"] = frozen.states(batch.to(source.checkpoint.model.device)).cpu()
-    retain_hidden = source.retain_hidden(batch)
-    if retain_hidden is not None:
-        states["retain_hidden"] = retain_hidden.cpu()
-    return states
+        frozen.states(
+            [batches[number] for number in rows],
+            lambda index, states: cache.save(rows[index], {"frozen": states.cpu()}),
+        )
+    source.retain_hidden(
+        batches, lambda number, states: cache.save(number, {"retain": states.cpu()})
+    )
 
 
 def _storage(

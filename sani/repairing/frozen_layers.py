@@ -6,14 +6,17 @@ and computes nothing. Embeddings, masks and rotary angles stay the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sani.models import families
+from sani.models.passes import PassGroup
+from sani.models.streaming import run_passes
 from sani.text.batches import Batch
 
 TOLERANCE = 1e-3  # relative to the largest state; float16 rounds at 5e-4
@@ -48,27 +51,33 @@ class FrozenLayers:
         for layer in self._trained:
             layer.train()
 
-    def states(self, batch: Batch) -> Tensor:
-        """Return the output of the last of these layers, [batch, seq, hidden].
+    def states(self, batches: Sequence[Batch], keep: Callable[[int, Tensor], None]) -> None:
+        """Compute the output of the last of these layers; no layer above it is run.
 
-        No layer above it is run.
+        Args:
+            batches: On any device.
+            keep: Called with the number of each batch and its states, [batch, seq, hidden].
         """
-        outputs: list[Tensor] = []
 
         def stop(module: Any, inputs: Any, output: Any) -> None:
             self._returns_tuples = isinstance(output, tuple)
-            outputs.append(output[0] if self._returns_tuples else output)
-            raise _StopError
+            raise _StopError(output[0] if self._returns_tuples else output)
+
+        def run(number: int, batch: Batch) -> None:
+            try:
+                hidden_states(self._model, batch.to(self._model.device))
+            except _StopError as end:
+                keep(number, end.states)
 
         hook = self._layers[-1].register_forward_hook(stop)
         try:
             with torch.no_grad():
-                hidden_states(self._model, batch)
-        except _StopError:
-            pass
+                run_passes(
+                    self._model,
+                    (PassGroup([partial(run, n, b)], b.ids.numel()) for n, b in enumerate(batches)),
+                )
         finally:
             hook.remove()
-        return outputs[0]
 
     def can_be_skipped(self, batch: Batch) -> bool:
         """Test if the model returns the same states with these layers skipped.
@@ -79,9 +88,11 @@ class FrozenLayers:
             batch: On the model's device.
         """
         self._model.eval()
+        states: list[Tensor] = []
+        self.states([batch], lambda _, computed: states.append(computed))
         with torch.no_grad():
             computed = hidden_states(self._model, batch)
-            with self.skipped(self.states(batch)):
+            with self.skipped(states[0]):
                 skipped = hidden_states(self._model, batch)
         return nearly_equal(skipped, computed)
 
@@ -94,17 +105,27 @@ class FrozenLayers:
         output = (states,) if self._returns_tuples else states
         # Every layer returns the output of the last one. Only the last layer's is read, and the
         # others cost nothing: the model's own loop over its layers stays as it is.
-        for layer in self._layers:
+        skipped = list(self._layers)
+        for layer in skipped:
             layer.forward = lambda *_, **__: output
+        embedding = self._model.get_input_embeddings()
+        if embedding.weight.is_meta and embedding.embedding_dim == states.shape[-1]:
+            # Streamed: its weights would be read to compute what the first layer then ignores.
+            embedding.forward = lambda *_, **__: states
+            skipped.append(embedding)
         try:
             yield
         finally:
-            for layer in self._layers:
-                del layer.forward  # the class's own method is visible again
+            for module in skipped:
+                del module.forward  # the class's own method is visible again
 
 
 class _StopError(Exception):
-    """Ends a forward pass whose rest is not needed."""
+    """Ends a forward pass whose rest is not needed; it has the states, [batch, seq, hidden]."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
 
 
 def nearly_equal(states: Tensor, expected: Tensor) -> bool:

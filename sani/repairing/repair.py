@@ -32,7 +32,7 @@ from sani.repairing.objective import Objective
 from sani.repairing.restart import train_with_restart
 from sani.repairing.saved_states import newest_state, unsaved_error
 from sani.repairing.teacher_states import Teachers
-from sani.repairing.trainable import Trainable, trainable
+from sani.repairing.trainable import Trainable, keep_trained, trainable
 from sani.repairing.trainer import AUDITED, TERMS, RepairTrainer
 from sani.repairing.training_job import OnEpoch, TrainingJob
 from sani.tabular import Tabular
@@ -123,10 +123,11 @@ def repair(
     check_corpus(corpus)
     check_teachers(checkpoint, settings, base=base, unsanitized=unsanitized)
     check_early_stop(settings, has_gate=on_epoch is not None)
+    keep_trained(checkpoint.model, settings)
     before = {  # exact, but where an adapter was merged: they come from files of these types
         name: tensor.detach().to(checkpoint.types[name])
         for name, tensor in checkpoint.model.named_parameters()
-        if name in checkpoint.types
+        if name in checkpoint.types and not tensor.is_meta
     }
     result = _train(
         checkpoint, corpus, settings, _teachers(checkpoint, settings, base, unsanitized),

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sani.corpus.documents import Corpus
+from sani.models.passes import PassGroup
+from sani.models.streaming import run_passes
 from sani.repairing.frozen_layers import hidden_states
 from sani.repairing.surrogates import Surrogates
 from sani.text.batches import Batch
@@ -32,18 +35,36 @@ class Teachers:
     unsanitized: Any = None
 
 
-def states_at(model: Any, batch: Batch, positions: Tensor) -> Tensor:
-    """Return the model's last hidden states at chosen positions of a batch, [n, hidden].
+def states_at(
+    model: Any,
+    batches: Sequence[Batch],
+    positions: Callable[[Batch], Tensor],
+    keep: Callable[[int, Tensor], None],
+) -> None:
+    """Compute the model's last hidden states at chosen positions of batches.
 
     Args:
         model: In evaluation mode.
-        batch: On any device.
-        positions: Mask of the positions, [batch, seq], bool.
+        batches: On any device.
+        positions: Returns the mask of the positions of a batch, [batch, seq], bool. A batch without
+            any is not read.
+        keep: Called with the number of each batch that is read and its states, [n, hidden].
     """
-    with torch.no_grad():
-        batch = batch.to(model.device)
+
+    def read(number: int, batch: Batch) -> None:
         # A copy: a view would keep the states of all positions alive.
-        return hidden_states(model, batch)[positions.to(model.device)].clone()
+        chosen = positions(batch).to(model.device)
+        keep(number, hidden_states(model, batch.to(model.device))[chosen].clone())
+
+    with torch.no_grad():
+        run_passes(
+            model,
+            (
+                PassGroup([partial(read, number, batch)], batch.ids.numel())
+                for number, batch in enumerate(batches)
+                if positions(batch).any()
+            ),
+        )
 
 
 def counterfactual_states(
@@ -83,12 +104,7 @@ def counterfactual_states(
             document, _ = surrogates.document(item.document, round=-1 - sample)
             (other,) = encode(Corpus([document]), tokenizer)
             replaced.append(replace(other, document=item.document))
-        at_token: dict[tuple[int, int], Tensor] = {}
-        for batch in make_batches(replaced):
-            hidden = states_at(model, batch, batch.identifier).cpu()
-            places = batch.occurrences.tolist()
-            for (_, number, _, token), state in zip(places, hidden, strict=True):
-                at_token[number, token] = state
+        at_token = _states_of_identifiers(model, make_batches(replaced))
         # A surrogate's first token may have no prediction (nothing stands before it): states of 0
         # give even logits.
         zero = torch.zeros(model.config.hidden_size, dtype=model.dtype)
@@ -100,3 +116,16 @@ def counterfactual_states(
                     state = at_token.get((item.document, index), zero)
                     states.setdefault((item.document, token), []).append(state)
     return {key: torch.stack(samples_of) for key, samples_of in states.items()}
+
+
+def _states_of_identifiers(model: Any, batches: Sequence[Batch]) -> dict[tuple[int, int], Tensor]:
+    """Return a model's states at each (document, token) of an identifier, [hidden] each."""
+    states: dict[tuple[int, int], Tensor] = {}
+
+    def keep(number: int, hidden: Tensor) -> None:
+        places = batches[number].occurrences.tolist()
+        for (_, document, _, token), state in zip(places, hidden.cpu(), strict=True):
+            states[document, token] = state
+
+    states_at(model, batches, lambda batch: batch.identifier, keep)
+    return states

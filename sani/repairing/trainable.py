@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers.pytorch_utils import Conv1D
 
 from sani.models.neurons import Layout
+from sani.models.streaming import stream_of
 from sani.recipe import AdapterSettings, RepairSettings
 from sani.repairing.frozen_layers import FrozenLayers
 
@@ -44,11 +45,9 @@ def trainable(model: Any, settings: RepairSettings, *, seed: int) -> Iterator[Tr
         seed: Of an adapter's first weights.
     """
     size = sum(p.numel() for p in model.parameters())
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    layout = Layout(model.config, shapes)
-    last = settings.last_layers or layout.num_layers
-    prefixes = layout.trained_prefixes(last)
-    frozen = frozen_layers(model, layout, last) if last < layout.num_layers else None
+    layout, last = _layout(model), settings.last_layers
+    prefixes = layout.trained_prefixes(last or layout.num_layers)
+    frozen = frozen_layers(model, layout, last) if last and last < layout.num_layers else None
     use_cache = getattr(model.config, "use_cache", None)  # the Trainer changes it
     adapted = None
     if settings.adapter is not None:
@@ -73,6 +72,24 @@ def trainable(model: Any, settings: RepairSettings, *, seed: int) -> Iterator[Tr
             model.config.use_cache = use_cache
         model.requires_grad_(True)
         model.eval()
+
+
+def keep_trained(model: Any, settings: RepairSettings) -> None:
+    """Read the weights that each step of a training uses, if the model is streamed."""
+    stream = stream_of(model)
+    if stream is not None:
+        layout = _layout(model)
+        prefixes = layout.trained_prefixes(settings.last_layers or layout.num_layers)
+        head = {id(tensor) for tensor in model.get_output_embeddings().parameters()}
+        stream.keep(
+            name
+            for name, tensor in model.named_parameters(remove_duplicate=False)
+            if name.startswith(prefixes) or id(tensor) in head
+        )
+
+
+def _layout(model: Any) -> Layout:
+    return Layout(model.config, {n: tuple(t.shape) for n, t in model.state_dict().items()})
 
 
 def _with_adapter(

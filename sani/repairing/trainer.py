@@ -18,12 +18,15 @@ from typing import Any, cast
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from sani.errors import RepairError
 from sani.machine import distributed
 from sani.machine.progress import OnStep
+from sani.models.streaming import stream_of
 from sani.repairing.frozen_layers import hidden_states
 from sani.repairing.fsdp import gathered_state, inside, shard, sharded_state
 from sani.repairing.objective import Example
@@ -226,7 +229,14 @@ class RepairTrainer(Trainer):
             self._gathered = None
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, self._gathered[0] if self._gathered else state_dict)
+        if stream_of(self.model) is None or output_dir is None:
+            super()._save(output_dir, self._gathered[0] if self._gathered else state_dict)
+            return
+        # Only what is in memory; all else stands in the model's files.
+        model = cast(Any, self.model)
+        held = {name: p for name, p in model.named_parameters() if not p.is_meta}
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_file(held, Path(output_dir) / SAFE_WEIGHTS_NAME)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._gathered is None:

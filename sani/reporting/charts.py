@@ -71,6 +71,7 @@ def draw(report: Report) -> dict[str, Markup]:
         "queries": (_queries, "Share of occurrences extractable in so many samples"),
         "erase": (_erase, "Neurons that were reset, by layer"),
         "repair": (_repair, "Loss during the repair"),
+        "memory_use": (_memory_use, "Peak memory of each stage"),
     }
     drawn = {}
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
@@ -354,4 +355,17 @@ def _repair(report: Report) -> Figure | None:
         axes.set_title(f"{term}, nats", loc="left")
         axes.set_xlabel("step")
         axes.set_ylim(bottom=0)
+    return figure
+
+
+def _memory_use(report: Report) -> Figure | None:
+    if report.memory is None:
+        return None
+    peaks = report.memory.peaks
+    figure, (axes,) = _figure(0.6 + 0.28 * len(peaks))
+    rows = range(len(peaks))
+    axes.barh(rows, [peak / 2**30 for peak in peaks.values()], 0.6, color=COLOURS["before"])
+    axes.set_yticks(rows, list(peaks))
+    axes.set_xlabel("GiB")
+    axes.invert_yaxis()
     return figure

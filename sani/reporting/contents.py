@@ -62,6 +62,7 @@ def chapters(report: Report) -> dict[str, list[Section]]:
             *process.changes(report.erase, report.repair),
             process.utility(report),
             process.cost(report),
+            *process.memory_use(report),
             process.provenance(report),
         ],
         "What this is evidence for": [

@@ -282,6 +282,28 @@ def cost(report: Report) -> Section:
     )
 
 
+def memory_use(report: Report) -> list[Section]:
+    """Return the section on the peak memory of each stage, if it was measured."""
+    if report.memory is None:
+        return []
+    weights = {
+        "memory": "All weights were in memory, in float32.",
+        "stream": "Weights stayed in their files and were read layer by layer.",
+    }[report.memory.placement]
+    return [
+        Section(
+            "memory_use",
+            "What memory it took",
+            (
+                f"{weights} The table has the largest resident memory of the process in each "
+                "stage, sampled ten times a second.",
+            ),
+            ("stage", "peak, GiB"),
+            tuple((name, f"{peak / 2**30:.2f}") for name, peak in report.memory.peaks.items()),
+        )
+    ]
+
+
 def provenance(report: Report) -> Section:
     """Return the section with what another run is compared with."""
     origin = report.provenance

@@ -69,6 +69,7 @@ READINGS = {
     "repair-epochs": "The first epoch with every figure below its limit would have been enough.",
     "utility": "A perplexity after that is not above before, times the limit, has kept the skill.",
     "cost": "Another run of this recipe on this machine takes about as long.",
+    "memory_use": "The largest row is what a machine must have free for this recipe.",
     "provenance": "Two runs compare only if recipe, corpus and base have the same digests.",
     "scan": "What a row misses is trained on as ordinary text, and no other figure shows it.",
     "threats": "A row that says not tested is open: nothing in this report speaks of it.",

@@ -61,6 +61,7 @@ from sani.reporting.schema import (
     Entry,
     Erase,
     Gate,
+    MemoryUse,
     Named,
     Plan,
     Pretraining,
@@ -172,6 +173,7 @@ def build_report(
             *NOT_TESTED,
             _not_sampled(audits["after"]),
         ],
+        memory=folder.load_as("memory", MemoryUse),
         provenance=identity(folder, recipe, corpus),
     )
     seconds = round(sum(stage.seconds for stage in stages(report).values()), 1)

@@ -310,8 +310,18 @@ class Provenance(Part):
     corpus_digest: str
 
 
+class MemoryUse(Part):
+    """Placement of the weights, and the peak of each stage in resident bytes."""
+
+    placement: Literal["memory", "stream"]
+    peaks: dict[str, int]
+
+
 class Report(Part):
-    """``report.json``. ``recipe`` is shown key by key, without the paths in it."""
+    """``report.json``. ``recipe`` is shown key by key, without the paths in it.
+
+    ``memory`` is of the process that ended the run.
+    """
 
     schema_version: Literal[9]
     gate: Gate
@@ -338,6 +348,7 @@ class Report(Part):
     recipe: dict[str, Any]
     source_card: SourceCard
     not_tested: list[str]
+    memory: MemoryUse | None = None
     provenance: Provenance
 
     def to_json(self) -> dict[str, Any]:

@@ -56,10 +56,17 @@ TERM = {"mask": None, "base": "anchor", "self": "anchor", "unlikelihood": "unlik
         "npo": "npo", "gradient_difference": "gradient_difference"}  # fmt: skip
 
 
+def states_of(model: Any, batch: Any, positions: Any) -> Any:
+    """The model's states at some positions of a batch, [n, hidden]."""
+    kept = [torch.zeros(0, model.config.hidden_size)]
+    states_at(model, [batch], lambda _: positions, lambda _, states: kept.append(states))
+    return kept[-1]
+
+
 def example_of(batch: Any, teacher: Any, *, retain: bool = False) -> Any:
     """The batch with what the teacher says of it."""
-    teacher_hidden = states_at(teacher.model, batch, batch.identifier)[None]
-    retain_hidden = states_at(teacher.model, batch, batch.ordinary) if retain else None
+    teacher_hidden = states_of(teacher.model, batch, batch.identifier)[None]
+    retain_hidden = states_of(teacher.model, batch, batch.ordinary) if retain else None
     return Example(batch, teacher_hidden if batch.identifier.any() else None, retain_hidden)
 
 

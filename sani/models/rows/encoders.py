@@ -46,6 +46,7 @@ ENCODERS: Mapping[str, Family] = {
             ),
         ),
         sdpa=False,
+        read_from_outside=("deberta.encoder.rel_embeddings",),
     ),
     "distilbert": Family(
         (Stack("distilbert.transformer.layer"),),

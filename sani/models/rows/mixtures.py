@@ -55,6 +55,7 @@ MIXTURES: Mapping[str, Family] = {
         mlp=(_LLAMA4_EXPERTS, _gated("feed_forward.shared_expert"), _gated("feed_forward")),
         whole=("feed_forward.router",),
         branches=False,
+        read_from_outside=("model.embed_tokens",),
     ),
     "mixtral": MIXTURE,
     "olmoe": replace(MIXTURE, attention=(replace(SELF, normalized_together=True),)),
