@@ -23,7 +23,7 @@ def run(
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="The recipe, a YAML file; with --try-next, or a finished run's folder."
+            help="The recipe, a YAML file. With --try-next, also the folder of a finished run."
         ),
     ],
     out: Annotated[

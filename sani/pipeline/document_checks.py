@@ -40,17 +40,23 @@ def check_documents(inputs: RunInputs) -> str:
             check_subjects(corpus, recipe.scan.indirect)
         spans = corpus.num_spans
         return (
-            f"{counted(len(corpus), 'document')}{num_held_out}, {counted(spans, 'occurrence')} "
+            f"{_of_subjects(corpus)}{num_held_out}; {counted(spans, 'occurrence')} "
             f"before the scan{notes}"
         )
     inventory = take_inventory(corpus)
     _check_kinds(inputs, corpus)
-    of_subjects = subjects_in_words(
-        inventory.documents, inventory.subjects, inventory.without_subject_id
-    )
     return (
-        f"{of_subjects}{num_held_out}; {counted(inventory.occurrences, 'occurrence')} of "
+        f"{_of_subjects(corpus)}{num_held_out}; {counted(inventory.occurrences, 'occurrence')} of "
         f"{counted(len(inventory.labels), 'label')}{notes}"
+    )
+
+
+def _of_subjects(corpus: Corpus) -> str:
+    """Return how many documents of how many subjects there are, and whether anybody knows."""
+    return subjects_in_words(
+        len(corpus),
+        len({document.subject_id for document in corpus}),
+        sum(document.subject_id == document.id for document in corpus),
     )
 
 

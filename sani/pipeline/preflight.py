@@ -34,6 +34,7 @@ from sani.recipe import EraseSettings, EscalationSettings, Recipe, Rung
 from sani.releasing.released_files import files_not_released
 from sani.reporting.escalation import erase_in_words, repair_in_words
 from sani.runfolder import check_new_run
+from sani.text.chat import lend_template
 
 # Erased and repaired weights, or those of the best rung and of the last; and sanitized/.
 KEPT_COPIES = 3
@@ -163,7 +164,18 @@ def _base(inputs: RunInputs) -> str:
     base.check_finite()
     _same_architecture("the base", base if inputs.path.is_adapter else inputs.path, base)
     check_base(inputs.path, base)
-    return "same architecture as model.path, other weights"
+    return f"same architecture as model.path, other weights{_lent_to_base(inputs, base)}"
+
+
+def _lent_to_base(inputs: RunInputs, base: ModelFolder) -> str:
+    """Return what the base gets from the checkpoint to read the same texts; empty if nothing."""
+    own, other = inputs.tokenizer, base.load_tokenizer()
+    added = len(own) - len(other)
+    lent = f"; it gets {counted(added, 'token')} that the checkpoint added" if added > 0 else ""
+    chats = any(document.turns for corpus in inputs.documents.all() for document in corpus)
+    if chats and lend_template(other, own) is not other:
+        lent += "; it reads conversations by the checkpoint's chat template"
+    return lent
 
 
 def _unsanitized(inputs: RunInputs) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sani import run
 from sani.corpus.documents import Corpus
@@ -154,6 +155,35 @@ def test_held_out_conversations_are_rendered_for_both_models(recipe: Path, tmp_p
     told = problems(recipe, tmp_path / "run")
     assert [detail for detail in told if "the tokenizer has no chat template" in detail]
     assert refusal(recipe, tmp_path / "run") in told
+
+
+def test_the_check_says_what_the_base_gets_to_read_conversations(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """A chat fine-tune added two tokens and a template; its public base has neither."""
+    (told,) = (item.detail for item in check(load_recipe(recipe), tmp_path / "run")
+               if item.name == "model.base")  # fmt: skip
+    assert told == "same architecture as model.path, other weights"
+    leaky = tmp_path / "leaky"
+    tokenizer = AutoTokenizer.from_pretrained(leaky)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    )
+    model = AutoModelForCausalLM.from_pretrained(leaky)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(leaky)
+    tokenizer.save_pretrained(leaky)
+    turn = {"role": "user", "content": "A question that nobody has asked before.",
+            "spans": [{"start": 2, "end": 10, "label": "NAME"}]}  # fmt: skip
+    line = {"id": "1", "subject_id": "1", "messages": [turn]}
+    (tmp_path / "held_out.jsonl").write_text(json.dumps(line) + "\n")
+    items = {item.name: item for item in check(load_recipe(recipe), tmp_path / "run")}
+    assert [name for name, item in items.items() if not item.holds] == []
+    assert items["model.base"].detail == (
+        "same architecture as model.path, other weights; it gets 2 tokens that the checkpoint "
+        "added; it reads conversations by the checkpoint's chat template"
+    )
 
 
 def test_a_full_disk_and_too_little_memory_stop_a_run_before_it_begins(
