@@ -62,6 +62,12 @@ def renamed(row: Row, columns: Mapping[str, str]) -> Row:
     return {**kept, **{field: row[name] for field, name in used.items()}}
 
 
+def has_text(names: Sequence[str], reading: Reading) -> bool:
+    """Return whether one of the columns holds the text of documents."""
+    given = set(renamed(dict.fromkeys(names), reading.columns))
+    return not given.isdisjoint(("text", "messages", FULL_TEXT))
+
+
 def check_header(names: Sequence[str], what: str, reading: Reading) -> None:
     """Refuse column names from which documents cannot be read for certain.
 
@@ -72,8 +78,7 @@ def check_header(names: Sequence[str], what: str, reading: Reading) -> None:
     for name in names_to_read(reading.columns):
         if names.count(name) > 1:
             raise RecordError(f"{what} has the column {name!r} twice; keep one")
-    given = set(renamed(dict.fromkeys(names), reading.columns))
-    if given.isdisjoint(("text", "messages", FULL_TEXT)):
+    if not has_text(names, reading):
         raise RecordError(
             f"{what} lacks 'text'; expected the columns text and, where known, id, subject_id and "
             "spans. Where they have other names, say which: corpus.columns in a recipe, or "

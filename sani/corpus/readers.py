@@ -52,6 +52,10 @@ _READERS: dict[Format, Callable[[Path, Reading], Rows]] = {
 _WITH_COLUMNS: tuple[Format, ...] = ("jsonl", "json", "parquet", "csv", "xlsx", "arrow")
 _NUM_PROBLEMS_SHOWN = 10
 _NO_ID = "'id' is missing or empty; expected a string or a whole number of its own"
+_OWN_ID = (
+    "; give each record an id of its own, or name no column for id: then the number of a record is "
+    "its id"
+)
 _NUMBERED = "no record has an id, so its number in the file, from 1, is its id"
 _NO_SUBJECT = (
     "no record has a subject_id, so each document counts as a person of its own: figures by "
@@ -150,6 +154,7 @@ class _Reader:
         without_id: Places of records without an id, which have their number instead.
         without_subject: Number of documents whose record names no subject.
         fields: Names of all fields of the records.
+        has_used_id: An id was used twice.
     """
 
     reading: Reading
@@ -161,6 +166,7 @@ class _Reader:
     without_id: list[str] = field(default_factory=list)
     without_subject: int = 0
     fields: set[str] = field(default_factory=set)
+    has_used_id: bool = False
 
     def add(self, row: Row | RecordError, place: str, number: int) -> None:
         """Add the document of a record, or its problem."""
@@ -173,7 +179,7 @@ class _Reader:
                 row = {**row, "id": number}
             document = to_document(row, kinds=self.kinds)
             if document.id in self.places and not self.without_id:
-                raise RecordError(f"its id is already used on {self.places[document.id]}")
+                raise RecordError(self._used_id(document.id))
         except RecordError as problem:
             at = f"{place}, line {problem.line}" if problem.line else place
             self.problems.append((at, str(problem)))
@@ -183,6 +189,12 @@ class _Reader:
         self.without_subject += row.get("subject_id") in (None, "")
         if not marks(row):
             self.without_spans.append(place)
+
+    def _used_id(self, id: str) -> str:
+        """Return the problem of an id that is used again; the first one says what to do."""
+        problem = f"its id is already used on {self.places[id]}"
+        is_first, self.has_used_id = not self.has_used_id, True
+        return f"{problem}{_OWN_ID}" if is_first else problem
 
     def _normal(self, row: Row) -> Row:
         """Return a record under sani's own names and in its own forms."""

@@ -534,10 +534,21 @@ def test_jsonl_reports_ten_problems_and_counts_the_rest(tmp_path: Path) -> None:
     assert lines[11:] == ["  and 5 more"]
 
 
+OWN_ID = (
+    "; give each record an id of its own, or name no column for id: then the number of a record is "
+    "its id"
+)
+
+
 def test_duplicate_ids_name_both_places(tmp_path: Path) -> None:
     rows = [{"id": "5", "text": ""}, {"id": NAME, "text": ""}, {"id": 5, "text": NAME}]
     path = write_jsonl(tmp_path / "c.jsonl", rows)
-    assert refusal(path) == f"{path}, line 3: its id is already used on line 1"
+    assert refusal(path) == f"{path}, line 3: its id is already used on line 1{OWN_ID}"
+    path = write_jsonl(tmp_path / "c.jsonl", [*rows, rows[0]])
+    assert refusal(path).splitlines()[1:] == [  # the remedy stands once
+        f"  line 3: its id is already used on line 1{OWN_ID}",
+        "  line 4: its id is already used on line 1",
+    ]
 
 
 NOT_UTF8 = (
@@ -609,7 +620,7 @@ LACKS_TEXT = (
             f"id,text\n,{NAME}\n",
             "line 2: 'id' is missing or empty; expected a string or a whole number of its own",
         ),
-        (f"id,text\n1,{NAME}\n1,x\n", "line 3: its id is already used on line 2"),
+        (f"id,text\n1,{NAME}\n1,x\n", f"line 3: its id is already used on line 2{OWN_ID}"),
     ],
 )
 def test_csv_refuses(tmp_path: Path, source: str, message: str) -> None:
@@ -627,7 +638,7 @@ def test_csv_refuses(tmp_path: Path, source: str, message: str) -> None:
         ),
         (
             {"id": ["a", "a"], "text": ["x", NAME]},
-            ", row 2: its id is already used on row 1",
+            f", row 2: its id is already used on row 1{OWN_ID}",
         ),
         (
             {"id": [1.0], "text": [NAME]},

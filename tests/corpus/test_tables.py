@@ -235,7 +235,8 @@ def test_a_workbook_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sheets", "message"),
     [
-        ([[HEAD, [1, "s", TEXT, "[]"]], [[NAME]]], ": 2 of its sheets hold rows"),
+        ([[HEAD], [["id", "text"], [1, TEXT]]], ": 2 of its sheets hold rows, and 2 of these have"),
+        ([[["note"], [TEXT]], [[NAME]]], ": 2 of its sheets hold rows, and none of these has"),
         ([[["id", "note"], [1, TEXT]]], ": the first row lacks 'text'"),
         ([[["id", "text"], [1, TEXT, NAME]]], ", row 2: it has a cell in a column without a name"),
         ([[["id", "text"], [1, "#REF!"]]], ", row 2: the cell of its text holds an error of Excel"),
@@ -247,6 +248,26 @@ def test_a_workbook_is_read(tmp_path: Path) -> None:
 def test_a_workbook_is_refused(tmp_path: Path, sheets: Any, message: str) -> None:
     path = write_book(tmp_path / "c.xlsx", *sheets)
     assert refusal(path).startswith(f"{path}{message}")
+
+
+def test_of_several_sheets_the_one_with_a_column_of_text_is_read(tmp_path: Path) -> None:
+    legend: list[list[Any]] = [
+        ["column", "meaning"],
+        ["id", "text"],
+        [None, None],
+        ["note", "what was written"],
+    ]
+    records: list[list[Any]] = [["id", "note"], [1, TEXT], [2, "x"]]
+    orders: list[list[list[list[Any]]]] = [[records, legend, []], [legend, records]]
+    for sheets in orders:
+        path = write_book(tmp_path / "c.xlsx", *sheets)
+        corpus = read_corpus(path, columns={"text": "note"})
+        assert [d.text for d in corpus] == [TEXT, "x"]
+        assert [note for note in corpus.notes if "sheets" in note] == [
+            "rows of other sheets that are not read, since these have no column of text: 3"
+        ]
+    alone = read_corpus(write_book(tmp_path / "c.xlsx", records), columns={"text": "note"})
+    assert not any("sheets" in note for note in alone.notes)
 
 
 @pytest.mark.parametrize("dimension", ["A1:D2", "A1:C4"])
