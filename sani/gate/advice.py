@@ -26,6 +26,7 @@ TOTALS = ("greedy.", "discoverable.", "auc.")  # limits that judge cued occurren
 INPUTS = ("unscored", "positive_control", "leftovers")  # these tell that the run measured nothing
 NEAR_BASE = 0.9  # the way to the base of the rows of docs/results.md that hold today's limits
 ENOUGH_EPOCHS, ENOUGH_WEIGHT = 12, 10.0  # of the repair near the base, in such a row
+HIGHEST_RATE = 4e-3  # the highest learning rate of a row of docs/results.md near the base
 KEEPS_SKILL = 5.0  # repair.retain_weight of the rows "keeps skill" of docs/results.md
 
 Cause = Literal[
@@ -113,7 +114,6 @@ class Facts:
         checks: What the gate said.
         audits: Audits by stage: ``before``, ``after``, and ``base`` where there is one.
         scan: The scan.
-        is_adapter: The checkpoint is an adapter, whose weights cannot go to the base's.
         is_rounded: Rounding to the types of the files undid a part of the repair.
         rungs_left: An escalation ended by its budget, with rungs that were not tried.
         retrained: A rung of an escalation went back to the base.
@@ -125,7 +125,6 @@ class Facts:
     checks: Sequence[Check]
     audits: Mapping[str, AuditRecord]
     scan: ScanRecord
-    is_adapter: bool = False
     is_rounded: bool = False
     rungs_left: bool = False
     retrained: bool = False
@@ -204,8 +203,9 @@ def _causes(facts: Facts, failed: Sequence[FailedLimit]) -> Iterator[Cause]:
         yield from _causes_of_memory(facts, tests)
     if _fails(failed, "perplexity_ratio"):
         yield from _causes_of_lost_skill(facts)
-    if facts.rate is not None and (memory or _fails(failed, "perplexity_ratio")):
-        yield "rate_low" if facts.rate == "low" else "rate_high"
+    rate = _rate_to_mend(facts)
+    if rate is not None and (memory or _fails(failed, "perplexity_ratio")):
+        yield "rate_low" if rate == "low" else "rate_high"
     rounded = facts.is_rounded and (memory or _fails(failed, "perplexity_ratio"))
     if rounded or _fails(failed, "attack.quantize"):
         yield "rounding"
@@ -312,7 +312,7 @@ def _less_memory(facts: Facts) -> tuple[Next, list[Setting]]:
         return "give_base", []
     if facts.retrained or _to_base(recipe) == 1:
         return "nothing", []
-    if recipe.strategy == "escalate" or facts.is_adapter:
+    if recipe.strategy == "escalate":
         return "retrain", []
     is_masked_model = facts.audits["after"].jointly is not None
     near = _to_base(recipe) >= NEAR_BASE and not is_masked_model
@@ -356,18 +356,28 @@ def _more_skill(facts: Facts, causes: Sequence[Cause]) -> tuple[Next, list[Setti
         return "settings", [Setting("repair.retain_weight", str(KEEPS_SKILL), "skill")]
     if "fresh_layers" in causes and has_base and is_causal:
         near = Setting("erase", f"{{interpolate_to_base: {NEAR_BASE}}}", "no_fresh_layers")
-        if not facts.is_adapter:
-            return "settings", [near]
+        return "settings", [near]
     return "nothing", []
 
 
 def _other_rate(facts: Facts) -> Iterator[Setting]:
     """Yield half or twice the learning rate, where the repair's loss asks for it."""
-    repair = facts.recipe.repair
-    if repair is not None and facts.rate is not None:
-        low = facts.rate == "low"
-        value = repair.learning_rate * (2.0 if low else 0.5)
+    repair, rate = facts.recipe.repair, _rate_to_mend(facts)
+    if repair is not None and rate is not None:
+        low = rate == "low"
+        value = min(repair.learning_rate * 2, HIGHEST_RATE) if low else repair.learning_rate / 2
         yield Setting("repair.learning_rate", f"{value:g}", "rate_low" if low else "rate_high")
+
+
+def _rate_to_mend(facts: Facts) -> RateFault | None:
+    """Return what the loss says of the learning rate; never that the highest one is too low.
+
+    A rate far too high makes a loss that falls with the rate, too: it recovers at the end.
+    """
+    repair = facts.recipe.repair
+    if facts.rate == "low" and repair is not None and repair.learning_rate >= HIGHEST_RATE:
+        return None
+    return facts.rate
 
 
 def _longer_repair(repair: RepairSettings) -> Iterator[Setting]:

@@ -39,7 +39,6 @@ from sani.counting import counted
 from sani.gate import Check
 from sani.gate.advice import Facts, advise
 from sani.gate.learning_rate import rate_fault
-from sani.models.folder_files import is_adapter
 from sani.recipe import Recipe
 from sani.recipe.weaker_limits import weaker_attacks, weaker_audit, weaker_limits
 from sani.repairing.repair import ROUNDED
@@ -205,7 +204,6 @@ def _facts(
         checks=checks,
         audits={str(stage): audit for stage, audit in audits.items()},
         scan=folder.load_finished("scan", ScanRecord),
-        is_adapter=is_adapter(recipe.model.path),
         is_rounded=repair is not None and any(ROUNDED in note for note in repair.notes),
         rungs_left=climb is not None and climb.stopped == "budget",
         retrained=any(erase is not None and erase.interpolate_to_base == 1 for erase in ways),
