@@ -155,12 +155,21 @@ def run_and_show(
         console.show_json(result.report.to_json())
     else:
         show_report(result.report, out)
-        checkpoint = settings.model.path if settings.only_checks else out / "sanitized"
-        warning = "" if result.gate_holds else " (do not share it: the gate does not hold)"
-        console.show(f"Checkpoint: {checkpoint}{warning}")
+        _show_checkpoint(settings, out, gate_holds=result.gate_holds)
         if trainings is not None:
             times = cost(result.report)
             rows = [(name, f"{seconds:.1f}", "-") for name, seconds in trainings.items()]
             console.show_table(times.title, times.head, [*rows, *times.rows])
     console.show_next(next_line(result.report.advice, run=str(out)), as_json=as_json)
     return 0 if result.gate_holds else GATE_FAILED
+
+
+def _show_checkpoint(recipe: Recipe, out: Path, *, gate_holds: bool) -> None:
+    """Print where the checkpoint is, and that an adapter became a whole model."""
+    from sani.models.folder_files import is_adapter
+
+    checkpoint = recipe.model.path if recipe.only_checks else out / "sanitized"
+    warning = "" if gate_holds else " (do not share it: the gate does not hold)"
+    console.show(f"Checkpoint: {checkpoint}{warning}")
+    if is_adapter(recipe.model.path) and not recipe.only_checks:
+        console.show("It is a whole model: the adapter was merged into its base.")

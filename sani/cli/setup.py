@@ -43,6 +43,7 @@ def init(
     from sani.atomic import check_new_file
 
     check_new_file(out)  # before the heavy libraries are loaded
+    from sani.models.folder_files import is_adapter
     from sani.pipeline.preflight import time_of_run
     from sani.pipeline.recipe_text import suggested_recipe, values_file, write_recipe
     from sani.pipeline.suggest_recipe import fit
@@ -75,6 +76,8 @@ def init(
         write_values(values_file(out), facts.scanned)
     write_recipe(out, facts, model=model, corpus=documents, base=base, takes=takes)
     console.show(f"Recipe: {out}.{f' A run takes {takes.in_words}.' if takes else ''}")
+    if is_adapter(model):
+        console.show(f"{model} is an adapter: a run merges it, and writes a whole model.")
     for line in (*facts.scan_in_words, *facts.judged):
         console.show(f"{line[0].upper()}{line[1:]}.")
     if facts.scan.detects:

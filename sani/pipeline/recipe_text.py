@@ -15,6 +15,7 @@ from sani.corpus.documents import KINDS
 from sani.errors import RecipeError
 from sani.machine.memory import REPAIR_COPIES, needed_memory
 from sani.models.families import FAMILIES
+from sani.models.folder_files import is_adapter
 from sani.pipeline.estimate import RunTime
 from sani.pipeline.suggest_recipe import (
     BATCH_TOKENS,
@@ -31,6 +32,8 @@ from sani.pipeline.suggest_recipe import (
 from sani.recipe import CorpusSettings, Recipe, ScanSettings, parse_recipe
 from sani.runfolder import PRIVATE
 from sani.scanning.inventory import subjects_in_words
+
+_MERGED = "  # an adapter; it is merged, and the result is a whole model"
 
 
 def write_recipe(
@@ -123,7 +126,7 @@ def _lines(
     yield "version: 2"
     yield "seed: 0"
     yield "model:"
-    yield f"  path: {_quoted(model)}"
+    yield f"  path: {_quoted(model)}{_MERGED if is_adapter(model) else ''}"
     if base:
         yield f"  base: {_quoted(base)}  # control and anchor"
     else:
