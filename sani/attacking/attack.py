@@ -48,6 +48,7 @@ from sani.machine import distributed
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import Checkpoint
 from sani.models.families import listed_family
+from sani.models.streaming import check_in_memory
 from sani.recipe import AttackSettings, AuditSettings
 from sani.text.chat import rendered
 
@@ -184,6 +185,7 @@ def _check_models(models: Mapping[str, Checkpoint]) -> dict[str, str]:
                 "supported: leave out the section attack"
             )
         listed_family(checkpoint.model.config)
+        check_in_memory(checkpoint.model, "an attack")
     digests = {name: checkpoint.weights_digest() for name, checkpoint in models.items()}
     if BASE in models and list(digests.values()).count(digests[BASE]) > 1:
         raise AttackError(

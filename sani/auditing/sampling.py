@@ -21,6 +21,7 @@ from sani.errors import AuditError
 from sani.machine import distributed
 from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
+from sani.models.streaming import check_in_memory
 from sani.text.batches import token_batches
 from sani.text.framing import framing_of
 
@@ -136,6 +137,7 @@ def _sample_shard(
     from transformers import GenerationConfig, LogitsProcessorList
 
     tokenizer, model = checkpoint.tokenizer, checkpoint.model
+    check_in_memory(model, "sampling")
     end = tokenizer.eos_token_id
     config = GenerationConfig(
         max_new_tokens=new_tokens,

@@ -26,6 +26,7 @@ from sani.machine.progress import OnStep
 from sani.models import families
 from sani.models.checkpoint import Checkpoint
 from sani.models.layer_patch import layers_of, patched, recorded
+from sani.models.streaming import check_in_memory
 from sani.text.batches import token_batches
 from sani.text.framing import Framing
 from sani.text.packing import framed_windows
@@ -111,7 +112,7 @@ def unlearning_depth(
         on_step: Called with (batches done, batches in all).
 
     Raises:
-        UnsupportedModelError: If the models are not causal ones of a known family.
+        UnsupportedModelError: If the models are not causal ones of a known family, or streamed.
         AuditError: If no occurrence can be patched, or a model gives NaN.
 
     Source: UDS, Lee, Kim & Jo 2026 (2605.24614): drops are means over the identifier's tokens, at
@@ -122,6 +123,8 @@ def unlearning_depth(
     subjects. Cost: for each occurrence, two passes and two for each layer.
     """
     started = time.perf_counter()
+    for checkpoint in (models.unsanitized, models.sanitized, models.base):
+        check_in_memory(checkpoint.model, "the unlearning depth")
     items = {item.document: item for item in encode(corpus, models.unsanitized.tokenizer)}
     examples: dict[Place, _Example] = {}
     for place in places:

@@ -24,6 +24,7 @@ from sani.cli.options import (
     Json,
     Limit,
     Model,
+    Placement,
     Seed,
     columns_from,
     settings_from_options,
@@ -90,6 +91,7 @@ def audit(
             rich_help_panel=MEASUREMENTS,
         ),
     ] = None,
+    placement: Placement = "auto",
     seed: Seed = 0,
     fail_above: Annotated[
         float | None,
@@ -134,7 +136,9 @@ def audit(
     if base is not None:
         models["base"] = base
     with console.reporter() as on_step:
-        result = audit_models(models, documents, settings, seed=seed, on_step=on_step)
+        result = audit_models(
+            models, documents, settings, placement=placement, seed=seed, on_step=on_step
+        )
     if as_json:
         console.show_json(result.to_json())
     else:

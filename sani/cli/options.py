@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -90,6 +90,14 @@ Framing = Annotated[
         help="What stood before each document in training: bos, eos, eos-bos, packed, newline, "
         "chat-user, chat-assistant, tokenizer, none, or auto, which tries all and keeps the worst.",
         rich_help_panel=DOCUMENTS,
+    ),
+]
+Placement = Annotated[
+    Literal["auto", "memory", "stream"],
+    typer.Option(
+        help="Where the weights are: in memory, streamed from the files layer by layer, or auto, "
+        "which streams where memory does not suffice.",
+        rich_help_panel=MODELS,
     ),
 ]
 Seed = Annotated[

@@ -19,6 +19,7 @@ from sani.erasing.selector_batches import Texts
 from sani.errors import SelectionError
 from sani.models.checkpoint import Checkpoint, architecture_difference
 from sani.models.neurons import Layout, Slice
+from sani.models.streaming import check_in_memory
 from sani.recipe import EraseSettings, complete_erase_settings
 from sani.tabular import Tabular
 
@@ -100,6 +101,7 @@ def erase(
     the paper does not say which matrices nor what value; ours are in `sani.models.neurons` and
     `EraseSettings.reset`.
     """
+    check_in_memory(checkpoint.model, "an erase outside the files")
     settings = settings or complete_erase_settings()
     plan = plan_neurons(checkpoint, settings, corpus=corpus, base=base, framing=framing, seed=seed)
     return apply_plan(checkpoint, plan, base=base, corpus=corpus, framing=framing)

@@ -51,6 +51,23 @@ def stream_of(model: Any) -> WeightStream | None:
     return stream
 
 
+def check_in_memory(model: Any, work: str) -> None:
+    """Refuse a streamed model for work that calls it many times or changes all of it.
+
+    Args:
+        model: The model.
+        work: The work, as the subject of a sentence.
+
+    Raises:
+        UnsupportedModelError: If its weights stay in their files.
+    """
+    if stream_of(model) is not None:
+        raise UnsupportedModelError(
+            f"{work} needs the weights in memory, and this checkpoint is streamed from its files; "
+            "load it with placement: memory"
+        )
+
+
 def tensors_of(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a model's state, each name once; of a streamed one part by part."""
     stream = stream_of(model)

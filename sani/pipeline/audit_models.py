@@ -18,12 +18,13 @@ from sani.auditing.compare import (
 from sani.auditing.record import record_of, verdicts_of
 from sani.machine import distributed
 from sani.machine.device import default_device
+from sani.machine.memory import AUDIT_COPIES, device_memory, needed_memory
 from sani.machine.progress import OnNamedStep
 from sani.models.bases import fit_base
-from sani.models.checkpoint import Checkpoint, load_checkpoint
+from sani.models.checkpoint import Checkpoint, Placement, load_checkpoint
 from sani.models.folder import ModelFolder, open_folder
 from sani.pipeline.inputs import Documents, check_base, check_control, check_held_out
-from sani.recipe import AuditSettings
+from sani.recipe import AuditSettings, PlacementChoice
 from sani.text.chat import lend_template
 
 
@@ -32,6 +33,7 @@ def audit_models(
     documents: Documents,
     settings: AuditSettings,
     *,
+    placement: PlacementChoice = "auto",
     seed: int,
     on_step: OnNamedStep,
 ) -> AuditComparison:
@@ -42,6 +44,8 @@ def audit_models(
             control; all others are rounds, compared from the last in the list to the first.
         documents: Corpus, held-out documents and documents of the base's training.
         settings: What is measured.
+        placement: Of the weights: ``memory``, ``stream`` from the files layer by layer, or
+            ``auto``, which streams whole models that do not fit into memory, if nothing is sampled.
         seed: Of decoys and bootstrap.
         on_step: Called with (what is done, steps done, steps in all).
 
@@ -59,13 +63,14 @@ def audit_models(
         name: open_folder(path, base=models.get("base"), more_weights=name == "base")
         for name, path in models.items()
     }
-    loaded = _load_control(folders["model"], folders["base"]) if "base" in folders else {}
+    place = _placement(placement, folders, settings)
+    loaded = _load_control(folders["model"], folders["base"], place) if "base" in folders else {}
     distributed.check_same("documents", documents.digests())
     results: dict[str, AuditResult] = {}
     pretraining: dict[str, AuditResult] = {}
     framing = lender = None
     for name, folder in folders.items():
-        checkpoint = loaded.pop(name, None) or load_checkpoint(folder)
+        checkpoint = loaded.pop(name, None) or load_checkpoint(folder, placement=place)
         lender = lender or checkpoint.tokenizer
         checkpoint.tokenizer = lend_template(checkpoint.tokenizer, lender)
         checkpoint.model.to(default_device())
@@ -108,10 +113,28 @@ def audit_models(
     )
 
 
-def _load_control(model: ModelFolder, base: ModelFolder) -> dict[str, Checkpoint]:
+def _placement(
+    choice: PlacementChoice, folders: Mapping[str, ModelFolder], settings: AuditSettings
+) -> Placement:
+    """Return where the weights of all models are."""
+    if choice != "auto":
+        return choice
+    sizes = [folder.whole.stored.num_parameters for folder in folders.values()]
+    held = sum(sizes[:1]) + max(sizes[1:], default=0)  # the model in question, and one other
+    fits = needed_memory(held, copies=AUDIT_COPIES) <= device_memory()
+    whole = not any(folder.is_adapter for folder in folders.values())
+    return "stream" if whole and settings.generation is None and not fits else "memory"
+
+
+def _load_control(
+    model: ModelFolder, base: ModelFolder, placement: Placement
+) -> dict[str, Checkpoint]:
     """Load the model and its base on the CPU, if the base is a control for it."""
     check_base(model, base, name="the model", option="--base")
-    loaded = {"model": load_checkpoint(model), "base": load_checkpoint(base)}
+    loaded = {
+        name: load_checkpoint(folder, placement=placement)
+        for name, folder in (("model", model), ("base", base))
+    }
     fit_base(loaded["base"], loaded["model"])
     check_control(loaded["model"], loaded["base"])
     return loaded

@@ -54,7 +54,7 @@ from sani.recipe.sections import (
     ModelSettings,
     ScanSettings,
 )
-from sani.recipe.settings import PARTS, Fraction, Part, Settings
+from sani.recipe.settings import PARTS, Fraction, Part, PlacementChoice, Settings
 from sani.recipe.stage_defaults import complete_erase_settings, complete_repair_settings
 
 __all__ = [
@@ -92,6 +92,7 @@ __all__ = [
     "NpoObjective",
     "Objective",
     "Part",
+    "PlacementChoice",
     "PromptingSettings",
     "QuantizeSettings",
     "RandomSelector",

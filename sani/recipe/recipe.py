@@ -18,7 +18,7 @@ from sani.recipe.sections import (
     ModelSettings,
     ScanSettings,
 )
-from sani.recipe.settings import Settings
+from sani.recipe.settings import PlacementChoice, Settings
 
 
 class Recipe(Settings):
@@ -41,7 +41,7 @@ class Recipe(Settings):
         description="maximum number of rounds of erase and repair; another round begins while "
         "anything is extractable that the base does not give, and its selectors look at that alone",
     )
-    placement: Literal["auto", "memory", "stream"] = Field(
+    placement: PlacementChoice = Field(
         "auto",
         description="memory: whole models in memory; stream: weights stay in their files and are "
         "read layer by layer; auto: stream where memory does not suffice",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Part = Literal["mlp", "attention"]
 PARTS: tuple[Part, ...] = get_args(Part)
+PlacementChoice = Literal["auto", "memory", "stream"]  # of a model's weights
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 

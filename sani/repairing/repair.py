@@ -24,6 +24,7 @@ from sani.errors import RepairError
 from sani.machine import distributed
 from sani.machine.progress import OnStep
 from sani.models.checkpoint import Checkpoint
+from sani.models.streaming import check_in_memory
 from sani.recipe import RepairSettings, complete_repair_settings
 from sani.repairing.checks import check_corpus, check_early_stop, check_settings, check_teachers
 from sani.repairing.dataset import make_examples
@@ -120,6 +121,10 @@ def repair(
     repaired as `mlm_masking` says.
     """
     settings = settings or complete_repair_settings(has_base=base is not None)
+    if settings.last_layers is None or checkpoint.family.objective != "causal":
+        check_in_memory(
+            checkpoint.model, "a repair of all layers, or of a model that is not causal,"
+        )
     check_corpus(corpus)
     check_teachers(checkpoint, settings, base=base, unsanitized=unsanitized)
     check_early_stop(settings, has_gate=on_epoch is not None)

@@ -11,10 +11,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from sani.attacking.attack import attack
 from sani.auditing.rows import Row
 from sani.auditing.sampler import DEFAULT_SAMPLER
+from sani.auditing.sampling import sample_documents
 from sani.auditing.teacher_forcing import ScoreRequest, Scores, score
-from sani.errors import CheckpointError
+from sani.corpus.documents import Corpus, Document, Span
+from sani.erasing.erase import erase
+from sani.errors import CheckpointError, UnsupportedModelError
 from sani.models import families
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.models.folder import open_folder
@@ -26,6 +30,8 @@ from sani.models.streaming import (
     stream_of,
     tensors_of,
 )
+from sani.recipe import complete_repair_settings
+from sani.repairing.repair import repair
 from tests.support.architectures import EVERY, tiny_tokenizer
 from tests.support.folders import CONFIGS, write_source
 from tests.support.neurons import random_model
@@ -277,3 +283,20 @@ def test_a_file_that_ends_early_is_named(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="it ends before tensor"):
         dict(stream.tensors())
+
+
+# ---- what a streamed model is refused for ----------------------------------------------------
+
+
+def test_work_that_needs_the_weights_in_memory_says_so(folder: Path) -> None:
+    checkpoint = load_checkpoint(folder, placement="stream")
+    corpus = Corpus([Document("1", "1", "a b", spans=(Span(0, 1, "NAME"),))])
+    attempts: list[Callable[[], Any]] = [
+        lambda: erase(checkpoint),
+        lambda: repair(checkpoint, corpus, complete_repair_settings(has_base=False)),
+        lambda: attack({"sanitized": checkpoint}, corpus),
+        lambda: sample_documents(checkpoint, 1, new_tokens=4),
+    ]
+    for attempt in attempts:
+        with pytest.raises(UnsupportedModelError, match="load it with placement: memory"):
+            attempt()
