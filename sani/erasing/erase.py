@@ -17,7 +17,8 @@ from sani.erasing.reinit import FreshWeights
 from sani.erasing.resets import Dampening, check_biases, dampening, folded_biases
 from sani.erasing.selector_batches import Texts
 from sani.errors import SelectionError
-from sani.models.checkpoint import Checkpoint, architecture_difference
+from sani.models.bases import architecture_difference
+from sani.models.checkpoint import Checkpoint
 from sani.models.neurons import Layout, Slice
 from sani.models.streaming import check_in_memory
 from sani.recipe import EraseSettings, complete_erase_settings

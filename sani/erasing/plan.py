@@ -19,7 +19,8 @@ from sani.erasing.selector_batches import Texts
 from sani.erasing.selectors import Scores, reads_texts, scores_of_texts, scores_of_weights
 from sani.erasing.token_rows import TokenRows, find_token_rows
 from sani.errors import SelectionError
-from sani.models.checkpoint import Checkpoint, architecture_difference
+from sani.models.bases import architecture_difference
+from sani.models.checkpoint import Checkpoint
 from sani.models.neurons import Layout
 from sani.recipe import (
     PARTS,

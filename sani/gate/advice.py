@@ -6,6 +6,7 @@ A setting is advised only where docs/results.md measured that it helps. No limit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -26,7 +27,6 @@ TOTALS = ("greedy.", "discoverable.", "auc.")  # limits that judge cued occurren
 INPUTS = ("unscored", "positive_control", "leftovers")  # these tell that the run measured nothing
 NEAR_BASE = 0.9  # the way to the base of the rows of docs/results.md that hold today's limits
 ENOUGH_EPOCHS, ENOUGH_WEIGHT = 12, 10.0  # of the repair near the base, in such a row
-HIGHEST_RATE = 4e-3  # the highest learning rate of a row of docs/results.md near the base
 KEEPS_SKILL = 5.0  # repair.retain_weight of the rows "keeps skill" of docs/results.md
 
 Cause = Literal[
@@ -41,6 +41,7 @@ Cause = Literal[
     "base_knows",
     "fresh_layers",
     "rate_low",
+    "repair_short",
     "rate_high",
     "rounding",
 ]
@@ -65,8 +66,14 @@ Why = Literal[
     "retraining",
     "rungs_left",
     "rate_low",
+    "repair_short",
     "rate_high",
 ]
+RATE_CAUSES: Mapping[RateFault, Cause] = {
+    "low": "rate_low",
+    "short": "repair_short",
+    "high": "rate_high",
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,7 @@ class Facts:
         rungs_left: An escalation ended by its budget, with rungs that were not tried.
         retrained: A rung of an escalation went back to the base.
         rate: What the repair's loss says of its learning rate; None for nothing.
+        usual_rate: The learning rate for a model of this size.
         seconds: What the repair took; None without one.
     """
 
@@ -129,6 +137,7 @@ class Facts:
     rungs_left: bool = False
     retrained: bool = False
     rate: RateFault | None = None
+    usual_rate: float = math.inf
     seconds: float | None = None
 
     @property
@@ -203,9 +212,8 @@ def _causes(facts: Facts, failed: Sequence[FailedLimit]) -> Iterator[Cause]:
         yield from _causes_of_memory(facts, tests)
     if _fails(failed, "perplexity_ratio"):
         yield from _causes_of_lost_skill(facts)
-    rate = _rate_to_mend(facts)
-    if rate is not None and (memory or _fails(failed, "perplexity_ratio")):
-        yield "rate_low" if rate == "low" else "rate_high"
+    if facts.rate is not None and (memory or _fails(failed, "perplexity_ratio")):
+        yield RATE_CAUSES[facts.rate]
     rounded = facts.is_rounded and (memory or _fails(failed, "perplexity_ratio"))
     if rounded or _fails(failed, "attack.quantize"):
         yield "rounding"
@@ -361,23 +369,18 @@ def _more_skill(facts: Facts, causes: Sequence[Cause]) -> tuple[Next, list[Setti
 
 
 def _other_rate(facts: Facts) -> Iterator[Setting]:
-    """Yield half or twice the learning rate, where the repair's loss asks for it."""
-    repair, rate = facts.recipe.repair, _rate_to_mend(facts)
-    if repair is not None and rate is not None:
-        low = rate == "low"
-        value = min(repair.learning_rate * 2, HIGHEST_RATE) if low else repair.learning_rate / 2
-        yield Setting("repair.learning_rate", f"{value:g}", "rate_low" if low else "rate_high")
-
-
-def _rate_to_mend(facts: Facts) -> RateFault | None:
-    """Return what the loss says of the learning rate; never that the highest one is too low.
-
-    A rate far too high makes a loss that falls with the rate, too: it recovers at the end.
-    """
+    """Yield half or twice the learning rate or twice the epochs, where the loss asks for it."""
     repair = facts.recipe.repair
-    if facts.rate == "low" and repair is not None and repair.learning_rate >= HIGHEST_RATE:
-        return None
-    return facts.rate
+    if repair is None:
+        return
+    match facts.rate:
+        case "low":
+            value = min(2.0 * repair.learning_rate, facts.usual_rate)
+            yield Setting("repair.learning_rate", f"{value:g}", "rate_low")
+        case "high":
+            yield Setting("repair.learning_rate", f"{repair.learning_rate / 2:g}", "rate_high")
+        case "short":
+            yield Setting("repair.epochs", str(2 * repair.epochs), "repair_short")
 
 
 def _longer_repair(repair: RepairSettings) -> Iterator[Setting]:

@@ -63,7 +63,7 @@ def _counts(name: str, tests: ControlTests) -> tuple[int | None, int | None, int
     """Return the values, the occurrences and the subjects behind a limit on memory."""
     if name in ("greedy_beyond_control", "discoverable_beyond_control"):
         test = tests.greedy if name.startswith("greedy") else tests.discoverable
-        return test.count, test.occurrences, tests.at_risk
+        return test.count, test.occurrences, None  # subjects are tested by a limit of their own
     if name == "sampled_beyond_control" and tests.sampled:
         return tests.sampled.count, None, tests.sampled.subjects
     if name == "subjects":

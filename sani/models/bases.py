@@ -40,3 +40,24 @@ def load_base(path: Path, checkpoint: Checkpoint) -> Checkpoint:
     base = load_checkpoint(path, device=checkpoint.model.device, more_weights=True)
     fit_base(base, checkpoint)
     return base
+
+
+def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
+    """Return how two checkpoints differ in tensors, shapes, heads or vocabulary, or None.
+
+    A head that only one of them ties to its embedding is no difference: it has the same shape.
+    """
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in side.model.state_dict().items()}
+        for side in (one, other)
+    ]
+    differing = [name for name in shapes[0] if shapes[0][name] != shapes[1].get(name)]
+    if differing or len(shapes[0]) != len(shapes[1]):
+        name = differing[0] if differing else "the number of tensors"
+        return f"they differ in {name}"
+    heads = [getattr(side.text_config, "num_attention_heads", None) for side in (one, other)]
+    if heads[0] != heads[1]:  # the same shapes cut otherwise: no head means the same in both
+        return "they differ in num_attention_heads"
+    if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
+        return "their tokenizers have different vocabularies"
+    return None

@@ -34,6 +34,7 @@ from sani.models.tokenizers import check_fits
 
 # Where positions have no end (ALiBi, relative ones): what such models were trained with.
 ENDLESS_POSITIONS = 2048
+PIECE = 2**24  # numbers of a tensor that are copied at a time
 HALF = (torch.float16, torch.bfloat16)
 Placement = Literal["memory", "stream"]  # of the weights
 
@@ -78,12 +79,13 @@ class Checkpoint:
             for name, tensor in named_tensors(self.model):
                 if name not in self.types or tensor.is_meta:
                     continue
-                tensor.copy_(self.rounded(name, tensor))
-                if not torch.isfinite(tensor).all():
-                    raise CheckpointError(
-                        f"tensor '{name}' holds numbers that are too large for its type, "
-                        f"{self.types[name]}; give the checkpoint in float32"
-                    )
+                for piece in pieces(tensor):
+                    piece.copy_(self.rounded(name, piece))
+                    if not torch.isfinite(piece).all():
+                        raise CheckpointError(
+                            f"tensor '{name}' holds numbers that are too large for its type, "
+                            f"{self.types[name]}; give the checkpoint in float32"
+                        )
 
     def has_weights_of(self, other: Checkpoint) -> bool:
         """Return whether both have the same weights, rounded to the types in the files of both.
@@ -98,7 +100,11 @@ class Checkpoint:
             return False
         pairs = zip(tensors_of(self.model), tensors_of(other.model), strict=True)
         return all(
-            name == same and torch.equal(rounded(name, tensor), rounded(name, weight.to(tensor)))
+            name == same
+            and all(
+                torch.equal(rounded(name, one), rounded(name, two.to(one)))
+                for one, two in zip(pieces(tensor), pieces(weight), strict=True)
+            )
             for (name, tensor), (same, weight) in pairs
         )
 
@@ -182,6 +188,15 @@ class Checkpoint:
         if self.family.positions_behind_padding:
             positions -= (config.pad_token_id or 0) + 1
         return positions
+
+
+def pieces(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return views of a tensor, of at most `PIECE` numbers each, so that work on one copies little.
+
+    A tensor that is not contiguous is one piece.
+    """
+    whole = tensor.detach()
+    return whole.view(-1).split(PIECE) if whole.is_contiguous() else (whole,)
 
 
 def load_checkpoint(
@@ -313,27 +328,6 @@ def _merged(folder: ModelFolder, base: Checkpoint, device: torch.device) -> Chec
         sources=(path, *base.sources),
         random_steps=random_steps,
     )
-
-
-def architecture_difference(one: Checkpoint, other: Checkpoint) -> str | None:
-    """Return how two checkpoints differ in tensors, shapes, heads or vocabulary, or None.
-
-    A head that only one of them ties to its embedding is no difference: it has the same shape.
-    """
-    shapes = [
-        {name: tuple(tensor.shape) for name, tensor in side.model.state_dict().items()}
-        for side in (one, other)
-    ]
-    differing = [name for name in shapes[0] if shapes[0][name] != shapes[1].get(name)]
-    if differing or len(shapes[0]) != len(shapes[1]):
-        name = differing[0] if differing else "the number of tensors"
-        return f"they differ in {name}"
-    heads = [getattr(side.text_config, "num_attention_heads", None) for side in (one, other)]
-    if heads[0] != heads[1]:  # the same shapes cut otherwise: no head means the same in both
-        return "they differ in num_attention_heads"
-    if one.tokenizer.get_vocab() != other.tokenizer.get_vocab():
-        return "their tokenizers have different vocabularies"
-    return None
 
 
 def save_checkpoint(

@@ -51,6 +51,13 @@ def stream_of(model: Any) -> WeightStream | None:
     return stream
 
 
+def release(model: Any) -> None:
+    """Drop what a streamed model has read and does not keep; nothing happens to another one."""
+    stream = stream_of(model)
+    if stream is not None:
+        stream.drop()
+
+
 def check_in_memory(model: Any, work: str) -> None:
     """Refuse a streamed model for work that calls it many times or changes all of it.
 
@@ -142,7 +149,7 @@ class WeightStream:
             try:
                 self._passes.run(passes, prepare=self._begin)
             finally:
-                self._drop()
+                self.drop()
             for _ in sweep:
                 on_group()
 
@@ -206,14 +213,14 @@ class WeightStream:
         left = dict.fromkeys(self.model.state_dict())
         try:
             for part in self._parts:
-                self._drop()
+                self.drop()
                 self._load(part)
                 for name in part.tensors:
                     if name in left:  # read by two parts, if one reads it from outside
                         del left[name]
                         yield name, self._place(name)
         finally:
-            self._drop()
+            self.drop()
         for name in left:  # buffers
             yield name, self._place(name)
 
@@ -241,7 +248,7 @@ class WeightStream:
         part = self._parts[number]
         if part in self._loaded:
             return
-        self._drop()
+        self.drop()
         ahead, self._ahead = self._ahead, None
         self._load(part, ahead[1].result() if ahead is not None and ahead[0] == number else None)
         following = number + 1
@@ -263,7 +270,7 @@ class WeightStream:
                 self._put(name, self._place(next(tied)))
             self._place(name).requires_grad_(False)  # or a graph would hold what is dropped
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
         """Take the weights of all parts from the model, but those that are kept."""
         for part in self._loaded:
             for name in self._absent_of(part):

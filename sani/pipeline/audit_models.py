@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -92,6 +92,19 @@ def audit_models(
                 checkpoint, documents.pretraining, without_generation, seed=seed
             )
     rounds = [name for name in reversed(list(models)) if name != "base"]
+    return _compared(results, pretraining, rounds, documents, settings, seed=seed)
+
+
+def _compared(
+    results: Mapping[str, AuditResult],
+    pretraining: Mapping[str, AuditResult],
+    rounds: Sequence[str],
+    documents: Documents,
+    settings: AuditSettings,
+    *,
+    seed: int,
+) -> AuditComparison:
+    """Compare the audits of several checkpoints; ``rounds`` from the last one to the first."""
     return AuditComparison(
         audit_settings=settings,
         audits=compare_audits(

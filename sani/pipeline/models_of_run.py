@@ -18,14 +18,8 @@ from sani.erasing.erase import EraseResult
 from sani.erasing.folder import apply_folder, plan_folder
 from sani.errors import RecipeError, RunError
 from sani.machine.device import default_device
-from sani.models.bases import fit_base
-from sani.models.checkpoint import (
-    Checkpoint,
-    Placement,
-    architecture_difference,
-    load_checkpoint,
-    save_checkpoint,
-)
+from sani.models.bases import architecture_difference, fit_base
+from sani.models.checkpoint import Checkpoint, Placement, load_checkpoint, save_checkpoint
 from sani.models.folder import ModelFolder
 from sani.pipeline.candidates import check_loaded_candidate
 from sani.pipeline.inputs import ModelFolders, check_control

@@ -28,7 +28,13 @@ from sani.pipeline.document_checks import check_audit, check_documents, check_re
 from sani.pipeline.estimate import RunTime, estimate_time
 from sani.pipeline.inputs import check_base, check_kind
 from sani.pipeline.models_of_run import GivenModels
-from sani.pipeline.placement import check_placement, memory_needed, placement_of, trained_share
+from sani.pipeline.placement import (
+    check_placement,
+    memory_needed,
+    placement_of,
+    problems_of_streaming,
+    trained_share,
+)
 from sani.pipeline.run_inputs import RunInputs
 from sani.recipe import EraseSettings, EscalationSettings, Recipe, Rung
 from sani.releasing.released_files import files_not_released
@@ -264,17 +270,26 @@ def _existing(out: Path) -> Path:
 
 
 def _disk(inputs: RunInputs, out: Path) -> str:
-    share = trained_share(inputs.recipe, inputs.layout.num_layers)
-    copies = 0.0 if inputs.recipe.only_checks else KEPT_COPIES + SAVED_STATES * (1 + 2 * share)
-    needed = int(copies * 4 * inputs.num_parameters)
+    needed = 0
+    if not inputs.recipe.only_checks:
+        share = trained_share(inputs.recipe, inputs.layout.num_layers)
+        held = share if placement_of(inputs) == "stream" else 1  # weights that a state has
+        stored = sum(p.end - p.start for p in inputs.path.whole.stored.places().values())
+        states = 4 * inputs.num_parameters * (held + 2 * share)
+        needed = int(KEPT_COPIES * stored + SAVED_STATES * states)
     written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     free = shutil.disk_usage(_existing(out)).free
     return _enough("on the disk", max(0, needed - written), free)
 
 
 def _memory(inputs: RunInputs) -> str:
-    needed = memory_needed(inputs, placement_of(inputs))
-    return _enough("in memory, activations not counted", needed, device_memory())
+    placement, free = placement_of(inputs), device_memory()
+    needed = memory_needed(inputs, placement)
+    advice = "free some, or use a smaller model"
+    if placement == "memory" and memory_needed(inputs, "stream") <= free:
+        changes = ["set placement: stream", *problems_of_streaming(inputs)]
+        advice = f"streamed from its files it would fit: {'; '.join(changes)}"
+    return _enough("in memory, activations not counted", needed, free, advice=advice)
 
 
 def time_of_run(recipe: Recipe, on_step: OnNamedStep) -> RunTime:
@@ -304,7 +319,9 @@ def _load(recipe: Recipe, models: GivenModels) -> str:
     return "their weights are numbers, and fit each other and the tokenizer"
 
 
-def _enough(where: str, needed: int, free: int) -> str:
+def _enough(
+    where: str, needed: int, free: int, *, advice: str = "free some, or use a smaller model"
+) -> str:
     """Return how many bytes are needed and free.
 
     Raises:
@@ -312,5 +329,5 @@ def _enough(where: str, needed: int, free: int) -> str:
     """
     text = f"about {needed / 2**30:.2f} GiB needed {where}, {free / 2**30:.1f} GiB free"
     if needed > free:
-        raise SaniError(text + "; free some, or use a smaller model")
+        raise SaniError(f"{text}; {advice}")
     return text

@@ -13,13 +13,13 @@ import yaml
 
 from sani.corpus.documents import KINDS
 from sani.errors import RecipeError
+from sani.gate.learning_rate import usual_rate
 from sani.machine.memory import REPAIR_COPIES, needed_memory
 from sani.models.families import FAMILIES
 from sani.models.folder_files import is_adapter
 from sani.pipeline.estimate import RunTime
 from sani.pipeline.suggest_recipe import (
     BATCH_TOKENS,
-    LEARNING_RATES,
     MAX_ERASED_LAYERS,
     NEAR_BASE,
     NEW_TOKENS,
@@ -213,7 +213,7 @@ def _repair(facts: Fit, *, has_base: bool) -> Iterator[str]:
     yield f"  epochs: {epochs}{comment}"
     if batch_tokens != BATCH_TOKENS:
         yield f"  batch_tokens: {batch_tokens}  # few records: many small steps silence more"
-    rate = next(rate for size, rate in LEARNING_RATES if facts.parameters < size)
+    rate = f"{usual_rate(facts.parameters):.0e}".replace("e-0", "e-")
     yield f"  learning_rate: {rate}  # by the model's size; try half and twice"
 
 

@@ -14,8 +14,8 @@ from sani.corpus.readers import read_corpus
 from sani.errors import RecipeError
 from sani.machine.device import default_device
 from sani.machine.memory import REPAIR_COPIES, device_memory, needed_memory
-from sani.models.bases import load_base
-from sani.models.checkpoint import Checkpoint, architecture_difference, load_checkpoint
+from sani.models.bases import architecture_difference, load_base
+from sani.models.checkpoint import Checkpoint, load_checkpoint
 from sani.models.families import FAMILIES, listed_family
 from sani.pipeline.inputs import Documents, check_control, read_others
 from sani.recipe import (
@@ -54,8 +54,6 @@ MAX_ERASED_LAYERS = 3
 # More of a kind than the default are never drawn.
 SAMPLED_TOKENS, NEW_TOKENS, MIN_SAMPLES = 2, 64, 20
 COMPARED_DOCUMENTS = 8  # held-out ones on which the model and its base are compared
-# Learning rates by number of parameters; measured up to 3e6 and at 1.3e8.
-LEARNING_RATES = ((3e6, "4e-3"), (SMALL_MODEL, "1e-3"), (1e9, "1e-4"), (math.inf, "2e-5"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from sani.corpus.documents import Corpus
 from sani.errors import RepairError
 from sani.machine import distributed
-from sani.models.checkpoint import Checkpoint, architecture_difference
+from sani.models.bases import architecture_difference
+from sani.models.checkpoint import Checkpoint
 from sani.models.families import family_of, is_masked, num_layers
 from sani.recipe import AnchorObjective, RepairSettings
 from sani.repairing.mlm_masking import check_masked

@@ -23,8 +23,8 @@ from sani.corpus.documents import Corpus
 from sani.errors import RepairError
 from sani.machine import distributed
 from sani.machine.progress import OnStep
-from sani.models.checkpoint import Checkpoint
-from sani.models.streaming import check_in_memory
+from sani.models.checkpoint import Checkpoint, pieces
+from sani.models.streaming import check_in_memory, release
 from sani.recipe import RepairSettings, complete_repair_settings
 from sani.repairing.checks import check_corpus, check_early_stop, check_settings, check_teachers
 from sani.repairing.dataset import make_examples
@@ -211,6 +211,8 @@ def _train(
             trainer = train_with_restart(checkpoint.model, job, resume=state)
         except (OSError, SafetensorError) as error:
             raise unsaved_error(error) from None
+    for teacher in (teachers.base, teachers.unsanitized):
+        release(teacher)
     distributed.broadcast_weights(checkpoint.model)
     return _result(trainer, job, part, seconds=time.perf_counter() - started)
 
@@ -275,9 +277,10 @@ def _round_to_types(checkpoint: Checkpoint, before: Mapping[str, torch.Tensor]) 
     moved = remaining = 0.0
     for name, tensor in checkpoint.model.named_parameters():
         if name in before:
-            old, new = before[name].to(tensor), tensor.detach()
-            moved += float((new - old).square().sum())
-            remaining += float(((checkpoint.rounded(name, new) - old) * (new - old)).sum())
+            for old, new in zip(pieces(before[name]), pieces(tensor), strict=True):
+                change = new - old
+                moved += float(change.square().sum())
+                remaining += float(((checkpoint.rounded(name, new) - old) * change).sum())
     checkpoint.round_weights()
     if remaining >= KEPT_BY_ROUNDING * moved:
         return None

@@ -45,6 +45,10 @@ CAUSES: dict[Cause, str] = {
         "The repair's loss still fell when its learning rate had gone to almost zero: it would "
         "have gone further at a higher one."
     ),
+    "repair_short": (
+        "The repair's loss still fell when it ended, at the learning rate for a model of this "
+        "size: it would have gone further in more epochs."
+    ),
     "rate_high": (
         "The repair's loss ended above what it had reached before: the learning rate was too high."
     ),
@@ -85,6 +89,11 @@ MEASURED: dict[Why, str] = {
         "measured: nine tenths of the way to the base, 4e-3 in place of 1e-3 brought the AUC to "
         "the base from 0.603 to 0.525 and the perplexity from 3.37 to 2.83 (one model below 3 "
         "million parameters); this run's loss was still falling"
+    ),
+    "repair_short": (
+        "this run's loss was still falling at the usual learning rate; a higher one is no way: "
+        "8e-3 in place of 4e-3 took the perplexity of one model of 1.4 million parameters from "
+        "1.33 to 2.67"
     ),
     "rate_high": "this run's loss rose again at the rate that it had",
     "rungs_left": "the budget ended the escalation before its last rung",

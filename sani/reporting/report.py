@@ -37,16 +37,15 @@ from sani.auditing.unlearning_depth import UnlearningDepth
 from sani.corpus.documents import Corpus, Kind
 from sani.counting import counted
 from sani.gate import Check
-from sani.gate.advice import Facts, advise
-from sani.gate.learning_rate import rate_fault
+from sani.gate.advice import advise
 from sani.recipe import Recipe
 from sani.recipe.weaker_limits import weaker_attacks, weaker_audit, weaker_limits
-from sani.repairing.repair import ROUNDED
 from sani.reporting.at_risk import named_at_risk
 from sani.reporting.attacks import whether_tested
 from sani.reporting.by_subject import against_control, by_subject
 from sani.reporting.card import read_source_card
 from sani.reporting.escalation import escalation
+from sani.reporting.facts import facts_of
 from sani.reporting.identity import identity
 from sani.reporting.junit import junit
 from sani.reporting.page import render
@@ -142,7 +141,7 @@ def build_report(
             checks=list(checks),
         ),
         scan=folder.load_finished("scan", ScanRecord),
-        advice=advise(_facts(folder, recipe, checks, compared)),
+        advice=advise(facts_of(folder, recipe, checks, compared)),
         audits=compared,
         onion=onion(steps, all_verdicts),
         pretraining=Pretraining(
@@ -187,29 +186,6 @@ def _not_sampled(after: CheckpointAudit) -> str:
         return NOT_SAMPLED
     samples = counted(generation.recited["all"].samples, "sample")
     return RARELY_SAMPLED.format(samples=samples, tokens=generation.new_tokens)
-
-
-def _facts(
-    folder: RunFolder,
-    recipe: Recipe,
-    checks: Sequence[Check],
-    audits: Mapping[Stage, CheckpointAudit],
-) -> Facts:
-    """Return what the advice follows."""
-    climb = escalation(folder)
-    repair = folder.load_as("repair", RepairFile)
-    ways = [rung.settings.erase for rung in climb.rungs] if climb else []
-    return Facts(
-        recipe=recipe,
-        checks=checks,
-        audits={str(stage): audit for stage, audit in audits.items()},
-        scan=folder.load_finished("scan", ScanRecord),
-        is_rounded=repair is not None and any(ROUNDED in note for note in repair.notes),
-        rungs_left=climb is not None and climb.stopped == "budget",
-        retrained=any(erase is not None and erase.interpolate_to_base == 1 for erase in ways),
-        rate=rate_fault(repair.curve) if repair else None,
-        seconds=repair.seconds if repair else None,
-    )
 
 
 def write_report(folder: Path, report: Report) -> None:

@@ -13,7 +13,7 @@ from sani.auditing.utility import Utility
 from sani.gate import Check
 from sani.gate.advice import Advice, Facts, advise
 from sani.gate.failed import FailedLimit
-from sani.gate.learning_rate import rate_fault
+from sani.gate.learning_rate import rate_fault, usual_rate
 from sani.intervals import Estimate, Rate
 from sani.recipe import Recipe
 from sani.scanning.record import ScanRecord
@@ -274,9 +274,15 @@ RISING = [{"step": n, "ordinary": 4.0 + abs(n - 20) / 20} for n in range(60)]
 
 
 def test_the_loss_tells_a_learning_rate_that_was_too_low_or_too_high() -> None:
-    assert [rate_fault(curve) for curve in (FALLING, LEVEL, RISING)] == ["low", None, "high"]
-    assert rate_fault(FALLING[:19]) is None
-    assert rate_fault([{"step": n, "anchor": 1.0} for n in range(60)]) is None
+    def fault(curve: Any, rate: float = 1e-3) -> Any:
+        return rate_fault(curve, rate=rate, usual=4e-3)
+
+    assert [fault(curve) for curve in (FALLING, LEVEL, RISING)] == ["low", None, "high"]
+    assert fault(FALLING[:19]) is None
+    assert fault([{"step": n, "anchor": 1.0} for n in range(60)]) is None
+    # At the usual rate the loss of a chat model fell late at 4e-3, and fell later still at 8e-3.
+    assert [fault(FALLING, rate) for rate in (3.9e-3, 4e-3, 8e-3)] == ["low", "short", "short"]
+    assert [usual_rate(size) for size in (1.4e6, 1e7, 1.35e8, 8e9)] == [4e-3, 1e-3, 1e-4, 2e-5]
 
 
 @pytest.mark.parametrize("check", [LOST, LEAKS])
@@ -289,6 +295,11 @@ def test_near_the_base_another_learning_rate_is_tried_where_the_loss_asks_for_it
     low = advice_for(plain, check, recipe=recipe, rate="low")
     assert (low.next, settings_of(low)) == ("settings", {"repair.learning_rate": "0.002"})
     assert "rate_low" in low.causes
+    capped = advice_for(plain, check, recipe=recipe, rate="low", usual_rate=1.5e-3)
+    assert settings_of(capped) == {"repair.learning_rate": "0.0015"}
+    short = advice_for(plain, check, recipe=recipe, rate="short", usual_rate=1e-3)
+    assert settings_of(short) == {"repair.epochs": "24"}
+    assert "repair_short" in short.causes
     high = advice_for(plain, check, recipe=recipe, rate="high")
     assert settings_of(high) == {"repair.learning_rate": "0.0005"}
     assert "rate_high" in high.causes

@@ -20,12 +20,8 @@ from transformers import (
 
 from sani.erasing.reinit import fresh_model
 from sani.errors import CheckpointError, WriteError
-from sani.models.checkpoint import (
-    Checkpoint,
-    architecture_difference,
-    load_checkpoint,
-    save_checkpoint,
-)
+from sani.models.bases import architecture_difference
+from sani.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from sani.models.folder import open_folder
 from sani.models.folder_files import TOKENIZER_FILES
 from tests.support.architectures import EVERY, tiny_config, tiny_tokenizer

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from sani.errors import CheckpointError
-from sani.models.bases import fit_base
-from sani.models.checkpoint import architecture_difference, load_checkpoint, save_checkpoint
+from sani.models.bases import architecture_difference, fit_base
+from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from tests.support.folders import COMMON, WORDS, write_source
 from tests.support.words import word_tokenizer
 

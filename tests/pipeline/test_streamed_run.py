@@ -11,7 +11,9 @@ import pytest
 from sani import run
 from sani.errors import SaniError
 from sani.models.streaming import stream_of
+from sani.pipeline.placement import memory_needed
 from sani.pipeline.preflight import check
+from sani.pipeline.run_inputs import RunInputs
 from sani.recipe import Recipe, load_recipe
 from sani.repairing import trainer
 from tests.support.clinic import Clinic
@@ -139,7 +141,7 @@ REFUSED = {
     "all layers": ("repair: {epochs: 1}\n", "set repair.last_layers"),
     "rounds": (f"rounds: 2\nerase: {{last_layers: 1}}\n{REPAIR}", "rounds: 1"),
     "a selector of texts": (
-        f"erase: {{last_layers: 1, selector: {{kind: activation_ratio}}}}\n{REPAIR}",
+        f"erase: {{last_layers: 1, selector: {{kind: activation_ratio, fraction: 0.5}}}}\n{REPAIR}",
         "choose a selector that reads no documents",
     ),
     "attacks": (f"{REPAIR}attack: {{}}\n", "leave attack out"),
@@ -175,3 +177,21 @@ def test_auto_streams_where_memory_does_not_suffice(
     assert detail() == "all weights in memory, in float32"
     monkeypatch.setattr("sani.pipeline.placement.device_memory", lambda: 2**20)
     assert detail() == "weights stay in their files and are read layer by layer"
+
+
+def test_too_little_memory_names_what_to_change_so_that_the_run_can_be_streamed(
+    recipe_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of("repair: {epochs: 1}\n")
+    inputs = RunInputs(recipe)
+    # As if libraries and hidden states needed nothing: those outweigh so small a model.
+    for name in ("SWEEP_BYTES", "WORKSPACE"):
+        monkeypatch.setattr(f"sani.pipeline.placement.{name}", 0)
+    streamed, whole = (memory_needed(inputs, each) for each in ("stream", "memory"))
+    assert streamed < whole
+    for module in ("placement", "preflight"):
+        monkeypatch.setattr(f"sani.pipeline.{module}.device_memory", lambda: whole - 1)
+    (item,) = [each for each in check(recipe, tmp_path / "out") if each.name == "memory"]
+    assert not item.holds
+    assert "streamed from its files it would fit: set placement: stream" in item.detail
+    assert "set repair.last_layers" in item.detail
