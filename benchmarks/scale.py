@@ -215,7 +215,7 @@ def run_streamed(folder: Path, shape: Shape) -> dict[str, Any]:
     needed = memory_needed(RunInputs(loaded), "stream")
     estimate = time_of_run(loaded, lambda stage, done, total: None).total
     opened = open_folder(folder / "model")
-    audits = max(peak for stage, peak in peaks.items() if stage.startswith("audit"))
+    audits = max(peak for stage, peak in peaks.items() if stage.startswith(("load", "audit")))
     return {
         "parameters": opened.stored.num_parameters,
         "exit_code": done.returncode,

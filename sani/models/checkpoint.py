@@ -98,6 +98,11 @@ class Checkpoint:
             n: t.shape for n, t in other._state().items()
         }:
             return False
+        streams = stream_of(self.model), stream_of(other.model)
+        if streams[0] and streams[1]:
+            same_files = streams[0].has_files_of(streams[1])
+            if same_files is not None:
+                return same_files
         pairs = zip(tensors_of(self.model), tensors_of(other.model), strict=True)
         return all(
             name == same

@@ -12,7 +12,7 @@ once; here the model calls them, so whatever a family hands from layer to layer 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,18 @@ def run_one_by_one(groups: Iterable[PassGroup], on_group: Callable[[], None]) ->
         for run in group.passes:
             run()
         on_group()
+
+
+def sweeps(groups: Iterable[PassGroup], tokens: int) -> Iterator[list[PassGroup]]:
+    """Cut groups into lists of at most so many tokens each, or of one group."""
+    sweep: list[PassGroup] = []
+    for group in groups:
+        if sweep and sum(g.tokens for g in sweep) + group.tokens > tokens:
+            yield sweep
+            sweep = []
+        sweep.append(group)
+    if sweep:
+        yield sweep
 
 
 class PausingPasses:

@@ -20,7 +20,7 @@ from sani.errors import UnsupportedModelError
 from sani.models.building import streamed_skeleton
 from sani.models.families import base_of, text_config
 from sani.models.folder import ModelFolder
-from sani.models.passes import PassGroup, PausingPasses, run_one_by_one
+from sani.models.passes import PassGroup, PausingPasses, run_one_by_one, sweeps
 from sani.models.stored_copies import copy_other_files, copy_patched
 
 SWEEP_BYTES = 2**30  # of hidden states that are held while a layer runs for all batches
@@ -144,7 +144,7 @@ class WeightStream:
     def run(self, groups: Iterable[PassGroup], on_group: Callable[[], None]) -> None:
         """Run passes side by side, those of as many groups as `SWEEP_BYTES` allow."""
         held = STATES_HELD * 4 * int(text_config(self.model.config).hidden_size)  # bytes a token
-        for sweep in _sweeps(groups, max(1, SWEEP_BYTES // held)):
+        for sweep in sweeps(groups, max(1, SWEEP_BYTES // held)):
             passes = [run for group in sweep for run in group.passes]
             try:
                 self._passes.run(passes, prepare=self._begin)
@@ -173,6 +173,22 @@ class WeightStream:
     def kept(self) -> dict[str, Tensor]:
         """Return the parameters that are kept in memory, by each of their names."""
         return {name: self._place(name) for name in sorted(self._kept)}
+
+    def has_files_of(self, other: WeightStream) -> bool | None:
+        """Return whether the files of both hold the same numbers, in the coarser of their types.
+
+        They are compared as they are stored, which takes half the memory. None if the files have
+        other names, or a weight is kept and may have changed.
+        """
+        if self._kept or other._kept or self._stored.keys() != other._stored.keys():
+            return None
+        for name in self._stored:
+            one, two = self._stored[name], other._stored[name]
+            if one.shape != two.shape or not torch.equal(
+                one.to(two.dtype).to(one.dtype), two.to(one.dtype)
+            ):
+                return False
+        return True
 
     def write(self, folder: Path) -> None:
         """Write the model as a copy of its folder, with the kept parameters as they are now.
@@ -375,15 +391,3 @@ def _check_inputs(part: _Part, inputs: tuple[Any, ...]) -> None:
             f"this family reads weights outside the modules that hold them (before {part.name}), "
             "so it cannot be streamed from its files; give placement: memory"
         )
-
-
-def _sweeps(groups: Iterable[PassGroup], tokens: int) -> Iterator[list[PassGroup]]:
-    """Cut groups into lists of at most so many tokens each, or of one group."""
-    sweep: list[PassGroup] = []
-    for group in groups:
-        if sweep and sum(g.tokens for g in sweep) + group.tokens > tokens:
-            yield sweep
-            sweep = []
-        sweep.append(group)
-    if sweep:
-        yield sweep

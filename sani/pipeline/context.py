@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sani.auditing.record import CheckpointAudit
@@ -23,6 +23,7 @@ class RunContext:
         documents: The documents, scanned.
         models: The models of the run, each loaded once.
         on_step: Called with (stage, steps done, steps in all).
+        on_stage: Called with the name of each stage as it begins.
         unread: Sentences on what was not read of the documents.
     """
 
@@ -31,6 +32,7 @@ class RunContext:
     documents: Documents
     models: ModelsOfRun
     on_step: OnNamedStep
+    on_stage: Callable[[str], None] = lambda stage: None
     unread: Sequence[str] = ()
 
     @property

@@ -7,6 +7,7 @@ memory; one that is to be changed is a copy, or the loaded model itself if no la
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -227,7 +228,14 @@ class ModelsOfRun(GivenModels):
         path = self._folder.private / stage
         save_checkpoint(checkpoint, path)
         self._folder.save(stage, {**result, "weights_digest": checkpoint.weights_digest()})
-        self.set_latest(self.load_kept(stage) if self.is_streamed else checkpoint)
+        if self.is_streamed:
+            # The trained layers go before those of the kept model come: a Trainer that is done
+            # holds on to them in a circle.
+            del checkpoint
+            self._latest = None
+            gc.collect()
+            checkpoint = self.load_kept(stage)
+        self.set_latest(checkpoint)
 
     def erase_in_files(
         self, settings: EraseSettings, *, seed: int, record: Callable[[EraseResult], dict[str, Any]]

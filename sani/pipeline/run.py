@@ -115,19 +115,16 @@ def run(
     distributed.check_same("documents", documents.digests())
     inputs = distributed.on_main(lambda: digests(recipe, documents, given))
     with open_run(out, recipe=dump_recipe(recipe), inputs=inputs, resume=resume) as folder:
+        report_step = on_step or (lambda stage, done, total: None)
         with MemoryWatch("scan") as watch:
-
-            def report_step(stage: str, done: int, total: int) -> None:
-                watch.enter(stage)
-                if on_step is not None:
-                    on_step(stage, done, total)
-
             documents = scan_documents(recipe, folder, documents, report_step)
             models = ModelsOfRun(recipe, given, folder, documents.corpus, placement)
             if not folder.finished("audit-before"):
                 watch.enter("load")
                 models.load()
-            context = RunContext(recipe, folder, documents, models, report_step, unread)
+            context = RunContext(
+                recipe, folder, documents, models, report_step, watch.enter, unread
+            )
             _run_stages(context)
         distributed.on_main(given.path.check_unchanged)  # the tokenizer is released as it lies
         if not folder.finished("memory"):
@@ -145,9 +142,11 @@ def _run_stages(run: RunContext) -> None:
     if recipe.only_checks:
         models.use_given()
     elif recipe.escalation is not None:
+        run.on_stage("escalation")
         corpus_tokens = run.folder.load_finished("audit-before", CheckpointAudit).tokens
         climb(run, recipe.escalation, corpus_tokens=corpus_tokens)
     elif recipe.rounds > 1:
+        run.on_stage("rounds")
         repeat(run)
     else:
         run_erase(run)

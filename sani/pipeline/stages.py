@@ -68,6 +68,7 @@ def run_audit(run: RunContext, stage: str, checkpoint: Callable[[], Checkpoint])
         checkpoint: Returns the checkpoint; not called if all is finished.
     """
     settings, documents = run.recipe.audit, run.documents
+    run.on_stage(f"audit-{stage}")
     if not run.folder.finished(f"audit-{stage}"):
         framing = None if stage == "before" else run.framing
         overrides = {**GATE_AUDIT_OVERRIDES, **UNSAMPLED} if stage == "erased" else {}
@@ -182,6 +183,7 @@ def run_erase(run: RunContext) -> None:
     settings = run.recipe.erase
     if settings is None:
         return
+    run.on_stage("erase")
     if not run.folder.finished("erase") and run.models.is_streamed:
         run.models.erase_in_files(settings, seed=run.recipe.seed, record=erase_record)
     elif not run.folder.finished("erase"):
@@ -235,9 +237,9 @@ def run_repair(run: RunContext) -> None:
     settings = run.recipe.repair
     if settings is None or run.folder.finished("repair"):
         return
-    checkpoint = run.models.latest
-    result = repair_checkpoint(run, checkpoint, settings)
-    run.models.keep("repair", checkpoint, asdict(result))
+    run.on_stage("repair")
+    result = repair_checkpoint(run, run.models.latest, settings)
+    run.models.keep("repair", run.models.latest, asdict(result))
     remove_trainer_states(run)
 
 
@@ -293,6 +295,7 @@ def remove_trainer_states(run: RunContext) -> None:
 def run_attack(run: RunContext) -> None:
     """Attack the latest checkpoint; an interrupted stage goes on with the next attack."""
     if run.recipe.attack is not None and not run.folder.finished("attack"):
+        run.on_stage("attack")
         run.folder.save("attack", attack_checkpoint(run, run.models.latest).to_json())
 
 

@@ -128,11 +128,11 @@ def repair(
     check_corpus(corpus)
     check_teachers(checkpoint, settings, base=base, unsanitized=unsanitized)
     check_early_stop(settings, has_gate=on_epoch is not None)
-    keep_trained(checkpoint.model, settings)
+    trained = keep_trained(checkpoint.model, settings)
     before = {  # exact, but where an adapter was merged: they come from files of these types
         name: tensor.detach().to(checkpoint.types[name])
         for name, tensor in checkpoint.model.named_parameters()
-        if name in checkpoint.types and not tensor.is_meta
+        if name in checkpoint.types and name.startswith(trained)
     }
     result = _train(
         checkpoint, corpus, settings, _teachers(checkpoint, settings, base, unsanitized),

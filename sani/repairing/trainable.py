@@ -74,18 +74,24 @@ def trainable(model: Any, settings: RepairSettings, *, seed: int) -> Iterator[Tr
         model.eval()
 
 
-def keep_trained(model: Any, settings: RepairSettings) -> None:
-    """Read the weights that each step of a training uses, if the model is streamed."""
+def keep_trained(model: Any, settings: RepairSettings) -> tuple[str, ...]:
+    """Read the weights that each step of a training uses, if the model is streamed.
+
+    Returns:
+        The prefixes of the names of all weights that are trained.
+    """
+    prefixes: tuple[str, ...] = ("",)
+    if settings.last_layers is not None:
+        prefixes = _layout(model).trained_prefixes(settings.last_layers)
     stream = stream_of(model)
     if stream is not None:
-        layout = _layout(model)
-        prefixes = layout.trained_prefixes(settings.last_layers or layout.num_layers)
         head = {id(tensor) for tensor in model.get_output_embeddings().parameters()}
         stream.keep(
             name
             for name, tensor in model.named_parameters(remove_duplicate=False)
             if name.startswith(prefixes) or id(tensor) in head
         )
+    return prefixes
 
 
 def _layout(model: Any) -> Layout:

@@ -1,5 +1,6 @@
 """Streamed models: the numbers of those in memory to the last bit, one part read at a time."""
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -82,7 +83,9 @@ def test_a_streamed_model_of_every_family_gives_the_numbers_of_one_in_memory(
     for field in ("log_probability", "sampled", "likeliest", "rank"):
         np.testing.assert_array_equal(getattr(found, field), getattr(expected, field))
     assert streamed.weights_digest() == memory.weights_digest()
-    assert streamed.has_weights_of(load_checkpoint(tmp_path, placement="stream"))
+    again = load_checkpoint(tmp_path, placement="stream")
+    assert streamed.has_weights_of(again)
+    assert present(stream_of(streamed.model)).has_files_of(present(stream_of(again.model)))
     assert all(tensor.is_meta for tensor in streamed.model.parameters())
 
 
@@ -200,6 +203,23 @@ def test_experts_that_the_model_stacks_are_written_one_by_one(name: str, tmp_pat
         for key in names:
             whole.model.get_parameter(key).mul_(1.5)
     assert load_checkpoint(tmp_path / "out").weights_digest() == whole.weights_digest()
+
+
+def test_files_are_compared_in_the_coarser_of_their_types(folder: Path, tmp_path: Path) -> None:
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    for name, change in (("half", 0.0), ("other", 0.5)):
+        shutil.copytree(folder, tmp_path / name)
+        with torch.no_grad():
+            whole.lm_head.weight[0, 0] += change
+        whole.bfloat16().save_pretrained(tmp_path / name)
+    streams = [load_checkpoint(path, placement="stream") for path in
+               (folder, tmp_path / "half", tmp_path / "other")]  # fmt: skip
+    memory = [load_checkpoint(path) for path in (folder, tmp_path / "half", tmp_path / "other")]
+    for one in range(3):
+        for other in range(3):
+            same = streams[one].has_weights_of(streams[other])
+            assert same == memory[one].has_weights_of(memory[other])
+            assert same == ((one == 2) == (other == 2))
 
 
 def test_an_adapter_is_not_streamed(folder: Path, tmp_path: Path) -> None:
