@@ -14,13 +14,15 @@ from sani.errors import SaniError
 from sani.machine import distributed
 from sani.machine.memory import CHECK_COPIES, TRAINED_COPIES, device_memory, needed_memory
 from sani.models.checkpoint import Placement
-from sani.models.streaming import SWEEP_BYTES, largest_part
+from sani.models.families import text_config
+from sani.models.streaming import STATES_HELD, SWEEP_BYTES, largest_part
 from sani.pipeline.models_of_run import needs_unsanitized_again
 from sani.pipeline.run_inputs import RunInputs
 from sani.recipe import Recipe, RepairSettings
 
-LAYERS_AT_ONCE = 1.5  # a layer in float32, and the bytes of the next one
-WORKSPACE = 2**29  # of the libraries, the logits of a chunk, and a layer's intermediate results
+PART_AT_ONCE = 1.75  # a part in float32, its bytes in the file, and those of the next one
+LIBRARIES = 650 * 2**20  # of a process that has loaded all of them
+WORKSPACE = 2**29  # of the logits of a chunk, and a layer's intermediate results
 
 
 def placement_of(inputs: RunInputs) -> Placement:
@@ -81,15 +83,30 @@ def memory_needed(inputs: RunInputs, placement: Placement) -> int:
     """Return about how many bytes a run needs at its most, in memory or streamed."""
     if placement == "memory":
         return needed_memory(inputs.num_parameters, copies=_copies(inputs))
-    audit = LAYERS_AT_ONCE * largest_part(inputs.path) + SWEEP_BYTES
-    trained = trained_share(inputs.recipe, inputs.layout.num_layers) * inputs.num_parameters
-    repair, base = inputs.recipe.repair, inputs.recipe.model.base
-    heads = 0
-    if repair is not None:
-        head = inputs.path.skeleton.get_output_embeddings().weight.numel()
-        heads = head * (1 + (base is not None and repair.needs_base) + repair.needs_unsanitized)
-    held = 4 * (trained * (1 + TRAINED_COPIES) + heads)
-    return int(max(audit, held + SWEEP_BYTES) + WORKSPACE)
+    part = PART_AT_ONCE * largest_part(inputs.path)
+    return int(
+        LIBRARIES + WORKSPACE + _hidden_states(inputs) + max(part, _repair_part(inputs, part))
+    )
+
+
+def _hidden_states(inputs: RunInputs) -> float:
+    """Return the bytes of the hidden states that are held: decoys take about as many as texts."""
+    size = text_config(inputs.path.config).hidden_size
+    return min(SWEEP_BYTES, 2 * STATES_HELD * 4 * size * inputs.num_tokens)
+
+
+def _repair_part(inputs: RunInputs, part: float) -> float:
+    """Return the bytes of weights in memory in a streamed repair; a teacher's pass reads a part."""
+    repair = inputs.recipe.repair
+    if repair is None or repair.last_layers is None:
+        return 0.0
+    layers = 4 * inputs.num_parameters * repair.last_layers / inputs.layout.num_layers
+    trained = layers * (1 if repair.adapter is not None else 1 + TRAINED_COPIES)
+    head = 4 * inputs.path.skeleton.get_output_embeddings().weight.numel()
+    teachers = head * (
+        bool(inputs.recipe.model.base and repair.needs_base) + repair.needs_unsanitized
+    )
+    return float(trained + head + max(part, teachers))
 
 
 def _copies(inputs: RunInputs) -> float:

@@ -232,11 +232,11 @@ class RepairTrainer(Trainer):
         if stream_of(self.model) is None or output_dir is None:
             super()._save(output_dir, self._gathered[0] if self._gathered else state_dict)
             return
-        # Only what is in memory; all else stands in the model's files.
+        # Only what is trained; all else stands in the model's files.
         model = cast(Any, self.model)
-        held = {name: p for name, p in model.named_parameters() if not p.is_meta}
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_file(held, Path(output_dir) / SAFE_WEIGHTS_NAME)
+        save_file(trained, Path(output_dir) / SAFE_WEIGHTS_NAME)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._gathered is None:

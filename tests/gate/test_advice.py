@@ -303,13 +303,6 @@ def test_near_the_base_another_learning_rate_is_tried_where_the_loss_asks_for_it
     high = advice_for(plain, check, recipe=recipe, rate="high")
     assert settings_of(high) == {"repair.learning_rate": "0.0005"}
     assert "rate_high" in high.causes
-    for rate, then in ((3e-3, "0.004"), (4e-3, None), (8e-3, None)):  # never above what is measured
-        fast = recipe_of(
-            erase={"interpolate_to_base": 0.9}, repair={**repair, "learning_rate": rate}
-        )
-        advice = advice_for(plain, check, recipe=fast, rate="low")
-        assert settings_of(advice).get("repair.learning_rate") == then
-        assert ("rate_low" in advice.causes) == (then is not None)
     neither = advice_for(plain, check, recipe=recipe)
     assert neither.next == ("nothing" if check is LOST else "retrain")
     assert "repair.learning_rate" not in settings_of(neither)

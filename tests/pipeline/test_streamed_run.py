@@ -185,7 +185,7 @@ def test_too_little_memory_names_what_to_change_so_that_the_run_can_be_streamed(
     recipe = recipe_of("repair: {epochs: 1}\n")
     inputs = RunInputs(recipe)
     # As if libraries and hidden states needed nothing: those outweigh so small a model.
-    for name in ("SWEEP_BYTES", "WORKSPACE"):
+    for name in ("SWEEP_BYTES", "LIBRARIES", "WORKSPACE"):
         monkeypatch.setattr(f"sani.pipeline.placement.{name}", 0)
     streamed, whole = (memory_needed(inputs, each) for each in ("stream", "memory"))
     assert streamed < whole
