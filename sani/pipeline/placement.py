@@ -91,7 +91,7 @@ def memory_needed(inputs: RunInputs, placement: Placement) -> int:
 
 def _hidden_states(inputs: RunInputs) -> float:
     """Return the bytes of the hidden states that are held: decoys take about as many as texts."""
-    size = text_config(inputs.path.config).hidden_size
+    size = int(text_config(inputs.path.config).hidden_size)
     return min(SWEEP_BYTES, 2 * STATES_HELD * 4 * size * inputs.num_tokens)
 
 
@@ -103,9 +103,7 @@ def _repair_part(inputs: RunInputs, part: float) -> float:
     layers = 4 * inputs.num_parameters * repair.last_layers / inputs.layout.num_layers
     trained = layers * (1 if repair.adapter is not None else 1 + TRAINED_COPIES)
     head = 4 * inputs.path.skeleton.get_output_embeddings().weight.numel()
-    teachers = head * (
-        bool(inputs.recipe.model.base and repair.needs_base) + repair.needs_unsanitized
-    )
+    teachers = head * (repair.needs_base + repair.needs_unsanitized)
     return float(trained + head + max(part, teachers))
 
 
