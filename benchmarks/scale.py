@@ -196,7 +196,7 @@ def stored(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, 
 def run_streamed(folder: Path, shape: Shape) -> dict[str, Any]:
     """Run the recipe in a process of its own; return its peaks, times, and the estimates."""
     from sani.models.folder import open_folder
-    from sani.models.streaming import largest_part
+    from sani.models.parts import largest_part
     from sani.pipeline.placement import memory_needed
     from sani.pipeline.preflight import time_of_run
     from sani.pipeline.run_inputs import RunInputs

@@ -7,9 +7,8 @@ Code that runs many batches hands its passes to `run_passes`, which reads a laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sani.errors import UnsupportedModelError
 from sani.models.building import streamed_skeleton
 from sani.models.families import base_of, text_config
 from sani.models.folder import ModelFolder
+from sani.models.parts import Part, parts_of
 from sani.models.passes import PassGroup, PausingPasses, run_one_by_one, sweeps
 from sani.models.stored_copies import copy_other_files, copy_patched
 
@@ -81,22 +81,6 @@ def tensors_of(model: Any) -> Iterator[tuple[str, Tensor]]:
     yield from model.state_dict().items() if stream is None else stream.tensors()
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A layer, or a module that stands before, between or behind the layers.
-
-    Attributes:
-        name: Of the module.
-        is_layer: False for a module that is none.
-        tensors: Names of its parameters; of a module around layers, of its own alone and of those
-            modules in it that `Family.read_from_outside` names.
-    """
-
-    name: str
-    is_layer: bool
-    tensors: tuple[str, ...]
-
-
 class WeightStream:
     """The weights of one model, read from its files part by part.
 
@@ -112,10 +96,16 @@ class WeightStream:
             device: Of the computation.
 
         Raises:
-            UnsupportedModelError: If the files do not name each weight that the model has.
+            UnsupportedModelError: If the family is not in the table: nobody has compared what such
+                a model gives with what it gives in memory.
         """
         from transformers.conversion_mapping import get_model_conversion_mapping
 
+        if not folder.family.listed:
+            raise UnsupportedModelError(
+                f"model_type '{folder.config.model_type}' is not in the table of families, so it "
+                "is not streamed; give placement: memory"
+            )
         self.model: Any = streamed_skeleton(folder.config, device)
         self._folder, self._stored, self._device = folder, folder.stored, device
         self._rules: list[Any] = list(get_model_conversion_mapping(folder.skeleton))
@@ -127,10 +117,10 @@ class WeightStream:
         self._passes = PausingPasses()
         self._reader = ThreadPoolExecutor(max_workers=1)
         self._ahead: tuple[int, Future[dict[str, Tensor]]] | None = None
-        self._loaded: list[_Part] = []
+        self._loaded: list[Part] = []
         self._kept: set[str] = set()
         self._enter(self._read([name for name, _ in self.model.named_buffers()]))
-        self._parts = list(_parts(self.model, folder.family.read_from_outside))
+        self._parts = list(parts_of(self.model, folder.family.read_from_outside))
         # A head is called behind the base, whose work its caller may have replaced meanwhile
         # (`families.logits`): no other pass may run before that caller ends.
         base = self.model if folder.family.objective == "seq2seq" else base_of(self.model)
@@ -273,7 +263,7 @@ class WeightStream:
             if names:
                 self._ahead = following, self._reader.submit(self._read, names)
 
-    def _load(self, part: _Part, tensors: dict[str, Tensor] | None = None) -> None:
+    def _load(self, part: Part, tensors: dict[str, Tensor] | None = None) -> None:
         """Give the model the weights of a part; nothing happens if it has them."""
         names = self._absent_of(part)
         if part in self._loaded or not names:
@@ -282,8 +272,13 @@ class WeightStream:
         self._enter(self._read(names) if tensors is None else tensors)
         for name in names:
             if self._place(name).is_meta:  # the files have it by another of its names
-                tied = (n for n in self._tied(name) if not self._place(n).is_meta)
-                self._put(name, self._place(next(tied)))
+                there = [n for n in self._tied(name) if not self._place(n).is_meta]
+                if not there:
+                    raise UnsupportedModelError(
+                        f"the files hold no tensor for '{name}', so this model cannot be streamed; "
+                        "give placement: memory"
+                    )
+                self._put(name, self._place(there[0]))
             self._place(name).requires_grad_(False)  # or a graph would hold what is dropped
 
     def drop(self) -> None:
@@ -294,7 +289,7 @@ class WeightStream:
                     self._put(tied, self._absent[tied])
         self._loaded = []
 
-    def _absent_of(self, part: _Part) -> list[str]:
+    def _absent_of(self, part: Part) -> list[str]:
         return [name for name in part.tensors if name not in self._kept]
 
     # ---- tensors -----------------------------------------------------------------------------
@@ -339,48 +334,7 @@ class WeightStream:
         setattr(self.model.get_submodule(owner), attribute, tensor)
 
 
-def largest_part(folder: ModelFolder) -> int:
-    """Return the bytes of the largest part of a model, in float32; no weight is read."""
-    model = folder.skeleton
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    parts = _parts(model, folder.family.read_from_outside)
-    return 4 * max(sum(int(weights[name].numel()) for name in part.tensors) for part in parts)
-
-
-def _parts(model: Any, from_outside: Collection[str]) -> Iterator[_Part]:
-    """Yield the parts of a model in the order of its modules.
-
-    A layer is a module of an outermost list of modules. All else is cut into the largest modules
-    without such a list, and the weights of those around lists.
-    """
-
-    def walk(name: str, module: nn.Module) -> Iterator[_Part]:
-        below = f"{name}." if name else ""
-        if isinstance(module, nn.ModuleList):
-            for number, layer in module.named_children():
-                yield _Part(f"{below}{number}", True, _weights(f"{below}{number}", layer))
-        elif not any(isinstance(inner, nn.ModuleList) for inner in module.modules()):
-            yield _Part(name, False, _weights(name, module))
-        else:
-            own = [f"{below}{tensor}" for tensor, _ in module.named_parameters(recurse=False)]
-            for child, inner in module.named_children():
-                if f"{below}{child}" in from_outside:
-                    own += _weights(f"{below}{child}", inner)
-            yield _Part(name, False, tuple(own))
-            for child, inner in module.named_children():
-                yield from walk(f"{below}{child}", inner)
-
-    return (part for part in walk("", model) if part.tensors or part.is_layer)
-
-
-def _weights(name: str, module: nn.Module) -> tuple[str, ...]:
-    """Return the names of all parameters of a module that has a name."""
-    below = f"{name}." if name else ""
-    named = module.named_parameters(remove_duplicate=False)
-    return tuple(f"{below}{tensor}" for tensor, _ in named)
-
-
-def _check_inputs(part: _Part, inputs: tuple[Any, ...]) -> None:
+def _check_inputs(part: Part, inputs: tuple[Any, ...]) -> None:
     """Refuse inputs that were moved to where absent weights are: their numbers are lost there.
 
     Raises:

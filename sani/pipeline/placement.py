@@ -15,7 +15,8 @@ from sani.machine import distributed
 from sani.machine.memory import CHECK_COPIES, TRAINED_COPIES, device_memory, needed_memory
 from sani.models.checkpoint import Placement
 from sani.models.families import text_config
-from sani.models.streaming import STATES_HELD, SWEEP_BYTES, largest_part
+from sani.models.parts import largest_part
+from sani.models.streaming import STATES_HELD, SWEEP_BYTES
 from sani.pipeline.models_of_run import needs_unsanitized_again
 from sani.pipeline.run_inputs import RunInputs
 from sani.recipe import Recipe, RepairSettings
@@ -56,6 +57,8 @@ def problems_of_streaming(inputs: RunInputs) -> Iterator[str]:
     recipe, repair, erase = inputs.recipe, inputs.recipe.repair, inputs.recipe.erase
     if distributed.world_size() > 1:
         yield "several processes each load the model: start one"
+    if not inputs.path.family.listed:
+        yield "its family is not in the table of families, so nobody has compared: use memory"
     if inputs.path.is_adapter:
         yield "model.path is an adapter: merge it first (peft: merge_and_unload)"
     if inputs.path.family.objective != "causal" and repair is not None:

@@ -83,7 +83,7 @@ def test_a_failed_limit_has_its_occurrences_and_subjects(plain: Facts) -> None:
         facts, LEAKS, broken("subjects.direct", 4.0, 3.0), broken("labels.direct", 4.0, 3.0)
     ).failed
     assert failed == [
-        FailedLimit("greedy_beyond_control.direct", "direct", 9, 11, 4, False, False),
+        FailedLimit("greedy_beyond_control.direct", "direct", 9, 11, None, False, False),
         FailedLimit("subjects.direct", "direct", None, None, 5, False, False),
         FailedLimit("labels.direct", "direct", 5, None, None, False, False),
     ]

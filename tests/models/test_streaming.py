@@ -23,10 +23,10 @@ from sani.errors import CheckpointError, UnsupportedModelError
 from sani.models import families
 from sani.models.checkpoint import load_checkpoint, save_checkpoint
 from sani.models.folder import open_folder
+from sani.models.parts import largest_part
 from sani.models.passes import PassGroup, PausingPasses
 from sani.models.streaming import (
     WeightStream,
-    largest_part,
     run_passes,
     stream_of,
     tensors_of,

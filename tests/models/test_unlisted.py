@@ -172,3 +172,13 @@ def test_a_model_that_reads_ahead_is_refused() -> None:
     sick.model.model.forward = both_ways
     with pytest.raises(UnsupportedModelError, match="depends on those behind it"):
         check_reads(sick.model)
+
+
+def test_a_family_that_is_not_in_the_table_is_not_streamed(tmp_path: Path) -> None:
+    checkpoint = unlisted("arcee")
+    checkpoint.path = tmp_path / "tokenizer"
+    checkpoint.tokenizer.save_pretrained(checkpoint.path)
+    save_checkpoint(checkpoint, tmp_path / "model")
+    load_checkpoint(tmp_path / "model")  # in memory it is audited
+    with pytest.raises(UnsupportedModelError, match="'arcee' is not in the table of families"):
+        load_checkpoint(tmp_path / "model", placement="stream")
