@@ -37,7 +37,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for panel, commands in {
-    "The whole job": (setup.init, run.run, run.demo),
+    "The whole job": (setup.init, setup.dequantize, run.run, run.demo),
     "One stage": (
         documents.scan,
         documents.review,

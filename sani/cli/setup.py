@@ -1,4 +1,4 @@
-"""Commands before a run: init, env, schema."""
+"""Commands before a run: init, dequantize, env, schema."""
 
 from __future__ import annotations
 
@@ -87,6 +87,34 @@ def init(
             "scan.allow."
         )
     console.show(f"Next: sani run {out} --check")
+
+
+def dequantize(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Folder with one GGUF file.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.", show_default=False)],
+) -> None:
+    """Write the weights of a GGUF file as a plain checkpoint, which every command reads.
+
+    config.json and tokenizer files beside it go before what it says itself.
+    """
+    from sani.atomic import check_new_folder
+
+    check_new_folder(out, inputs=[folder])
+    from sani.models.dequantize import dequantize
+
+    result = dequantize(folder, out)
+    types = ", ".join(f"{count} {name}" for name, count in result.types.items())
+    console.show(f"Dequantized: {result.parameters:,} numbers of a {result.model_type} ({types}).")
+    if result.tokenizer == "gguf":
+        console.show(
+            "The tokenizer was rebuilt from the GGUF file; with tokenizer.json beside it, that one "
+            "goes along."
+        )
+    console.show(f"Checkpoint: {out}")
+    console.show_next(f"Next: sani audit {out} --corpus RECORDS")
 
 
 def env(as_json: Json = False) -> None:

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from sani.corpus.documents import Corpus
+from sani.erasing.adapter_matrices import matrix_changes
 from sani.erasing.hooks import all_of, outputs_of
 from sani.erasing.plan import ErasePlan, check_plan, layout_of, plan_erase, sizes_of
 from sani.erasing.reinit import FreshWeights
 from sani.erasing.resets import Dampening, check_biases, dampening, folded_biases
 from sani.erasing.selector_batches import Texts
 from sani.errors import SelectionError
+from sani.models.adapter_change import change_adapter
+from sani.models.adapters import Lora
 from sani.models.bases import architecture_difference
 from sani.models.checkpoint import Checkpoint
 from sani.models.neurons import Layout, Slice
@@ -137,7 +140,7 @@ def apply_plan(
     """In place: reset the neurons of a plan; every other weight keeps its bits.
 
     Args:
-        checkpoint: The model to change.
+        checkpoint: The model to change; one with an adapter of its own is changed in that alone.
         plan: Made for this model.
         base: The model it was fine-tuned from, for ``rewind`` and ``interpolate_to_base``.
         corpus: Documents with spans, for ``mean`` and ``dampen``.
@@ -147,10 +150,13 @@ def apply_plan(
         SelectionError: If the plan is of another architecture, the base is missing, does not fit or
             has the same weights, the corpus is missing, or the model has no bias to put a mean
             into; nothing is changed then.
+        CheckpointError: If it has an adapter of its own in which the plan cannot be carried out.
     """
     started = time.perf_counter()
     layout = layout_of(checkpoint)
     check_plan(plan, layout)
+    if checkpoint.lora is not None:
+        return _apply_to_adapter(checkpoint, checkpoint.lora, plan, layout, started)
     weights = dict(checkpoint.model.named_parameters())
     texts = _texts(checkpoint, corpus, framing, plan.seed)
     pieces = planned_slices(plan, layout)
@@ -185,6 +191,21 @@ def apply_plan(
     return EraseResult.from_counts(
         plan, changed, sum(tensor.numel() for tensor in weights.values()), started
     )
+
+
+def _apply_to_adapter(
+    checkpoint: Checkpoint, lora: Lora, plan: ErasePlan, layout: Layout, started: float
+) -> EraseResult:
+    """Carry out a plan in the adapter that a checkpoint is merged from; errors as there."""
+    weights = {name: tensor.clone() for name, tensor in lora.weights.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.model.named_parameters()}
+    changes = matrix_changes(
+        lora.folder.path, weights, plan, planned_slices(plan, layout), base=shapes, layout=layout
+    )
+    changed = {name: change.apply(weights[name]) for name, change in changes.items()}
+    change_adapter(checkpoint, weights)
+    size = sum(tensor.numel() for tensor in weights.values())
+    return EraseResult.from_counts(plan, changed, size, started)
 
 
 def planned_slices(plan: ErasePlan, layout: Layout) -> dict[str, list[Slice]]:

@@ -20,13 +20,12 @@ from safetensors import SafetensorError
 from sani.atomic import check_no_input, new_folder, write_error
 from sani.errors import CheckpointError
 from sani.machine import distributed
+from sani.models.adapters import Lora, merge, read_lora
 from sani.models.building import build_options
 from sani.models.families import check_reads, decoder_start, family_of, text_config
 from sani.models.family import Family
 from sani.models.folder import ModelFolder, check_written, open_folder
 from sani.models.folder_files import copy_files, files_beside
-from sani.models.merging import TOLERANCE as MERGE_TOLERANCE
-from sani.models.merging import merge_adapter
 from sani.models.safetensors_files import named_tensors
 from sani.models.stored_tensors import refuse_infinite
 from sani.models.streaming import WeightStream, stream_of, tensors_of
@@ -51,6 +50,9 @@ class Checkpoint:
         sources: Every folder that was read, an adapter's and its base's; none is overwritten.
         begin_tokens: Begin tokens that its configurations name.
         random_steps: Random steps of the tokenizer that were switched off, in words.
+        lora: The adapter that the model is merged from, if it is written as one; then no weight of
+            the model is changed but by
+            `sani.models.adapter_change`.
     """
 
     model: Any
@@ -60,6 +62,7 @@ class Checkpoint:
     sources: tuple[Path, ...] = ()
     begin_tokens: tuple[int, ...] = ()
     random_steps: tuple[str, ...] = ()
+    lora: Lora | None = None
 
     def rounded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor rounded to the type it has in the files, and in its own type again."""
@@ -211,6 +214,7 @@ def load_checkpoint(
     device: torch.device | None = None,
     more_weights: bool = False,
     placement: Placement = "memory",
+    keep_adapter: bool = False,
 ) -> Checkpoint:
     """Load a language model and its fast tokenizer, in float32, as its family's objective asks.
 
@@ -223,11 +227,13 @@ def load_checkpoint(
         more_weights: As for `open_folder`.
         placement: ``memory``, or ``stream``: the weights stay in the files of the folder and are
             read layer by layer (see `sani.models.streaming`).
+        keep_adapter: It is an adapter and is to be written as one; the merged weights are then not
+            rounded to the types of the base's.
 
     Raises:
         UnsupportedModelError: If the family is not one of `sani.models.families`.
         CheckpointError: If the folder is not a checkpoint that sani reads, the weights hold NaN or
-            infinities, or an adapter is to be streamed.
+            infinities, an adapter is to be streamed, or one is to be kept and is not plain LoRA.
     """
     folder = (
         path
@@ -235,13 +241,15 @@ def load_checkpoint(
         else open_folder(path, base=base, more_weights=more_weights)
     )
     device = device or torch.device("cpu")
+    lora = read_lora(folder) if keep_adapter else None
     if folder.base is not None:
         if placement == "stream":
             raise CheckpointError(
                 f"model folder {folder.path}: an adapter cannot be streamed; merge it first (peft: "
                 "merge_and_unload) and give the merged folder, or give placement: memory"
             )
-        return _merged(folder, load_checkpoint(folder.base), device)
+        merged = merge(folder, load_checkpoint(folder.base), device)
+        return merged if lora is None else replace(merged, types={}, lora=lora)
     path = folder.path
     tokenizer, random_steps = folder.load_tokenizer_and_steps()
     if placement == "stream":
@@ -294,54 +302,15 @@ def _load_model(folder: ModelFolder) -> Any:
     return model
 
 
-def _merged(folder: ModelFolder, base: Checkpoint, device: torch.device) -> Checkpoint:
-    """Load an adapter and merge it into its loaded base, which is changed."""
-    path = folder.path
-    own_tokenizer = folder.tokenizer_path == path
-    tokenizer, random_steps = (
-        folder.load_tokenizer_and_steps() if own_tokenizer else (base.tokenizer, base.random_steps)
-    )
-    try:
-        merged = merge_adapter(base.model, path, rows=folder.rows)
-    except Exception as error:
-        raise CheckpointError(
-            f"model folder {path}: the adapter cannot be merged ({type(error).__name__}); is it "
-            f"one on {base.path}, and of a kind that peft can merge?"
-        ) from error
-    if not merged.whole:
-        raise CheckpointError(
-            f"model folder {path}: the adapter's tensors are not those that its configuration "
-            f"adds to {base.path}; is it an adapter on this base, and whole?"
-        )
-    model = merged.model
-    check_fits(tokenizer, model.get_input_embeddings().weight.shape[0], folder.tokenizer_path)
-    for name, tensor in model.named_parameters():
-        refuse_infinite(path, name, tensor)
-    if not merged.difference <= MERGE_TOLERANCE:  # also if it is NaN
-        raise CheckpointError(
-            f"model folder {path}: merged into {base.path} the adapter is another model than on "
-            f"top of it (logits differ by {merged.difference:.1g} of their size), so an audit "
-            "would not be of the model that is served; train the adapter without the part that "
-            "peft cannot merge, or give a whole checkpoint"
-        )
-    model = model.to(device).eval()
-    return replace(
-        base,
-        model=model,
-        tokenizer=tokenizer,
-        path=folder.tokenizer_path,
-        sources=(path, *base.sources),
-        random_steps=random_steps,
-    )
-
-
 def save_checkpoint(
     checkpoint: Checkpoint, folder: Path | str, *, finish: Callable[[Path], None] | None = None
 ) -> None:
     """Write weights, configuration and tokenizer to ``folder``, whole or not at all.
 
-    Weights get the types that they had in their files. Of several processes, each of which holds
-    the checkpoint, the main one writes.
+    Of a checkpoint with an adapter of its own only that is written, and merged once more, to see
+    that the model is its base and what was written, and nothing else. Weights get the types that
+    they had in their files. Of several processes, each of which holds the checkpoint, the main one
+    writes.
 
     Args:
         checkpoint: What to write; its tokenizer files are copied from ``checkpoint.path``.
@@ -349,6 +318,7 @@ def save_checkpoint(
         finish: Adds files; called with the staging folder just before it is renamed.
 
     Raises:
+        CheckpointError: If the model is not what its base and its adapter give.
         WriteError: If the checkpoint was read from there, or the folder cannot be written.
     """
     folder = Path(folder)
@@ -359,7 +329,9 @@ def save_checkpoint(
 def _save(checkpoint: Checkpoint, folder: Path, finish: Callable[[Path], None] | None) -> None:
     stream = stream_of(checkpoint.model)
     with new_folder(folder) as staging:
-        if stream is not None:
+        if checkpoint.lora is not None:
+            _save_adapter(checkpoint, checkpoint.lora, staging, folder)
+        elif stream is not None:
             stream.write(staging)
         else:
             with _in_file_types(checkpoint):
@@ -367,10 +339,27 @@ def _save(checkpoint: Checkpoint, folder: Path, finish: Callable[[Path], None] |
                     checkpoint.model.save_pretrained(staging, safe_serialization=True)
                 except SafetensorError as error:  # how safetensors puts a full disk
                     raise write_error(folder, error, whole=True) from None
-        copy_files(checkpoint.path, staging, files_beside(checkpoint.path, checkpoint.family))
-        check_written(staging, folder)
+        if checkpoint.lora is None:
+            copy_files(checkpoint.path, staging, files_beside(checkpoint.path, checkpoint.family))
+            check_written(staging, folder)
         if finish is not None:
             finish(staging)
+
+
+def _save_adapter(checkpoint: Checkpoint, lora: Lora, staging: Path, folder: Path) -> None:
+    """Write an adapter, and refuse to if it does not give the checkpoint's model on its base."""
+    try:
+        lora.write(staging)
+    except SafetensorError as error:
+        raise write_error(folder, error, whole=True) from None
+    check_written(staging, folder, base=lora.base)
+    written = load_checkpoint(staging, base=lora.base)
+    if written.weights_digest() != checkpoint.weights_digest():
+        raise CheckpointError(
+            f"cannot write {folder}: the adapter on its base {lora.base} is another model than the "
+            "one in memory, so figures of that one would not be of what is written; are the base's "
+            "files those that were read? Start again with the same base"
+        )
 
 
 @contextmanager

@@ -55,11 +55,12 @@ def other_weights(*, pickled: bool) -> str:
 
 def _sentences(path: Path, names: set[str]) -> Iterable[str | None]:
     """Yield a sentence of each kind of folder that this one may be, or None."""
-    gguf = any(name.endswith(".gguf") for name in names)
+    gguf = [name for name in names if name.endswith(".gguf")]
     if gguf and not any(name.endswith(".safetensors") for name in names):
+        alone = "" if len(gguf) == 1 else f"put one of its {len(gguf)} files into a folder, and "
         yield (
-            "holds GGUF files, whose weights are quantized; give the folder with safetensors that "
-            "they were converted from"
+            "holds GGUF, whose weights are quantized and packed; dequantize it once, and give the "
+            f"new folder: {alone}sani dequantize {path if len(gguf) == 1 else 'FOLDER'} --out OUT"
         )
     yield _saved_states(path, names)
     yield _parts_of_training(path, names)

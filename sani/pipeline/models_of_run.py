@@ -157,12 +157,19 @@ class GivenModels:
         """True if weights stay in their files."""
         return self._placement == "stream"
 
-    def _load(self, folder: ModelFolder | Path) -> Checkpoint:
-        return load_checkpoint(folder, device=default_device(), placement=self._placement)
+    def _load(self, folder: ModelFolder | Path, *, to_change: bool = False) -> Checkpoint:
+        """Load a folder; what is ``to_change`` stays an adapter if one is to be written."""
+        return load_checkpoint(
+            folder,
+            base=self._recipe.model.base,
+            device=default_device(),
+            placement=self._placement,
+            keep_adapter=to_change and self._recipe.output == "adapter",
+        )
 
     def _load_given(self) -> Checkpoint:
         """Load the checkpoint of ``model.path``, if its text files hold no identifier."""
-        checkpoint = self._load(self._given.path)
+        checkpoint = self._load(self._given.path, to_change=True)
         base = self._recipe.model.base
         # The tokenizer of an adapter may lie in another folder than the adapter.
         for folder in dict.fromkeys([checkpoint.path, self._given.path.path]):
@@ -266,12 +273,14 @@ class ModelsOfRun(GivenModels):
             RunError: If they are not those that it left there.
         """
         path = self._folder.private / name
-        checkpoint = self._load(path)
+        checkpoint = self._load(path, to_change=True)
         if checkpoint.weights_digest() != self._folder.load(name)["weights_digest"]:
             stage = "the round" if name.startswith("round-") else name
             raise RunError(
                 f"{path}: the weights are not those that {stage} left there; start again in "
                 "another --out"
             )
-        # Tokenizer files are copied from there when it is saved; that folder outlives a round's.
-        return replace(checkpoint, path=self._given.path.tokenizer_path)
+        # Tokenizer files, and an adapter's settings, are copied from the given folder when it is
+        # saved: that folder outlives a round's.
+        lora = checkpoint.lora and replace(checkpoint.lora, folder=self._given.path)
+        return replace(checkpoint, path=self._given.path.tokenizer_path, lora=lora)

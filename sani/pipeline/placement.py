@@ -113,13 +113,14 @@ def _repair_part(inputs: RunInputs, part: float) -> float:
 def _copies(inputs: RunInputs) -> float:
     """Return how many copies of the weights a run in memory holds at once.
 
-    They are the checkpoint, the unsanitized one and the base, and, of the weights that are trained,
-    the gradients and two moments of the optimizer.
+    They are the checkpoint, the unsanitized one and the base, one of an adapter as it is written,
+    and, of the weights that are trained, the gradients and two moments of the optimizer.
     """
     recipe = inputs.recipe
     if recipe.only_checks:
         return CHECK_COPIES
     models = 1 + needs_unsanitized_again(recipe) + (recipe.model.base is not None)
+    models += recipe.output == "adapter"  # which is merged again as it is written
     ranks = distributed.world_size() if distributed.sharded() else 1
     share = trained_share(recipe, inputs.layout.num_layers)
     return models + TRAINED_COPIES * share / ranks

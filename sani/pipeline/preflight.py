@@ -23,6 +23,7 @@ from sani.machine.memory import device_memory
 from sani.machine.progress import OnNamedStep
 from sani.models.checkpoint import load_checkpoint
 from sani.models.folder import ModelFolder
+from sani.pipeline.adapter_checks import check_output
 from sani.pipeline.candidates import check_candidate
 from sani.pipeline.document_checks import check_audit, check_documents, check_rendering
 from sani.pipeline.estimate import RunTime, estimate_time
@@ -127,6 +128,8 @@ def _checks(inputs: RunInputs, out: Path, *, resume: bool) -> dict[str, Callable
         checks["erase"] = partial(_erase, inputs, recipe.erase)
     for number, rung in enumerate(recipe.ladder, start=1):
         checks[f"rung {number}"] = partial(_rung, inputs, rung)
+    if recipe.output == "adapter":
+        checks["output"] = lambda: check_output(inputs)
     if recipe.escalation is not None:
         checks["escalation"] = partial(_escalation, inputs, recipe.escalation)
     if recipe.rounds > 1:

@@ -185,6 +185,11 @@ class EraseSettings(Settings):
             self.reset == "rewind" or self.selector.kind == "drift" or self.interpolate_to_base > 0
         )
 
+    @property
+    def chooses_layers(self) -> bool:
+        """True if neurons are reset, and not only weights moved to the base's."""
+        return self.last_layers is not None or self.layers is not None
+
     def layers_of(self, num_layers: int) -> Sequence[int]:
         """Return the chosen layers of a model with ``num_layers``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -46,7 +46,9 @@ class EscalationSettings(Settings):
         return self
 
 
-def default_ladder(repair: RepairSettings | None, *, base: bool) -> tuple[Rung, ...]:
+def default_ladder(
+    repair: RepairSettings | None, *, base: bool, in_adapter: bool = False
+) -> tuple[Rung, ...]:
     """Return the rungs that are tried where a recipe does not list its own.
 
     These are the last layer alone, the last half, and the last half with a stronger objective.
@@ -58,6 +60,7 @@ def default_ladder(repair: RepairSettings | None, *, base: bool) -> tuple[Rung, 
         repair: The recipe's own section. Its objective and all other keys hold for every rung that
             does not set them.
         base: True if there is a base model.
+        in_adapter: True if an adapter stays one, whose neurons can only become the base's again.
     """
     given = repair or RepairSettings()
     objective = given.identifier_loss
@@ -68,11 +71,12 @@ def default_ladder(repair: RepairSettings | None, *, base: bool) -> tuple[Rung, 
     if not isinstance(objective, MaskObjective):
         heavier = objective.model_copy(update={"weight": STRONGER * objective.weight})
         strong = usual.model_copy(update={"identifier_loss": heavier})
-    last_half = EraseSettings(last_layers="half")
+    reset: Literal["rewind", "reinit"] = "rewind" if in_adapter else "reinit"
+    last_half = EraseSettings(last_layers="half", reset=reset)
     rungs = [
         Rung(
             name="last layer",
-            erase=EraseSettings(last_layers=1),
+            erase=EraseSettings(last_layers=1, reset=reset),
             repair=usual.model_copy(update={"last_layers": 1}),
         ),
         Rung(name="last half", erase=last_half, repair=usual),

@@ -46,6 +46,12 @@ class Recipe(Settings):
         description="memory: whole models in memory; stream: weights stay in their files and are "
         "read layer by layer; auto: stream where memory does not suffice",
     )
+    output: Literal["checkpoint", "adapter"] = Field(
+        "checkpoint",
+        description="what is written: checkpoint: a whole model, an adapter merged into its base; "
+        "adapter: model.path is a LoRA adapter and stays one, erased and repaired within, for the "
+        "same base",
+    )
     model: ModelSettings
     corpus: CorpusSettings
     scan: ScanSettings = Field(default_factory=ScanSettings)
@@ -67,7 +73,8 @@ class Recipe(Settings):
             return escalation
         escalation, repair = escalation or EscalationSettings(), info.data["repair"]
         base = info.data["model"].base is not None
-        ladder = escalation.ladder or default_ladder(repair, base=base)
+        in_adapter = info.data.get("output") == "adapter"
+        ladder = escalation.ladder or default_ladder(repair, base=base, in_adapter=in_adapter)
         complete = tuple(complete_rung(rung, n, repair) for n, rung in enumerate(ladder, start=1))
         return escalation.model_copy(update={"ladder": complete})
 
@@ -94,6 +101,7 @@ class Recipe(Settings):
         problems = [
             *_check_problems(self),
             *_strategy_problems(self),
+            *_output_problems(self),
             *_gate_problems(self),
             *_sampling_problems(self),
             *_attack_limit_problems(self),
@@ -138,6 +146,35 @@ def _strategy_problems(recipe: Recipe) -> Iterator[str]:
     if recipe.model.base is None:
         for number, rung in enumerate(recipe.ladder):
             yield from _base_problems(f"escalation.ladder.{number}.", rung.erase, rung.repair)
+
+
+def _output_problems(recipe: Recipe) -> Iterator[str]:
+    """Yield what a recipe asks for that no LoRA adapter can hold."""
+    if recipe.output == "checkpoint":
+        return
+    if recipe.only_checks:
+        yield "output: nothing is written of a checkpoint that is only checked; leave output out"
+    if recipe.model.base is None:
+        yield "output: adapter needs model.base, the model that the adapter is on"
+    rungs = [(f"escalation.ladder.{n}.", rung) for n, rung in enumerate(recipe.ladder)]
+    for prefix, part in rungs or [("", recipe)]:
+        erase, repair = part.erase, part.repair
+        resets = erase is not None and erase.chooses_layers
+        if erase is not None and resets and erase.reset != "rewind":
+            yield (
+                f"{prefix}erase.reset: output: adapter can only take the adapter's update back; "
+                "set reset: rewind, or leave output out"
+            )
+        if erase is not None and erase.token_rows:
+            yield (
+                f"{prefix}erase.token_rows: with output: adapter the rows of tokens are the "
+                "base's own; leave token_rows out, or leave output out"
+            )
+        if repair is not None and repair.adapter is not None:
+            yield (
+                f"{prefix}repair.adapter: with output: adapter the adapter of model.path itself is "
+                "trained; leave repair.adapter out"
+            )
 
 
 def _base_problems(

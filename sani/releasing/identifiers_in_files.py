@@ -18,10 +18,12 @@ from sani.corpus.documents import ANNOTATION, KINDS, TERM_SOURCE, Corpus, Kind
 from sani.errors import CheckpointError
 from sani.models.folder_files import (
     ADAPTER_CONFIG,
+    ADAPTER_FILES,
     ADAPTER_WEIGHTS,
     CONFIG_FILES,
     TEMPLATES,
     TOKENIZER_FILES,
+    is_adapter,
     tokenizer_files,
 )
 from sani.releasing.released_files import INDEX, may_be_released, searched_texts
@@ -162,11 +164,13 @@ def check_release(folder: Path, corpus: Corpus, *, base: Path | None, ours: Iter
         CheckpointError: If it does.
     """
     ours = tuple(ours)
+    allowed = (*ours, *(ADAPTER_FILES if is_adapter(folder) else ()))
     paths = {entry: entry.relative_to(folder).as_posix() for entry in folder.rglob("*")}
     strange = [
         path
         for entry, path in paths.items()
-        if not (entry.is_file() and (may_be_released(path) or path in ours)) and path != TEMPLATES
+        if not (entry.is_file() and (may_be_released(path) or path in allowed))
+        and path != TEMPLATES
     ]
     if strange:
         raise CheckpointError(

@@ -96,6 +96,26 @@ def check_teachers(
             raise RepairError(f"the {name} does not fit the checkpoint: {difference}")
 
 
+def check_own_adapter(checkpoint: Checkpoint, settings: RepairSettings) -> None:
+    """Refuse what cannot be done with a checkpoint that stays an adapter on its base.
+
+    Raises:
+        RepairError: If a second adapter is to be trained, or several processes share the work.
+    """
+    if checkpoint.lora is None:
+        return
+    if settings.adapter is not None:
+        raise RepairError(
+            "repair.adapter: with output: adapter the checkpoint's own adapter is trained, and a "
+            "second one would have to be merged into the base; leave repair.adapter out"
+        )
+    if distributed.world_size() > 1:
+        raise RepairError(
+            "output: adapter: the repair of an adapter is of one process; start one, or leave "
+            "output out"
+        )
+
+
 def check_early_stop(settings: RepairSettings, *, has_gate: bool) -> None:
     """Refuse to stop early where nothing can be audited between two epochs.
 

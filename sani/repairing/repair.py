@@ -23,10 +23,17 @@ from sani.corpus.documents import Corpus
 from sani.errors import RepairError
 from sani.machine import distributed
 from sani.machine.progress import OnStep
+from sani.models.adapter_change import change_adapter
 from sani.models.checkpoint import Checkpoint, pieces
 from sani.models.streaming import check_in_memory, release
 from sani.recipe import RepairSettings, complete_repair_settings
-from sani.repairing.checks import check_corpus, check_early_stop, check_settings, check_teachers
+from sani.repairing.checks import (
+    check_corpus,
+    check_early_stop,
+    check_own_adapter,
+    check_settings,
+    check_teachers,
+)
 from sani.repairing.dataset import make_examples
 from sani.repairing.example_source import ExampleSource
 from sani.repairing.objective import Objective
@@ -95,7 +102,8 @@ def repair(
     """Fine-tune a checkpoint in place on the corpus, with its identifiers kept out of the loss.
 
     Args:
-        checkpoint: The model to change; its folder is not touched.
+        checkpoint: The model to change; its folder is not touched. Of one with an adapter of its
+            own the adapter's matrices alone are trained.
         corpus: Documents with spans; a span that is missing is trained on as ordinary text.
         settings: Objective and schedule; the defaults if None.
         base: The model it was fine-tuned from; needed by an anchor to it.
@@ -128,6 +136,7 @@ def repair(
     check_corpus(corpus)
     check_teachers(checkpoint, settings, base=base, unsanitized=unsanitized)
     check_early_stop(settings, has_gate=on_epoch is not None)
+    check_own_adapter(checkpoint, settings)
     trained = keep_trained(checkpoint.model, settings)
     before = {  # exact, but where an adapter was merged: they come from files of these types
         name: tensor.detach().to(checkpoint.types[name])
@@ -155,8 +164,9 @@ def train(
     """Train a checkpoint in place on the corpus; without spans this is plain fine-tuning.
 
     A training that diverges is begun again once, with half the learning rate. Arguments and errors
-    as for `repair`.
+    as for `repair`, but for an adapter of the checkpoint's own: its merged weights are trained.
     """
+    checkpoint = replace(checkpoint, lora=None)
     teachers = _teachers(checkpoint, settings, None, None)
     return _train(
         checkpoint, corpus, settings, teachers, framing=framing, seed=seed, on_step=on_step
@@ -178,7 +188,8 @@ def _train(
 ) -> RepairResult:
     """Train in place; if ``sharded``, by way of a copy that is spread over the processes.
 
-    Then ``on_step`` finds the checkpoint unchanged.
+    Then ``on_step`` finds the checkpoint unchanged. Of one with an adapter of its own only that is
+    trained.
     """
     config = checkpoint.model.config
     check_settings(settings, config)
@@ -192,7 +203,7 @@ def _train(
     )
     with (
         TemporaryDirectory() as temporary,
-        trainable(checkpoint.model, settings, seed=seed) as part,
+        trainable(checkpoint.model, settings, seed=seed, lora=checkpoint.lora) as part,
     ):
         states = folder or Path(temporary)  # the Trainer insists on a folder
         try:
@@ -213,6 +224,8 @@ def _train(
             raise unsaved_error(error) from None
     for teacher in (teachers.base, teachers.unsanitized):
         release(teacher)
+    if checkpoint.lora is not None:
+        change_adapter(checkpoint, part.lora)
     distributed.broadcast_weights(checkpoint.model)
     return _result(trainer, job, part, seconds=time.perf_counter() - started)
 

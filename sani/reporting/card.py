@@ -34,11 +34,11 @@ def model_card(report: Report) -> str:
     Raises:
         ValueError: If huggingface_hub does not read back what was written.
     """
-    source = report.source_card
+    source, adapter = report.source_card, report.recipe.get("output") == "adapter"
     data = ModelCardData(
         base_model=source.base_model,
         language=source.language or None,
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag=task(report),
         tags=["sani", "sanitized", "privacy", "unlearning"],
         model_name=NAME,

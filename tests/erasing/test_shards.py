@@ -1059,7 +1059,10 @@ def test_early_gptq_and_awq_folders_are_refused(llama: Path, name: str) -> None:
 
 def test_gguf_and_pickles_are_refused_with_the_way_out(llama: Path, tmp_path: Path) -> None:
     for name, message in [
-        ("model.gguf", "holds GGUF files, whose weights are quantized; give the folder with"),
+        (
+            "model.gguf",
+            "holds GGUF, whose weights are quantized and packed; dequantize it once, and",
+        ),
         ("pytorch_model.bin", r"found pickled weights \(.bin\), which sani never loads; save it"),
     ]:
         folder = tmp_path / name.replace(".", "-")
