@@ -165,11 +165,13 @@ def run_and_show(
 
 
 def _show_checkpoint(recipe: Recipe, out: Path, *, gate_holds: bool) -> None:
-    """Print where the checkpoint is, and that an adapter became a whole model."""
+    """Print where the checkpoint is, and whether an adapter became a whole model."""
     from sani.models.folder_files import is_adapter
 
     checkpoint = recipe.model.path if recipe.only_checks else out / "sanitized"
     warning = "" if gate_holds else " (do not share it: the gate does not hold)"
     console.show(f"Checkpoint: {checkpoint}{warning}")
-    if is_adapter(recipe.model.path) and not recipe.only_checks:
+    if recipe.output == "adapter":
+        console.show("It is an adapter, for the base that it was audited on.")
+    elif is_adapter(recipe.model.path) and not recipe.only_checks:
         console.show("It is a whole model: the adapter was merged into its base.")

@@ -114,7 +114,7 @@ def _gguf_file(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Content:
-    """What a GGUF file holds, by its header.
+    """Content of a GGUF file, by its header.
 
     Attributes:
         architecture: In llama.cpp's words.
@@ -194,8 +194,9 @@ def _config_of(file: Path, content: _Content) -> Any:
             f"{file}: transformers does not read '{extra[0]}', which stretches positions, so the "
             f"checkpoint would be another model; {CURE}"
         )
-    known = GGUF_CONFIG_MAPPING.get(content.architecture.replace("moe", "_moe"))
-    known = known or GGUF_CONFIG_MAPPING.get(content.architecture)
+    by_name: dict[str, Any] = GGUF_CONFIG_MAPPING
+    architecture = content.architecture
+    known = by_name.get(architecture.replace("moe", "_moe")) or by_name.get(architecture)
     for name in content.settings:
         if known is not None and name not in known and name not in _IMPLIED:
             raise CheckpointError(

@@ -33,7 +33,7 @@ from sani.recipe import CorpusSettings, Recipe, ScanSettings, parse_recipe
 from sani.runfolder import PRIVATE
 from sani.scanning.inventory import subjects_in_words
 
-_MERGED = "  # an adapter; it is merged, and the result is a whole model"
+_MERGED = "  # an adapter; it is merged, into a whole model (output: adapter keeps it one)"
 
 
 def write_recipe(

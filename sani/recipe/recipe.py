@@ -156,11 +156,12 @@ def _output_problems(recipe: Recipe) -> Iterator[str]:
         yield "output: nothing is written of a checkpoint that is only checked; leave output out"
     if recipe.model.base is None:
         yield "output: adapter needs model.base, the model that the adapter is on"
-    rungs = [(f"escalation.ladder.{n}.", rung) for n, rung in enumerate(recipe.ladder)]
-    for prefix, part in rungs or [("", recipe)]:
+    parts: list[tuple[str, Recipe | Rung]] = [
+        (f"escalation.ladder.{number}.", rung) for number, rung in enumerate(recipe.ladder)
+    ]
+    for prefix, part in parts or [("", recipe)]:
         erase, repair = part.erase, part.repair
-        resets = erase is not None and erase.chooses_layers
-        if erase is not None and resets and erase.reset != "rewind":
+        if erase is not None and erase.chooses_layers and erase.reset != "rewind":
             yield (
                 f"{prefix}erase.reset: output: adapter can only take the adapter's update back; "
                 "set reset: rewind, or leave output out"

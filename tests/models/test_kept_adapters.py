@@ -99,7 +99,7 @@ def test_erasing_in_memory_is_erasing_the_adapter_s_files(
     for name, tensor in weights(merged).items():
         torch.testing.assert_close(weights(loaded)[name], tensor, rtol=0, atol=2e-6)
     assert (logits(merged) - logits(load_checkpoint(adapter, base=base))).abs().max() > 0.1
-    torch.testing.assert_close(served(tmp_path / "memory", base), logits(loaded))
+    torch.testing.assert_close(served(tmp_path / "memory", base), logits(loaded), rtol=0, atol=1e-4)
     if share == 1:
         assert all(torch.equal(t, theirs[n]) for n, t in weights(loaded).items())
 
@@ -122,7 +122,7 @@ def test_a_repair_trains_the_adapter_s_own_matrices_and_nothing_else(
     for name, tensor in model.get_base_model().named_parameters():
         if "lora" not in name:
             assert torch.equal(tensor, weights(theirs)[name.replace(".base_layer", "")]), name
-    torch.testing.assert_close(served(tmp_path / "out", base), logits(loaded))
+    torch.testing.assert_close(served(tmp_path / "out", base), logits(loaded), rtol=0, atol=1e-4)
     # What was trained is what was written: the loss goes on where it ended.
     again = kept(tmp_path / "out", base)
     on = repair(again, corpus_of(), settings_of(ANCHOR, epochs=1, learning_rate=1e-9), base=theirs)

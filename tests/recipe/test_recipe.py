@@ -27,7 +27,8 @@ corpus: {path: c.jsonl, held_out: h.jsonl}
 erase: {last_layers: 1}
 """
 TOP = (
-    "attack, audit, corpus, erase, escalation, gate, model, repair, rounds, scan, seed, strategy, "
+    "attack, audit, corpus, erase, escalation, gate, model, output, placement, repair, rounds, "
+    "scan, seed, strategy, "
     "version"
 )
 AUDIT = ", ".join(sorted(AuditSettings.model_fields))
