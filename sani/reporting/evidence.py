@@ -46,7 +46,8 @@ def summary(report: Report) -> Section:
             "AUC of 0.5 is chance. "
             + (
                 "The base model, which never saw the records, is the control: what it gives too is "
-                "no memory."
+                "no memory. Its own subjects at risk are those whose values it prefers to decoys, "
+                "as it may where it knows this kind of text; no limit looks at them."
                 if "base" in audits
                 else "There is no control: no base model was given, so memory cannot be told from "
                 "what anyone could guess."
