@@ -14,8 +14,8 @@ from statistics import fmean
 from typing import Literal
 
 RateFault = Literal["low", "short", "high"]
-# Learning rates by number of parameters; measured up to 3e6 and at 1.3e8.
-LEARNING_RATES = ((3e6, 4e-3), (2e7, 1e-3), (1e9, 1e-4), (math.inf, 2e-5))
+# Learning rates by number of parameters; measured up to 3e6. At 1.3e8, 1e-4 was too low.
+LEARNING_RATES = ((3e6, 4e-3), (2e7, 1e-3), (2e8, 3e-4), (1e9, 1e-4), (math.inf, 2e-5))
 QUARTERS = 4
 MIN_STEPS = 20  # in the curve: fewer say nothing of a trend
 FALLS, RISES = 0.97, 1.05  # of the last quarter to the one before; to the lowest one

@@ -46,7 +46,7 @@ MIN_BATCH_TOKENS, MAX_EPOCHS = 256, 20
 # docs/results.md.
 NEAR_BASE = 0.9
 SKILL_EPOCHS, SKILL_WEIGHT = 12, 10.0
-# A pretrained model learns the domain within three epochs, and then what the scan missed.
+# A larger model gets fewer epochs: it learns a domain within a few, and then what the scan missed.
 SMALL_MODEL = 2e7  # parameters
 MASKED_EPOCHS = 120  # of a masked language model: each masks 15 % of the words
 MAX_ERASED_LAYERS = 3
