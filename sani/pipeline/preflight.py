@@ -181,7 +181,10 @@ def _lent_to_base(inputs: RunInputs, base: ModelFolder) -> str:
     own, other = inputs.tokenizer, base.load_tokenizer()
     added = len(own) - len(other)
     lent = f"; it gets {counted(added, 'token')} that the checkpoint added" if added > 0 else ""
-    chats = any(document.turns for corpus in inputs.documents.all() for document in corpus)
+    try:
+        chats = any(document.turns for corpus in inputs.documents.all() for document in corpus)
+    except SaniError:  # documents that cannot be read are an item of their own
+        chats = False
     if chats and lend_template(other, own) is not other:
         lent += "; it reads conversations by the checkpoint's chat template"
     return lent

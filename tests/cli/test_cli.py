@@ -349,7 +349,8 @@ def test_check_finds_every_problem_and_writes_nothing(
     items = {item["name"]: item["holds"] for item in json.loads(capsys.readouterr().out)}
     assert items == {
         "corpus": True, "model.path": True, "kind": True, "model.base": False, "texts": True,
-        "audit": False, "erase": False, "out": True, "disk": True, "memory": True,
+        "audit": False, "erase": False, "out": True, "disk": True, "placement": True,
+        "memory": True,
     }  # fmt: skip
     missing = ["run", str(recipe), "--out", str(out), "--check", "--json", "--set"]
     assert main([*missing, f"model.path={tmp_path}/gone"]) == 1

@@ -119,7 +119,7 @@ def test_what_follows_is_of_the_rung_that_was_kept(climbed: Path) -> None:
 def test_a_run_folder_has_one_result_a_rung_and_the_weights_of_one(climbed: Path) -> None:
     assert {file.name for file in climbed.iterdir()} == {
         "private", "sanitized", "recipe.resolved.yaml", "scan.json", "erase.json", "repair.json",
-        "rung-1.json", "rung-2.json", "rung-3.json", "escalation.json",
+        "rung-1.json", "rung-2.json", "rung-3.json", "escalation.json", "memory.json",
         "audit-base.json", "audit-before.json", "audit-after.json",
         "report.json", "report.md", "report.html", "junit.xml", "report.sarif",
     }  # fmt: skip

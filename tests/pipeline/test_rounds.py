@@ -130,6 +130,7 @@ def test_it_ends_as_soon_as_nothing_is_extractable(recipe: Path, tmp_path: Path)
 def test_a_run_folder_has_one_result_a_round_and_the_weights_of_the_last(repeated: Path) -> None:
     assert {file.name for file in repeated.glob("*.json")} == {
         "scan.json", "erase.json", "repair.json", "rounds.json", "round-1.json", "round-2.json",
+        "memory.json",
         "round-3.json", "audit-base.json", "audit-before.json", "audit-after.json", "report.json",
     }  # fmt: skip
     places = [place.parent.name for place in (repeated / "private").rglob("*.safetensors")]

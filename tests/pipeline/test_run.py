@@ -151,6 +151,7 @@ def test_a_run_leaves_only_what_it_should_and_private_is_private(
     assert {file.name for file in out.iterdir()} == {
         "private", "sanitized", "recipe.resolved.yaml", "scan.json", "erase.json", "repair.json",
         "audit-base.json", "audit-before.json", "audit-erased.json", "audit-after.json",
+        "memory.json",
         "report.json", "report.md", "report.html", "junit.xml", "report.sarif",
     }  # fmt: skip
     assert stat.S_IMODE((out / "private").stat().st_mode) == 0o700
@@ -669,7 +670,8 @@ def test_a_sanitized_checkpoint_is_checked_and_nothing_in_it_changed(
     assert {file.name: file.read_bytes() for file in model.iterdir()} == before
     assert {file.name for file in out.iterdir()} == {
         "private", "recipe.resolved.yaml", "scan.json", "audit-base.json", "audit-before.json",
-        "audit-after.json", "report.json", "report.md", "report.html", "junit.xml", "report.sarif",
+        "memory.json", "audit-after.json",
+        "report.json", "report.md", "report.html", "junit.xml", "report.sarif",
     }  # fmt: skip
     assert not list(out.rglob("*.safetensors"))
     report, whole = load(out, "report.json"), load(finished[0], "report.json")
