@@ -47,6 +47,12 @@ FIELDS = {
         "retraining", "run_over_retrain", "extraction_excess", "auc", "auc_control",
         "perplexity_ratio_to_leaky",
     },
+    "scale": {
+        "seed", "load_average", "parameters", "exit_code", "seconds_run", "peak_gb",
+        "largest_part_gb", "peak_gb_audit", "peak_gb_repair", "estimate_error_memory",
+        "estimate_error_time", "stream_over_memory", "stream_over_bare", "reading_seconds",
+        "max_difference_nats", "max_difference_to_bare_nats",
+    },
     "scan": {
         "corpora", "speedup_vs_presidio", "speedup_vs_presidio_one_process", "notes_per_second",
         "notes_per_second_presidio",
@@ -169,6 +175,13 @@ def test_the_gates_benchmark_runs(tmp_path: Path) -> None:
     assert {epochs: len(each["models"]) for epochs, each in figures["one_subject"].items()} == {
         "1": 1, "5": 1, "20": 1,
     }  # fmt: skip
+
+
+def test_the_benchmark_of_large_models_runs_and_all_ways_of_reading_agree(tmp_path: Path) -> None:
+    figures = figures_of("scale", "--folder", tmp_path, tmp_path=tmp_path)
+    assert set(figures) == FIELDS["scale"]
+    assert figures["max_difference_nats"] == 0
+    assert figures["max_difference_to_bare_nats"] < 1e-4
 
 
 def test_the_scans_benchmark_runs(corpora: Path, tmp_path: Path) -> None:
