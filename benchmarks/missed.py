@@ -269,7 +269,7 @@ def cell_of_group(runs: Sequence[dict[str, float]]) -> str:
     if not runs:
         return "-"
     auc = spread([run["auc"] for run in runs], 3)
-    if len(runs) == 1:
+    if len(runs) == 1 and runs[0]["auc_low"] is not None:  # of one subject there is no interval
         auc += f" ({runs[0]['auc_low']:.3f} to {runs[0]['auc_high']:.3f})"
     counts = (
         f"{mean(run[figure] for run in runs):.1f}".removesuffix(".0")
