@@ -1,4 +1,4 @@
-"""What a sanitized model keeps of listed identifiers, of missed ones, and of unseen documents.
+"""Measure what is kept of listed identifiers, of missed ones, and of unseen documents.
 
     python benchmarks/missed.py --quick [--json FILE]
     python benchmarks/missed.py --models FOLDER ... [--seeds 3] [--parts 1 0.5] [--rows NAME ...]

@@ -19,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from erase import in_file
 from options import parser_of, write_json
 
 SEED = 0
@@ -155,7 +156,7 @@ def write_model(folder: Path, shape: Shape, like: Path | None = None) -> None:
     groups: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, tensor in skeleton(config).named_parameters():
         part = name.split(".")[2] if ".layers." in name else name.split(".")[-2]
-        groups.setdefault(part, {}).update(stored(name, tuple(tensor.shape)))
+        groups.setdefault(part, {}).update(in_file(name, tuple(tensor.shape)))
     chance = torch.Generator().manual_seed(SEED + (like is not None))
     index: dict[str, str] = {}
     last = {str(shape.layers - 1), str(shape.layers - 2)}
@@ -173,21 +174,6 @@ def write_model(folder: Path, shape: Shape, like: Path | None = None) -> None:
         save_file(tensors, folder / file, metadata={"format": "pt"})
     text = json.dumps({"metadata": {}, "weight_map": index})
     (folder / "model.safetensors.index.json").write_text(text)
-
-
-def stored(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield names and shapes by which the files hold a tensor: Mixtral's experts one by one."""
-    layer, separator, _ = name.partition("mlp.experts.")
-    if not separator:
-        yield name.replace(".mlp.gate.", ".block_sparse_moe.gate."), shape
-        return
-    count, rows, columns = shape
-    matrices = {"w2": (rows, columns)}
-    if name.endswith("gate_up_proj"):
-        matrices = dict.fromkeys(("w1", "w3"), (rows // 2, columns))
-    for expert in range(count):
-        for matrix, size in matrices.items():
-            yield f"{layer}block_sparse_moe.experts.{expert}.{matrix}.weight", size
 
 
 # ---- the run ---------------------------------------------------------------------------------
