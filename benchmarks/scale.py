@@ -8,7 +8,7 @@ Llama-3.2-1B) is made in DIR, and a base that differs in its last two layers. On
 with an adapter, and audits again. Its peaks are those of its report. Five times the size of the
 checkpoint must be free. Then, with the 1B shape, an audit's reading is timed against the same
 reading of the model in memory, and against a bare streamed forward pass: a loop over the files that
-does nothing else. With --experts it is a mixture of as many experts a layer.
+does nothing else. With --experts the run is of a mixture of as many experts a layer.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main(words: Sequence[str] | None = None) -> None:
         folder = Path(scratch) / "run"
         figures |= run_streamed(folder, shape)
         print(json.dumps(figures, indent=1), flush=True)
-        timed = replace(SHAPES[TIMED_OF[options.size]], experts=options.experts)
+        timed = SHAPES[TIMED_OF[options.size]]
         if timed != shape:
             folder = Path(scratch) / "timed"
             make(folder, timed)
